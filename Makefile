@@ -1,0 +1,73 @@
+# One command per need; `make help` lists them.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+
+# The environment: an active virtual environment; else .venv; else whatever python3 already has
+# the package; else a new .venv. (-P: the package has to be installed, not just lie here.)
+installed = $(shell $(1) -P -c 'import pd_core' 2>/dev/null && echo yes)
+ifneq ($(VIRTUAL_ENV),)
+  ENV := $(VIRTUAL_ENV)
+else ifneq ($(wildcard .venv),)
+  ENV := $(CURDIR)/.venv
+else ifneq ($(call installed,python3),yes)
+  ENV := $(CURDIR)/.venv
+endif
+
+# An environment that was not set up from here but has the package is used as it is.
+ifneq ($(ENV),)
+  export PATH := $(ENV)/bin:$(PATH)
+  STAMP := $(ENV)/.promptkd-installed
+  ifeq ($(wildcard $(STAMP)),)
+    ifeq ($(call installed,$(ENV)/bin/python),yes)
+      STAMP :=
+    endif
+  endif
+endif
+
+# Nothing is reported to the makers of the tools. (MLflow wants the word, not 1.)
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help install quickstart test test-slow check format clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: install ## set up, run the whole embedded benchmark, show the result
+	@dvc repro
+	@python3 -m pd_core.cli show
+
+test: install ## set up and run the tests (no network, no GPU)
+	@python3 -m pytest
+
+test-slow: install ## run the tests that take long
+	@python3 -m pytest -m slow
+
+check: install ## lint, formatting, types, import rules
+	@ruff check --quiet .
+	@ruff format --check --quiet .
+	@mypy --no-error-summary
+	@report=$$(lint-imports) || { echo "$$report"; exit 1; }
+	@echo "checks passed"
+
+format: install ## format the code
+	@ruff format --quiet .
+	@ruff check --quiet --fix .
+
+clean: ## remove caches of the tools (data, results and the environment stay)
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find pd_core flows tests -name __pycache__ -prune -exec rm -rf {} +
+
+install: $(STAMP) ## set up the environment, if it is not
+
+ifneq ($(STAMP),)
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(ENV)/bin/python || { echo "making $(ENV)"; python3 -m venv $(ENV); }
+	@echo "installing into $(ENV) (takes a few minutes)"
+	@python3 -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+endif

@@ -1,0 +1,411 @@
+"""The command line: one verb a stage, and one for each thing a user does besides.
+
+Every verb reads `params.yaml` in the current folder, calls one function of the library and records
+the run in MLflow. What a user can put right ends in one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pd_core import lineage
+from pd_core.errors import PdError
+from pd_core.params import DatasetParams, load_params
+from pd_core.progress import Reporter
+from pd_core.settings import Settings, load_settings, telemetry_off
+
+if TYPE_CHECKING:
+    from pd_core.tracking import StageRun
+
+PARAMS = Path("params.yaml")
+DATA = Path("data")
+REPORTS = Path("reports")
+
+app = typer.Typer(
+    help="PromptKD: distil a large CLIP into a small one on unlabelled pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+embedded_app = typer.Typer(
+    help="The embedded CLIPs: how their weights were made.", no_args_is_help=True
+)
+app.add_typer(embedded_app, name="embedded")
+
+Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Instead of run.seed; outputs go to <data set>-<seed>.", show_default=False),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        help="The data set whose teacher is used; outputs go to <data set>-from-<source>.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One data set's parameters and folders, for one seed and one source of the teacher."""
+
+    profile: str
+    params: DatasetParams
+    seed: int
+    device: str
+    root: Path  # of the repository
+    data_root: Path
+    settings: Settings
+    prepared: Path
+    teacher: Path
+    vectors: Path
+    student: Path
+    evaluation: Path
+
+
+def _job(name: str, seed: int | None, source: str | None = None) -> Job:
+    params = load_params(PARAMS)
+    mine = params.for_dataset(name)
+    if source is not None:
+        params.for_dataset(source)  # refuses an unknown one
+    settings = load_settings()
+    root = Path(params.profile.root)
+    suffix = "" if seed is None else f"-{seed}"
+    cross = f"{name}-from-{source}" if source else name
+    return Job(
+        profile=params.profile.name,
+        params=mine,
+        seed=params.run.seed if seed is None else seed,
+        device=settings.device or params.run.device,
+        root=root,
+        data_root=settings.data_root or root / DATA / "raw",
+        settings=settings,
+        prepared=DATA / "prepare" / f"{name}{suffix}",
+        teacher=DATA / "teacher" / f"{source or name}{suffix}",
+        vectors=DATA / "class_vectors" / f"{cross}{suffix}",
+        student=DATA / "student" / f"{cross}{suffix}",
+        evaluation=DATA / "evaluate" / f"{cross}{suffix}",
+    )
+
+
+@app.command()
+def prepare(name: Name, seed: Seed = None) -> None:
+    """Stage: draw the few-shot split and list the unlabelled pictures."""
+    job = _job(name, seed)
+    from pd_core import prepare as stage
+
+    with _tracked("prepare", job, deps=[], out=job.prepared):
+        stage.run(
+            name,
+            job.prepared,
+            data_root=job.data_root,
+            protocol=job.params.prepare.protocol,
+            shots=job.params.prepare.shots,
+            val_shots=job.params.prepare.val_shots,
+            seed=job.seed,
+        )
+
+
+@app.command()
+def teacher(name: Name, seed: Seed = None) -> None:
+    """Stage: tune the teacher's prompts on the few labels."""
+    job = _job(name, seed)
+    _compute_with(job.params.run.threads)
+    from pd_core import pretrain
+    from pd_core.models.compute import Precision
+    from pd_core.models.teacher import TeacherMethod
+
+    values = job.params.teacher
+    with (
+        _tracked("teacher", job, deps=[job.prepared], out=job.teacher) as run,
+        Reporter(f"teacher {job.teacher.name}") as report,
+    ):
+        pretrain.run(
+            job.prepared,
+            job.teacher,
+            model=values.model,
+            weights=values.weights,
+            data_root=job.data_root,
+            method=TeacherMethod(values.method),
+            template=values.template,
+            batch_size=values.batch_size,
+            epochs=values.epochs,
+            lr=values.lr,
+            warmup_epochs=values.warmup_epochs,
+            warmup_lr=values.warmup_lr,
+            momentum=values.momentum,
+            weight_decay=values.weight_decay,
+            text_length=values.text_length,
+            text_depth=values.text_depth,
+            image_length=values.image_length,
+            image_depth=values.image_depth,
+            text_loss_weight=values.text_loss_weight,
+            image_loss_weight=values.image_loss_weight,
+            logits_loss_weight=values.logits_loss_weight,
+            gpa_mean=values.gpa_mean,
+            gpa_std=values.gpa_std,
+            templates=values.templates,
+            crop_scale=values.crop_scale,
+            flip=values.flip,
+            seed=job.seed,
+            threads=job.params.run.threads,
+            workers=job.params.run.workers,
+            device=job.device,
+            precision=Precision(job.params.run.precision),
+            on_epoch=report.epoch,
+            on_progress=report.progress,
+        )
+        run.log_epochs(report.history)
+
+
+@app.command("class-vectors")
+def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
+    """Stage: compute the teacher's text features of all classes, once."""
+    job = _job(name, seed, source)
+    _compute_with(job.params.run.threads)
+    from pd_core import class_vectors as stage
+
+    deps = [job.prepared, job.teacher]
+    with _tracked("class_vectors", job, deps=deps, out=job.vectors):
+        stage.run(
+            job.prepared,
+            job.teacher,
+            job.vectors,
+            model=job.params.teacher.model,
+            weights=job.params.teacher.weights,
+            threads=job.params.run.threads,
+            device=job.device,
+        )
+
+
+@app.command()
+def student(name: Name, seed: Seed = None, source: Source = None) -> None:
+    """Stage: distil the student on the unlabelled pictures."""
+    job = _job(name, seed, source)
+    _compute_with(job.params.run.threads)
+    from pd_core import distill
+    from pd_core.models.compute import Precision
+
+    values = job.params.student
+    deps = [job.prepared, job.teacher, job.vectors]
+    with (
+        _tracked("student", job, deps=deps, out=job.student) as run,
+        Reporter(f"student {job.student.name}") as report,
+    ):
+        distill.run(
+            job.prepared,
+            job.teacher,
+            job.vectors,
+            job.student,
+            model=values.model,
+            weights=values.weights,
+            data_root=job.data_root,
+            teacher_model=job.params.teacher.model,
+            teacher_weights=job.params.teacher.weights,
+            batch_size=values.batch_size,
+            epochs=values.epochs,
+            lr=values.lr,
+            warmup_epochs=values.warmup_epochs,
+            warmup_lr=values.warmup_lr,
+            momentum=values.momentum,
+            weight_decay=values.weight_decay,
+            image_length=values.image_length,
+            image_depth=values.image_depth,
+            temperature=values.temperature,
+            kd_weight=values.kd_weight,
+            view_epochs=values.view_epochs,
+            crop_scale=values.crop_scale,
+            flip=values.flip,
+            seed=job.seed,
+            threads=job.params.run.threads,
+            workers=job.params.run.workers,
+            device=job.device,
+            precision=Precision(job.params.run.precision),
+            on_epoch=report.epoch,
+            on_progress=report.progress,
+        )
+        run.log_epochs(report.history)
+
+
+@app.command()
+def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
+    """Stage: measure student and teacher on test pictures, and register the student."""
+    job = _job(name, seed, source)
+    _compute_with(job.params.run.threads)
+    from pd_core import evaluate as stage
+    from pd_core.models.compute import Precision
+
+    values = job.params.student
+    deps = [job.prepared, job.teacher, job.vectors, job.student]
+    with (
+        _tracked("evaluate", job, deps=deps, out=job.evaluation) as run,
+        Reporter(f"evaluate {job.evaluation.name}") as report,
+    ):
+        metrics = stage.run(
+            job.prepared,
+            job.teacher,
+            job.vectors,
+            job.student,
+            job.evaluation,
+            model=values.model,
+            weights=values.weights,
+            data_root=job.data_root,
+            teacher_model=job.params.teacher.model,
+            teacher_weights=job.params.teacher.weights,
+            split=job.params.evaluate.split,
+            batch_size=job.params.evaluate.batch_size,
+            threads=job.params.run.threads,
+            workers=job.params.run.workers,
+            device=job.device,
+            precision=Precision(job.params.run.precision),
+            on_progress=report.progress,
+        )
+        run.log_metrics(metrics)
+    _register(job, metrics, run.run_id)
+
+
+@app.command()
+def report() -> None:
+    """Stage: put all data sets' results into one summary, table and figure."""
+    params = load_params(PARAMS)
+    from pd_core import report as stage
+
+    stage.run(
+        DATA / "evaluate",
+        DATA / "prepare",
+        REPORTS / params.profile.name,
+        profile=params.profile.name,
+        datasets=list(params.datasets),
+    )
+
+
+@app.command()
+def show() -> None:
+    """Print the result table, and where to look further."""
+    params = load_params(PARAMS)
+    from pd_core import report as stage
+
+    folder = REPORTS / params.profile.name
+    console = Console()
+    console.print(stage.table(stage.read_summary(folder), stage.read_titles(DATA / "prepare")))
+    console.print(f"Report   {folder / 'summary.md'}, {folder / 'summary.png'}")
+    console.print(f"MLflow   {_mlflow_page()}")
+
+
+@embedded_app.command("pretrain")
+def embedded_pretrain(
+    name: Annotated[str, typer.Argument(help="embedded-teacher or embedded-student.")],
+    out: Annotated[Path, typer.Option(help="Folder for weights and log.")],
+    images: Annotated[int, typer.Option(help="Pictures to see in all.")],
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads; they decide the last bits.")] = 1,
+) -> None:
+    """Pre-train an embedded CLIP on drawn characters (see weights/README.md)."""
+    _compute_with(threads)
+    from pd_core.models import pretrain_embedded
+
+    with Reporter(name) as progress:
+        pretrain_embedded.run(
+            name, out, images=images, seed=seed, threads=threads, on_progress=progress.progress
+        )
+
+
+@embedded_app.command("zero-shot")
+def embedded_zero_shot(
+    out: Annotated[Path, typer.Option(help="Folder for zero_shot.json and zero_shot.md.")],
+) -> None:
+    """Measure both embedded CLIPs zero-shot on the embedded data sets that are prepared."""
+    params = load_params(PARAMS)
+    _compute_with(params.run.threads)
+    from pd_core.models import embedded_zero_shot as table
+
+    table.run(DATA / "prepare", out, datasets=list(params.datasets), threads=params.run.threads)
+
+
+@contextmanager
+def _tracked(stage: str, job: Job, *, deps: list[Path], out: Path) -> Iterator[StageRun]:
+    """Record what the block does as an MLflow run; refuse a dead server before it starts."""
+    from pd_core import tracking
+
+    store = tracking.open_store(job.root, job.settings.mlflow_tracking_uri)
+    block = getattr(job.params, stage)
+    with tracking.stage_run(
+        store,
+        profile=job.profile,
+        dataset=out.name,
+        stage=stage,
+        params={"run": job.params.run.model_dump(), stage: block.model_dump(mode="json")},
+        deps=[*lineage.stage_code(stage), *deps],
+        outs=[out],
+        seed=job.seed,
+        protocol=job.params.prepare.protocol,
+        experiment=job.settings.mlflow_experiment,
+    ) as run:
+        yield run
+        if (history := out / "history.json").is_file():
+            run.log_file(history)
+
+
+def _register(job: Job, metrics: dict[str, dict[str, float]], run_id: str | None) -> None:
+    from pd_core import predictor, registry, tracking
+
+    registry.register(
+        tracking.open_store(job.root, job.settings.mlflow_tracking_uri),
+        profile=job.profile,
+        dataset=job.student.name,
+        student=job.student / "student.safetensors",
+        vectors=job.vectors / "class_vectors.safetensors",
+        metrics=metrics,
+        example=predictor.example_picture(job.prepared),
+        weights=job.params.student.weights,
+        tags={"seed": str(job.seed), "protocol": job.params.prepare.protocol},
+        run_id=run_id,
+        experiment=job.settings.mlflow_experiment,
+    )
+
+
+def _mlflow_page() -> str:
+    from pd_core import tracking
+
+    uri = load_settings().mlflow_tracking_uri
+    if uri and uri.startswith("http"):
+        return uri
+    return f"`mlflow ui --backend-store-uri {uri or 'sqlite:///' + tracking.DATABASE}`"
+
+
+def _compute_with(threads: int) -> None:
+    """Fix the threads of every numeric library, before torch and NumPy are imported.
+
+    Their number changes the last bits, so the environment must not decide it. Passive waiting
+    leaves the cores to others while one thread works.
+    """
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main() -> None:
+    """Run the command line; errors of the user's end in one line and status 2."""
+    telemetry_off()
+    try:
+        app()
+    except PdError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

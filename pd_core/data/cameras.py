@@ -1,0 +1,253 @@
+"""How each embedded domain looks: one "camera" a domain, from ink to colour picture.
+
+A camera takes ink, float32 (N, S, S) from 0 (paper) to 1, and a random generator, and returns
+colour pictures, float32 (N, S, S, 3) from 0 to 1. Pictures differ within a domain by what the
+generator draws; the domain itself is the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+import scipy
+
+Ink = NDArray[np.float32]
+Pictures = NDArray[np.float32]
+Rng = np.random.Generator
+Camera = Callable[[Ink, Rng], Pictures]
+
+PICTURE_SIZE = 32
+"""Side of a picture, in pixels."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Ranges of the affine view of a master: how far it may turn, grow and move."""
+
+    rotation: float = 10.0  # degrees, either way
+    scale: tuple[float, float] = (0.85, 1.15)
+    aspect: float = 0.1  # relative, either way
+    shear: float = 0.08
+    shift: float = 0.06  # of the picture's side, either way
+
+
+def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
+    """View masters through random affine maps.
+
+    Args:
+        masters: ink, uint8 (N, M, M).
+        pose: ranges to draw from.
+        rng: source of the draws.
+
+    Returns:
+        Ink as cameras take it, (N, ``PICTURE_SIZE``, ``PICTURE_SIZE``).
+    """
+    n, side = masters.shape[0], masters.shape[1]
+    angle = np.deg2rad(rng.uniform(-pose.rotation, pose.rotation, n))
+    zoom = side / PICTURE_SIZE / rng.uniform(*pose.scale, n)
+    aspect = 1 + rng.uniform(-pose.aspect, pose.aspect, n)
+    shear = rng.uniform(-pose.shear, pose.shear, n)
+    shift = rng.uniform(-pose.shift, pose.shift, (2, n)) * side
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] - (PICTURE_SIZE - 1) / 2
+
+    def column(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values[:, None, None]
+
+    slanted = cols * column(aspect) + rows * column(shear)
+    source_rows = column(cos) * rows + column(sin) * slanted + (side - 1) / 2 + column(shift[0])
+    source_cols = column(cos) * slanted - column(sin) * rows + (side - 1) / 2 + column(shift[1])
+    which = np.broadcast_to(np.arange(n)[:, None, None], source_rows.shape)
+    coordinates = np.stack([which, source_rows, source_cols])
+    ink = scipy.ndimage.map_coordinates(masters.astype(np.float32) / 255, coordinates, order=1)
+    return ink.astype(np.float32)
+
+
+def _blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Blur each picture of (N, S, S) or (N, S, S, 3) on its own."""
+    sigmas = (0.0, sigma, sigma) + (0.0,) * (image.ndim - 3)
+    blurred: NDArray[np.float32] = scipy.ndimage.gaussian_filter(image, sigmas)
+    return blurred
+
+
+def _per_picture(rng: Rng, n: int, low: float, high: float) -> NDArray[np.float32]:
+    return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+
+
+def _colour(rng: Rng, n: int, rgb: tuple[float, float, float], spread: float) -> Pictures:
+    """Draw one colour a picture around ``rgb``: (N, 1, 1, 3)."""
+    drawn = np.asarray(rgb) + rng.uniform(-spread, spread, (n, 1, 1, 3))
+    return np.clip(drawn, 0, 1).astype(np.float32)
+
+
+def _noise(rng: Rng, ink: Ink, sigma: float, amount: float) -> Ink:
+    """Draw zero-mean texture of unit-free ``amount``; ``sigma`` is its grain in pixels."""
+    grain = rng.standard_normal(ink.shape).astype(np.float32)
+    if sigma:
+        grain = _blur(grain, sigma)
+        grain /= grain.std() + 1e-6
+    return grain * np.float32(amount)
+
+
+def _mix(background: Pictures, foreground: Pictures, ink: Ink) -> Pictures:
+    alpha = ink[..., None]
+    return background * (1 - alpha) + foreground * alpha
+
+
+def _edges(ink: Ink, width: int = 3) -> Ink:
+    """Return the contour of the ink."""
+    size = (1, width, width)
+    grown = scipy.ndimage.maximum_filter(ink, size)
+    shrunk = scipy.ndimage.minimum_filter(ink, size)
+    contour: Ink = grown - shrunk
+    return contour
+
+
+def _ramp(rng: Rng, n: int) -> Ink:
+    """Draw a linear light gradient from -1 to 1 in a random direction: (N, S, S)."""
+    angle = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    light = np.cos(angle) * rows + np.sin(angle) * cols
+    return (light / np.sqrt(2)).astype(np.float32)
+
+
+def _finish(picture: Pictures) -> Pictures:
+    return np.clip(picture, 0, 1).astype(np.float32)
+
+
+def pencil(ink: Ink, rng: Rng) -> Pictures:
+    """Handwriting in soft pencil on slightly shaded paper."""
+    n = len(ink)
+    paper = _colour(rng, n, (0.93, 0.92, 0.88), 0.05) + 0.05 * _ramp(rng, n)[..., None]
+    lead = _colour(rng, n, (0.25, 0.25, 0.3), 0.1)
+    return _finish(_mix(paper, lead, np.clip(ink + _noise(rng, ink, 0, 0.06), 0, 1)))
+
+
+def faded_photo(ink: Ink, rng: Rng) -> Pictures:
+    """A low-contrast snapshot: soft focus, colour cast, vignette."""
+    n = len(ink)
+    wall = _colour(rng, n, (0.72, 0.66, 0.58), 0.12)
+    paint = wall - _per_picture(rng, n, 0.16, 0.34)[..., None]
+    soft = _blur(ink, 1.0)
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    vignette = (1 - 0.22 * (rows**2 + cols**2))[None, ..., None]
+    picture = (_mix(wall, paint, soft) + 0.12 * _ramp(rng, n)[..., None]) * vignette
+    return _finish(picture + _noise(rng, ink, 0, 0.05)[..., None])
+
+
+def chalk(ink: Ink, rng: Rng) -> Pictures:
+    """Crumbling chalk on a smeared board."""
+    n = len(ink)
+    board = _colour(rng, n, (0.13, 0.24, 0.19), 0.04)
+    smear = np.clip(_noise(rng, ink, 3.0, 0.06), -0.1, 0.2)[..., None]
+    crumbs = np.clip(0.62 + _noise(rng, ink, 0.6, 0.42), 0, 1)
+    powder = _colour(rng, n, (0.9, 0.9, 0.84), 0.06)
+    return _finish(_mix(board + smear, powder, ink * crumbs))
+
+
+def halftone(ink: Ink, rng: Rng) -> Pictures:
+    """Newspaper print: tone becomes dots of a coarse screen."""
+    n = len(ink)
+    phase = rng.uniform(0, 2 * np.pi, (2, n, 1, 1))
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    pitch = 2 * np.pi / _per_picture(rng, n, 3.0, 3.8)
+    screen = np.cos((rows + cols) * pitch * 0.7071 + phase[0])
+    screen = screen * np.cos((rows - cols) * pitch * 0.7071 + phase[1])
+    tone = 0.22 + 0.5 * _blur(ink, 0.6)
+    dots = 1 / (1 + np.exp(-9 * (tone * 2 - 1 + screen * 0.75)))
+    paper = _colour(rng, n, (0.86, 0.84, 0.78), 0.04)
+    printed = _colour(rng, n, (0.18, 0.17, 0.18), 0.05)
+    return _finish(_mix(paper, printed, dots.astype(np.float32)))
+
+
+def road_sign(ink: Ink, rng: Rng) -> Pictures:
+    """Light strokes on a coloured plate before a landscape, with glare."""
+    n = len(ink)
+    plates = np.array(
+        [(0.1, 0.3, 0.65), (0.72, 0.12, 0.14), (0.1, 0.45, 0.25), (0.85, 0.65, 0.1)]
+    )
+    plate = plates[rng.integers(0, len(plates), n)][:, None, None, :].astype(np.float32)
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    roundness = rng.choice([2.0, 4.0, 8.0], (n, 1, 1))
+    radius = (np.abs(rows) ** roundness + np.abs(cols) ** roundness) ** (1 / roundness)
+    inside = (1 / (1 + np.exp(18 * (radius - 0.97)))).astype(np.float32)
+    scenery = _colour(rng, n, (0.45, 0.5, 0.42), 0.2) + _noise(rng, ink, 2.0, 0.12)[..., None]
+    sign = _mix(plate, _colour(rng, n, (0.93, 0.93, 0.9), 0.06), ink)
+    glare = np.clip(_ramp(rng, n), 0, 1) * _per_picture(rng, n, 0.0, 0.55)
+    picture = _mix(scenery, sign + glare[..., None], inside)
+    return _finish(_blur(picture, 0.5))
+
+
+def photocopy(ink: Ink, rng: Rng) -> Pictures:
+    """A scan of a copy of a copy: bleeding ink, specks, ruled lines, dirt."""
+    n = len(ink)
+    bleed = np.clip(_blur(ink, 0.8) * _per_picture(rng, n, 0.8, 1.6), 0, 1)
+    holes = (rng.random(ink.shape) > 0.14).astype(np.float32)
+    specks = (rng.random(ink.shape) > 0.955).astype(np.float32) * 0.8
+    rows = np.arange(PICTURE_SIZE)[None, :, None]
+    pitch, start = rng.integers(7, 11, (n, 1, 1)), rng.integers(0, 8, (n, 1, 1))
+    ruled = np.broadcast_to((rows % pitch == start), ink.shape) * np.float32(0.45)
+    dark = np.maximum(np.maximum(bleed * holes, specks), ruled)
+    tone = 0.92 - 0.75 * dark + _noise(rng, ink, 4.0, 0.06)
+    return _finish(np.repeat(tone[..., None], 3, axis=-1) * _colour(rng, n, (1, 0.98, 0.93), 0.03))
+
+
+def blueprint(ink: Ink, rng: Rng) -> Pictures:
+    """White contours on a blue sheet with a grid."""
+    n = len(ink)
+    sheet = _colour(rng, n, (0.1, 0.25, 0.55), 0.05)
+    pitch, start = rng.integers(5, 8, (n, 1, 1)), rng.integers(0, 6, (2, n, 1, 1))
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    grid = (((rows + start[0]) % pitch == 0) | ((cols + start[1]) % pitch == 0)) * 0.3
+    lines = np.maximum(_edges(ink) * _per_picture(rng, n, 0.75, 1.0), grid.astype(np.float32))
+    picture = _mix(sheet, _colour(rng, n, (0.88, 0.93, 1.0), 0.04), lines)
+    return _finish(picture + _noise(rng, ink, 0, 0.03)[..., None])
+
+
+def washed_out(ink: Ink, rng: Rng) -> Pictures:
+    """Over-exposed print in pale colours, with blotches of light."""
+    n = len(ink)
+    paper = _colour(rng, n, (0.86, 0.84, 0.86), 0.07)
+    tint = paper - _colour(rng, n, (0.3, 0.26, 0.2), 0.12)
+    flare = np.clip(_noise(rng, ink, 5.0, 0.16), 0, 0.4)
+    picture = _mix(paper, tint, ink * (1 - flare)) + flare[..., None]
+    return _finish(picture + _noise(rng, ink, 0, 0.04)[..., None])
+
+
+def embossed(ink: Ink, rng: Rng) -> Pictures:
+    """Relief in thick paper, seen by its shading only."""
+    n = len(ink)
+    height = _blur(ink, 0.9)
+    slope_rows, slope_cols = np.gradient(height, axis=(1, 2))
+    angle = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    shade = np.cos(angle) * slope_rows + np.sin(angle) * slope_cols
+    paper = _colour(rng, n, (0.7, 0.66, 0.6), 0.08)
+    light = (_per_picture(rng, n, 1.0, 1.7) * shade).astype(np.float32)
+    return _finish(paper + light[..., None] + _noise(rng, ink, 0.5, 0.04)[..., None])
+
+
+def embroidery(ink: Ink, rng: Rng) -> Pictures:
+    """Cross-stitch in coloured thread on woven cloth."""
+    n, stitch = len(ink), 2
+    cells = PICTURE_SIZE // stitch
+    coverage = ink.reshape(n, cells, stitch, cells, stitch).mean(axis=(2, 4))
+    stitched = (coverage > 0.42).astype(np.float32)
+    thread = _colour(rng, n, (0.6, 0.15, 0.2), 0.25)
+    cloth = _colour(rng, n, (0.82, 0.78, 0.66), 0.08)
+    shade = rng.uniform(0.65, 1.1, (n, cells, cells)).astype(np.float32)
+    weave = np.tile(np.array([[1.0, 0.82], [0.82, 1.0]], np.float32), (cells, cells))[None]
+    full = stitched.repeat(stitch, 1).repeat(stitch, 2)
+    thread_shade = shade.repeat(stitch, 1).repeat(stitch, 2)
+    return _finish(_mix(cloth * weave[..., None], thread * thread_shade[..., None], full))
+
+
+def outline(ink: Ink, rng: Rng) -> Pictures:
+    """Thin, broken contour drawn with a pen on textured paper."""
+    n = len(ink)
+    contour = _edges(ink) * np.clip(0.8 + _noise(rng, ink, 1.2, 0.3), 0, 1)
+    paper = _colour(rng, n, (0.9, 0.87, 0.8), 0.06) + _noise(rng, ink, 1.0, 0.05)[..., None]
+    pen = _colour(rng, n, (0.2, 0.2, 0.35), 0.15)
+    return _finish(_mix(paper, pen, np.clip(contour, 0, 1)))

@@ -1,0 +1,232 @@
+"""The eleven embedded data sets, built from installed packages.
+
+Ten domains are named characters in fonts that pre-training never saw, each seen through a camera
+of its own; one is real handwriting (scikit-learn's digits). Classes are called by their official
+Unicode names, which are compositional: novel classes can be recognised from their names.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pd_core.data import cameras, glyphs
+from pd_core.data.cameras import Camera, Pose
+from pd_core.data.splits import Item, Splits
+from pd_core.errors import unknown
+
+PREFIX = "embedded_"
+MAX_CLASSES = 48
+IMAGES_PER_CLASS = {"train": 24, "val": 8, "test": 24}
+HANDWRITTEN_PER_CLASS = {"train": 90, "val": 20, "test": 60}
+ARCHIVE = "images.zip"
+
+# A fixed time stamp, the earliest that the zip format can hold: archives must not differ by age.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One embedded data set: which characters, seen how."""
+
+    title: str
+    blocks: tuple[tuple[int, int], ...]  # inclusive ranges of code points
+    camera: Camera
+    pose: Pose = Pose()
+    without: str = ""  # characters that differ from another of the domain in size alone
+
+    @property
+    def handwritten(self) -> bool:
+        """Whether pictures are scikit-learn's digits rather than rendered characters."""
+        return not self.blocks
+
+
+DOMAINS: dict[str, Domain] = {
+    "embedded_digits": Domain("Handwritten digits", (), cameras.pencil),
+    "embedded_latin": Domain(
+        "Latin letters, faded photo",
+        ((0x41, 0x5A), (0x61, 0x7A)),
+        cameras.faded_photo,
+        without="coksvwxz",
+    ),
+    "embedded_greek": Domain(
+        "Greek letters, chalk board",
+        ((0x391, 0x3A9), (0x3B1, 0x3C9)),
+        cameras.chalk,
+        without="\u03bf",
+    ),
+    "embedded_cyrillic": Domain(
+        "Cyrillic letters, newspaper", ((0x400, 0x42F),), cameras.halftone
+    ),
+    "embedded_arrows": Domain(
+        "Arrows, road sign", ((0x2190, 0x21FF),), cameras.road_sign, Pose(rotation=6)
+    ),
+    "embedded_operators": Domain(
+        "Mathematical operators, photocopy", ((0x2200, 0x22FF),), cameras.photocopy
+    ),
+    "embedded_shapes": Domain(
+        "Box and geometric shapes, blueprint",
+        ((0x2500, 0x25FF),),
+        cameras.blueprint,
+        Pose(rotation=5, aspect=0.05),
+    ),
+    "embedded_games": Domain(
+        "Cards, dominoes and chess, washed out",
+        ((0x1F030, 0x1F093), (0x1F0A0, 0x1F0DF), (0x2654, 0x265F)),
+        cameras.washed_out,
+        Pose(rotation=6),
+    ),
+    "embedded_braille": Domain(
+        "Braille, embossed",
+        ((0x2801, 0x283F),),
+        cameras.embossed,
+        Pose(rotation=4, scale=(0.95, 1.1), shift=0.03),
+    ),
+    "embedded_scripts": Domain(
+        "Armenian, Georgian and Hebrew letters, embroidery",
+        ((0x531, 0x586), (0x5D0, 0x5EA), (0x10D0, 0x10F6)),
+        cameras.embroidery,
+        Pose(scale=(1.1, 1.3)),
+    ),
+    "embedded_symbols": Domain(
+        "Miscellaneous symbols, outline drawing", ((0x2600, 0x26FF),), cameras.outline
+    ),
+}
+
+
+def domain(name: str) -> Domain:
+    """Return the row called ``name``.
+
+    Raises:
+        UnknownName: there is no such embedded data set.
+    """
+    if name not in DOMAINS:
+        raise unknown("embedded data set", name, DOMAINS)
+    return DOMAINS[name]
+
+
+@cache
+def class_characters(name: str) -> tuple[str, ...]:
+    """Return a domain's characters in label order.
+
+    The order is shuffled once and for all, so that base and novel halves are alike.
+    """
+    row = domain(name)
+    rng = random.Random(name)
+    if row.handwritten:
+        digits = list("0123456789")
+        rng.shuffle(digits)
+        return tuple(digits)
+    drawable = frozenset().union(*(glyphs.characters(font) for font in glyphs.HELD_OUT_FONTS))
+    chars = [chr(code) for low, high in row.blocks for code in range(low, high + 1)]
+    chars = [char for char in chars if char in drawable and char not in row.without]
+    rng.shuffle(chars)
+    return tuple(_distinct(chars)[:MAX_CLASSES])
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """Return a domain's class names by label."""
+    return tuple(glyphs.character_name(char) for char in class_characters(name))
+
+
+def _fonts(char: str) -> tuple[str, ...]:
+    return tuple(font for font in glyphs.HELD_OUT_FONTS if char in glyphs.characters(font))
+
+
+def _distinct(chars: list[str]) -> list[str]:
+    """Drop characters without ink, and those that look exactly like an earlier one."""
+    seen: set[bytes] = set()
+    kept = []
+    for char in chars:
+        masters = [glyphs.render(char, font) for font in _fonts(char)]
+        looks = {master.tobytes() for master in masters}
+        if all(glyphs.has_ink(master) for master in masters) and not looks & seen:
+            seen |= looks
+            kept.append(char)
+    return kept
+
+
+def build(name: str, folder: Path) -> Splits:
+    """Write a data set's pictures to ``folder / ARCHIVE`` and return its lists.
+
+    The same bytes come out at every call: nothing but the name decides.
+
+    Args:
+        name: a key of ``DOMAINS``.
+        folder: where the archive goes; must exist.
+
+    Returns:
+        Train, validation and test items; paths are names inside the archive.
+
+    Raises:
+        UnknownName: there is no such embedded data set.
+    """
+    items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    names = class_names(name)
+    with zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_STORED) as archive:
+        for split, label, number, picture in _pictures(name):
+            path = f"{split}/{label:03d}/{number:03d}.png"
+            archive.writestr(zipfile.ZipInfo(path, _EPOCH), _png(picture))
+            items[split].append(Item(path, label, names[label]))
+    return Splits(*(tuple(items[split]) for split in ("train", "val", "test")))
+
+
+def _pictures(name: str) -> Iterator[tuple[str, int, int, NDArray[np.uint8]]]:
+    """Yield (split, label, number, picture (S, S, 3)) of a whole data set."""
+    row = domain(name)
+    masters = _handwriting(name) if row.handwritten else _drawings(name)
+    for (split, label), stack in masters:
+        rng = np.random.default_rng([ord(c) for c in f"{name}/{split}/{label}"])
+        ink = cameras.pose_ink(stack, row.pose, rng)
+        pictures = (row.camera(ink, rng) * 255).round().astype(np.uint8)
+        for number, picture in enumerate(pictures):
+            yield split, label, number, picture
+
+
+def _drawings(name: str) -> Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]:
+    """Yield masters (N, M, M) of each (split, label): the fonts that have the character in turn."""
+    for split, count in IMAGES_PER_CLASS.items():
+        for label, char in enumerate(class_characters(name)):
+            fonts = _fonts(char)
+            stack = [glyphs.render(char, fonts[k % len(fonts)]) for k in range(count)]
+            yield (split, label), np.stack(stack)
+
+
+def _handwriting(name: str) -> Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]:
+    """Yield scikit-learn's digits of each (split, label), enlarged to the size of a master."""
+    from sklearn.datasets import load_digits
+
+    images, targets = load_digits(return_X_y=True)
+    for label, char in enumerate(class_characters(name)):
+        mine = images[targets == int(char)].reshape(-1, 8, 8)
+        start = 0
+        for split, count in HANDWRITTEN_PER_CLASS.items():
+            chosen = mine[start : start + count]
+            start += count
+            yield (split, label), np.stack([_enlarge(image) for image in chosen])
+
+
+def _enlarge(image: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Scale an 8x8 picture of 0..16 to a master with a margin."""
+    side = glyphs.MASTER_SIZE * 3 // 4
+    grey = Image.fromarray((image * 255 / 16).round().astype(np.uint8))
+    large = np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC))
+    margin = (glyphs.MASTER_SIZE - side) // 2
+    return np.pad(large, margin)
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+

@@ -1,0 +1,381 @@
+"""Stage `student`: distil the teacher into the student on unlabelled images.
+
+Shapes: B images, C classes, D the teacher's joint width.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from pd_core import losses
+from pd_core.artifacts import write_folder, write_json
+from pd_core.class_vectors import FILE as VECTORS_FILE
+from pd_core.class_vectors import ClassVectors
+from pd_core.data.images import ImageBatches, ImageStore, train_transform
+from pd_core.data.prepared import image_root, read_unlabelled
+from pd_core.errors import BadArtifact, BadParams
+from pd_core.fit import (
+    Batches,
+    Metrics,
+    OnEpoch,
+    OnProgress,
+    fit,
+)
+from pd_core.models.clip import ClipTowers, load_clip
+from pd_core.models.compute import Precision, autocast, set_threads
+from pd_core.models.student import Student
+from pd_core.models.teacher import Teacher
+
+FILE = "student.safetensors"
+TEACHER_FILE = "teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class DistillationStep:
+    """What one step of distillation computes.
+
+    Attributes:
+        loss: scalar to minimise.
+        student_logits: (B, C).
+        teacher_logits: (B, C), without gradient.
+    """
+
+    loss: Tensor
+    student_logits: Tensor
+    teacher_logits: Tensor
+
+
+class DistillOptions(TypedDict, total=False):
+    """The numbers that `distill_student` takes, with its defaults for those left out."""
+
+    image_depth: int
+    image_length: int
+    epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    warmup_epochs: int
+    warmup_lr: float
+    temperature: float
+    kd_weight: float
+    view_epochs: int | None
+
+
+@torch.no_grad()
+def teacher_logits(
+    teacher: Teacher,
+    images: Tensor,
+    vectors: ClassVectors,
+    *,
+    precision: Precision = Precision.FP32,
+) -> Tensor:
+    """Let the teacher judge a batch.
+
+    Args:
+        teacher: with its prompts.
+        images: (B, 3, H, W), the very views that the student sees.
+        vectors: the teacher's own.
+        precision: what its tower computes in.
+
+    Returns:
+        (B, C), without gradient, fp32.
+    """
+    with autocast(images.device, precision):
+        features = teacher.image_features(images)  # (B, D)
+    return vectors.logits(features, logit_scale=teacher.logit_scale)
+
+
+def distillation_step(
+    student: Student,
+    images: Tensor,
+    targets: Tensor,
+    vectors: ClassVectors,
+    *,
+    temperature: float = 1.0,
+    weight: float = 1000.0,
+    precision: Precision = Precision.FP32,
+) -> DistillationStep:
+    """Compute the distillation loss for one batch (paper, equation 4).
+
+    Args:
+        student: in training mode, so that batch norm uses the batch's statistics.
+        images: (B, 3, H, W), augmented views.
+        targets: (B, C) the teacher's logits on these views.
+        vectors: the teacher's class vectors, of base and novel classes.
+        temperature: of both softmaxes.
+        weight: of the loss.
+        precision: what the tower computes in; the loss is always fp32.
+
+    Returns:
+        The loss and the logits that it is made of.
+    """
+    with autocast(images.device, precision):
+        features = student(images)  # (B, D)
+    logits = vectors.logits(features, logit_scale=student.logit_scale)  # (B, C)
+    loss = losses.distillation(logits, targets, temperature=temperature, weight=weight)
+    return DistillationStep(loss, logits, targets)
+
+
+def distill_student(
+    towers: ClipTowers,
+    teacher: Teacher,
+    vectors: ClassVectors,
+    batches: Batches,
+    *,
+    image_depth: int = 9,
+    image_length: int = 4,
+    epochs: int = 20,
+    lr: float = 0.005,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    warmup_epochs: int = 1,
+    warmup_lr: float = 1e-5,
+    temperature: float = 1.0,
+    kd_weight: float = 1000.0,
+    view_epochs: int | None = None,
+    seed: int = 1,
+    precision: Precision = Precision.FP32,
+    checkpoint: Path | None = None,
+    run_key: str = "",
+    on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[Student, list[Metrics]]:
+    """Distil a teacher into a student, without any label (paper, section 3.3).
+
+    The defaults are the published ones.
+
+    Args:
+        towers: the student's frozen CLIP.
+        teacher: the teacher.
+        vectors: the teacher's class vectors, of all classes.
+        batches: views of the unlabelled images.
+        image_depth: layers of the image tower with prompts.
+        image_length: prompts per layer.
+        epochs: number of epochs.
+        lr: peak learning rate.
+        momentum: of SGD.
+        weight_decay: of SGD, on prompts, projector and batch norm alike.
+        warmup_epochs: epochs at `warmup_lr`.
+        warmup_lr: learning rate of those.
+        temperature: of both softmaxes.
+        kd_weight: of the loss.
+        view_epochs: after so many epochs their batches come again, and the
+            teacher's answers to them are remembered; None shows new views in
+            every epoch, as published.
+        seed: of prompts and projector.
+        precision: what the towers compute in.
+        checkpoint: as in `fit`.
+        run_key: as in `fit`.
+        on_epoch: as in `fit`; the scalars are "loss" and "agreement" (how often
+            student and teacher choose the same class, percent, on the training
+            views).
+        on_progress: as in `fit`.
+
+    Returns:
+        The student, in evaluation mode, and the metrics of each epoch.
+
+    Raises:
+        BadArtifact: vectors and teacher are of different widths.
+        BadParams: a number is out of range, or training diverged.
+    """
+    width = vectors.vectors.shape[1]
+    if width != teacher.towers.joint_width:
+        raise BadArtifact(
+            f"class vectors of width {width} do not fit a teacher of width"
+            f" {teacher.towers.joint_width}; build them again with this teacher"
+        )
+    student = Student.untrained(
+        towers, feature_width=width, depth=image_depth, length=image_length, seed=seed
+    )
+    vectors = vectors.to(towers.device)
+    views = _Views(batches, view_epochs)
+
+    def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:  # noqa: ARG001
+        known = views.answers.get(views.place)
+        targets = (
+            teacher_logits(teacher, images, vectors, precision=precision)
+            if known is None
+            else known
+        )
+        views.remember(targets)
+        result = distillation_step(
+            student, images, targets, vectors,
+            temperature=temperature, weight=kd_weight, precision=precision,
+        )  # fmt: skip
+        same = result.student_logits.argmax(dim=1) == targets.argmax(dim=1)
+        return {"loss": result.loss, "agreement": 100 * same.float().mean()}
+
+    history = fit(
+        student,
+        step,
+        views,
+        epochs=epochs,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=warmup_lr,
+        device=towers.device,
+        precision=precision,
+        checkpoint=checkpoint,
+        run_key=run_key,
+        on_epoch=on_epoch,
+        on_progress=on_progress,
+    )
+    return student, history
+
+
+def run(
+    prepared: Path,
+    teacher: Path,
+    vectors: Path,
+    out: Path,
+    *,
+    model: str,
+    weights: Path | str | None = None,
+    teacher_model: str,
+    teacher_weights: Path | str | None = None,
+    data_root: Path = Path(),
+    batch_size: int = 8,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+    flip: bool = True,
+    seed: int = 1,
+    threads: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    precision: Precision = Precision.FP32,
+    checkpoint: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[DistillOptions],
+) -> Student:
+    """Stage `student`: distil the teacher on a data set's unlabelled pictures.
+
+    Of the prepared data set only the list of unlabelled pictures and the place
+    of the pictures are used: no label can get in.
+
+    Args:
+        prepared: folder written by the stage `prepare`.
+        teacher: folder written by the stage `teacher`.
+        vectors: folder written by the stage `class_vectors`.
+        out: folder to write `student.safetensors` and `history.json` into.
+        model: name of the student's CLIP.
+        weights: of that CLIP.
+        teacher_model: name of the teacher's CLIP.
+        teacher_weights: of that CLIP.
+        data_root: folder that holds the photo data sets.
+        batch_size: images per step, at least 2 (batch norm).
+        crop_scale: least and largest part of a picture that a view shows.
+        flip: whether half of the views are mirrored.
+        seed: of prompts, projector, order and views.
+        threads: CPU threads; they decide the last bits.
+        workers: processes that decode pictures; they change nothing.
+        device: where to compute.
+        precision: what the towers compute in.
+        checkpoint: file outside `out` that makes an interrupted run resumable.
+        on_epoch: called after each epoch with its metrics.
+        on_progress: called after each step with steps done and steps in all.
+        **options: further numbers of `distill_student`.
+
+    Returns:
+        The student that was stored.
+
+    Raises:
+        MissingFile: pictures, weights or an earlier stage are missing.
+        BadArtifact: the artifacts of earlier stages do not fit together.
+        BadParams: a number is out of range, or training diverged.
+    """
+    if batch_size < 2:
+        raise BadParams(f"batch_size = {batch_size}; batch norm needs at least 2 images")
+    set_threads(threads)
+    towers = load_clip(model, weights, device=device)
+    large = load_clip(teacher_model, teacher_weights, device=device)
+    tuned = Teacher.load(
+        teacher / TEACHER_FILE, large, remedy=f"run `dvc repro teacher@{teacher.name}`"
+    )
+    known = ClassVectors.load(
+        vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
+    )
+    paths = read_unlabelled(prepared)
+    batches = ImageBatches(
+        ImageStore(image_root(prepared, data_root=data_root)),
+        list(paths),
+        train_transform(towers.image_size, scale=crop_scale, flip=flip),
+        batch_size=batch_size,
+        seed=seed,
+        workers=workers,
+    )
+    setting = [
+        model, str(weights), teacher_model, str(teacher_weights),
+        batch_size, crop_scale, flip, seed, threads, precision,
+    ]  # fmt: skip
+    student, history = distill_student(
+        towers,
+        tuned,
+        known,
+        batches,
+        seed=seed,
+        precision=precision,
+        checkpoint=checkpoint,
+        run_key=_run_key(paths, tuned, known, setting, options),
+        on_epoch=on_epoch,
+        on_progress=on_progress,
+        **options,
+    )
+    with write_folder(out) as folder:
+        student.save(folder / FILE)
+        write_json(folder / "history.json", history)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return student
+
+
+class _Views:
+    """Batches whose epochs come round again, with the teacher's answers to them.
+
+    Attributes:
+        place: which batch is out: epoch of the views, and number in it.
+        answers: (B, C) the teacher's logits, by place.
+    """
+
+    def __init__(self, batches: Batches, view_epochs: int | None) -> None:
+        if view_epochs is not None and view_epochs < 1:
+            raise BadParams(f"view_epochs = {view_epochs}; give a number from 1 upwards, or none")
+        self._batches = batches
+        self._period = view_epochs
+        self.place = (0, 0)
+        self.answers: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def steps(self) -> int:
+        return self._batches.steps
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        source = epoch if self._period is None else (epoch - 1) % self._period + 1
+        for number, batch in enumerate(self._batches.epoch(source)):
+            self.place = (source, number)
+            yield batch
+
+    def remember(self, logits: Tensor) -> None:
+        if self._period is not None:
+            self.answers[self.place] = logits
+
+
+def _run_key(
+    paths: tuple[str, ...],
+    teacher: Teacher,
+    vectors: ClassVectors,
+    setting: list[object],
+    options: DistillOptions,
+) -> str:
+    """Hash what decides the weights, so that no checkpoint of another run is taken up."""
+    digest = hashlib.sha256(json.dumps([paths, setting, options], sort_keys=True).encode())
+    for tensor in (vectors.vectors, *teacher.state_dict().values()):
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

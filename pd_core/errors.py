@@ -1,0 +1,68 @@
+"""The errors a user can cause, each with a one-line message.
+
+A message says what was given, what is valid, and what to do. The command line
+prints it after `error: ` and exits with status 2; a traceback means a bug.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class PdError(Exception):
+    """Base of all errors that the user can put right; its text is one line."""
+
+    def __init__(self, message: str) -> None:
+        """Keep `message` on one line, whatever it was built from."""
+        super().__init__(" ".join(message.split()))
+
+
+class UnknownName(PdError):
+    """A name that is in no catalogue: a data set, a model, a method, a key."""
+
+
+class BadParams(PdError):
+    """A parameter of the wrong type, out of range, or at odds with another one."""
+
+
+class BadData(PdError):
+    """A data set, list or picture that cannot be what it claims to be."""
+
+
+class MissingFile(PdError):
+    """A file or folder that an earlier step, or the user, has to provide."""
+
+
+class BadArtifact(PdError):
+    """An artifact of an earlier stage that does not fit what it is used for."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
+    """Make the error for a name that is not among the known ones.
+
+    Args:
+        kind: what is named, for example "data set".
+        given: the name as the user wrote it.
+        known: all valid names; listed in this order.
+
+    Returns:
+        The error, ready to raise; a close known name is offered as a guess.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(given, names, n=1)
+    guess = f" did you mean '{close[0]}'?" if close else ""
+    return UnknownName(f"unknown {kind} '{given}';{guess} known: {', '.join(names)}")
+
+
+def missing(what: str, path: Path | str, remedy: str) -> MissingFile:
+    """Make the error for an absent file.
+
+    Args:
+        what: what the file is, for example "teacher".
+        path: where it was looked for.
+        remedy: what to do, for example "run `dvc repro teacher@dtd`".
+
+    Returns:
+        The error, ready to raise.
+    """
+    return MissingFile(f"{what} not found: '{path}'; {remedy}")

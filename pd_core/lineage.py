@@ -1,0 +1,68 @@
+"""Which code a stage runs: the modules of this package that its module imports, near and far."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "pd_core"
+STAGE_MODULES = {
+    "prepare": "pd_core.prepare",
+    "teacher": "pd_core.pretrain",
+    "class_vectors": "pd_core.class_vectors",
+    "student": "pd_core.distill",
+    "evaluate": "pd_core.evaluate",
+    "report": "pd_core.report",
+}
+"""The module that holds each stage's work. The command line around it is not part of a result."""
+
+
+def stage_code(stage: str) -> tuple[Path, ...]:
+    """Return the files whose change could change a stage's outputs, sorted."""
+    seen: set[str] = set()
+    queue = [STAGE_MODULES[stage]]
+    while queue:
+        module = queue.pop()
+        if module not in seen:
+            seen.add(module)
+            queue.extend(_imports(module))
+    return tuple(sorted(_file(module) for module in seen))
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """Return the package's modules that a module imports, wherever in its text.
+
+    Imports for type checkers alone are left out: they do not run.
+    """
+    found: set[str] = set()
+    for node in _running_nodes(ast.parse(_file(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    inside = {name for name in found if name.split(".")[0] == PACKAGE and name != PACKAGE}
+    return frozenset(name for name in inside if _is_module(name) and _file(name).stat().st_size)
+
+
+def _running_nodes(tree: ast.AST) -> list[ast.AST]:
+    nodes: list[ast.AST] = []
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        nodes.append(child)
+        nodes.extend(_running_nodes(child))
+    return nodes
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _file(module: str) -> Path:
+    path = _root().joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _is_module(name: str) -> bool:
+    return _file(name).is_file()

@@ -1,0 +1,1 @@
+"""Frozen CLIP towers and what is trained on top of them."""

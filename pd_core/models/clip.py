@@ -1,0 +1,364 @@
+"""Frozen CLIP models: two towers, a logit scale and a tokenizer, from any source.
+
+Shapes: B images, C texts, L tokens, D the joint width, W the width of a tower.
+"""
+
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pd_core.errors import BadArtifact, BadParams, missing, unknown
+
+EMBEDDED = ("embedded-teacher", "embedded-student")
+
+# OpenAI's archives carry these beside the weights; no other publisher's files do.
+_OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")
+_TEXT_KEYS = (
+    "text_projection",
+    "positional_embedding",
+    "token_embedding",
+    "transformer",
+    "ln_final",
+)
+
+Tokenize = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class ClipTowers:
+    """A frozen CLIP in evaluation mode.
+
+    Attributes:
+        name: the model's name, kept in the artifacts that depend on it.
+        visual: open_clip's `VisionTransformer`; (B, 3, H, W) -> (B, D).
+        text: open_clip's `TextTransformer`; (C, L) -> (C, D).
+        logit_scale: what cosines are multiplied by to become logits (the
+            exponential has been taken).
+        tokenize: C strings -> (C, L) token ids; end-of-text has the largest id.
+        image_size: H = W in pixels.
+        context_length: L.
+    """
+
+    name: str
+    visual: Any
+    text: Any
+    logit_scale: float
+    tokenize: Tokenize
+    image_size: int
+    context_length: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        device: torch.device = self.visual.class_embedding.device
+        return device
+
+    @property
+    def joint_width(self) -> int:
+        """D, the width of the features of both towers."""
+        return int(self.visual.output_dim)
+
+    @property
+    def image_width(self) -> int:
+        """W of the image tower, the width of its prompts."""
+        return int(self.visual.transformer.width)
+
+    @property
+    def text_width(self) -> int:
+        """W of the text tower, the width of its prompts."""
+        return int(self.text.transformer.width)
+
+    @property
+    def image_layers(self) -> int:
+        """Number of blocks of the image tower."""
+        return len(self.visual.transformer.resblocks)
+
+    @property
+    def text_layers(self) -> int:
+        """Number of blocks of the text tower."""
+        return len(self.text.transformer.resblocks)
+
+
+def load_clip(
+    name: str,
+    weights: Path | str | None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ClipTowers:
+    """Load a frozen CLIP.
+
+    Args:
+        name: "embedded-teacher" or "embedded-student" (they ship with this
+            package), or the name of an open_clip model.
+        weights: a local `.pt` or `.safetensors` file, or the tag of pretrained
+            weights that open_clip downloads ("openai", "laion2b_s34b_b88k").
+            For the embedded models None means the weights that ship.
+        device: where to put the towers.
+        dtype: of the frozen weights.
+
+    Returns:
+        The towers, in evaluation mode, without gradients.
+
+    Raises:
+        UnknownName: no such model.
+        MissingFile: the weights are neither a file nor a tag of this model.
+        BadParams: the activation does not fit the weights, or the towers are
+            not plain transformers.
+        BadArtifact: the file does not hold this model's weights.
+    """
+    if name in EMBEDDED:
+        from pd_core.models.embedded import load_embedded
+
+        path = Path(weights) if weights is not None else None
+        return load_embedded(name, path, device=device, dtype=dtype)
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise unknown("model", name, [*EMBEDDED, *open_clip.list_models()])
+    if weights in open_clip.list_pretrained_tags_by_model(name):
+        model = _from_tag(name, str(weights))
+    else:
+        model = _from_file(name, _existing(name, weights))
+    return freeze(name, model.to(device=device, dtype=dtype), open_clip.get_tokenizer(name))
+
+
+def from_openai_state_dict(state: Mapping[str, Tensor], *, name: str = "openai") -> ClipTowers:
+    """Build towers from weights under the keys of OpenAI's release.
+
+    All sizes are read from the shapes; a head is 64 wide; the activation is
+    QuickGELU. The weights become fp32.
+
+    Args:
+        state: OpenAI's keys (`visual.conv1.weight`, `transformer.resblocks.0...`).
+        name: the name that the towers get.
+
+    Returns:
+        The towers, in evaluation mode, without gradients.
+
+    Raises:
+        BadArtifact: keys are missing, left over, or of the wrong shape.
+    """
+    import open_clip
+
+    weights = {key: value for key, value in state.items() if key not in _OPENAI_ONLY}
+    try:
+        model = _openai_skeleton(weights)
+    except KeyError as error:
+        raise BadArtifact(f"OpenAI weights without {error}; give a complete state dict") from None
+    _load_strictly(model, weights, "OpenAI state dict")
+    tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
+    return freeze(name, model, tokenize)
+
+
+def freeze(name: str, model: Any, tokenize: Tokenize) -> ClipTowers:
+    """Take the towers out of an open_clip model and freeze them.
+
+    Args:
+        name: the name that the towers get.
+        model: an open_clip `CustomTextCLIP`, so that each tower is self-contained.
+        tokenize: C strings -> (C, L) token ids.
+
+    Returns:
+        The towers; the model's own parameters are set to need no gradient.
+
+    Raises:
+        BadParams: a tower is not a plain transformer.
+    """
+    _check_plain(name, model)
+    model.requires_grad_(requires_grad=False).eval()
+    size = model.visual.image_size
+    return ClipTowers(
+        name=name,
+        visual=model.visual,
+        text=model.text,
+        logit_scale=float(model.logit_scale.float().exp()),
+        tokenize=tokenize,
+        image_size=int(size[0] if isinstance(size, tuple) else size),
+        context_length=int(model.context_length),
+    )
+
+
+def imagenet_templates(count: int = 60) -> tuple[str, ...]:
+    """Return the first of OpenAI's 80 hand-written prompts for ImageNet.
+
+    PromptSRC averages over 60 of them to get its frozen text features, with
+    "a photo of a {}." moved to the front.
+
+    Args:
+        count: how many, at most 80.
+
+    Returns:
+        Strings with one `{}` where the class name goes.
+    """
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:count]]
+    return tuple(sorted(templates, key=lambda template: template != "a photo of a {}."))
+
+
+def _existing(name: str, weights: Path | str | None) -> Path:
+    import open_clip
+
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+    remedy = f"give a local file or one of the tags of this model ({tags})"
+    if weights is None:
+        raise missing(f"weights of '{name}'", "none given", remedy)
+    if not Path(weights).is_file():
+        raise missing(f"weights of '{name}'", weights, remedy)
+    return Path(weights)
+
+
+def _from_tag(name: str, tag: str) -> nn.Module:
+    """Let open_clip download (or find in its cache) the weights of a tag."""
+    import open_clip
+
+    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    _check_activation(name, f"tag '{tag}'", trained_with_quickgelu=trained)
+    model: nn.Module = open_clip.create_model(
+        name, pretrained=tag, precision="fp32", force_custom_text=True
+    )
+    return model
+
+
+def _from_file(name: str, path: Path) -> nn.Module:
+    import open_clip
+
+    state, from_openai = _read_state(path)
+    if from_openai:
+        _check_activation(name, f"file '{path}' (OpenAI's)", trained_with_quickgelu=True)
+    config = dict(open_clip.get_model_config(name))
+    config.pop("custom_text", None)
+    model: nn.Module = open_clip.CustomTextCLIP(**config)
+    _load_strictly(model, state, f"file '{path}' for '{name}'")
+    return model
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Read a state dict; also tell whether it is OpenAI's.
+
+    OpenAI's own archives say so by extra entries. Copies of them in other
+    formats are recognised by their values: OpenAI published half precision,
+    so every number survives a round trip through it.
+    """
+    try:
+        content = _read_any(path)
+    except Exception as error:  # torch and safetensors raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadArtifact(
+            f"weights '{path}' cannot be read ({reason}); give a .pt or .safetensors file"
+        ) from None
+    marked = any(key in content for key in _OPENAI_ONLY)
+    state = {
+        key.removeprefix("module."): value.float()
+        for key, value in content.items()
+        if isinstance(value, Tensor) and key not in _OPENAI_ONLY
+    }
+    halves = all(torch.equal(value, value.half().float()) for value in state.values())
+    return state, marked or (bool(state) and halves)
+
+
+def _read_any(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if _is_torchscript(path):  # what OpenAI publishes
+        load_archive: Any = torch.jit.load
+        with warnings.catch_warnings():  # deprecated, but the files are what they are
+            warnings.simplefilter("ignore")
+            return dict(load_archive(str(path), map_location="cpu").state_dict())
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(content.get("state_dict", content))
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -> None:
+    """Refuse weights whose activation the model's name does not have.
+
+    open_clip only warns, and every feature is then silently wrong.
+    """
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if bool(config.get("quick_gelu", False)) == trained_with_quickgelu:
+        return
+    plain = name.removesuffix("-quickgelu")
+    right = f"{plain}-quickgelu" if trained_with_quickgelu else plain
+    has = "with" if trained_with_quickgelu else "without"
+    raise BadParams(f"model '{name}': {source} was trained {has} QuickGELU; use model '{right}'")
+
+
+def _check_plain(name: str, model: Any) -> None:
+    from open_clip.transformer import TextTransformer, VisionTransformer
+
+    visual, text = model.visual, getattr(model, "text", None)
+    plain = (
+        isinstance(visual, VisionTransformer)
+        and isinstance(text, TextTransformer)
+        and visual.attn_pool is None
+        and text.cls_emb is None
+        and text.pool_type == "argmax"
+        and visual.transformer.batch_first
+        and text.transformer.batch_first
+    )
+    if not plain:
+        raise BadParams(
+            f"model '{name}' cannot take deep prompts; use one of two plain transformers"
+            " with end-of-text pooling, such as 'ViT-B-16-quickgelu'"
+        )
+
+
+def _openai_skeleton(state: Mapping[str, Tensor]) -> Any:
+    """Make an open_clip model with the sizes that the weights' shapes imply."""
+    import open_clip
+
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    text_width = state["ln_final.weight"].shape[0]
+    vision = open_clip.CLIPVisionCfg(
+        layers=_count_blocks(state, "visual.transformer."),
+        width=width,
+        patch_size=patch,
+        image_size=patch * grid,
+    )
+    text = open_clip.CLIPTextCfg(
+        context_length=state["positional_embedding"].shape[0],
+        vocab_size=state["token_embedding.weight"].shape[0],
+        width=text_width,
+        heads=text_width // 64,
+        layers=_count_blocks(state, "transformer."),
+    )
+    return open_clip.CustomTextCLIP(
+        state["text_projection"].shape[1], vision_cfg=vision, text_cfg=text, quick_gelu=True
+    )
+
+
+def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    start = f"{prefix}resblocks."
+    return len({key[len(start) :].split(".")[0] for key in state if key.startswith(start)})
+
+
+def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights, each of them and no others; the text tower's keys get their prefix."""
+    renamed = {
+        f"text.{key}" if key.startswith(_TEXT_KEYS) else key: value.float()
+        for key, value in state.items()
+    }
+    try:
+        model.load_state_dict(renamed, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadArtifact(f"{source} does not fit the model: {reason}") from None

@@ -1,0 +1,44 @@
+"""How tensors are computed: precision, CPU threads, deterministic kernels."""
+
+import os
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+from pd_core.errors import BadParams
+
+
+class Precision(StrEnum):
+    """What the towers compute in; what is trained stays fp32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"  # with loss scaling
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Make the context in which towers run at a precision."""
+    dtype = torch.float16 if precision is Precision.FP16 else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision is not Precision.FP32)
+
+
+def set_threads(threads: int) -> None:
+    """Fix the number of CPU threads and ask for deterministic kernels.
+
+    Sums are split among the threads, so their number changes the last bits of
+    every result: it belongs to what makes a run reproducible.
+
+    Raises:
+        BadParams: fewer than one thread.
+    """
+    if threads < 1:
+        raise BadParams(f"threads = {threads}; give a number from 1 upwards")
+    torch.set_num_threads(threads)
+    # cuBLAS is only deterministic with a fixed workspace, set before its first use.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True)
+    # It would also fill every new buffer, at a price, to expose reads of memory never written.
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False

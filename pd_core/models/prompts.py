@@ -1,0 +1,160 @@
+"""Deep prompts, and the two functions that drive a frozen tower with them.
+
+The towers are open_clip's, untouched: the functions walk through their own
+pieces (embedding, residual blocks, pooling, projection) and put the prompts in
+between. Without prompts the result is the tower's own.
+
+Shapes: B images, C texts, L tokens, P patches, D the joint width, W the width
+of the tower, n prompts per layer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DeepPrompts(nn.Module):
+    """Learnable tokens for the first layers of a tower.
+
+    Row 0 is put in at the tower's input, row i at block i (paper, section 3.2:
+    "vision-language prompts" of PromptSRC and MaPLe).
+
+    Attributes:
+        tokens: (depth, n, W), always fp32.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        length: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Draw the tokens from a normal distribution of deviation 0.02.
+
+        Args:
+            depth: number of layers that get prompts.
+            length: n.
+            width: W.
+            generator: where the numbers come from; without one all are zero,
+                to be filled in by whoever loads them.
+        """
+        super().__init__()
+        tokens = torch.zeros(depth, length, width)
+        if generator is not None:
+            tokens.normal_(std=0.02, generator=generator)
+        self.tokens = nn.Parameter(tokens)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that get prompts."""
+        return self.tokens.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Number of prompts per layer."""
+        return self.tokens.shape[1]
+
+
+def encode_image(tower: Any, images: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
+    """Encode images, with prompts behind the patch tokens of the first layers.
+
+    Args:
+        tower: open_clip's `VisionTransformer`.
+        images: (B, 3, H, W), normalised as the tower expects.
+        prompts: of the tower's width; every row replaces the one before it.
+
+    Returns:
+        (B, D), not normalised.
+    """
+    x = tower._embeds(images)  # (B, 1 + P, W), after ln_pre
+    kept = x.shape[1]
+    for layer, block in enumerate(tower.transformer.resblocks):
+        if prompts is not None and layer < prompts.depth:
+            row = prompts.tokens[layer].to(x.dtype)  # (n, W)
+            if layer == 0:
+                # The published model adds row 0 before ln_pre, which x has behind it.
+                row = tower.ln_pre(row)
+            row = row.expand(len(x), -1, -1)
+            x = torch.cat([x[:, :kept], row], dim=1)  # (B, 1 + P + n, W)
+        x = block(x)
+    pooled, _ = tower._pool(x)  # (B, W)
+    return _project(pooled, tower.proj)
+
+
+def encode_text(tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
+    """Encode texts, with prompts in place of the tokens at positions 1..n.
+
+    Row 0 stands for word embeddings, so it gets the positional embedding; the
+    deeper rows replace the hidden states as they are.
+
+    Args:
+        tower: open_clip's `TextTransformer`.
+        tokens: (C, L), of the full context length or cut by `cut_after_end`.
+        prompts: of the tower's width, n < L - 1.
+
+    Returns:
+        (C, D), the features at end-of-text, not normalised.
+    """
+    length = tokens.shape[1]
+    x, mask = tower._embeds(tokens)  # (C, L, W)
+    mask = mask if mask is None else mask[..., :length, :length]
+    for layer, block in enumerate(tower.transformer.resblocks):
+        if prompts is not None and layer < prompts.depth:
+            row = prompts.tokens[layer].to(x.dtype)  # (n, W)
+            if layer == 0:
+                row = row + tower.positional_embedding[1 : 1 + prompts.length].to(x.dtype)
+            row = row.expand(len(x), -1, -1)
+            x = torch.cat([x[:, :1], row, x[:, 1 + prompts.length :]], dim=1)
+        x = block(x, attn_mask=mask)
+    x = tower.ln_final(x)
+    pooled = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # (C, W)
+    return _project(pooled, tower.text_projection)
+
+
+def cut_after_end(tokens: Tensor) -> Tensor:
+    """Drop the positions behind the last end-of-text of a batch.
+
+    The text tower is causal, so no feature at end-of-text sees them.
+
+    Args:
+        tokens: (C, L); end-of-text has the largest id of each row.
+
+    Returns:
+        (C, L') with L' <= L.
+    """
+    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+
+
+@torch.no_grad()
+def encode_many_texts(
+    tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None, *, batch_size: int = 256
+) -> Tensor:
+    """Encode any number of texts without gradients, short ones with short ones.
+
+    Args:
+        tower: open_clip's `TextTransformer`.
+        tokens: (C, L).
+        prompts: as in `encode_text`.
+        batch_size: texts at a time.
+
+    Returns:
+        (C, D), in the order of `tokens`, not normalised, fp32.
+    """
+    order = tokens.argmax(dim=-1).argsort(stable=True)
+    features = [
+        encode_text(tower, cut_after_end(tokens[chosen]), prompts).float()
+        for chosen in torch.split(order, batch_size)
+    ]
+    return torch.cat(features)[order.argsort()]
+
+
+def _project(pooled: Tensor, projection: Any) -> Tensor:
+    if projection is None:
+        return pooled
+    product: Tensor = (
+        projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    )
+    return product

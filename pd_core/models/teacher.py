@@ -1,0 +1,279 @@
+"""The teacher: a large frozen CLIP with tuned prompts in both towers.
+
+Shapes: B images, C classes, L tokens, D the joint width, W a tower's width.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from pd_core.artifacts import read_tensors, write_tensors
+from pd_core.errors import BadArtifact, BadParams
+from pd_core.models.clip import ClipTowers
+from pd_core.models.prompts import DeepPrompts, cut_after_end, encode_image, encode_text
+
+TEMPLATE = "a photo of a {}."
+
+
+class TeacherMethod(StrEnum):
+    """How a teacher came about."""
+
+    PROMPTSRC = "promptsrc"  # prompts in both towers, tuned with self-regularisation
+    CLIP = "clip"  # no training: the zero-shot model with a hand-written prompt
+
+
+class Teacher(nn.Module):
+    """A frozen CLIP and, if it was tuned, its prompts; only the prompts are its parameters.
+
+    Attributes:
+        towers: the frozen CLIP; not a sub-module, so neither trained nor saved.
+        text_prompts: of the text tower, or None.
+        image_prompts: of the image tower, or None.
+        method: how it was tuned.
+        template: the text of a class, with `{}` for its name.
+    """
+
+    def __init__(
+        self,
+        towers: ClipTowers,
+        text_prompts: DeepPrompts | None = None,
+        image_prompts: DeepPrompts | None = None,
+        *,
+        method: TeacherMethod = TeacherMethod.CLIP,
+        template: str = TEMPLATE,
+    ) -> None:
+        """Join towers and prompts; without prompts this is the zero-shot model."""
+        super().__init__()
+        self.towers = towers
+        self.text_prompts = text_prompts
+        self.image_prompts = image_prompts
+        self.method = method
+        self.template = template
+        self.to(towers.device)
+
+    @classmethod
+    def untrained(
+        cls,
+        towers: ClipTowers,
+        *,
+        text_depth: int = 9,
+        text_length: int = 4,
+        image_depth: int = 9,
+        image_length: int = 4,
+        template: str = TEMPLATE,
+        seed: int = 1,
+    ) -> Self:
+        """Make a teacher with fresh prompts, ready to be tuned.
+
+        The first text prompts start as the words before the class name, if
+        there are at least `text_length` of them; all others are random.
+
+        Args:
+            towers: the frozen CLIP.
+            text_depth: layers of the text tower with prompts; clipped to what it has.
+            text_length: prompts per layer of the text tower.
+            image_depth: layers of the image tower with prompts; clipped likewise.
+            image_length: prompts per layer of the image tower.
+            template: the text of a class, with `{}` for its name.
+            seed: of the random prompts.
+
+        Raises:
+            BadParams: a depth or length is not positive, or the text prompts
+                leave no room for a class name.
+        """
+        _check_sizes(text_depth, text_length, image_depth, image_length)
+        generator = torch.Generator().manual_seed(seed)
+        text = DeepPrompts(
+            min(text_depth, towers.text_layers), text_length, towers.text_width,
+            generator=generator,
+        )  # fmt: skip
+        image = DeepPrompts(
+            min(image_depth, towers.image_layers), image_length, towers.image_width,
+            generator=generator,
+        )  # fmt: skip
+        phrase = _phrase_tokens(towers, template)  # (p,)
+        if text_length <= len(phrase):
+            words = towers.text.token_embedding(phrase[:text_length].to(towers.device))
+            text.tokens.data[0] = words.detach().float().cpu()
+        return cls(towers, text, image, method=TeacherMethod.PROMPTSRC, template=template)
+
+    @property
+    def logit_scale(self) -> float:
+        """What its cosines are multiplied by to become logits."""
+        return self.towers.logit_scale
+
+    def texts(self, names: Sequence[str]) -> list[str]:
+        """Write the text of each class.
+
+        If there are more prompts than words before the class name, placeholders
+        hold their places instead of the words. Underscores become spaces.
+        """
+        length = self.text_prompts.length if self.text_prompts is not None else 0
+        template = self.template
+        if length > len(_phrase_tokens(self.towers, template)):
+            _, _, after = template.partition("{}")
+            template = " ".join(["X"] * length) + " {}" + after
+        return [template.replace("{}", name.replace("_", " ")) for name in names]
+
+    def tokens(self, names: Sequence[str]) -> Tensor:
+        """Tokenize the text of each class, cut behind the longest one.
+
+        Args:
+            names: C class names.
+
+        Returns:
+            (C, L') token ids, on the towers' device.
+
+        Raises:
+            BadParams: the prompts take all positions.
+        """
+        tokens = cut_after_end(self.towers.tokenize(self.texts(names)))
+        length = self.text_prompts.length if self.text_prompts is not None else 0
+        if length + 2 >= self.towers.context_length:
+            raise BadParams(
+                f"text prompt length = {length} leaves no room for class names in"
+                f" {self.towers.context_length} positions; use a shorter prompt"
+            )
+        return tokens.to(self.towers.device)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Encode images with the prompts: (B, 3, H, W) -> (B, D), unit length, fp32."""
+        return _unit(encode_image(self.towers.visual, images, self.image_prompts))
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """Encode tokens with the prompts: (C, L) -> (C, D), unit length, fp32."""
+        return _unit(encode_text(self.towers.text, tokens, self.text_prompts))
+
+    @torch.no_grad()
+    def frozen_image_features(self, images: Tensor) -> Tensor:
+        """Encode images without prompts: (B, 3, H, W) -> (B, D), unit length, fp32."""
+        return _unit(encode_image(self.towers.visual, images))
+
+    def save(self, path: Path) -> None:
+        """Write the prompts; the towers are named, not stored.
+
+        Raises:
+            PdError: the folder cannot be written.
+        """
+        metadata = {
+            "method": str(self.method),
+            "model": self.towers.name,
+            "template": self.template,
+            **_shape_metadata("text", self.text_prompts),
+            **_shape_metadata("image", self.image_prompts),
+        }
+        tensors = {
+            f"{branch}.tokens": prompts.tokens
+            for branch, prompts in (("text", self.text_prompts), ("image", self.image_prompts))
+            if prompts is not None
+        }
+        write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: Path, towers: ClipTowers, *, remedy: str = "tune a teacher first") -> Self:
+        """Read a teacher's prompts and join them to the towers.
+
+        Args:
+            path: written by `save`.
+            towers: the CLIP that the prompts were tuned for.
+            remedy: what to do when there is no such file.
+
+        Raises:
+            MissingFile: there is no such file.
+            BadArtifact: the prompts were tuned for another model, or their
+                depth, length or width does not fit.
+        """
+        tensors, metadata = read_tensors(path, what="teacher", remedy=remedy)
+        if metadata.get("model") != towers.name:
+            raise BadArtifact(
+                f"teacher '{path}' was tuned on model '{metadata.get('model')}', not on"
+                f" '{towers.name}'; set the model back or tune the teacher again"
+            )
+        text = read_prompts(
+            path, tensors, metadata, "text", width=towers.text_width, layers=towers.text_layers
+        )
+        image = read_prompts(
+            path, tensors, metadata, "image", width=towers.image_width, layers=towers.image_layers
+        )
+        return cls(
+            towers, text, image,
+            method=TeacherMethod(metadata["method"]), template=metadata["template"],
+        ).eval()  # fmt: skip
+
+
+def read_prompts(
+    path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    branch: str,
+    *,
+    width: int,
+    layers: int,
+) -> DeepPrompts | None:
+    """Take the prompts of one tower out of an artifact, or None if it holds none.
+
+    Args:
+        path: of the artifact, for the message.
+        tensors: of the artifact.
+        metadata: of the artifact; says which depth and length the tensor must have.
+        branch: "text" or "image".
+        width: W of the tower.
+        layers: blocks of the tower.
+
+    Raises:
+        BadArtifact: the depth, length or width does not fit.
+    """
+    tokens = tensors.get(f"{branch}.tokens")
+    said = [int(metadata.get(f"{branch}_{size}", 0)) for size in ("depth", "length")]
+    found = [0, 0] if tokens is None else list(tokens.shape[:2])
+    if said != found:
+        raise BadArtifact(
+            f"'{path}' says {branch} prompts of depth {said[0]} and length {said[1]} but holds"
+            f" depth {found[0]} and length {found[1]}; make it again"
+        )
+    if tokens is None:
+        return None
+    depth, length, found_width = tokens.shape
+    if found_width != width or depth > layers:
+        raise BadArtifact(
+            f"'{path}' has {branch} prompts of depth {depth}, length {length} and width"
+            f" {found_width}; the tower has {layers} layers of width {width}; make it again"
+        )
+    prompts = DeepPrompts(depth, length, width)
+    prompts.tokens.data.copy_(tokens)
+    return prompts
+
+
+def _shape_metadata(branch: str, prompts: DeepPrompts | None) -> dict[str, str]:
+    depth, length = (prompts.depth, prompts.length) if prompts is not None else (0, 0)
+    return {f"{branch}_depth": str(depth), f"{branch}_length": str(length)}
+
+
+def _check_sizes(text_depth: int, text_length: int, image_depth: int, image_length: int) -> None:
+    sizes = {
+        "text prompt depth": text_depth,
+        "text prompt length": text_length,
+        "image prompt depth": image_depth,
+        "image prompt length": image_length,
+    }
+    for name, value in sizes.items():
+        if value < 1:
+            raise BadParams(f"{name} = {value}; give a number from 1 upwards")
+
+
+def _phrase_tokens(towers: ClipTowers, template: str) -> Tensor:
+    """Tokenize the words before the class name, without start and end: (p,)."""
+    phrase, mark, _ = template.partition("{}")
+    if not mark:
+        raise BadParams(f"prompt template '{template}' has no {{}}; put it where the name goes")
+    tokens = towers.tokenize([phrase.strip()])[0]  # (L,)
+    return tokens[1 : int(tokens.argmax())]
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1)

@@ -1,0 +1,299 @@
+"""Typed models of ``params.yaml``: what may be set, of which type, in which range.
+
+Unknown keys are refused, and nothing is converted: text where a number belongs is an error.
+Defaults live in the file, none here, so that every number has one home. A data set's overrides
+(``datasets.<name>.<stage>``) are merged over the stage's block and checked as part of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pd_core.data.catalogue import dataset_names
+from pd_core.data.splits import Protocol
+from pd_core.errors import BadParams, missing, unknown
+
+# As models.compute.Precision and models.teacher.TeacherMethod, whose modules need torch.
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+MethodName = Literal["promptsrc", "clip"]
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
+    low, high = scale
+    if not 0 < low <= high <= 1:
+        raise ValueError("give two shares of the picture, 0 < least <= largest <= 1")
+    return scale
+
+
+def _with_gap(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError("write {} once, where the class name goes")
+    return template
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("give cpu, mps, cuda or cuda:<number>")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+CropScale = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Template = Annotated[str, AfterValidator(_with_gap)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ProfileParams(_Block):
+    """Which benchmark this file describes."""
+
+    name: Literal["quickstart", "paper"]
+    root: str  # the repository's root, seen from this file; dvc.yaml starts stages there
+
+
+class RunParams(_Block):
+    """What every stage shares."""
+
+    seed: CountOrZero
+    threads: Count
+    device: Device
+    precision: PrecisionName
+    workers: CountOrZero
+
+
+class PrepareParams(_Block):
+    """Few-shot lists."""
+
+    protocol: Protocol
+    shots: Count
+    val_shots: Count
+
+
+class _Training(_Block):
+    """What both training stages have."""
+
+    model: Annotated[str, Field(min_length=1)]
+    weights: str | None
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    warmup_epochs: CountOrZero
+    warmup_lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NotNegative
+    image_length: Count
+    image_depth: Count
+    crop_scale: CropScale
+    flip: bool
+
+
+class TeacherParams(_Training):
+    """The teacher's prompts, tuned on few-shot labels."""
+
+    method: MethodName
+    template: Template
+    text_length: Count
+    text_depth: Count
+    text_loss_weight: NotNegative
+    image_loss_weight: NotNegative
+    logits_loss_weight: NotNegative
+    gpa_mean: Positive
+    gpa_std: Positive
+    templates: Count
+
+
+class ClassVectorsParams(_Block):
+    """Class vectors need nothing but the teacher."""
+
+
+class StudentParams(_Training):
+    """The student's prompts and projector, distilled on unlabelled pictures."""
+
+    batch_size: Annotated[int, Field(ge=2)]  # batch normalisation needs two
+    temperature: Positive
+    kd_weight: Positive
+    view_epochs: Count | None
+
+
+class EvaluateParams(_Block):
+    """Accuracy of everybody."""
+
+    split: Literal["test", "val"]
+    batch_size: Count
+
+
+class DatasetParams(_Block):
+    """All parameters of one data set, its overrides merged in."""
+
+    name: str
+    run: RunParams
+    prepare: PrepareParams
+    teacher: TeacherParams
+    class_vectors: ClassVectorsParams
+    student: StudentParams
+    evaluate: EvaluateParams
+
+
+_STAGES: dict[str, type[_Block]] = {
+    "prepare": PrepareParams,
+    "teacher": TeacherParams,
+    "class_vectors": ClassVectorsParams,
+    "student": StudentParams,
+    "evaluate": EvaluateParams,
+}
+
+
+class DatasetRow(_Block):
+    """One data set: its own values for keys of the stages."""
+
+    prepare: dict[str, Any] = {}
+    teacher: dict[str, Any] = {}
+    class_vectors: dict[str, Any] = {}
+    student: dict[str, Any] = {}
+    evaluate: dict[str, Any] = {}
+
+    def overrides(self, stage: str) -> dict[str, Any]:
+        """Return the values that replace those of a stage's block."""
+        values: dict[str, Any] = getattr(self, stage)
+        return values
+
+
+class Params(_Block):
+    """The whole file."""
+
+    profile: ProfileParams
+    run: RunParams
+    prepare: PrepareParams
+    teacher: TeacherParams
+    class_vectors: ClassVectorsParams
+    student: StudentParams
+    evaluate: EvaluateParams
+    datasets: Annotated[dict[str, DatasetRow], Field(min_length=1)]
+
+    def for_dataset(self, name: str) -> DatasetParams:
+        """Merge a data set's overrides over the stages' blocks.
+
+        Raises:
+            UnknownName: The file does not list the data set.
+        """
+        if name not in self.datasets:
+            raise unknown("data set", name, self.datasets)
+        row = self.datasets[name]
+        stages = {stage: _merge(getattr(self, stage), row.overrides(stage)) for stage in _STAGES}
+        return DatasetParams.model_construct(name=name, run=self.run, **stages)
+
+
+_AnyBlock = TypeVar("_AnyBlock", bound=_Block)
+
+
+def _merge(block: _AnyBlock, overrides: Mapping[str, Any]) -> _AnyBlock:
+    return _validate(type(block), {**block.model_dump(mode="json"), **overrides})
+
+
+def _validate(model: type[_AnyBlock], values: Mapping[str, Any]) -> _AnyBlock:
+    """Validate as JSON: the strict rules for it accept a list as a tuple and text as an enum."""
+    return model.model_validate_json(json.dumps(values, default=str))
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a ``params.yaml``, with every data set's overrides.
+
+    The file is read as YAML 1.2, as DVC reads it: ``1e-5`` is a number.
+
+    Raises:
+        MissingFile: There is no such file.
+        BadParams: A key is unknown or missing, or a value has a wrong type or range.
+        UnknownName: A data set is not in the catalogue.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise missing("parameter file", path, "run this where dvc.yaml is") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadParams(f"{path}: cannot be read ({error})") from None
+    try:
+        content = YAML(typ="safe", pure=True).load(StringIO(text))
+    except YAMLError as error:
+        raise BadParams(f"{path}: is not YAML ({_first_problem(error)}); correct it") from None
+    if not isinstance(content, dict):
+        raise BadParams(f"{path}: holds no keys; expected {', '.join(Params.model_fields)}")
+    try:
+        params = _validate(Params, content)
+    except ValidationError as error:
+        raise _bad_params(path, Params, error) from None
+    _check_overrides(path, params)
+    return params
+
+
+def _first_problem(error: YAMLError) -> str:
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    return f"{error.problem}, line {error.problem_mark.line + 1}"
+
+
+def _check_overrides(path: Path, params: Params) -> None:
+    known = dataset_names()
+    for name, row in params.datasets.items():
+        if name not in known:
+            raise unknown(f"data set in {path}:", name, known)
+        for stage in _STAGES:
+            try:
+                _merge(getattr(params, stage), row.overrides(stage))
+            except ValidationError as error:
+                where = f"datasets.{name}.{stage}."
+                raise _bad_params(path, _STAGES[stage], error, where) from None
+
+
+def _bad_params(
+    path: Path, model: type[BaseModel], error: ValidationError, where: str = ""
+) -> BadParams:
+    """Put the first of pydantic's complaints into one line."""
+    complaints = error.errors(include_url=False)
+    # A misspelt key is also a missing one: the misspelling says more.
+    first = next((one for one in complaints if one["type"] == "extra_forbidden"), complaints[0])
+    loc = [str(part) for part in first["loc"]]
+    key = where + ".".join(loc)
+    match first["type"]:
+        case "extra_forbidden":
+            return _unknown_key(path, key, _fields(model, loc[:-1]))
+        case "missing":
+            return BadParams(f"{path}: {key} is missing; add it")
+        case "model_type" | "dict_type":
+            return BadParams(f"{path}: {key} = {json.dumps(first['input'])}: give a block of keys")
+        case _:
+            message = first["msg"].removeprefix("Value error, ")
+            lowered = message[0].lower() + message[1:]
+            return BadParams(f"{path}: {key} = {json.dumps(first['input'])}: {lowered}")
+
+
+def _fields(model: type[BaseModel], loc: list[str]) -> list[str]:
+    """Names of the keys that are valid at a place in the file."""
+    for part in loc:
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)
+
+
+def _unknown_key(path: Path, key: str, known: Mapping[str, Any] | list[str]) -> BadParams:
+    close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    guess = f" did you mean '{close[0]}'?" if close else ""
+    valid = ", ".join(known) or "none"
+    return BadParams(f"{path}: unknown key '{key}';{guess} known: {valid}")

@@ -1,0 +1,262 @@
+"""Classify pictures with a distilled student: the student, its class vectors, nothing else.
+
+A student is used from a folder, either the `student` stage's output or a bundle: the same files
+together with the class vectors and `model.json`, which is what the registry holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pd_core.artifacts import read_json, read_tensors, write_folder, write_json
+from pd_core.class_vectors import FILE as VECTORS_FILE
+from pd_core.class_vectors import ClassVectors
+from pd_core.data.images import eval_transform, normalise
+from pd_core.errors import BadArtifact, BadData, BadParams, missing
+from pd_core.models.clip import load_clip
+from pd_core.models.student import Student
+
+STUDENT_FILE = "student.safetensors"
+MODEL_FILE = "model.json"
+
+Picture = Any  # a path, encoded bytes, base64 text, an array (H, W, 3) of uint8, or a PIL image
+Ranking = list[tuple[str, float]]  # class names with their probabilities, the likeliest first
+
+# What PIL raises for something that is not the picture it claims to be.
+_UNREADABLE = (
+    EOFError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+class Predictor:
+    """A student ready to classify.
+
+    Attributes:
+        names: C class names, by label.
+    """
+
+    def __init__(self, student: Student, vectors: ClassVectors) -> None:
+        """Join a student and the class vectors of the teacher that it learnt from.
+
+        Args:
+            student: in evaluation mode, on the device to compute on.
+            vectors: C classes, as wide as the student's features.
+        """
+        self.names = vectors.names
+        self._student = student
+        self._vectors = vectors.to(student.towers.device)
+        self._transform = eval_transform(student.towers.image_size)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        vectors: Path | str | None = None,
+        weights: Path | str | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """Load a student from a bundle or from the `student` stage's output.
+
+        Args:
+            folder: a folder that `write_bundle` made, or `data/student/<data set>`.
+            vectors: class vectors, if they are neither in the folder nor at
+                `class_vectors/<data set>` beside its parent.
+            weights: of the student's CLIP, if they neither ship with the package nor are named
+                in the bundle.
+            device: where to compute.
+
+        Raises:
+            MissingFile: a file is not there.
+            BadArtifact: a file does not hold what it should.
+        """
+        folder = Path(folder)
+        remedy = f"run `dvc repro student@{folder.name}`, or give another folder"
+        path = folder / STUDENT_FILE
+        _, metadata = read_tensors(path, what="student", remedy=remedy)
+        if (folder / MODEL_FILE).is_file():
+            weights = weights or read_json(folder / MODEL_FILE)["weights"]
+        towers = load_clip(metadata.get("model", ""), weights, device=device)
+        student = Student.load(path, towers, remedy=remedy)
+        found = Path(vectors) if vectors else _vectors_beside(folder)
+        return cls(student, _load_vectors(found, int(metadata["feature_width"])))
+
+    def classify(self, picture: Picture, *, top: int = 5) -> Ranking:
+        """Name what is in a picture.
+
+        Args:
+            picture: a path, encoded bytes, base64 text, an array (H, W, 3) of uint8, or a PIL
+                image.
+            top: how many names at most.
+
+        Returns:
+            Names with probabilities, the likeliest first.
+
+        Raises:
+            BadData: it is not a readable picture.
+            BadParams: `top` is not positive.
+        """
+        return self.classify_many([picture], top=top)[0]
+
+    def classify_many(
+        self, pictures: Sequence[Picture], *, top: int = 5, batch_size: int = 64
+    ) -> list[Ranking]:
+        """Name what is in each of many pictures; see `classify`.
+
+        Args:
+            pictures: of any kinds that `classify` takes.
+            top: how many names at most for each.
+            batch_size: how many go through the model together.
+
+        Returns:
+            One ranking per picture, in their order.
+        """
+        if top < 1:
+            raise BadParams(f"top = {top}; ask for at least one name")
+        rankings: list[Ranking] = []
+        for start in range(0, len(pictures), batch_size):
+            images = [decode(picture) for picture in pictures[start : start + batch_size]]
+            crops = normalise([self._transform.crop(image) for image in images])
+            rankings.extend(self._rank(self.probabilities(crops), top))
+        return rankings
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the probability of every class: (B, 3, H, W) normalised pictures -> (B, C)."""
+        features = self._student(images.to(self._vectors.vectors.device))  # (B, D)
+        logits = self._vectors.logits(features, logit_scale=self._student.logit_scale)
+        return logits.softmax(dim=-1).cpu()
+
+    def _rank(self, probabilities: Tensor, top: int) -> Iterator[Ranking]:
+        best = probabilities.topk(min(top, len(self.names)))
+        for values, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            yield [(self.names[label], value) for label, value in zip(labels, values, strict=True)]
+
+
+def load_student(
+    folder: Path | str,
+    *,
+    vectors: Path | str | None = None,
+    weights: Path | str | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Load a distilled student to classify pictures with; see `Predictor.load`."""
+    return Predictor.load(folder, vectors=vectors, weights=weights, device=device)
+
+
+def write_bundle(
+    folder: Path, *, student: Path, vectors: Path, weights: Path | str | None = None
+) -> None:
+    """Put what `Predictor.load` needs into one folder; the same input gives the same bytes.
+
+    Args:
+        folder: to make or replace.
+        student: the `student` stage's safetensors file.
+        vectors: the class vectors that it was trained on.
+        weights: of the student's CLIP, as in the parameters; None if they ship with the package.
+
+    Raises:
+        MissingFile: one of the files is not there.
+        BadArtifact: it is not a safetensors file.
+        PdError: the folder cannot be written.
+    """
+    _, metadata = read_tensors(student, what="student", remedy="run the student stage")
+    names = ClassVectors.load(vectors).names
+    with write_folder(folder) as new:
+        shutil.copyfile(student, new / STUDENT_FILE)
+        shutil.copyfile(vectors, new / VECTORS_FILE)
+        write_json(
+            new / MODEL_FILE,
+            {
+                "model": metadata.get("model", ""),
+                "weights": None if weights is None else str(weights),
+                "classes": len(names),
+            },
+        )
+
+
+def decode(picture: Picture) -> Image.Image:
+    """Turn any kind of picture into an RGB image.
+
+    Text is a path if there is such a file, and base64 (also as a data URL) otherwise.
+
+    Raises:
+        MissingFile: a `Path` leads nowhere.
+        BadData: it is not a readable picture.
+    """
+    name = f"'{picture}'" if isinstance(picture, Path) else f"the picture ({_kind(picture)})"
+    try:
+        if isinstance(picture, Image.Image):
+            return picture.convert("RGB")
+        if isinstance(picture, str | Path | bytes | bytearray | memoryview):
+            with Image.open(_source(picture)) as image:
+                return image.convert("RGB")
+        if picture.dtype.name != "uint8" or picture.ndim not in (2, 3):
+            raise ValueError(f"array of {picture.dtype.name} and shape {picture.shape}")
+        return Image.fromarray(picture).convert("RGB")
+    except (*_UNREADABLE, AttributeError) as error:
+        reason = str(error).partition("<")[0].strip() or type(error).__name__
+        raise BadData(
+            f"{name} cannot be read ({reason}); give a path, the bytes of a picture file, base64 "
+            f"text, or an array of (H, W, 3) uint8"
+        ) from None
+
+
+def _source(picture: str | Path | bytes | bytearray | memoryview) -> Path | io.BytesIO:
+    if isinstance(picture, Path):
+        if not picture.is_file():
+            raise missing("picture", picture, "check the path")
+        return picture
+    if not isinstance(picture, str):
+        return io.BytesIO(picture)
+    if _is_file(picture):
+        return Path(picture)
+    text = picture.partition(",")[2] if picture.startswith("data:") else picture
+    try:
+        return io.BytesIO(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        raise ValueError(f"'{text[:60]}' is neither a file nor base64") from None
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
+        return False
+
+
+def _kind(picture: object) -> str:
+    return f"{len(picture)} bytes" if isinstance(picture, bytes) else type(picture).__name__
+
+
+def _load_vectors(path: Path, wanted: int) -> ClassVectors:
+    vectors = ClassVectors.load(path)
+    width = vectors.vectors.shape[1]
+    if width != wanted:
+        raise BadArtifact(
+            f"class vectors '{path}' are {width} wide, the student's features {wanted}; give those "
+            f"that it was distilled with"
+        )
+    return vectors
+
+
+def _vectors_beside(folder: Path) -> Path:
+    inside = folder / VECTORS_FILE
+    if inside.is_file():
+        return inside
+    return folder.parent.parent / "class_vectors" / folder.name / VECTORS_FILE

@@ -1,0 +1,72 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Reporter:
+    """Shows how far a stage is, and keeps what each epoch reports.
+
+    Attributes:
+        history: the metrics of each epoch, with its number.
+    """
+
+    def __init__(self, title: str) -> None:
+        """Name the work; nothing is shown before the first call of `progress`."""
+        self.history: list[dict[str, float]] = []
+        self._title = title
+        self._bar: Progress | None = None
+        self._next_line = 0.0
+        self._metrics = ""
+
+    def __enter__(self) -> Self:
+        """Start: on a terminal a bar, elsewhere lines now and then."""
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar.start()
+            self._bar.add_task(self._title, total=None, metrics="")
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def progress(self, done: int, total: int) -> None:
+        """Show that `done` of `total` steps are done."""
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, total=total, metrics=self._metrics)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            sys.stderr.write(f"{self._title}: {done}/{total} steps {self._metrics}\n")
+            sys.stderr.flush()
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Keep and show the metrics of an epoch."""
+        self.history.append({"epoch": epoch, **metrics})
+        shown = {key: value for key, value in metrics.items() if key != "lr"}
+        self._metrics = " ".join(f"{key} {value:.3g}" for key, value in shown.items())

@@ -1,0 +1,77 @@
+"""The environment: where things are and who may get at them. Numbers are in ``params.yaml``.
+
+Each field is an environment variable with the prefix ``PD_`` (``PD_DATA_ROOT``), or a line of the
+same form in a file ``.env``. None is needed: everything is inside the project by default.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pd_core.errors import BadParams
+from pd_core.params import Device
+
+# Read by the tools themselves. MLflow understands the word, not 1.
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+class Settings(BaseSettings):
+    """What the environment decides.
+
+    Attributes:
+        data_root: Folder that holds the photo data sets, one folder each; None for the
+            repository's `data/raw`.
+        mlflow_tracking_uri: Tracking server or database; None for a local SQLite file.
+        mlflow_experiment: Experiment that runs are written to.
+        device: Device in place of ``run.device`` (``cpu``, ``cuda``, ``cuda:1``).
+        s3_endpoint_url: S3 server; None for Amazon's.
+        s3_access_key_id: Credential for S3; None to let boto3 look for its own.
+        s3_secret_access_key: Credential for S3; None to let boto3 look for its own.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="PD_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    data_root: Path | None = None
+    mlflow_tracking_uri: str | None = None
+    mlflow_experiment: Annotated[str, Field(min_length=1)] = "promptkd"
+    device: Device | None = None
+    s3_endpoint_url: str | None = None
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        BadParams: A variable has a value that cannot be; secrets are not repeated.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        variable = f"PD_{first['loc'][0]}".upper()
+        raise BadParams(
+            f"environment variable {variable}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
+
+
+def telemetry_off() -> None:
+    """Keep the tools from reporting to their makers, unless the user said otherwise.
+
+    Call it before mlflow or prefect is imported.
+    """
+    for variable, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(variable, value)

@@ -1,0 +1,85 @@
+"""What all tests share."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from pd_core import tracking
+from pd_core.settings import telemetry_off
+
+telemetry_off()
+
+# The same examples every time, and no complaint when a busy machine takes long.
+settings.register_profile("promptkd", derandomize=True, deadline=None, database=None)
+settings.load_profile("promptkd")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tracking database without runs: creating one takes seconds, copying it does not."""
+    folder = tmp_path_factory.mktemp("database")
+    (folder / "mlflow.db.new").write_bytes(b"half a database, as a killed process leaves it")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tracking.open_store(folder)
+    return folder / tracking.DATABASE
+
+
+@dataclass(frozen=True)
+class TinyStudent:
+    """An untrained student over three classes, laid out as the stages do it.
+
+    Attributes:
+        folder: the `student` stage's output.
+        vectors: the class vectors' file.
+        weights: of the student's CLIP, random.
+    """
+
+    folder: Path
+    vectors: Path
+    weights: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
+    """Write an embedded student with random weights, prompts and projector."""
+    import torch
+    from safetensors.torch import save_file
+    from torch.nn.functional import normalize
+
+    from pd_core.class_vectors import ClassVectors
+    from pd_core.models import embedded
+    from pd_core.models.clip import load_clip
+    from pd_core.models.student import Student
+
+    data = tmp_path_factory.mktemp("tiny") / "data"
+    tiny = TinyStudent(
+        folder=data / "student" / "greek",
+        vectors=data / "class_vectors" / "greek" / "class_vectors.safetensors",
+        weights=data / "clip.safetensors",
+    )
+    data.mkdir()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        save_file(embedded.build("embedded-student").state_dict(), tiny.weights)
+        vectors = normalize(torch.randn(3, 16), dim=-1)
+    towers = load_clip("embedded-student", tiny.weights)
+    student = Student.untrained(towers, feature_width=16, depth=2, length=2, seed=1)
+    student.save(tiny.folder / "student.safetensors")
+    ClassVectors(("alpha", "beta", "gamma"), vectors, 30.0, "random").save(tiny.vectors)
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def picture() -> bytes:
+    """Return a PNG file of coloured noise."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()

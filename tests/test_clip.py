@@ -1,0 +1,186 @@
+"""CLIP comes from any source without a network, and wrong weights are refused, not warned of."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pd_core.errors import BadArtifact, BadParams, MissingFile, UnknownName
+from pd_core.models import clip
+
+
+def openai_state() -> dict[str, Tensor]:
+    """Make weights under OpenAI's keys, with values that half precision holds."""
+    config = open_clip.CustomTextCLIP(
+        8,
+        vision_cfg=open_clip.CLIPVisionCfg(layers=2, width=64, patch_size=8, image_size=16),
+        text_cfg=open_clip.CLIPTextCfg(
+            context_length=24, vocab_size=50, width=64, heads=1, layers=2
+        ),
+        quick_gelu=True,
+    )
+    return {
+        key.removeprefix("text."): value.half().float()
+        for key, value in config.state_dict().items()
+    }
+
+
+def test_a_local_file_gives_the_models_features(tmp_path: Path) -> None:
+    towers = clip.load_clip("tiny", tiny.weights(tmp_path))
+
+    expected = tiny.towers()
+    assert torch.equal(towers.visual(tiny.images(2)), expected.visual(tiny.images(2)))
+    tokens = towers.tokenize(["a photo of a cat."])
+    assert torch.equal(towers.text(tokens), expected.text(tokens))
+    assert (towers.name, towers.image_size, towers.context_length) == ("tiny", 16, 24)
+    assert towers.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
+    assert not towers.visual.training
+    assert not any(p.requires_grad for p in towers.visual.parameters())
+
+
+def test_a_pt_file_is_read_like_a_safetensors_file(tmp_path: Path) -> None:
+    tiny.register()
+    torch.save({"state_dict": tiny.model().state_dict()}, tmp_path / "tiny.pt")
+
+    towers = clip.load_clip("tiny", tmp_path / "tiny.pt")
+
+    assert torch.equal(towers.visual(tiny.images(2)), tiny.towers().visual(tiny.images(2)))
+
+
+def test_an_archive_as_openai_publishes_it_is_read_and_recognised(tmp_path: Path) -> None:
+    class Archive(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            model = tiny.model()
+            for key, value in model.state_dict().items():
+                # Names with dots cannot be buffers of one module: nest them as OpenAI's are.
+                _nest(self, key.removeprefix("text.").split("."), value)
+            self.register_buffer("input_resolution", torch.tensor(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    tiny.register()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script: Any = torch.jit.script
+        script(Archive()).save(tmp_path / "openai.pt")
+
+    with pytest.raises(BadParams, match="use model 'tiny-quickgelu'"):
+        clip.load_clip("tiny", tmp_path / "openai.pt")
+    towers = clip.load_clip("tiny-quickgelu", tmp_path / "openai.pt")
+    assert torch.equal(towers.visual.conv1.weight, tiny.towers().visual.conv1.weight)
+
+
+def _nest(module: torch.nn.Module, parts: list[str], value: Tensor) -> None:
+    for part in parts[:-1]:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = module.get_submodule(part)
+    module.register_buffer(parts[-1], value)
+
+
+def test_openai_keys_give_towers_of_the_implied_sizes() -> None:
+    state = openai_state()
+
+    towers = clip.from_openai_state_dict(
+        {**state, "input_resolution": torch.tensor(16), "vocab_size": torch.tensor(50)}
+    )
+
+    assert (towers.image_size, towers.context_length, towers.joint_width) == (16, 24, 8)
+    assert (towers.image_layers, towers.text_layers) == (2, 2)
+    assert (towers.image_width, towers.text_width) == (64, 64)
+    assert torch.equal(towers.visual.conv1.weight, state["visual.conv1.weight"])
+    assert isinstance(
+        towers.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU
+    )
+
+
+def test_incomplete_openai_weights_are_refused() -> None:
+    state = openai_state()
+
+    with pytest.raises(BadArtifact, match="without 'ln_final.weight'"):
+        clip.from_openai_state_dict({k: v for k, v in state.items() if k != "ln_final.weight"})
+    with pytest.raises(BadArtifact, match="visual.proj"):
+        clip.from_openai_state_dict({k: v for k, v in state.items() if k != "visual.proj"})
+
+
+def test_openai_weights_need_the_quickgelu_name(tmp_path: Path) -> None:
+    tiny.register()
+    state = {key: value.half() for key, value in tiny.model().state_dict().items()}
+    save_file(state, tmp_path / "openai.safetensors")
+
+    with pytest.raises(BadParams, match="with QuickGELU; use model 'tiny-quickgelu'"):
+        clip.load_clip("tiny", tmp_path / "openai.safetensors")
+    assert clip.load_clip("tiny-quickgelu", tmp_path / "openai.safetensors").name.endswith("gelu")
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "right"),
+    [
+        ("ViT-B-16", "openai", "ViT-B-16-quickgelu"),
+        ("ViT-L-14", "openai", "ViT-L-14-quickgelu"),
+        ("ViT-B-32", "laion400m_e32", "ViT-B-32-quickgelu"),
+    ],
+)
+def test_a_tag_with_the_wrong_activation_is_refused_before_anything_is_downloaded(
+    name: str, tag: str, right: str
+) -> None:
+    with pytest.raises(BadParams, match=f"use model '{right}'"):
+        clip.load_clip(name, tag)
+
+
+def test_an_unknown_model_gets_a_guess() -> None:
+    with pytest.raises(
+        UnknownName, match="unknown model 'embedded-teachr'; did you mean 'embedded-t"
+    ):
+        clip.load_clip("embedded-teachr", None)
+
+
+def test_missing_weights_are_named_with_what_would_do() -> None:
+    with pytest.raises(MissingFile, match="weights of 'ViT-L-14-quickgelu'.*openai"):
+        clip.load_clip("ViT-L-14-quickgelu", None)
+    with pytest.raises(MissingFile, match="'no/such/file.pt'"):
+        clip.load_clip("ViT-L-14-quickgelu", "no/such/file.pt")
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    tiny.register()
+    save_file(tiny.model(width=64).state_dict(), tmp_path / "wide.safetensors")
+
+    with pytest.raises(BadArtifact, match="wide.safetensors' for 'tiny' does not fit"):
+        clip.load_clip("tiny", tmp_path / "wide.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_is_no_weights_is_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    tiny.register()
+    path = tmp_path / f"page{suffix}"
+    path.write_text("<html>not found</html>")
+
+    with pytest.raises(BadArtifact, match="cannot be read") as caught:
+        clip.load_clip("tiny", path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_take_deep_prompts_is_refused() -> None:
+    config = tiny.CONFIG | {"text_cfg": tiny.CONFIG["text_cfg"] | {"pool_type": "last"}}
+    model = open_clip.CustomTextCLIP(**config)
+
+    with pytest.raises(BadParams, match="cannot take deep prompts"):
+        clip.freeze("other", model, tiny.towers().tokenize)
+
+
+def test_sixty_templates_start_with_the_plain_one() -> None:
+    templates = clip.imagenet_templates(60)
+
+    assert templates[0] == "a photo of a {}."
+    assert templates[1] == "a bad photo of a {}."
+    assert len(set(templates)) == 60
+    assert all(template.count("{}") == 1 for template in templates)

@@ -1,0 +1,149 @@
+"""Prompts go where the paper puts them, and the towers stay as they are."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONTEXT_LENGTH, NAMES, images, towers
+from torch import Tensor
+
+from pd_core.models.prompts import (
+    DeepPrompts,
+    cut_after_end,
+    encode_image,
+    encode_many_texts,
+    encode_text,
+)
+
+
+def prompts(depth: int, length: int = 2, width: int = 32, seed: int = 1) -> DeepPrompts:
+    made = DeepPrompts(depth, length, width, generator=torch.Generator().manual_seed(seed))
+    made.tokens.data.mul_(20)  # large enough to be seen in the features
+    return made
+
+
+def tokens() -> Tensor:
+    return towers().tokenize([f"a photo of a {name}." for name in NAMES])
+
+
+def test_without_prompts_the_features_are_the_towers_own() -> None:
+    clip = towers()
+
+    assert torch.equal(encode_image(clip.visual, images(3)), clip.visual(images(3)))
+    assert torch.equal(encode_text(clip.text, tokens()), clip.text(tokens()))
+
+
+def test_cutting_behind_the_longest_text_changes_no_feature() -> None:
+    text = copy.deepcopy(towers().text).double()  # so that rounding cannot hide a difference
+    cut = cut_after_end(tokens())
+
+    assert cut.shape[1] < CONTEXT_LENGTH
+    torch.testing.assert_close(
+        encode_text(text, cut, prompts(2)),
+        encode_text(text, tokens(), prompts(2)),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_many_texts_keep_their_order_whatever_their_lengths(batch_size: int) -> None:
+    clip = towers()
+
+    many = encode_many_texts(clip.text, tokens(), prompts(2), batch_size=batch_size)
+
+    alone = encode_text(clip.text, tokens(), prompts(2))
+    torch.testing.assert_close(many, alone, rtol=0, atol=1e-5)
+
+
+def inputs_of_blocks(tower: Any, run: Any) -> list[Tensor]:
+    """Record what each block of a tower is given."""
+    seen: list[Tensor] = []
+    handles = [
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        for block in tower.transformer.resblocks
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_image_prompts_stand_behind_the_patches_and_are_replaced_layer_by_layer() -> None:
+    clip, made = towers(), prompts(2)
+    plain = inputs_of_blocks(clip.visual, lambda: encode_image(clip.visual, images(3)))
+
+    seen = inputs_of_blocks(clip.visual, lambda: encode_image(clip.visual, images(3), made))
+
+    assert [x.shape[1] for x in plain] == [5, 5, 5]
+    assert [x.shape[1] for x in seen] == [7, 7, 7]
+    assert torch.equal(seen[0][:, :5], plain[0])
+    assert torch.equal(seen[0][:, 5:], clip.visual.ln_pre(made.tokens[0]).expand(3, -1, -1))
+    assert torch.equal(seen[1][:, 5:], made.tokens[1].expand(3, -1, -1))
+    assert not torch.equal(seen[2][:, 5:], seen[1][:, 5:])  # beyond the depth they live on
+
+
+def test_text_prompts_stand_behind_the_start_token_and_are_replaced_layer_by_layer() -> None:
+    clip, made = towers(), prompts(2)
+    plain = inputs_of_blocks(clip.text, lambda: encode_text(clip.text, tokens()))
+
+    seen = inputs_of_blocks(clip.text, lambda: encode_text(clip.text, tokens(), made))
+
+    place = made.tokens[0] + clip.text.positional_embedding[1:3]
+    assert torch.equal(seen[0][:, 1:3], place.expand(len(NAMES), -1, -1))
+    assert torch.equal(seen[0][:, 3:], plain[0][:, 3:])
+    assert torch.equal(seen[0][:, :1], plain[0][:, :1])
+    assert torch.equal(seen[1][:, 1:3], made.tokens[1].expand(len(NAMES), -1, -1))
+    assert not torch.equal(seen[2][:, 1:3], seen[1][:, 1:3])
+
+
+def test_prompts_that_repeat_the_words_change_nothing() -> None:
+    clip, made = towers(), prompts(1)
+    made.tokens.data[0] = clip.text.token_embedding(tokens()[0, 1:3])
+
+    torch.testing.assert_close(
+        encode_text(clip.text, tokens(), made), encode_text(clip.text, tokens())
+    )
+
+
+def test_every_row_of_prompts_gets_a_gradient_and_no_tower_weight_does() -> None:
+    clip, text, image = towers(), prompts(3), prompts(3)
+    features = encode_image(clip.visual, images(3), image).sum()
+
+    torch.autograd.backward(features + encode_text(clip.text, tokens(), text).sum())
+
+    for made in (text, image):
+        assert made.tokens.grad is not None
+        assert all(float(row.abs().sum()) > 0 for row in made.tokens.grad)
+    assert not any(
+        p.requires_grad for tower in (clip.visual, clip.text) for p in tower.parameters()
+    )
+
+
+def test_random_prompts_follow_their_generator_and_leave_the_global_one_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, other = prompts(2), prompts(2), prompts(2, seed=2)
+
+    assert torch.equal(first.tokens, second.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_prompts_have_the_published_deviation() -> None:
+    made = DeepPrompts(9, 4, 512, generator=torch.Generator().manual_seed(0)).tokens.detach()
+
+    assert float(made.std()) == pytest.approx(0.02, rel=0.02)
+    assert float(made.mean()) == pytest.approx(0, abs=5e-4)
+
+
+def test_a_copy_has_prompts_of_its_own() -> None:
+    made = prompts(2)
+    copied = copy.deepcopy(made)
+    copied.tokens.data.zero_()
+
+    assert made.tokens.detach().abs().sum() > 0
+    assert not torch.equal(
+        encode_image(towers().visual, images(2), made),
+        encode_image(towers().visual, images(2), copied),
+    )

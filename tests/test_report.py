@@ -1,0 +1,172 @@
+"""The report holds every number once, rounded, and is the same to the byte."""
+
+import hashlib
+import json
+import zipfile
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pd_core import report
+from pd_core.errors import BadArtifact, MissingFile, PdError
+
+
+def _write(folder: Path, name: str, base: float, novel: float) -> None:
+    scores = {"base": base, "novel": novel, "hm": 2 * base * novel / (base + novel), "all": 50.0}
+    (folder / name).mkdir(parents=True)
+    (folder / name / "metrics.json").write_text(json.dumps(dict.fromkeys(report.WHO, scores)))
+
+
+@pytest.fixture
+def evaluations(tmp_path: Path) -> Path:
+    folder = tmp_path / "evaluate"
+    _write(folder, "greek", 80.123456, 60.0)
+    _write(folder, "arrows", 40.0, 70.006)
+    return folder
+
+
+def test_the_summary_has_the_documented_keys_and_two_decimals(evaluations: Path) -> None:
+    summary = report.summarise("quickstart", report.read_evaluations(evaluations))
+    assert set(summary) == {"profile", "datasets", "average"}
+    assert summary["profile"] == "quickstart"
+    assert list(summary["datasets"]) == ["arrows", "greek"]
+    assert set(summary["average"]) == {
+        "zero_shot_student",
+        "zero_shot_teacher",
+        "teacher",
+        "student",
+    }
+    assert summary["datasets"]["greek"]["student"] == {"base": 80.12, "novel": 60.0, "hm": 68.62}
+
+
+def test_the_averages_harmonic_mean_is_that_of_the_averages_as_in_the_paper() -> None:
+    # The paper's table 1 for PromptKD: 86.96 and 80.73 give 83.73.
+    halves = [
+        {"base": 90.0, "novel": 80.0, "hm": 84.71},
+        {"base": 83.92, "novel": 81.46, "hm": 1.0},
+    ]
+    evaluations = {str(number): dict.fromkeys(report.WHO, row) for number, row in enumerate(halves)}
+    average = report.summarise("paper", evaluations)["average"]
+    assert average["student"] == {"base": 86.96, "novel": 80.73, "hm": 83.73}
+
+
+def test_nothing_right_at_all_is_an_average_of_zero() -> None:
+    row = {"base": 0.0, "novel": 50.0, "hm": 0.0}
+    average = report.summarise("paper", {"dtd": dict.fromkeys(report.WHO, row)})["average"]
+    assert average["teacher"]["hm"] == 0.0
+
+
+def test_writing_twice_gives_the_same_bytes_whatever_the_users_matplotlib_style(
+    evaluations: Path, tmp_path: Path
+) -> None:
+    import matplotlib as mpl
+
+    report.write_report(evaluations, tmp_path / "first", profile="quickstart")
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        report.write_report(evaluations, tmp_path / "second", profile="quickstart")
+    for name in ("summary.json", "summary.md", "summary.png"):
+        first, second = (
+            hashlib.sha256((tmp_path / run / name).read_bytes()).hexdigest()
+            for run in ("first", "second")
+        )
+        assert first == second, name
+
+
+def test_the_figure_names_no_program_and_is_wide_enough_to_read(evaluations: Path) -> None:
+    summary = report.summarise("quickstart", report.read_evaluations(evaluations))
+    with Image.open(BytesIO(report.figure(summary))) as image:
+        assert image.format == "PNG"
+        assert image.width == 1200
+        assert "Software" not in image.info
+
+
+def test_the_figure_changes_with_the_numbers(evaluations: Path) -> None:
+    scores = report.read_evaluations(evaluations)
+    before = report.figure(report.summarise("quickstart", scores))
+    changed = {**scores, "greek": scores["arrows"]}
+    assert report.figure(report.summarise("quickstart", changed)) != before
+
+
+def test_the_markdown_table_has_a_row_per_data_set_and_the_average(evaluations: Path) -> None:
+    summary = report.summarise("quickstart", report.read_evaluations(evaluations))
+    lines = report.markdown(summary, {"greek": "Greek, chalk board"}).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [
+        "arrows",
+        "Greek, chalk board",
+        "average",
+    ]
+    assert "| 80.12 / 60.00 / **68.62** |" in rows[3]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_the_terminals_table_shows_the_gain_of_the_student() -> None:
+    weak, strong = ({"base": value, "novel": value, "hm": value} for value in (40.0, 62.5))
+    scores = {**dict.fromkeys(report.WHO, weak), "student": strong}
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(report.table(report.summarise("quickstart", {"greek": scores})))
+    lines = console.export_text().splitlines()
+    assert any("greek" in line and "40.0" in line and "+22.5" in line for line in lines)
+    assert any("average" in line and "+22.5" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_only_the_data_sets_asked_for_are_reported(evaluations: Path) -> None:
+    assert list(report.read_evaluations(evaluations, ["greek"])) == ["greek"]
+
+
+def test_a_data_set_that_was_not_evaluated_is_named_with_the_command_to_run(
+    evaluations: Path,
+) -> None:
+    with pytest.raises(MissingFile, match="dvc repro evaluate@digits"):
+        report.read_evaluations(evaluations, ["greek", "digits"])
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="dvc repro"):
+        report.read_evaluations(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, "high", float("nan"), True])
+def test_metrics_that_are_no_numbers_are_refused(evaluations: Path, value: object) -> None:
+    path = evaluations / "greek" / "metrics.json"
+    scores = json.loads(path.read_text())
+    scores["student"]["novel"] = value
+    path.write_text(json.dumps(scores))
+    with pytest.raises(BadArtifact, match=r"student\.novel"):
+        report.read_evaluations(evaluations)
+
+
+def test_a_missing_number_is_named(evaluations: Path) -> None:
+    path = evaluations / "greek" / "metrics.json"
+    scores = json.loads(path.read_text())
+    del scores["teacher"]["hm"]
+    path.write_text(json.dumps(scores))
+    with pytest.raises(BadArtifact, match=r"no number 'teacher\.hm'"):
+        report.read_evaluations(evaluations)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(evaluations: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PdError, match="cannot write"):
+        report.write_report(evaluations, tmp_path / "file" / "out", profile="quickstart")
+
+
+def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> None:
+    colours = {"red": (200, 0, 0), "blue": (0, 0, 200)}
+    for name, colour in colours.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        picture = BytesIO()
+        Image.new("RGB", (40, 30), colour).save(picture, format="PNG")
+        with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+            for number in range(5):
+                archive.writestr(f"{number}.png", picture.getvalue())
+        split = {"images": "images.zip", "test": [[f"{number}.png", 0] for number in range(5)]}
+        (folder / "split.json").write_text(json.dumps(split))
+    with Image.open(BytesIO(report.samples(tmp_path, colours, count=3))) as sheet:
+        pixels = [sheet.getpixel((sheet.width - 30, y)) for y in (36, 104)]
+    assert pixels == list(colours.values())

@@ -1,0 +1,262 @@
+"""Every stage is one run, whatever starts when, and tracking costs no result."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pd_core import tracking
+from pd_core.errors import BadParams, PdError
+
+ROOT = Path(__file__).parents[1]
+NOWHERE = "http://127.0.0.1:9"  # the discard port; nothing listens there
+
+ONE_RUN = """
+import sys
+from pathlib import Path
+from pd_core import tracking
+store = tracking.open_store(Path())
+with tracking.stage_run(store, profile="quickstart", dataset=sys.argv[1], stage="teacher",
+                        params={}, deps=[], outs=[], seed=1, protocol="base_to_novel") as run:
+    run.log_epochs([{"loss": 1.0}])
+assert run.run_id
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _stage(store: str | None, **changes: Any) -> Any:
+    usual: dict[str, Any] = {
+        "profile": "quickstart",
+        "dataset": "greek",
+        "stage": "teacher",
+        "params": {"lr": 0.1},
+        "deps": [],
+        "outs": [],
+        "seed": 1,
+        "protocol": "base_to_novel",
+    }
+    return tracking.stage_run(store, **{**usual, **changes})
+
+
+def _runs(store: str, experiment: str = "promptkd-quickstart") -> list[Any]:
+    client = tracking.client(store)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id])) if found else []
+
+
+def test_hashes_are_those_that_dvc_writes_into_its_lock_file(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_bytes(b"print(1)\r\n")
+    nested = tmp_path / "in" / "deep"
+    nested.mkdir(parents=True)
+    (tmp_path / "in" / "ä b.txt").write_text("umlaut")
+    (nested / "x.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "in" / "Z.txt").write_text("sorts before lower case")
+    (tmp_path / "in" / "empty").write_bytes(b"")
+    stage = {"cmd": "cp -r in out", "deps": ["code.py", "in"], "outs": ["out"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": stage}}))
+    for command in (["init", "-q", "--no-scm"], ["repro", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True)
+    locked = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]["copy"]
+    expected = {entry["path"]: entry["md5"] for entry in locked["deps"] + locked["outs"]}
+    assert {path: tracking.content_hash(tmp_path / path) for path in expected} == expected
+
+
+def test_what_is_not_there_has_the_hash_absent(tmp_path: Path) -> None:
+    assert tracking.content_hash(tmp_path / "nothing") == "absent"
+
+
+@pytest.mark.slow
+def test_four_processes_that_start_at_once_without_a_database_all_succeed(tmp_path: Path) -> None:
+    names = ("greek", "latin", "arrows", "digits")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_RUN, name],
+            cwd=tmp_path,
+            env={**_environment(), "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    ends = [(process.communicate()[1], process.returncode) for process in processes]
+    assert [code for _, code in ends] == [0] * 4, ends
+    store = tracking.open_store(tmp_path)
+    assert sorted(run.data.tags["dataset"] for run in _runs(store)) == sorted(names)
+
+
+def test_what_a_killed_process_left_of_a_database_does_no_harm(empty_database: Path) -> None:
+    # conftest.py creates it beside half a database
+    assert _runs(tracking.open_store(empty_database.parent)) == []
+    assert not empty_database.with_name("mlflow.db.new").exists()
+
+
+def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project: Path) -> None:
+    (project / "losses.py").write_text("code")
+    history = [{"epoch": 1, "loss": 2.0, "note": "text"}, {"epoch": 2, "loss": 0.5}]
+    store = tracking.open_store(project)
+    params = {"lr": 0.1, "prompts": {"depth": 3}}
+    with _stage(
+        store,
+        params=params,
+        deps=[Path("losses.py")],
+        outs=[Path("data/teacher/greek")],
+        project=project,
+        seed=7,
+    ) as run:
+        out = project / "data" / "teacher" / "greek"
+        out.mkdir(parents=True)
+        (out / "history.json").write_text(json.dumps(history))
+        before = tracking.content_hash(out)
+        run.log_epochs(history)
+        run.log_metrics({"student": {"hm": 71.5}})
+        run.log_file(out / "history.json")
+
+    (stored,) = _runs(store)
+    assert stored.info.run_id == run.run_id
+    assert stored.info.run_name == "teacher@greek"
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params == {"lr": "0.1", "prompts.depth": "3"}
+    tags = stored.data.tags
+    assert tags["dep:losses.py"] == tracking.content_hash(project / "losses.py")
+    assert tags["out:data/teacher/greek"] == before == tracking.content_hash(out)
+    assert tags["params_md5"] == tracking.params_hash(params)
+    known = {"profile": "quickstart", "dataset": "greek", "stage": "teacher", "seed": "7"}
+    assert known.items() <= tags.items()
+    assert tags["protocol"] == "base_to_novel"
+    assert stored.data.metrics["student/hm"] == 71.5
+    assert stored.data.metrics["seconds"] > 0
+    client = tracking.client(store)
+    points = client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(1, 2.0), (2, 0.5)]
+    assert Path(stored.info.artifact_uri).is_relative_to(project / "mlruns")
+    copy = client.download_artifacts(run.run_id, "history.json", str(project))
+    assert json.loads(Path(copy).read_text()) == history
+
+
+def test_more_numbers_than_one_call_takes_all_arrive(project: Path) -> None:
+    store = tracking.open_store(project)
+    history = [{"loss": float(epoch)} for epoch in range(1200)]
+    params = {f"key{number}": number for number in range(130)}
+    with _stage(store, params=params) as run:
+        run.log_epochs(history)
+    (stored,) = _runs(store)
+    assert len(stored.data.params) == 130
+    assert len(tracking.client(store).get_metric_history(run.run_id, "loss")) == 1200
+
+
+def test_the_commit_and_uncommitted_code_are_recorded_but_not_the_lock_file(project: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(
+            command, cwd=project, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "-q")
+    for name in ("code.py", "dvc.lock"):
+        (project / name).write_text("old")
+    git("add", "code.py", "dvc.lock")
+    git("commit", "-q", "-m", "m")
+    store = tracking.open_store(project)
+    (project / "dvc.lock").write_text("new")
+    with _stage(store, dataset="clean", project=project):
+        pass
+    (project / "code.py").write_text("new")
+    with _stage(store, dataset="dirty", project=project):
+        pass
+    tags = {run.data.tags["dataset"]: run.data.tags for run in _runs(store)}
+    assert tags["clean"]["git_commit"] == git("rev-parse", "HEAD")
+    assert (tags["clean"]["git_dirty"], tags["dirty"]["git_dirty"]) == ("false", "true")
+
+
+def test_a_stage_that_raises_is_a_failed_run_and_still_raises(project: Path) -> None:
+    store = tracking.open_store(project)
+    with pytest.raises(BadParams, match="more shots"), _stage(store):
+        raise BadParams("more shots than pictures")
+    (stored,) = _runs(store)
+    assert stored.info.status == "FAILED"
+    assert stored.data.tags["error"] == "BadParams: more shots than pictures"
+
+
+def test_each_profile_has_its_own_experiment(project: Path) -> None:
+    store = tracking.open_store(project)
+    for profile in ("quickstart", "paper"):
+        with _stage(store, profile=profile):
+            pass
+    assert len(_runs(store, "promptkd-quickstart")) == len(_runs(store, "promptkd-paper")) == 1
+
+
+def test_a_store_that_fails_after_the_work_costs_a_warning_not_the_result(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with caplog.at_level(logging.WARNING), _stage(NOWHERE) as run:
+        result = 42
+    assert result == 42
+    assert run.run_id is None
+    assert "'teacher@greek' is not recorded" in caplog.text
+
+
+def test_a_server_that_does_not_answer_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(PdError, match="no MLflow server answers at 'http://127") as caught:
+        tracking.open_store(tmp_path, NOWHERE)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_password_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(PdError) as caught:
+        tracking.open_store(tmp_path, "http://user:secret@127.0.0.1:9/")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["ftp://server", "mlflow.db", "file:///tmp/mlruns"])
+def test_an_address_of_an_unknown_kind_is_refused_with_the_valid_ones(
+    address: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadParams, match="valid: http://host:port"):
+        tracking.open_store(tmp_path, address)
+
+
+def test_a_database_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PdError, match="cannot create the tracking database"):
+        tracking.open_store(tmp_path, f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+def test_without_a_store_nothing_is_recorded(project: Path) -> None:
+    with _stage(None) as run:
+        run.log_metrics({"loss": 1.0})
+    assert run.run_id is None
+    assert _runs(tracking.open_store(project)) == []
+
+
+def test_mlflow_is_not_imported_before_it_is_needed(project: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pd_core import tracking;"
+        "tracking.open_store(Path()); sys.exit('mlflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env={**_environment(), "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACK")}

@@ -1,0 +1,120 @@
+"""Tiny real CLIPs, pictures and data sets for the tests."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pd_core.models import clip
+from pd_core.models.clip import ClipTowers
+
+CONTEXT_LENGTH = 24
+NAMES = ("golden_retriever", "maine coon", "tench", "forget-me-not", "Sea or Lake")
+
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16},
+    "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 32, "heads": 2, "layers": 3},
+}
+
+
+@cache
+def towers(
+    name: str = "tiny", *, width: int = 32, joint_width: int = 16, seed: int = 0
+) -> ClipTowers:
+    """Make a CLIP with random weights: 16x16 pictures, three layers in each tower."""
+    tokenize = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
+    return clip.freeze(name, model(width=width, joint_width=joint_width, seed=seed), tokenize)
+
+
+def model(*, width: int = 32, joint_width: int = 16, seed: int = 0) -> open_clip.CustomTextCLIP:
+    """Make the open_clip model that `towers` are taken from."""
+    config: dict[str, Any] = json.loads(json.dumps(CONFIG))
+    config["vision_cfg"]["width"] = config["text_cfg"]["width"] = width
+    config["embed_dim"] = joint_width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.CustomTextCLIP(**config)
+
+
+@cache
+def register() -> None:
+    """Make the tiny CLIP known to open_clip, as "tiny" and "tiny-quickgelu"."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, extra in (("tiny", {}), ("tiny-quickgelu", {"quick_gelu": True})):
+            (Path(folder) / f"{name}.json").write_text(json.dumps({**CONFIG, **extra}))
+        open_clip.add_model_config(Path(folder))
+
+
+def weights(folder: Path, *, seed: int = 0) -> Path:
+    """Store the weights of the tiny CLIP."""
+    register()
+    path = folder / f"tiny-{seed}.safetensors"
+    save_file(model(seed=seed).state_dict(), path)
+    return path
+
+
+def images(count: int, *, seed: int = 0) -> Tensor:
+    """Make random images (count, 3, 16, 16)."""
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+class Batches:
+    """The same few images in every epoch, in another order each time."""
+
+    def __init__(self, count: int, *, size: int) -> None:
+        self._images = images(count)
+        self._size = size
+
+    @property
+    def steps(self) -> int:
+        return len(self._images) // self._size
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(epoch)
+        order = torch.randperm(len(self._images), generator=generator)
+        for chosen in order[: self.steps * self._size].split(self._size):  # type: ignore[no-untyped-call]
+            yield chosen, self._images[chosen]
+
+
+def prepared(folder: Path, *, per_class: int = 4) -> Path:
+    """Write a prepared data set of five classes, three of them base, with real pictures."""
+    pictures = folder.parent / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"{label}_{number}.png", label)
+        for label in range(len(NAMES))
+        for number in range(per_class)
+    ]
+    for path, label in rows:
+        pixels = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8) // 2 + 25 * label
+        Image.fromarray(pixels.astype(np.uint8)).save(pictures / path)
+    split = {
+        "dataset": folder.name,
+        "title": "Tiny",
+        "classes": list(NAMES),
+        "base_classes": 3,
+        "protocol": "base_to_novel",
+        "shots": per_class,
+        "seed": 1,
+        "images": str(pictures),
+        "few_shot": [row for row in rows if row[1] < 3],
+        "few_shot_val": [],
+        "val": [],
+        "test": [],
+    }
+    (folder / "split.json").write_text(json.dumps(split))
+    (folder / "unlabelled.json").write_text(json.dumps([path for path, _ in rows]))
+    return folder
