@@ -54,7 +54,7 @@ def benchmark(datasets: list[str] | None = None, profile_dir: Path = Path()) -> 
         named = reproduce.with_options(task_run_name=stage)
         state: State[Any] = named(stage, profile_dir, return_state=True)
         if not state.is_completed():
-            return state
+            return Failed(message=state.message)
     return Completed(message=f"{len(stages)} stages are up to date")
 
 

@@ -325,12 +325,23 @@ def embedded_pretrain(
 def embedded_zero_shot(
     out: Annotated[Path, typer.Option(help="Folder for zero_shot.json and zero_shot.md.")],
 ) -> None:
-    """Measure both embedded CLIPs zero-shot on the embedded data sets that are prepared."""
+    """Measure both embedded CLIPs zero-shot on the prepared data sets."""
     params = load_params(PARAMS)
     _compute_with(params.run.threads)
-    from pd_core.models import embedded_zero_shot as table
+    from pd_core import zero_shot
 
-    table.run(DATA / "prepare", out, datasets=list(params.datasets), threads=params.run.threads)
+    with Reporter("zero-shot") as progress:
+        zero_shot.run(
+            DATA / "prepare",
+            out,
+            datasets=list(params.datasets),
+            models={
+                params.teacher.model: params.teacher.weights,
+                params.student.model: params.student.weights,
+            },
+            threads=params.run.threads,
+            on_progress=progress.progress,
+        )
 
 
 @contextmanager
@@ -367,7 +378,7 @@ def _register(job: Job, metrics: dict[str, dict[str, float]], run_id: str | None
         student=job.student / "student.safetensors",
         vectors=job.vectors / "class_vectors.safetensors",
         metrics=metrics,
-        example=predictor.example_picture(job.prepared),
+        example=predictor.example_picture(job.prepared, data_root=job.data_root),
         weights=job.params.student.weights,
         tags={"seed": str(job.seed), "protocol": job.params.prepare.protocol},
         run_id=run_id,

@@ -19,6 +19,10 @@ from pd_core.artifacts import read_tensors, write_tensors
 from pd_core.errors import BadParams
 from pd_core.models.compute import Precision
 
+# For fp16. torch's own 65,536 is meant for losses near 1; distillation's is weighted by 1000, so
+# that the first steps would overflow and be skipped.
+INITIAL_LOSS_SCALE = 64.0
+
 Metrics = dict[str, float]
 Step = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 OnEpoch = Callable[[int, Metrics], None]
@@ -185,7 +189,9 @@ def fit(
     optimizer = make_optimizer(
         module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=precision is Precision.FP16)
+    scaler = torch.amp.GradScaler(
+        device.type, init_scale=INITIAL_LOSS_SCALE, enabled=precision is Precision.FP16
+    )
     average = WeightedSum(module, averaging) if averaging is not None else None
     state = _Checkpoint(checkpoint, run_key, module, optimizer, scaler, average)
     history = state.resume()

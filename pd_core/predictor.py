@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,7 +22,8 @@ from torch import Tensor
 from pd_core.artifacts import read_json, read_tensors, write_folder, write_json
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
-from pd_core.data.images import eval_transform, normalise
+from pd_core.data.images import ImageStore, eval_transform, normalise
+from pd_core.data.prepared import read_prepared
 from pd_core.errors import BadArtifact, BadData, BadParams, missing
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
@@ -190,6 +192,26 @@ def write_bundle(
         )
 
 
+def example_picture(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
+    """Return a test picture of a prepared data set as a PNG file, to show what the input is like.
+
+    Args:
+        prepared: folder written by the stage `prepare`.
+        data_root: folder that holds the photo data sets.
+        size: longest side in pixels; larger pictures are made smaller.
+
+    Raises:
+        MissingFile: the data set is not prepared, or its picture is not there.
+        BadData: the picture is damaged.
+    """
+    split = read_prepared(prepared, data_root=data_root)
+    image = ImageStore(split.images).open(split.test[0][0]).copy()
+    image.thumbnail((size, size))
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
 def decode(picture: Picture) -> Image.Image:
     """Turn any kind of picture into an RGB image.
 
@@ -206,10 +228,11 @@ def decode(picture: Picture) -> Image.Image:
         if isinstance(picture, str | Path | bytes | bytearray | memoryview):
             with Image.open(_source(picture)) as image:
                 return image.convert("RGB")
-        if picture.dtype.name != "uint8" or picture.ndim not in (2, 3):
-            raise ValueError(f"array of {picture.dtype.name} and shape {picture.shape}")
-        return Image.fromarray(picture).convert("RGB")
-    except (*_UNREADABLE, AttributeError) as error:
+        array = np.asarray(picture)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3):
+            raise ValueError(f"{array.dtype} of shape {array.shape}")
+        return Image.fromarray(array).convert("RGB")
+    except _UNREADABLE as error:
         reason = str(error).partition("<")[0].strip() or type(error).__name__
         raise BadData(
             f"{name} cannot be read ({reason}); give a path, the bytes of a picture file, base64 "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 KEYS = ("base", "novel", "hm")
+_PICTURES = "images.zip"
 
 Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
 Evaluation = Mapping[str, Scores]  # who -> scores
@@ -45,6 +46,9 @@ def run(
 ) -> None:
     """Stage `report`: write the summary of all data sets, and a sheet of sample pictures.
 
+    Samples are shown of the data sets that bring their pictures, as the embedded ones do: a report
+    must not need the photos.
+
     Args:
         evaluations: folder with `<data set>/metrics.json`, the `evaluate` stage's outputs.
         prepared: folder with `<data set>/split.json`, the `prepare` stage's outputs.
@@ -60,7 +64,9 @@ def run(
     titles = read_titles(prepared)
     with write_folder(folder) as new:
         write_report(evaluations, new, profile=profile, datasets=datasets, titles=titles)
-        (new / "samples.png").write_bytes(samples(prepared, datasets, titles=titles))
+        bringing = [name for name in datasets if (prepared / name / _PICTURES).is_file()]
+        if bringing:
+            (new / "samples.png").write_bytes(samples(prepared, bringing, titles=titles))
 
 
 def read_titles(prepared: Path) -> dict[str, str]:
@@ -236,7 +242,7 @@ def samples(
     """Draw a strip of test pictures of each data set.
 
     Args:
-        prepared: holds `<data set>/split.json`, the `prepare` stage's outputs.
+        prepared: holds `<data set>/split.json` and `images.zip`, the `prepare` stage's outputs.
         datasets: the data sets, top to bottom.
         titles: a readable name for each data set, where there is one.
         count: pictures per data set, evenly spread over its test list.
@@ -351,9 +357,16 @@ def _decorate(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(axis="x", color=_FAINT, zorder=0)
     axes.tick_params(length=0, colors=_INK)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(
-        "harmonic mean of base and novel accuracy (%);  right: what distilling gained",
-        color=_INK,
+    axes.set_xlabel("harmonic mean of base and novel accuracy (%)", color=_INK)
+    axes.annotate(
+        "gain",
+        (1.0, 0.0),
+        xycoords="axes fraction",
+        xytext=(8, -20),
+        textcoords="offset points",
+        va="top",
+        color=_STUDENT,
+        fontsize=10,
     )
     axes.legend(loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=4, frameon=False, fontsize=10)
 
@@ -365,21 +378,18 @@ def _font_file() -> Path:
 
 
 def _pictures(folder: Path, count: int) -> list[Image.Image]:
-    split = read_json(folder / "split.json", what="split", remedy="run the prepare stage")
+    remedy = f"run `dvc repro prepare@{folder.name}`"
+    split = read_json(folder / "split.json", what="prepared data set", remedy=remedy)
     paths = [path for path, _ in split["test"]]
     chosen = [paths[index * len(paths) // count] for index in range(min(count, len(paths)))]
-    store = folder / split["images"]
-    if store.suffix == ".zip" and store.is_file():
-        with zipfile.ZipFile(store) as archive:
-            return [_thumbnail(io.BytesIO(archive.read(path))) for path in chosen]
-    root = Path(split["images"])
-    return [_thumbnail(root / path) for path in chosen]
+    if not (folder / _PICTURES).is_file():
+        raise missing("pictures", folder / _PICTURES, remedy)
+    with zipfile.ZipFile(folder / _PICTURES) as archive:
+        return [_thumbnail(archive.read(path)) for path in chosen]
 
 
-def _thumbnail(source: Path | io.BytesIO) -> Image.Image:
+def _thumbnail(content: bytes) -> Image.Image:
     from PIL import Image, ImageOps
 
-    if isinstance(source, Path) and not source.is_file():
-        raise missing("picture", source, "put the data set's images there")
-    with Image.open(source) as image:
+    with Image.open(io.BytesIO(content)) as image:
         return ImageOps.fit(image.convert("RGB"), (_SAMPLE, _SAMPLE))

@@ -232,6 +232,7 @@ def client(store: str) -> MlflowClient:
     """Return MLflow's client for tracking and registry, with its chatter off."""
     telemetry_off()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with warnings.catch_warnings():  # about MLflow's own use of SQLAlchemy
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
@@ -368,9 +369,14 @@ def _check_database(uri: str) -> None:
 
 def _hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]:
     """Return a tag per path and one for all, so that runs can be found by either."""
-    hashes = {path.as_posix(): content_hash(project / path) for path in paths}
+    hashes = {_name(path, project): content_hash(project / path) for path in paths}
     tags = {f"{kind}:{path}": value for path, value in hashes.items()}
     return {**tags, f"{kind}s_md5": params_hash(hashes)}
+
+
+def _name(path: Path, project: Path) -> str:
+    """Return a path as `dvc.lock` has it: seen from the project, not from this machine's root."""
+    return Path(os.path.relpath(project / path, project)).as_posix()
 
 
 def _commit(project: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pd_core.errors import BadArtifact, BadParams, MissingFile, UnknownName
 from pd_core.models import clip
+from pd_core.models.teacher import Teacher
 
 
 def openai_state() -> dict[str, Tensor]:
@@ -42,6 +43,21 @@ def test_a_local_file_gives_the_models_features(tmp_path: Path) -> None:
     assert towers.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
     assert not towers.visual.training
     assert not any(p.requires_grad for p in towers.visual.parameters())
+
+
+def test_frozen_weights_may_be_half_precision(tmp_path: Path) -> None:
+    half = Teacher.untrained(
+        clip.load_clip("tiny", tiny.weights(tmp_path), dtype=torch.bfloat16), seed=1
+    )
+    full = Teacher.untrained(tiny.towers(), seed=1)
+    tokens = full.tokens(tiny.NAMES)
+
+    for ours, exact in (
+        (half.image_features(tiny.images(3)), full.image_features(tiny.images(3))),
+        (half.text_features(tokens), full.text_features(tokens)),
+    ):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, exact, rtol=0, atol=0.03)
 
 
 def test_a_pt_file_is_read_like_a_safetensors_file(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """A student classifies a picture of any kind, from the stage's folder or from a bundle."""
 
 import base64
+import json
 import subprocess
 import sys
+import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,28 @@ def test_class_vectors_of_another_width_are_refused(
     ClassVectors(("alpha",), torch.ones(1, 8), 30.0, "other").save(wide)
     with pytest.raises(BadArtifact, match="8 .* 16"):
         predictor.load_student(tiny_student.folder, vectors=wide, weights=tiny_student.weights)
+
+
+def test_the_example_is_a_small_picture_of_the_test_list(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name, shade in (("train.png", 0), ("test.png", 90)):
+            file = BytesIO()
+            Image.new("RGB", (800, 400), (shade, 0, 0)).save(file, format="PNG")
+            archive.writestr(name, file.getvalue())
+    split = {
+        "dataset": "greek",
+        "classes": ["alpha"],
+        "base_classes": 1,
+        "protocol": "base_to_novel",
+        "images": "images.zip",
+        "few_shot": [["train.png", 0]],
+        "few_shot_val": [],
+        "val": [],
+        "test": [["test.png", 0]],
+    }
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with Image.open(BytesIO(predictor.example_picture(tmp_path))) as image:
+        assert (image.size, image.getpixel((0, 0))) == ((336, 168), (90, 0, 0))
 
 
 def test_classifying_needs_no_mlflow() -> None:

@@ -155,18 +155,44 @@ def test_a_folder_that_cannot_be_written_is_one_line(evaluations: Path, tmp_path
         report.write_report(evaluations, tmp_path / "file" / "out", profile="quickstart")
 
 
+def _prepare(folder: Path, name: str, colour: tuple[int, int, int]) -> None:
+    target = folder / name
+    target.mkdir(parents=True)
+    picture = BytesIO()
+    Image.new("RGB", (40, 30), colour).save(picture, format="PNG")
+    with zipfile.ZipFile(target / "images.zip", "w") as archive:
+        for number in range(5):
+            archive.writestr(f"{number}.png", picture.getvalue())
+    test = [[f"{number}.png", 0] for number in range(5)]
+    split = {"images": "images.zip", "test": test, "title": f"The {name} ones"}
+    (target / "split.json").write_text(json.dumps(split))
+
+
 def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> None:
     colours = {"red": (200, 0, 0), "blue": (0, 0, 200)}
     for name, colour in colours.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        picture = BytesIO()
-        Image.new("RGB", (40, 30), colour).save(picture, format="PNG")
-        with zipfile.ZipFile(folder / "images.zip", "w") as archive:
-            for number in range(5):
-                archive.writestr(f"{number}.png", picture.getvalue())
-        split = {"images": "images.zip", "test": [[f"{number}.png", 0] for number in range(5)]}
-        (folder / "split.json").write_text(json.dumps(split))
+        _prepare(tmp_path, name, colour)
     with Image.open(BytesIO(report.samples(tmp_path, colours, count=3))) as sheet:
         pixels = [sheet.getpixel((sheet.width - 30, y)) for y in (36, 104)]
     assert pixels == list(colours.values())
+
+
+def test_the_stage_writes_all_files_with_titles_and_needs_no_photos(
+    evaluations: Path, tmp_path: Path
+) -> None:
+    prepared = tmp_path / "prepare"
+    for name in ("greek", "arrows"):
+        _prepare(prepared, name, (0, 90, 0))
+    (prepared / "arrows" / "images.zip").unlink()
+    out = tmp_path / "out"
+    report.run(evaluations, prepared, out, profile="quickstart", datasets=["greek", "arrows"])
+    assert {path.name for path in out.iterdir()} == {
+        "samples.png",
+        "summary.json",
+        "summary.md",
+        "summary.png",
+    }
+    assert "| The greek ones |" in (out / "summary.md").read_text()
+    assert report.read_summary(out)["datasets"].keys() == {"greek", "arrows"}
+    with Image.open(out / "samples.png") as sheet:
+        assert sheet.height < 100  # one strip

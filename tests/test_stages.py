@@ -12,6 +12,7 @@ import torch
 from pd_core import class_vectors, distill, pretrain
 from pd_core.class_vectors import ClassVectors
 from pd_core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.models.compute import Precision
 from pd_core.models.teacher import Teacher, TeacherMethod
 
 TEACHER: dict[str, Any] = {
@@ -211,6 +212,29 @@ def test_tuning_lowers_the_teachers_loss_on_its_few_images() -> None:
     terms = ("cross_entropy", "text", "image", "logits")
     assert history[-1]["loss"] == pytest.approx(sum(history[-1][term] for term in terms), rel=1e-4)
     assert not teacher.training
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_low_precision_changes_the_losses_little_and_trains_fp32(precision: Precision) -> None:
+    teacher = Teacher(tiny.towers())
+    vectors = class_vectors.build(teacher, tiny.NAMES)
+    labels = torch.arange(16) % len(tiny.NAMES)
+    losses = {}
+    for kind in (Precision.FP32, precision):
+        tuned, first = pretrain.tune_teacher(
+            tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
+            epochs=2, gpa_mean=2, templates=2, precision=kind,
+        )  # fmt: skip
+        student, second = distill.distill_student(
+            tiny.towers(seed=1), teacher, vectors, tiny.Batches(16, size=8),
+            epochs=2, lr=1e-4, precision=kind,
+        )  # fmt: skip
+        losses[kind] = [metrics["loss"] for metrics in (*first, *second)]
+        for module in (tuned, student):
+            assert {p.dtype for p in module.parameters()} == {torch.float32}
+
+    assert losses[precision] != losses[Precision.FP32]
+    assert losses[precision] == pytest.approx(losses[Precision.FP32], rel=0.1)
 
 
 def test_views_that_come_again_are_judged_once(

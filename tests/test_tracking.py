@@ -110,7 +110,7 @@ def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project:
     with _stage(
         store,
         params=params,
-        deps=[Path("losses.py")],
+        deps=[Path("losses.py"), project / "params.yaml"],
         outs=[Path("data/teacher/greek")],
         project=project,
         seed=7,
@@ -131,6 +131,7 @@ def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project:
     tags = stored.data.tags
     assert tags["dep:losses.py"] == tracking.content_hash(project / "losses.py")
     assert tags["out:data/teacher/greek"] == before == tracking.content_hash(out)
+    assert tags["dep:params.yaml"] == "absent"  # named from the project, though given in full
     assert tags["params_md5"] == tracking.params_hash(params)
     known = {"profile": "quickstart", "dataset": "greek", "stage": "teacher", "seed": "7"}
     assert known.items() <= tags.items()

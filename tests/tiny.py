@@ -113,7 +113,7 @@ def prepared(folder: Path, *, per_class: int = 4) -> Path:
         "few_shot": [row for row in rows if row[1] < 3],
         "few_shot_val": [],
         "val": [],
-        "test": [],
+        "test": rows,
     }
     (folder / "split.json").write_text(json.dumps(split))
     (folder / "unlabelled.json").write_text(json.dumps([path for path, _ in rows]))

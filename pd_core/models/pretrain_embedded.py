@@ -8,6 +8,7 @@ held-out fonts nor handwriting, nor any of the cameras of the benchmark.
 from __future__ import annotations
 
 import gzip
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pd_core.artifacts import write_tensors, write_text
 from pd_core.data import embedded as benchmark
 from pd_core.data import glyphs
 from pd_core.models import embedded
@@ -337,7 +338,57 @@ def pretrain(
     return model.eval()
 
 
+def run(
+    name: str,
+    out: Path,
+    *,
+    images: int,
+    seed: int,
+    threads: int,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Pre-train an embedded model; write `<name>.safetensors` and `<name>.log.jsonl`.
+
+    The weights so far are stored with every line of the log.
+
+    Args:
+        name: one of ``embedded.NAMES``.
+        out: folder to write into.
+        images: pictures to see in all.
+        seed: decides everything random.
+        threads: CPU threads; the last bits of the weights depend on it.
+        batch_size: pictures a step.
+        lr: AdamW's peak learning rate.
+        on_progress: called with pictures seen and pictures in all.
+
+    Raises:
+        UnknownName: there is no such embedded model.
+        PdError: the folder cannot be written.
+    """
+    lines: list[str] = []
+
+    def keep(report: dict[str, float], model: nn.Module) -> None:
+        lines.append(json.dumps({key: round(value, 4) for key, value in report.items()}))
+        write_text(out / f"{name}.log.jsonl", "\n".join(lines) + "\n")
+        save_weights(model, out / f"{name}.safetensors")
+        if on_progress is not None:
+            on_progress(int(report["images"]), images)
+
+    model = pretrain(
+        name,
+        images=images,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        threads=threads,
+        on_report=keep,
+    )
+    save_weights(model, out / f"{name}.safetensors")
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Store a model's tensors in half precision."""
-    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path)
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    write_tensors(path, tensors, {})

@@ -69,7 +69,7 @@ def encode_image(tower: Any, images: Tensor, prompts: DeepPrompts | None = None)
     Returns:
         (B, D), not normalised.
     """
-    x = tower._embeds(images)  # (B, 1 + P, W), after ln_pre
+    x = tower._embeds(images.to(tower.conv1.weight.dtype))  # (B, 1 + P, W), after ln_pre
     kept = x.shape[1]
     for layer, block in enumerate(tower.transformer.resblocks):
         if prompts is not None and layer < prompts.depth:

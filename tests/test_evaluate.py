@@ -1,0 +1,112 @@
+"""Evaluation counts what the protocol counts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from pd_core import class_vectors, distill, evaluate, pretrain
+from pd_core.errors import BadData, MissingFile
+
+LABELS = np.array([0, 1, 2, 3])  # two base classes, two novel ones
+FIRST_NOVEL = 2
+
+
+def logits(*best: tuple[int, ...]) -> Any:
+    """Make logits in which each row prefers the classes given, in that order."""
+    rows = np.zeros((len(best), 4), np.float32)
+    for row, order in enumerate(best):
+        for rank, label in enumerate(order):
+            rows[row, label] = 4 - rank
+    return rows
+
+
+def test_each_half_is_judged_among_its_own_classes_only() -> None:
+    values = logits((2, 0), (3, 1), (0, 2), (1, 2))  # first choice: always of the other half
+    result = evaluate.accuracy(values, LABELS, FIRST_NOVEL)
+    assert (result.base, result.novel, result.all) == (100, 50, 0)
+
+
+def test_the_harmonic_mean_is_that_of_base_and_novel() -> None:
+    assert evaluate.Accuracy(base=86.96, novel=80.73, all=0).hm == pytest.approx(83.73, abs=0.01)
+    assert evaluate.Accuracy(base=0, novel=0, all=0).hm == 0
+
+
+def test_predictions_name_the_best_of_the_half_and_of_all() -> None:
+    half, whole = evaluate.predictions(logits((2, 0), (1,), (2,), (0, 3)), LABELS, FIRST_NOVEL)
+    assert half.tolist() == [0, 1, 2, 3]
+    assert whole.tolist() == [2, 1, 2, 0]
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> dict[str, Any]:
+    prepared = tiny.prepared(tmp_path / "prepare" / "flowers")
+    large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
+    folders = {name: tmp_path / name / "flowers" for name in ("teacher", "vectors", "student")}
+    pretrain.run(
+        prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2
+    )
+    class_vectors.run(
+        prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large
+    )
+    distill.run(
+        prepared,
+        folders["teacher"],
+        folders["vectors"],
+        folders["student"],
+        model="tiny",
+        weights=small,
+        teacher_model="tiny",
+        teacher_weights=large,
+        epochs=1,
+        batch_size=4,
+    )
+    return {
+        "prepared": prepared,
+        **folders,
+        "out": tmp_path / "evaluate" / "flowers",
+        "model": "tiny",
+        "weights": small,
+        "teacher_model": "tiny",
+        "teacher_weights": large,
+        "split": "test",
+        "batch_size": 3,
+    }
+
+
+def test_metrics_agree_with_the_predictions_that_are_kept(stages: dict[str, Any]) -> None:
+    metrics = evaluate.run(**stages)
+    rows = json.loads((stages["out"] / "predictions.json").read_text())
+    split = json.loads((stages["prepared"] / "split.json").read_text())
+    assert [row["path"] for row in rows] == [path for path, _ in split["test"]]
+    assert set(metrics) == set(evaluate.WHO)
+    for who in evaluate.WHO:
+        base = [row[who][0] == row["label"] for row in rows if row["label"] < 3]
+        everywhere = [row[who][1] == row["label"] for row in rows]
+        assert metrics[who]["base"] == pytest.approx(100 * np.mean(base), abs=1e-3)
+        assert metrics[who]["all"] == pytest.approx(100 * np.mean(everywhere), abs=1e-3)
+    assert json.loads((stages["out"] / "metrics.json").read_text()) == metrics
+
+
+def test_the_batch_size_changes_nothing(stages: dict[str, Any], tmp_path: Path) -> None:
+    evaluate.run(**stages)
+    evaluate.run(**{**stages, "batch_size": 100, "out": tmp_path / "again"})
+    for name in ("metrics.json", "predictions.json"):
+        assert (tmp_path / "again" / name).read_text() == (stages["out"] / name).read_text()
+
+
+def test_a_data_set_without_test_images_is_refused(stages: dict[str, Any]) -> None:
+    path = stages["prepared"] / "split.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "test": []}))
+    with pytest.raises(BadData, match="no labelled test images"):
+        evaluate.run(**stages)
+
+
+def test_a_missing_student_says_what_to_run(stages: dict[str, Any]) -> None:
+    (stages["student"] / "student.safetensors").unlink()
+    with pytest.raises(MissingFile, match="dvc repro student@flowers"):
+        evaluate.run(**stages)

@@ -1,0 +1,57 @@
+"""A stage depends on exactly the code that its outputs depend on."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pd_core.lineage import STAGE_MODULES, stage_code
+
+ROOT = Path(__file__).parent.parent
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def code_deps(stage: str) -> list[str]:
+    block = PIPELINE[stage]
+    deps = block.get("do", block)["deps"]
+    prefix = "${profile.root}/"
+    return [dep.removeprefix(prefix) for dep in deps if dep.endswith(".py")]
+
+
+@pytest.mark.parametrize("stage", STAGE_MODULES)
+def test_dvc_yaml_lists_the_import_closure_of_each_stage(stage: str) -> None:
+    closure = [path.relative_to(ROOT).as_posix() for path in stage_code(stage)]
+    assert sorted(code_deps(stage)) == sorted(closure)
+
+
+def test_every_stage_of_dvc_yaml_has_a_module() -> None:
+    assert set(PIPELINE) == set(STAGE_MODULES)
+
+
+def stages_with(module: str) -> set[str]:
+    return {stage for stage in STAGE_MODULES if f"pd_core/{module}" in code_deps(stage)}
+
+
+def test_editing_the_losses_reruns_teacher_and_student_only() -> None:
+    assert stages_with("losses.py") == {"teacher", "student"}
+
+
+def test_editing_the_report_reruns_the_report_only() -> None:
+    assert stages_with("report.py") == {"report"}
+
+
+@pytest.mark.parametrize("module", ["cli.py", "params.py", "settings.py", "tracking.py"])
+def test_editing_what_is_around_the_stages_reruns_none(module: str) -> None:
+    assert stages_with(module) == set()
+
+
+def test_imports_inside_functions_count() -> None:
+    names = {path.name for path in stage_code("teacher")}
+    assert "embedded.py" in names  # models/clip.py imports it where it is needed
+
+
+def test_every_computing_stage_depends_on_its_weights() -> None:
+    for stage in ("teacher", "class_vectors", "student", "evaluate"):
+        assert "${teacher.weights}" in PIPELINE[stage]["do"]["deps"]
+    for stage in ("student", "evaluate"):
+        assert "${student.weights}" in PIPELINE[stage]["do"]["deps"]

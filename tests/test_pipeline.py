@@ -1,0 +1,176 @@
+"""The pipeline file: what re-runs when, and that the same inputs give the same bytes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
+NAME, OTHER = "embedded_digits", "embedded_scripts"
+
+# Two seeds and two transfers beside the default, with names of their own.
+EXTENDED = """
+stages:
+  teacher_seeds:
+    matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
+    cmd: python3 -m pd_core.cli teacher ${item.name} --seed ${item.seed}
+    deps: [data/prepare/${item.name}-${item.seed}]
+    outs: [data/teacher/${item.name}-${item.seed}]
+  prepare_seeds:
+    matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
+    cmd: python3 -m pd_core.cli prepare ${item.name} --seed ${item.seed}
+    outs: [data/prepare/${item.name}-${item.seed}]
+  class_vectors_cross:
+    foreach:
+      digits: {source: embedded_greek, target: embedded_digits}
+      latin: {source: embedded_greek, target: embedded_latin}
+    do:
+      cmd: python3 -m pd_core.cli class-vectors ${item.target} --source ${item.source}
+      deps: [data/prepare/${item.target}, data/teacher/${item.source}]
+      outs: [data/class_vectors/${item.target}-from-${item.source}]
+  student_cross:
+    foreach:
+      digits: {source: embedded_greek, target: embedded_digits}
+      latin: {source: embedded_greek, target: embedded_latin}
+    do:
+      cmd: python3 -m pd_core.cli student ${item.target} --source ${item.source}
+      deps:
+        - data/prepare/${item.target}
+        - data/teacher/${item.source}
+        - data/class_vectors/${item.target}-from-${item.source}
+      outs: [data/student/${item.target}-from-${item.source}]
+"""
+
+
+def run(command: list[str], folder: Path, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def dvc(folder: Path, *arguments: str, **environment: str) -> str:
+    return run([sys.executable, "-m", "dvc", *arguments], folder, **environment)
+
+
+def clone(folder: Path) -> Path:
+    """Copy the files that git would have, as a repository of its own with an empty cache."""
+    listed = run(["git", "ls-files", "-co", "--exclude-standard"], ROOT).splitlines()
+    for name in listed:
+        if (ROOT / name).exists() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+    for command in (
+        ["git", "init", "--quiet"],
+        ["git", "add", "--all"],
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "all"],
+    ):
+        run(command, folder)
+    return folder
+
+
+def shorten(folder: Path, *names: str) -> None:
+    """Keep some data sets and train for a moment only."""
+    path = folder / "params.yaml"
+    params: dict[str, Any] = yaml.safe_load(path.read_text())
+    params["datasets"] = {name: params["datasets"][name] for name in names}
+    params["teacher"].update(epochs=2, gpa_mean=2, templates=2, warmup_lr=1e-5)
+    params["student"].update(epochs=1, warmup_lr=1e-5)
+    params["student"]["weight_decay"] = params["teacher"]["weight_decay"] = 5e-4
+    path.write_text(yaml.safe_dump(params))
+
+
+def output_hashes(folder: Path) -> dict[str, list[str]]:
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return {
+        stage: [out["md5"] for out in block.get("outs", [])] for stage, block in lock.items()
+    }
+
+
+def test_every_data_set_has_its_five_stages(tmp_path: Path) -> None:
+    listed = dvc(clone(tmp_path), "stage", "list", "--name-only").split()
+    names = yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]
+    assert set(listed) == {f"{stage}@{name}" for stage in STAGES for name in names} | {"report"}
+
+
+def test_further_seeds_and_transfers_get_groups_of_their_own(tmp_path: Path) -> None:
+    folder = clone(tmp_path)
+    pipeline = yaml.safe_load((folder / "dvc.yaml").read_text())
+    pipeline["stages"].update(yaml.safe_load(EXTENDED)["stages"])
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    listed = set(dvc(folder, "stage", "list", "--name-only").split())
+    assert {
+        "evaluate@embedded_digits",
+        "teacher_seeds@embedded_digits-2",
+        "teacher_seeds@embedded_greek-3",
+        "student_cross@latin",
+    } <= listed
+    graph = dvc(folder, "dag", "--dot", "student_cross@latin")
+    assert '"teacher@embedded_greek" -> "class_vectors_cross@latin"' in graph
+
+
+def test_the_papers_profile_validates_and_stops_where_data_are_missing(tmp_path: Path) -> None:
+    paper = clone(tmp_path) / "paper"
+    listed = dvc(paper, "stage", "list", "--name-only").split()
+    assert len(listed) == 11 * 5 + 1
+    assert '"teacher@dtd" -> "class_vectors@dtd"' in dvc(paper, "dag", "--dot")
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "prepare@dtd"],
+        cwd=paper,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "data set 'dtd': no data root '../data/raw'; download DTD" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_elsewhere_gives_the_same_bytes_whatever_the_environment_says(
+    tmp_path: Path,
+) -> None:
+    hashes = []
+    for number, threads in enumerate(("1", "7")):
+        folder = tmp_path / f"clone{number}"
+        folder.mkdir()
+        shorten(clone(folder), NAME, OTHER)
+        dvc(folder, "repro", "--force", "--no-run-cache", OMP_NUM_THREADS=threads)
+        hashes.append(output_hashes(folder))
+    assert hashes[0] == hashes[1]
+    assert set(hashes[0]) == {
+        *(f"{stage}@{name}" for stage in STAGES for name in (NAME, OTHER)),
+        "report",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_override_reruns_its_own_data_set_only(tmp_path: Path) -> None:
+    folder = clone(tmp_path)
+    shorten(folder, NAME, OTHER)
+    dvc(folder, "repro")
+    assert "up to date" in dvc(folder, "status")
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["datasets"][OTHER]["student"] = {"lr": 0.02}
+    path.write_text(yaml.safe_dump(params))
+    status = dvc(folder, "status")
+    assert f"student@{OTHER}" in status
+    assert NAME not in status
+    assert f"teacher@{OTHER}" not in status
+    assert "hm" in dvc(folder, "metrics", "show")
+    assert (folder / "dvc_plots").exists() or dvc(folder, "plots", "show")

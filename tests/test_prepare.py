@@ -1,0 +1,88 @@
+"""The stage `prepare` hands over labels of base classes, and pictures without labels."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pd_core import prepare
+from pd_core.data import embedded
+from pd_core.data.prepared import read_prepared, read_unlabelled
+from pd_core.data.splits import Protocol
+from pd_core.errors import BadParams, MissingFile, UnknownName
+
+NAME = "embedded_digits"
+OPTIONS: dict[str, Any] = {
+    "data_root": Path("nowhere"),
+    "protocol": Protocol.BASE_TO_NOVEL,
+    "shots": 16,
+    "val_shots": 4,
+    "seed": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / NAME
+    prepare.run(NAME, out, **OPTIONS)
+    return out
+
+
+def test_the_teacher_gets_few_labels_and_of_base_classes_only(prepared: Path) -> None:
+    content = read_prepared(prepared)
+    labels = [label for _, label in content.few_shot]
+    assert sorted(set(labels)) == list(range(5))
+    assert len(labels) == 5 * 16
+    assert content.taught == embedded.class_names(NAME)[:5]
+
+
+def test_the_unlabelled_list_is_the_whole_train_split_and_only_paths(prepared: Path) -> None:
+    paths = read_unlabelled(prepared)
+    assert len(paths) == len(set(paths)) == 10 * embedded.HANDWRITTEN_PER_CLASS["train"]
+    assert {path for path, _ in read_prepared(prepared).few_shot} <= set(paths)
+
+
+def test_no_test_picture_is_in_any_training_list(prepared: Path) -> None:
+    content = read_prepared(prepared)
+    with zipfile.ZipFile(content.images) as archive:
+        training = {*read_unlabelled(prepared), *(path for path, _ in content.few_shot)}
+        training |= {path for path, _ in (*content.few_shot_val, *content.val)}
+        trained_on = {archive.read(path) for path in training}
+        tested_on = {archive.read(path) for path, _ in content.test}
+    assert not trained_on & tested_on
+
+
+def test_all_classes_are_taught_where_the_protocol_says_so(tmp_path: Path) -> None:
+    out = tmp_path / NAME
+    prepare.run(NAME, out, **{**OPTIONS, "protocol": Protocol.ALL_CLASSES})
+    assert {label for _, label in read_prepared(out).few_shot} == set(range(10))
+
+
+def test_the_seed_draws_other_shots_and_nothing_else(prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / NAME
+    prepare.run(NAME, out, **{**OPTIONS, "seed": 2})
+    assert (out / "images.zip").read_bytes() == (prepared / "images.zip").read_bytes()
+    assert (out / "unlabelled.json").read_bytes() == (prepared / "unlabelled.json").read_bytes()
+    one, two = (json.loads((folder / "split.json").read_text()) for folder in (prepared, out))
+    differing = {key for key in one if one[key] != two[key]}
+    assert differing == {"few_shot", "few_shot_val", "seed"}
+
+
+def test_more_shots_than_images_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    out = tmp_path / NAME
+    with pytest.raises(BadParams, match="shots = 100000: the largest class has 90 train images"):
+        prepare.run(NAME, out, **{**OPTIONS, "shots": 100_000})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'dtd'"):
+        prepare.run("dtd2", tmp_path / "dtd2", **OPTIONS)
+
+
+def test_a_photo_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="PD_DATA_ROOT"):
+        prepare.run("dtd", tmp_path / "dtd", **OPTIONS)
+    assert list(tmp_path.iterdir()) == []
