@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from pd_core.artifacts import read_tensors, write_folder, write_tensors

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pd_core import lineage
 from pd_core.errors import PdError
-from pd_core.params import DatasetParams, load_params
+from pd_core.params import DatasetParams, StudentParams, TeacherParams, load_params
 from pd_core.progress import Reporter
 from pd_core.settings import Settings, load_settings, telemetry_off
 
@@ -128,7 +128,7 @@ def teacher(name: Name, seed: Seed = None) -> None:
 
     values = job.params.teacher
     with (
-        _tracked("teacher", job, deps=[job.prepared], out=job.teacher) as run,
+        _tracked("teacher", job, deps=[job.prepared, *_weights(values)], out=job.teacher) as run,
         Reporter(f"teacher {job.teacher.name}") as report,
     ):
         pretrain.run(
@@ -176,7 +176,7 @@ def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
     _compute_with(job.params.run.threads)
     from pd_core import class_vectors as stage
 
-    deps = [job.prepared, job.teacher]
+    deps = [job.prepared, job.teacher, *_weights(job.params.teacher)]
     with _tracked("class_vectors", job, deps=deps, out=job.vectors):
         stage.run(
             job.prepared,
@@ -198,7 +198,7 @@ def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     from pd_core.models.compute import Precision
 
     values = job.params.student
-    deps = [job.prepared, job.teacher, job.vectors]
+    deps = [job.prepared, job.teacher, job.vectors, *_weights(values, job.params.teacher)]
     with (
         _tracked("student", job, deps=deps, out=job.student) as run,
         Reporter(f"student {job.student.name}") as report,
@@ -247,7 +247,8 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     from pd_core.models.compute import Precision
 
     values = job.params.student
-    deps = [job.prepared, job.teacher, job.vectors, job.student]
+    folders = [job.prepared, job.teacher, job.vectors, job.student]
+    deps = [*folders, *_weights(values, job.params.teacher)]
     with (
         _tracked("evaluate", job, deps=deps, out=job.evaluation) as run,
         Reporter(f"evaluate {job.evaluation.name}") as report,
@@ -279,15 +280,32 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
 def report() -> None:
     """Stage: put all data sets' results into one summary, table and figure."""
     params = load_params(PARAMS)
+    settings = load_settings()
     from pd_core import report as stage
+    from pd_core import tracking
 
-    stage.run(
-        DATA / "evaluate",
-        DATA / "prepare",
-        REPORTS / params.profile.name,
+    folder = REPORTS / params.profile.name
+    with tracking.stage_run(
+        tracking.open_store(Path(params.profile.root), settings.mlflow_tracking_uri),
         profile=params.profile.name,
-        datasets=list(params.datasets),
-    )
+        dataset="",
+        stage="report",
+        params={"datasets": list(params.datasets)},
+        deps=[*lineage.stage_code("report"), DATA / "evaluate"],
+        outs=[folder],
+        seed=params.run.seed,
+        protocol=params.prepare.protocol,
+        experiment=settings.mlflow_experiment,
+    ) as run:
+        stage.run(
+            DATA / "evaluate",
+            DATA / "prepare",
+            folder,
+            profile=params.profile.name,
+            datasets=list(params.datasets),
+        )
+        run.log_metrics(stage.read_summary(folder)["average"])
+        run.log_file(folder)
 
 
 @app.command()
@@ -368,6 +386,12 @@ def _tracked(stage: str, job: Job, *, deps: list[Path], out: Path) -> Iterator[S
             run.log_file(history)
 
 
+def _weights(*models: TeacherParams | StudentParams) -> list[Path]:
+    """Return the files that models are made of, where they are files and not tags."""
+    given = (Path(model.weights) for model in models if model.weights)
+    return sorted({path for path in given if path.is_file()})
+
+
 def _register(job: Job, metrics: dict[str, dict[str, float]], run_id: str | None) -> None:
     from pd_core import predictor, registry, tracking
 
@@ -404,6 +428,7 @@ def _compute_with(threads: int) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["OMP_DYNAMIC"] = os.environ["MKL_DYNAMIC"] = "FALSE"
 
 
 def main() -> None:

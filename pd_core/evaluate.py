@@ -107,9 +107,7 @@ def logits_of(
     return {who: torch.cat(logits).numpy() for who, logits in parts.items()}
 
 
-def accuracy(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel: int
-) -> Accuracy:
+def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel: int) -> Accuracy:
     """Count how often the best class is the right one.
 
     Args:
@@ -215,9 +213,7 @@ def run(
     )
     logits = logits_of(classifiers, batches, large.device, precision, on_progress)
     labels = np.array([label for _, label in items])
-    metrics = {
-        who: accuracy(logits[who], labels, content.base_count).as_dict() for who in WHO
-    }
+    metrics = {who: accuracy(logits[who], labels, content.base_count).as_dict() for who in WHO}
     with write_folder(out) as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "predictions.json", _kept(items, logits, labels, content))

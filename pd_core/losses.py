@@ -5,7 +5,7 @@ Shapes: B images, C classes, D the joint width.
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 

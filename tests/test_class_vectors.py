@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from tiny import NAMES, images, towers
 
 from pd_core.artifacts import read_tensors, write_tensors

@@ -6,7 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from pd_core.data import embedded as benchmark
 from pd_core.data import glyphs

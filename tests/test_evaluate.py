@@ -46,12 +46,8 @@ def stages(tmp_path: Path) -> dict[str, Any]:
     prepared = tiny.prepared(tmp_path / "prepare" / "flowers")
     large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
     folders = {name: tmp_path / name / "flowers" for name in ("teacher", "vectors", "student")}
-    pretrain.run(
-        prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2
-    )
-    class_vectors.run(
-        prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large
-    )
+    pretrain.run(prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2)
+    class_vectors.run(prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large)
     distill.run(
         prepared,
         folders["teacher"],

@@ -94,9 +94,7 @@ def shorten(folder: Path, *names: str) -> None:
 
 def output_hashes(folder: Path) -> dict[str, list[str]]:
     lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-    return {
-        stage: [out["md5"] for out in block.get("outs", [])] for stage, block in lock.items()
-    }
+    return {stage: [out["md5"] for out in block.get("outs", [])] for stage, block in lock.items()}
 
 
 def test_every_data_set_has_its_five_stages(tmp_path: Path) -> None:

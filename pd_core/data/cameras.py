@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +49,14 @@ def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
     n, side = masters.shape[0], masters.shape[1]
     angle = np.deg2rad(rng.uniform(-pose.rotation, pose.rotation, n))
     zoom = side / PICTURE_SIZE / rng.uniform(*pose.scale, n)
-    aspect = 1 + rng.uniform(-pose.aspect, pose.aspect, n)
+    aspect: NDArray[np.float64] = 1 + rng.uniform(-pose.aspect, pose.aspect, n)
     shear = rng.uniform(-pose.shear, pose.shear, n)
     shift = rng.uniform(-pose.shift, pose.shift, (2, n)) * side
-    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    cos: NDArray[np.float64] = np.cos(angle) * zoom
+    sin: NDArray[np.float64] = np.sin(angle) * zoom
     rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] - (PICTURE_SIZE - 1) / 2
 
-    def column(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def column(values: NDArray[Any]) -> NDArray[np.float64]:
         return values[:, None, None]
 
     slanted = cols * column(aspect) + rows * column(shear)
@@ -62,8 +64,9 @@ def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
     source_cols = column(cos) * slanted - column(sin) * rows + (side - 1) / 2 + column(shift[1])
     which = np.broadcast_to(np.arange(n)[:, None, None], source_rows.shape)
     coordinates = np.stack([which, source_rows, source_cols])
-    ink = scipy.ndimage.map_coordinates(masters.astype(np.float32) / 255, coordinates, order=1)
-    return ink.astype(np.float32)
+    values = masters.astype(np.float32) / 255
+    ink: Ink = scipy.ndimage.map_coordinates(values, coordinates, order=1).astype(np.float32)
+    return ink
 
 
 def _blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -110,12 +113,13 @@ def _ramp(rng: Rng, n: int) -> Ink:
     """Draw a linear light gradient from -1 to 1 in a random direction: (N, S, S)."""
     angle = rng.uniform(0, 2 * np.pi, (n, 1, 1))
     rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
-    light = np.cos(angle) * rows + np.sin(angle) * cols
-    return (light / np.sqrt(2)).astype(np.float32)
+    light: Ink = (np.cos(angle) * rows + np.sin(angle) * cols).astype(np.float32)
+    return light / np.float32(np.sqrt(2))
 
 
 def _finish(picture: Pictures) -> Pictures:
-    return np.clip(picture, 0, 1).astype(np.float32)
+    clipped: Pictures = np.clip(picture, 0, 1).astype(np.float32)
+    return clipped
 
 
 def pencil(ink: Ink, rng: Rng) -> Pictures:

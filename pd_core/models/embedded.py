@@ -35,15 +35,15 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
         "text_cfg": {"width": 96, "heads": 3, "layers": 4},
     },
     "embedded-student": {
-        "embed_dim": 64,
+        "embed_dim": 128,
         "vision_cfg": {
             "image_size": 32,
             "patch_size": 8,
-            "width": 96,
+            "width": 128,
             "layers": 4,
-            "head_width": 48,
+            "head_width": 32,
         },
-        "text_cfg": {"width": 64, "heads": 2, "layers": 3},
+        "text_cfg": {"width": 96, "heads": 3, "layers": 3},
     },
 }
 

@@ -35,7 +35,7 @@ _TEMPLATES: tuple[str, ...] = tuple(
 )
 # The benchmark's own prompt, and the name alone, come up more often than any other template.
 _COMMON_TEMPLATES = ("a photo of a {}.", "{}")
-_DIGIT_NAMES = tuple(f"digit {n}" for n in "zero one two three four five six seven eight nine".split())
+_DIGIT_NAMES = tuple(glyphs.character_name(digit) for digit in "0123456789")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def _merges_of(piece: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, 
 def build_corpus() -> Corpus:
     """Draw every character in every pre-training font (about 38,000 masters, 90 MB)."""
     index: dict[str, int] = {}
-    masters, character_of, favoured = [], [], []
+    masters: list[NDArray[np.uint8]] = []
+    character_of: list[int] = []
+    favoured: list[int] = []
     blocks = [block for row in benchmark.DOMAINS.values() for block in row.blocks]
     blocks.append((ord("0"), ord("9")))
     for font in glyphs.PRETRAINING_FONTS:
@@ -107,7 +109,10 @@ def build_corpus() -> Corpus:
     stack = np.stack(masters)
     owners = np.array(character_of)
     return Corpus(
-        torch.from_numpy(stack), owners, tuple(index), _lookalikes(stack, owners, len(index)),
+        torch.from_numpy(stack),
+        owners,
+        tuple(index),
+        _lookalikes(stack, owners, len(index)),
         np.array(favoured),
     )
 
@@ -305,9 +310,7 @@ def pretrain(
     corpus = build_corpus()
     augment = Augmenter(torch.Generator().manual_seed(seed))
     text_rng, pair_rng = random.Random(seed), np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
     steps = images // batch_size
     losses: list[float] = []
     hits: list[float] = []
@@ -325,7 +328,7 @@ def pretrain(
             image_features, text_features, owners, corpus.lookalike[distinct], scale
         )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())

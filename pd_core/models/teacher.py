@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pd_core.artifacts import read_tensors, write_tensors

@@ -11,7 +11,7 @@ from typing import Any, cast
 import checks
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 import traces
 from torch import Tensor
 from torch.optim import SGD
