@@ -126,38 +126,39 @@ def teacher(name: Name, seed: Seed = None) -> None:
     from pd_core.models.compute import Precision
     from pd_core.models.teacher import TeacherMethod
 
-    values = job.params.teacher
     with (
-        _tracked("teacher", job, deps=[job.prepared, *_weights(values)], out=job.teacher) as run,
+        _tracked(
+            "teacher", job, deps=[job.prepared, *_weights(job.params.teacher)], out=job.teacher
+        ) as run,
         Reporter(f"teacher {job.teacher.name}") as report,
     ):
         pretrain.run(
             job.prepared,
             job.teacher,
-            model=values.model,
-            weights=values.weights,
+            model=job.params.teacher.model,
+            weights=job.params.teacher.weights,
             data_root=job.data_root,
-            method=TeacherMethod(values.method),
-            template=values.template,
-            batch_size=values.batch_size,
-            epochs=values.epochs,
-            lr=values.lr,
-            warmup_epochs=values.warmup_epochs,
-            warmup_lr=values.warmup_lr,
-            momentum=values.momentum,
-            weight_decay=values.weight_decay,
-            text_length=values.text_length,
-            text_depth=values.text_depth,
-            image_length=values.image_length,
-            image_depth=values.image_depth,
-            text_loss_weight=values.text_loss_weight,
-            image_loss_weight=values.image_loss_weight,
-            logits_loss_weight=values.logits_loss_weight,
-            gpa_mean=values.gpa_mean,
-            gpa_std=values.gpa_std,
-            templates=values.templates,
-            crop_scale=values.crop_scale,
-            flip=values.flip,
+            method=TeacherMethod(job.params.teacher.method),
+            template=job.params.teacher.template,
+            batch_size=job.params.teacher.batch_size,
+            epochs=job.params.teacher.epochs,
+            lr=job.params.teacher.lr,
+            warmup_epochs=job.params.teacher.warmup_epochs,
+            warmup_lr=job.params.teacher.warmup_lr,
+            momentum=job.params.teacher.momentum,
+            weight_decay=job.params.teacher.weight_decay,
+            text_length=job.params.teacher.text_length,
+            text_depth=job.params.teacher.text_depth,
+            image_length=job.params.teacher.image_length,
+            image_depth=job.params.teacher.image_depth,
+            text_loss_weight=job.params.teacher.text_loss_weight,
+            image_loss_weight=job.params.teacher.image_loss_weight,
+            logits_loss_weight=job.params.teacher.logits_loss_weight,
+            gpa_mean=job.params.teacher.gpa_mean,
+            gpa_std=job.params.teacher.gpa_std,
+            templates=job.params.teacher.templates,
+            crop_scale=job.params.teacher.crop_scale,
+            flip=job.params.teacher.flip,
             seed=job.seed,
             threads=job.params.run.threads,
             workers=job.params.run.workers,
@@ -197,8 +198,12 @@ def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     from pd_core import distill
     from pd_core.models.compute import Precision
 
-    values = job.params.student
-    deps = [job.prepared, job.teacher, job.vectors, *_weights(values, job.params.teacher)]
+    deps = [
+        job.prepared,
+        job.teacher,
+        job.vectors,
+        *_weights(job.params.student, job.params.teacher),
+    ]
     with (
         _tracked("student", job, deps=deps, out=job.student) as run,
         Reporter(f"student {job.student.name}") as report,
@@ -208,25 +213,25 @@ def student(name: Name, seed: Seed = None, source: Source = None) -> None:
             job.teacher,
             job.vectors,
             job.student,
-            model=values.model,
-            weights=values.weights,
+            model=job.params.student.model,
+            weights=job.params.student.weights,
             data_root=job.data_root,
             teacher_model=job.params.teacher.model,
             teacher_weights=job.params.teacher.weights,
-            batch_size=values.batch_size,
-            epochs=values.epochs,
-            lr=values.lr,
-            warmup_epochs=values.warmup_epochs,
-            warmup_lr=values.warmup_lr,
-            momentum=values.momentum,
-            weight_decay=values.weight_decay,
-            image_length=values.image_length,
-            image_depth=values.image_depth,
-            temperature=values.temperature,
-            kd_weight=values.kd_weight,
-            view_epochs=values.view_epochs,
-            crop_scale=values.crop_scale,
-            flip=values.flip,
+            batch_size=job.params.student.batch_size,
+            epochs=job.params.student.epochs,
+            lr=job.params.student.lr,
+            warmup_epochs=job.params.student.warmup_epochs,
+            warmup_lr=job.params.student.warmup_lr,
+            momentum=job.params.student.momentum,
+            weight_decay=job.params.student.weight_decay,
+            image_length=job.params.student.image_length,
+            image_depth=job.params.student.image_depth,
+            temperature=job.params.student.temperature,
+            kd_weight=job.params.student.kd_weight,
+            view_epochs=job.params.student.view_epochs,
+            crop_scale=job.params.student.crop_scale,
+            flip=job.params.student.flip,
             seed=job.seed,
             threads=job.params.run.threads,
             workers=job.params.run.workers,
@@ -246,9 +251,8 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     from pd_core import evaluate as stage
     from pd_core.models.compute import Precision
 
-    values = job.params.student
     folders = [job.prepared, job.teacher, job.vectors, job.student]
-    deps = [*folders, *_weights(values, job.params.teacher)]
+    deps = [*folders, *_weights(job.params.student, job.params.teacher)]
     with (
         _tracked("evaluate", job, deps=deps, out=job.evaluation) as run,
         Reporter(f"evaluate {job.evaluation.name}") as report,
@@ -259,8 +263,8 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
             job.vectors,
             job.student,
             job.evaluation,
-            model=values.model,
-            weights=values.weights,
+            model=job.params.student.model,
+            weights=job.params.student.weights,
             data_root=job.data_root,
             teacher_model=job.params.teacher.model,
             teacher_weights=job.params.teacher.weights,

@@ -289,6 +289,9 @@ def _fields(model: type[BaseModel], loc: list[str]) -> list[str]:
         annotation = model.model_fields[part].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
+        elif part == "datasets":
+            model = DatasetRow  # what follows in `loc` is a data set's name
+            break
     return list(model.model_fields)
 
 

@@ -375,8 +375,12 @@ def _hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str
 
 
 def _name(path: Path, project: Path) -> str:
-    """Return a path as `dvc.lock` has it: seen from the project, not from this machine's root."""
-    return Path(os.path.relpath(project / path, project)).as_posix()
+    """Return a path as seen from the project, not from this machine's root.
+
+    MLflow refuses names with `..`, so those of files outside the project go without.
+    """
+    seen = Path(os.path.relpath(project / path, project))
+    return Path(*(part for part in seen.parts if part != "..")).as_posix()
 
 
 def _commit(project: Path) -> dict[str, str]:

@@ -20,20 +20,26 @@ stages:
   teacher_seeds:
     matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
     cmd: python3 -m pd_core.cli teacher ${item.name} --seed ${item.seed}
-    deps: [data/prepare/${item.name}-${item.seed}]
-    outs: [data/teacher/${item.name}-${item.seed}]
+    deps:
+      - data/prepare/${item.name}-${item.seed}
+    outs:
+      - data/teacher/${item.name}-${item.seed}
   prepare_seeds:
     matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
     cmd: python3 -m pd_core.cli prepare ${item.name} --seed ${item.seed}
-    outs: [data/prepare/${item.name}-${item.seed}]
+    outs:
+      - data/prepare/${item.name}-${item.seed}
   class_vectors_cross:
     foreach:
       digits: {source: embedded_greek, target: embedded_digits}
       latin: {source: embedded_greek, target: embedded_latin}
     do:
       cmd: python3 -m pd_core.cli class-vectors ${item.target} --source ${item.source}
-      deps: [data/prepare/${item.target}, data/teacher/${item.source}]
-      outs: [data/class_vectors/${item.target}-from-${item.source}]
+      deps:
+        - data/prepare/${item.target}
+        - data/teacher/${item.source}
+      outs:
+        - data/class_vectors/${item.target}-from-${item.source}
   student_cross:
     foreach:
       digits: {source: embedded_greek, target: embedded_digits}
@@ -44,7 +50,8 @@ stages:
         - data/prepare/${item.target}
         - data/teacher/${item.source}
         - data/class_vectors/${item.target}-from-${item.source}
-      outs: [data/student/${item.target}-from-${item.source}]
+      outs:
+        - data/student/${item.target}-from-${item.source}
 """
 
 

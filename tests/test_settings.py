@@ -17,7 +17,7 @@ def _empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_an_environment_everything_is_inside_the_project() -> None:
     settings = load_settings()
 
-    assert settings.data_root == Path("data/raw")
+    assert settings.data_root is None
     assert settings.mlflow_tracking_uri is None
     assert settings.device is None
 

@@ -46,7 +46,8 @@ def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
     Returns:
         Ink as cameras take it, (N, ``PICTURE_SIZE``, ``PICTURE_SIZE``).
     """
-    n, side = masters.shape[0], masters.shape[1]
+    n: int = masters.shape[0]
+    side: int = masters.shape[1]
     angle = np.deg2rad(rng.uniform(-pose.rotation, pose.rotation, n))
     zoom = side / PICTURE_SIZE / rng.uniform(*pose.scale, n)
     aspect: NDArray[np.float64] = 1 + rng.uniform(-pose.aspect, pose.aspect, n)
