@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
-NAME, OTHER = "embedded_digits", "embedded_scripts"
+NAME, OTHER = "embedded_digits", "embedded_greek"
 
 # Two seeds and two transfers beside the default, with names of their own.
 EXTENDED = """
@@ -37,7 +37,7 @@ stages:
       cmd: python3 -m pd_core.cli class-vectors ${item.target} --source ${item.source}
       deps:
         - data/prepare/${item.target}
-        - data/teacher/${item.source}
+        - data/teacher/${item.source}/teacher.safetensors
       outs:
         - data/class_vectors/${item.target}-from-${item.source}
   student_cross:
@@ -48,7 +48,7 @@ stages:
       cmd: python3 -m pd_core.cli student ${item.target} --source ${item.source}
       deps:
         - data/prepare/${item.target}
-        - data/teacher/${item.source}
+        - data/teacher/${item.source}/teacher.safetensors
         - data/class_vectors/${item.target}-from-${item.source}
       outs:
         - data/student/${item.target}-from-${item.source}
@@ -97,6 +97,12 @@ def shorten(folder: Path, *names: str) -> None:
     params["student"].update(epochs=1, warmup_lr=1e-5)
     params["student"]["weight_decay"] = params["teacher"]["weight_decay"] = 5e-4
     path.write_text(yaml.safe_dump(params))
+
+
+def readme_python() -> str:
+    """Return the README's lines that load a student and name a picture."""
+    text = (ROOT / "README.md").read_text()
+    return text.split("```python\n")[1].split("```")[0]
 
 
 def output_hashes(folder: Path) -> dict[str, list[str]]:
@@ -164,7 +170,9 @@ def test_a_run_elsewhere_gives_the_same_bytes_whatever_the_environment_says(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_override_reruns_its_own_data_set_only(tmp_path: Path) -> None:
+def test_an_override_reruns_its_own_data_set_only_and_the_readmes_lines_work(
+    tmp_path: Path,
+) -> None:
     folder = clone(tmp_path)
     shorten(folder, NAME, OTHER)
     dvc(folder, "repro")
@@ -178,4 +186,6 @@ def test_an_override_reruns_its_own_data_set_only(tmp_path: Path) -> None:
     assert NAME not in status
     assert f"teacher@{OTHER}" not in status
     assert "hm" in dvc(folder, "metrics", "show")
-    assert (folder / "dvc_plots").exists() or dvc(folder, "plots", "show")
+    assert "greek" in run([sys.executable, "-c", readme_python()], folder)
+    dvc(folder, "plots", "show")
+    assert "agreement" in (folder / "dvc_plots" / "index.html").read_text()

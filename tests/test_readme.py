@@ -1,0 +1,45 @@
+"""The README names only what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from pd_core.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+WEIGHTS = (ROOT / "pd_core" / "models" / "weights" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README))))
+def test_every_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"dvc repro ([a-z_]+@[a-z_]+)", README))))
+def test_every_stage_exists(name: str) -> None:
+    stage, dataset = name.split("@")
+    assert stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert dataset in yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]
+
+
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"-S ([a-z_.]+)=", README))))
+def test_every_parameter_exists(key: str) -> None:
+    block, name = key.split(".")
+    assert name in yaml.safe_load((ROOT / "params.yaml").read_text())[block]
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))
+def test_every_link_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    promptkd (.+)$", WEIGHTS, re.MULTILINE))
+def test_the_recipe_of_the_weights_is_a_command(line: str) -> None:
+    group, verb, *rest = line.split()
+    command = get_command(app).commands[group].commands[verb]  # type: ignore[attr-defined]
+    options = {name for parameter in command.params for name in parameter.opts}
+    assert {word for word in rest if word.startswith("--")} <= options
