@@ -1,5 +1,6 @@
 """The embedded CLIPs: their weights, their tokenizer, and the recipe behind them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,9 @@ def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
         )
     name = "embedded-student.safetensors"
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_shipped_teacher_leads_the_shipped_student_by_five_points() -> None:
+    table = json.loads((embedded.WEIGHTS_FOLDER / "zero_shot.json").read_text())
+    assert len(table) == 12
+    assert table["average"]["embedded-teacher"] - table["average"]["embedded-student"] >= 5
