@@ -220,7 +220,7 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
     rows = [*sorted(rows, key=lambda row: (-row[1]["student"]["hm"], row[0])), average]
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
-        picture = Figure(figsize=(8, 1.7 + 0.42 * len(rows)), dpi=_DOTS_PER_INCH)
+        picture = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), dpi=_DOTS_PER_INCH)
         FigureCanvasAgg(picture)
         picture.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
         axes = picture.add_subplot()
@@ -360,15 +360,17 @@ def _decorate(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xlabel("harmonic mean of base and novel accuracy (%)", color=_INK)
     axes.annotate(
         "gain",
-        (1.0, 0.0),
+        (1.0, 1.0),
         xycoords="axes fraction",
-        xytext=(8, -20),
+        xytext=(8, 2),
         textcoords="offset points",
-        va="top",
+        va="bottom",
         color=_STUDENT,
         fontsize=10,
     )
-    axes.legend(loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=4, frameon=False, fontsize=10)
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
 
 
 def _font_file() -> Path:
