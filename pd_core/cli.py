@@ -6,7 +6,6 @@ the run in MLflow. What a user can put right ends in one line and exit status 2.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +16,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pd_core import lineage
+from pd_core import cli_embedded, lineage
 from pd_core.errors import PdError
-from pd_core.params import DatasetParams, StudentParams, TeacherParams, load_params
+from pd_core.params import DATA, PARAMS, DatasetParams, StudentParams, TeacherParams, load_params
 from pd_core.progress import Reporter
-from pd_core.settings import Settings, load_settings, telemetry_off
+from pd_core.settings import Settings, compute_with, load_settings, telemetry_off
 
 if TYPE_CHECKING:
     from pd_core.tracking import StageRun
 
-PARAMS = Path("params.yaml")
-DATA = Path("data")
 REPORTS = Path("reports")
 
 app = typer.Typer(
@@ -37,10 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-embedded_app = typer.Typer(
-    help="The embedded CLIPs: how their weights were made.", no_args_is_help=True
-)
-app.add_typer(embedded_app, name="embedded")
+app.add_typer(cli_embedded.app, name="embedded")
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
@@ -121,7 +115,7 @@ def prepare(name: Name, seed: Seed = None) -> None:
 def teacher(name: Name, seed: Seed = None) -> None:
     """Stage: tune the teacher's prompts on the few labels."""
     job = _job(name, seed)
-    _compute_with(job.params.run.threads)
+    compute_with(job.params.run.threads)
     from pd_core import pretrain
     from pd_core.models.compute import Precision
     from pd_core.models.teacher import TeacherMethod
@@ -174,7 +168,7 @@ def teacher(name: Name, seed: Seed = None) -> None:
 def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: compute the teacher's text features of all classes, once."""
     job = _job(name, seed, source)
-    _compute_with(job.params.run.threads)
+    compute_with(job.params.run.threads)
     from pd_core import class_vectors as stage
 
     deps = [job.prepared, job.teacher, *_weights(job.params.teacher)]
@@ -194,7 +188,7 @@ def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
 def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: distil the student on the unlabelled pictures."""
     job = _job(name, seed, source)
-    _compute_with(job.params.run.threads)
+    compute_with(job.params.run.threads)
     from pd_core import distill
     from pd_core.models.compute import Precision
 
@@ -247,7 +241,7 @@ def student(name: Name, seed: Seed = None, source: Source = None) -> None:
 def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: measure student and teacher on test pictures, and register the student."""
     job = _job(name, seed, source)
-    _compute_with(job.params.run.threads)
+    compute_with(job.params.run.threads)
     from pd_core import evaluate as stage
     from pd_core.models.compute import Precision
 
@@ -325,47 +319,6 @@ def show() -> None:
     console.print(f"MLflow   {_mlflow_page()}")
 
 
-@embedded_app.command("pretrain")
-def embedded_pretrain(
-    name: Annotated[str, typer.Argument(help="embedded-teacher or embedded-student.")],
-    out: Annotated[Path, typer.Option(help="Folder for weights and log.")],
-    images: Annotated[int, typer.Option(help="Pictures to see in all.")],
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads; they decide the last bits.")] = 1,
-) -> None:
-    """Pre-train an embedded CLIP on drawn characters (see weights/README.md)."""
-    _compute_with(threads)
-    from pd_core.models import pretrain_embedded
-
-    with Reporter(name) as progress:
-        pretrain_embedded.run(
-            name, out, images=images, seed=seed, threads=threads, on_progress=progress.progress
-        )
-
-
-@embedded_app.command("zero-shot")
-def embedded_zero_shot(
-    out: Annotated[Path, typer.Option(help="Folder for zero_shot.json and zero_shot.md.")],
-) -> None:
-    """Measure both embedded CLIPs zero-shot on the prepared data sets."""
-    params = load_params(PARAMS)
-    _compute_with(params.run.threads)
-    from pd_core import zero_shot
-
-    with Reporter("zero-shot") as progress:
-        zero_shot.run(
-            DATA / "prepare",
-            out,
-            datasets=list(params.datasets),
-            models={
-                params.teacher.model: params.teacher.weights,
-                params.student.model: params.student.weights,
-            },
-            threads=params.run.threads,
-            on_progress=progress.progress,
-        )
-
-
 @contextmanager
 def _tracked(stage: str, job: Job, *, deps: list[Path], out: Path) -> Iterator[StageRun]:
     """Record what the block does as an MLflow run; refuse a dead server before it starts."""
@@ -421,18 +374,6 @@ def _mlflow_page() -> str:
     if uri and uri.startswith("http"):
         return uri
     return f"`mlflow ui --backend-store-uri {uri or 'sqlite:///' + tracking.DATABASE}`"
-
-
-def _compute_with(threads: int) -> None:
-    """Fix the threads of every numeric library, before torch and NumPy are imported.
-
-    Their number changes the last bits, so the environment must not decide it. Passive waiting
-    leaves the cores to others while one thread works.
-    """
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["OMP_DYNAMIC"] = os.environ["MKL_DYNAMIC"] = "FALSE"
 
 
 def main() -> None:

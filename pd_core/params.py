@@ -23,6 +23,11 @@ from pd_core.data.catalogue import dataset_names
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams, missing, unknown
 
+PARAMS = Path("params.yaml")
+"""The profile's parameters, in the folder of its pipeline."""
+DATA = Path("data")
+"""Where the stages' outputs go, one folder a stage, seen from there."""
+
 # As models.compute.Precision and models.teacher.TeacherMethod, whose modules need torch.
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 MethodName = Literal["promptsrc", "clip"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pd_core import predictor, tracking
+from pd_core import predictor, provenance, tracking
 from pd_core.errors import PdError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def register(
     with TemporaryDirectory() as folder:
         bundle = Path(folder) / _ARTIFACT
         predictor.write_bundle(bundle, student=student, vectors=vectors, weights=weights)
-        digest = tracking.content_hash(bundle)
+        digest = provenance.content_hash(bundle)
         mlflow = tracking.client(store)
         name = model_name(dataset)
         with _refusals(f"register '{name}'", store):

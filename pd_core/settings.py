@@ -75,3 +75,15 @@ def telemetry_off() -> None:
     """
     for variable, value in TELEMETRY_OFF.items():
         os.environ.setdefault(variable, value)
+
+
+def compute_with(threads: int) -> None:
+    """Fix the threads of every numeric library, before torch and NumPy are imported.
+
+    Their number changes the last bits, so the environment must not decide it. Passive waiting
+    leaves the cores to others while one thread works.
+    """
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["OMP_DYNAMIC"] = os.environ["MKL_DYNAMIC"] = "FALSE"

@@ -9,13 +9,8 @@ appear nowhere else.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import resource
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +25,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from pd_core import provenance
 from pd_core.errors import BadParams, PdError
 from pd_core.settings import telemetry_off
 
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlruns"
-ABSENT = "absent"  # the hash recorded for a path that does not exist
 
 _SQLITE = "sqlite:///"
 _SERVER_SCHEMES = ("http", "https")
@@ -168,13 +163,19 @@ def stage_run(
         return
     name = f"{stage}@{dataset}" if dataset else stage
     run.set_tags({"profile": profile, "dataset": dataset, "stage": stage, "protocol": protocol})
-    run.set_tags({"seed": str(seed), "params_md5": params_hash(params), **_commit(project)})
-    run.set_tags(_hash_tags("dep", deps, project))
+    run.set_tags(
+        {
+            "seed": str(seed),
+            "params_md5": provenance.params_hash(params),
+            **provenance.commit_tags(project),
+        }
+    )
+    run.set_tags(provenance.hash_tags("dep", deps, project))
     start = time.time()
     status = "FAILED"
     try:
         yield run
-        run.set_tags(_hash_tags("out", outs, project))
+        run.set_tags(provenance.hash_tags("out", outs, project))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -183,7 +184,9 @@ def stage_run(
         run.set_tags({"error": " ".join(f"{type(error).__name__}: {error}".split())})
         raise
     finally:
-        run.log_metrics({"seconds": time.time() - start, "peak_memory_mb": _peak_memory()})
+        run.log_metrics(
+            {"seconds": time.time() - start, "peak_memory_mb": provenance.peak_memory()}
+        )
         _send(
             run,
             store,
@@ -193,32 +196,6 @@ def stage_run(
             status=status,
             params=params,
         )
-
-
-def content_hash(path: Path) -> str:
-    """Return the hash that DVC gives a file or folder.
-
-    A file's is the MD5 of its bytes; a folder's is the MD5 of the JSON list of its files' hashes,
-    sorted by path, with ".dir" after it. `__pycache__` folders do not count.
-
-    Returns:
-        The hash, or "absent" if there is nothing at `path`.
-    """
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
-        entries = [
-            {"md5": _file_md5(file), "relpath": file.relative_to(path).as_posix()}
-            for file in files
-            if "__pycache__" not in file.relative_to(path).parts
-        ]
-        listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
-        return _md5(listing.encode()) + ".dir"
-    return _file_md5(path) if path.is_file() else ABSENT
-
-
-def params_hash(params: Mapping[str, object]) -> str:
-    """Return the MD5 of the parameters as JSON with sorted keys."""
-    return _md5(json.dumps(params, sort_keys=True, default=str).encode())
 
 
 def shown(uri: str) -> str:
@@ -367,47 +344,6 @@ def _check_database(uri: str) -> None:
         ) from None
 
 
-def _hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]:
-    """Return a tag per path and one for all, so that runs can be found by either."""
-    hashes = {_name(path, project): content_hash(project / path) for path in paths}
-    tags = {f"{kind}:{path}": value for path, value in hashes.items()}
-    return {**tags, f"{kind}s_md5": params_hash(hashes)}
-
-
-def _name(path: Path, project: Path) -> str:
-    """Return a path as seen from the project, not from this machine's root.
-
-    MLflow refuses names with `..`, so those of files outside the project go without.
-    """
-    seen = Path(os.path.relpath(project / path, project))
-    return Path(*(part for part in seen.parts if part != "..")).as_posix()
-
-
-def _commit(project: Path) -> dict[str, str]:
-    commit = _git(project, "rev-parse", "HEAD")
-    if commit is None:
-        return {"git_commit": "none"}
-    # dvc.lock changes while a pipeline runs, so it says nothing about the code
-    changes = _git(
-        project, "status", "--porcelain", "-uno", "--", ":/", ":(exclude,top,glob)**/dvc.lock"
-    )
-    return {
-        "git_commit": commit,
-        "git_dirty": str(bool(changes)).lower(),
-        "mlflow.source.git.commit": commit,  # the name under which MLflow's page shows it
-    }
-
-
-def _git(project: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(project), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
 def _flat(values: Mapping[str, object], separator: str) -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in values.items():
@@ -426,17 +362,3 @@ def _is_number(value: object) -> TypeGuard[float]:
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _peak_memory() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)  # bytes there, KiB here
-
-
-def _file_md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()

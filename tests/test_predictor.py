@@ -21,7 +21,7 @@ from pd_core.data.images import eval_transform
 from pd_core.errors import BadArtifact, BadData, BadParams, MissingFile
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
-from pd_core.tracking import content_hash
+from pd_core.provenance import content_hash
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pd_core import tracking
+from pd_core import provenance, tracking
 from pd_core.errors import BadParams, PdError
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port; nothing listens there
 ONE_RUN = """
 import sys
 from pathlib import Path
-from pd_core import tracking
+from pd_core import provenance, tracking
 store = tracking.open_store(Path())
 with tracking.stage_run(store, profile="quickstart", dataset=sys.argv[1], stage="teacher",
                         params={}, deps=[], outs=[], seed=1, protocol="base_to_novel") as run:
@@ -70,11 +70,11 @@ def test_hashes_are_those_that_dvc_writes_into_its_lock_file(tmp_path: Path) -> 
         subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True)
     locked = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]["copy"]
     expected = {entry["path"]: entry["md5"] for entry in locked["deps"] + locked["outs"]}
-    assert {path: tracking.content_hash(tmp_path / path) for path in expected} == expected
+    assert {path: provenance.content_hash(tmp_path / path) for path in expected} == expected
 
 
 def test_what_is_not_there_has_the_hash_absent(tmp_path: Path) -> None:
-    assert tracking.content_hash(tmp_path / "nothing") == "absent"
+    assert provenance.content_hash(tmp_path / "nothing") == "absent"
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project:
         out = project / "data" / "teacher" / "greek"
         out.mkdir(parents=True)
         (out / "history.json").write_text(json.dumps(history))
-        before = tracking.content_hash(out)
+        before = provenance.content_hash(out)
         run.log_epochs(history)
         run.log_metrics({"student": {"hm": 71.5}})
         run.log_file(out / "history.json")
@@ -129,10 +129,10 @@ def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project:
     assert stored.info.status == "FINISHED"
     assert stored.data.params == {"lr": "0.1", "prompts.depth": "3"}
     tags = stored.data.tags
-    assert tags["dep:losses.py"] == tracking.content_hash(project / "losses.py")
-    assert tags["out:data/teacher/greek"] == before == tracking.content_hash(out)
+    assert tags["dep:losses.py"] == provenance.content_hash(project / "losses.py")
+    assert tags["out:data/teacher/greek"] == before == provenance.content_hash(out)
     assert tags["dep:params.yaml"] == "absent"  # named from the project, though given in full
-    assert tags["params_md5"] == tracking.params_hash(params)
+    assert tags["params_md5"] == provenance.params_hash(params)
     known = {"profile": "quickstart", "dataset": "greek", "stage": "teacher", "seed": "7"}
     assert known.items() <= tags.items()
     assert tags["protocol"] == "base_to_novel"

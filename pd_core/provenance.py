@@ -1,0 +1,108 @@
+"""Where a result comes from: hashes of files and parameters, the commit, the memory it took.
+
+Hashes are those that DVC records, computed here because `dvc.lock` does not have them while a
+stage runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+ABSENT = "absent"
+"""The hash recorded for a path that does not exist."""
+
+
+def content_hash(path: Path) -> str:
+    """Return the hash that DVC gives a file or folder.
+
+    A file's is the MD5 of its bytes; a folder's is the MD5 of the JSON list of its files' hashes,
+    sorted by path, with ".dir" after it. `__pycache__` folders do not count.
+
+    Returns:
+        The hash, or "absent" if there is nothing at `path`.
+    """
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+        entries = [
+            {"md5": _file_md5(file), "relpath": file.relative_to(path).as_posix()}
+            for file in files
+            if "__pycache__" not in file.relative_to(path).parts
+        ]
+        listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+        return _md5(listing.encode()) + ".dir"
+    return _file_md5(path) if path.is_file() else ABSENT
+
+
+def params_hash(params: Mapping[str, object]) -> str:
+    """Return the MD5 of the parameters as JSON with sorted keys."""
+    return _md5(json.dumps(params, sort_keys=True, default=str).encode())
+
+
+def hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]:
+    """Return a tag per path and one for all, so that runs can be found by either.
+
+    Args:
+        kind: `dep` or `out`.
+        paths: files and folders, in `project`.
+        project: folder that the paths are named from.
+    """
+    hashes = {_name(path, project): content_hash(project / path) for path in paths}
+    tags = {f"{kind}:{path}": value for path, value in hashes.items()}
+    return {**tags, f"{kind}s_md5": params_hash(hashes)}
+
+
+def commit_tags(project: Path) -> dict[str, str]:
+    """Return the git commit of a folder, and whether tracked files differ from it, as tags."""
+    commit = _git(project, "rev-parse", "HEAD")
+    if commit is None:
+        return {"git_commit": "none"}
+    # dvc.lock changes while a pipeline runs, so it says nothing about the code
+    changes = _git(
+        project, "status", "--porcelain", "-uno", "--", ":/", ":(exclude,top,glob)**/dvc.lock"
+    )
+    return {
+        "git_commit": commit,
+        "git_dirty": str(bool(changes)).lower(),
+        "mlflow.source.git.commit": commit,  # the name under which MLflow's page shows it
+    }
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)  # bytes there, KiB here
+
+
+def _name(path: Path, project: Path) -> str:
+    """Return a path as seen from the project, not from this machine's root.
+
+    MLflow refuses names with `..`, so those of files outside the project go without.
+    """
+    seen = Path(os.path.relpath(project / path, project))
+    return Path(*(part for part in seen.parts if part != "..")).as_posix()
+
+
+def _git(project: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(project), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _file_md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
