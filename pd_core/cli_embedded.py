@@ -21,6 +21,10 @@ def pretrain(
     images: Annotated[int, typer.Option(help="Pictures to see in all.")],
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads; they decide the last bits.")] = 1,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    start: Annotated[
+        Path | None, typer.Option(help="Weights to go on from.", show_default=False)
+    ] = None,
 ) -> None:
     """Pre-train an embedded CLIP on drawn characters (see weights/README.md)."""
     compute_with(threads)
@@ -28,7 +32,14 @@ def pretrain(
 
     with Reporter(name) as progress:
         pretrain_embedded.run(
-            name, out, images=images, seed=seed, threads=threads, on_progress=progress.progress
+            name,
+            out,
+            images=images,
+            seed=seed,
+            threads=threads,
+            lr=lr,
+            start=start,
+            on_progress=progress.progress,
         )
 
 

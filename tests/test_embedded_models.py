@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from pd_core.data import embedded as benchmark
 from pd_core.data import glyphs
@@ -108,6 +109,24 @@ def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
         )
     name = "embedded-student.safetensors"
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_second_round_goes_on_from_the_weights_of_the_first(tmp_path: Path) -> None:
+    name = "embedded-student"
+    shipped = embedded.weights_file(name)
+    pretrain_embedded.run(
+        name, tmp_path, images=16, seed=2, threads=1, batch_size=16, lr=1e-9, start=shipped
+    )
+    before, after = load_file(shipped), load_file(tmp_path / f"{name}.safetensors")
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+
+
+def test_weights_to_start_from_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="start from"):
+        pretrain_embedded.run(
+            "embedded-student", tmp_path, images=16, seed=2, threads=1, start=tmp_path / "none"
+        )
 
 
 def test_the_shipped_teacher_leads_the_shipped_student_by_five_points() -> None:

@@ -1,4 +1,4 @@
-"""How each embedded domain looks: one "camera" a domain, from ink to colour picture.
+"""How the embedded domains look: "cameras", from ink to colour picture.
 
 A camera takes ink, float32 (N, S, S) from 0 (paper) to 1, and a random generator, and returns
 colour pictures, float32 (N, S, S, 3) from 0 to 1. Pictures differ within a domain by what the
@@ -123,14 +123,6 @@ def _finish(picture: Pictures) -> Pictures:
     return clipped
 
 
-def pencil(ink: Ink, rng: Rng) -> Pictures:
-    """Handwriting in soft pencil on slightly shaded paper."""
-    n = len(ink)
-    paper = _colour(rng, n, (0.93, 0.92, 0.88), 0.05) + 0.05 * _ramp(rng, n)[..., None]
-    lead = _colour(rng, n, (0.25, 0.25, 0.3), 0.1)
-    return _finish(_mix(paper, lead, np.clip(ink + _noise(rng, ink, 0, 0.06), 0, 1)))
-
-
 def faded_photo(ink: Ink, rng: Rng) -> Pictures:
     """A low-contrast snapshot: soft focus, colour cast, vignette."""
     n = len(ink)
@@ -144,32 +136,58 @@ def faded_photo(ink: Ink, rng: Rng) -> Pictures:
 
 
 def chalk(ink: Ink, rng: Rng) -> Pictures:
-    """Crumbling chalk on a smeared board."""
+    """The side of a chalk drawn over a smeared board, whose grain shows through."""
     n = len(ink)
     board = _colour(rng, n, (0.13, 0.24, 0.19), 0.04)
     smear = np.clip(_noise(rng, ink, 3.0, 0.06), -0.1, 0.2)[..., None]
-    crumbs = np.clip(0.62 + _noise(rng, ink, 0.6, 0.42), 0, 1)
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    grain = (np.sin((rows + cols) * 2 * np.pi / 4.2 + phase) > -0.1).astype(np.float32)
+    crumbs = np.clip(0.75 + _noise(rng, ink, 0.6, 0.3), 0, 1)
     powder = _colour(rng, n, (0.9, 0.9, 0.84), 0.06)
-    return _finish(_mix(board + smear, powder, ink * crumbs))
+    return _finish(_mix(board + smear, powder, ink * grain * crumbs))
 
 
 def halftone(ink: Ink, rng: Rng) -> Pictures:
-    """Newspaper print: tone becomes dots of a coarse screen."""
+    """Contours in newspaper print: tone becomes dots of a coarse screen."""
     n = len(ink)
     phase = rng.uniform(0, 2 * np.pi, (2, n, 1, 1))
     rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
     pitch = 2 * np.pi / _per_picture(rng, n, 3.0, 3.8)
     screen = np.cos((rows + cols) * pitch * 0.7071 + phase[0])
     screen = screen * np.cos((rows - cols) * pitch * 0.7071 + phase[1])
-    tone = 0.22 + 0.5 * _blur(ink, 0.6)
+    tone = 0.22 + 0.5 * _blur(_edges(ink), 0.6)
     dots = 1 / (1 + np.exp(-9 * (tone * 2 - 1 + screen * 0.75)))
     paper = _colour(rng, n, (0.86, 0.84, 0.78), 0.04)
     printed = _colour(rng, n, (0.18, 0.17, 0.18), 0.05)
     return _finish(_mix(paper, printed, dots.astype(np.float32)))
 
 
+def neon(ink: Ink, rng: Rng) -> Pictures:
+    """Glowing tubes along the contour, at night."""
+    n = len(ink)
+    wall = _colour(rng, n, (0.1, 0.08, 0.12), 0.05) + _noise(rng, ink, 1.5, 0.03)[..., None]
+    tube = _edges(ink)
+    gas = _colour(rng, n, (0.6, 0.3, 0.6), 0.4)
+    glow = gas * (0.8 * _blur(tube, 1.6) + 0.5 * tube)[..., None] + 0.3 * tube[..., None] ** 2
+    return _finish(wall + glow + _noise(rng, ink, 0, 0.04)[..., None])
+
+
+def scratchboard(ink: Ink, rng: Rng) -> Pictures:
+    """Contours scratched white into black, on hatched ground."""
+    n = len(ink)
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    pitch = _per_picture(rng, n, 4.8, 6.2)
+    hatch = np.clip(np.sin((rows - cols) * 2 * np.pi / pitch + phase), 0, 1) ** 2 * (1 - ink)
+    scratches = np.maximum(_edges(ink) * _per_picture(rng, n, 0.7, 1.0), 0.5 * hatch)
+    ground = _colour(rng, n, (0.1, 0.1, 0.11), 0.04)
+    picture = _mix(ground, _colour(rng, n, (0.88, 0.85, 0.75), 0.08), scratches)
+    return _finish((picture + _noise(rng, ink, 0, 0.04)[..., None]).astype(np.float32))
+
+
 def road_sign(ink: Ink, rng: Rng) -> Pictures:
-    """Light strokes on a coloured plate before a landscape, with glare."""
+    """Light contours on a coloured plate before a landscape, with glare."""
     n = len(ink)
     plates = np.array(
         [(0.1, 0.3, 0.65), (0.72, 0.12, 0.14), (0.1, 0.45, 0.25), (0.85, 0.65, 0.1)]
@@ -180,24 +198,10 @@ def road_sign(ink: Ink, rng: Rng) -> Pictures:
     radius = (np.abs(rows) ** roundness + np.abs(cols) ** roundness) ** (1 / roundness)
     inside = (1 / (1 + np.exp(18 * (radius - 0.97)))).astype(np.float32)
     scenery = _colour(rng, n, (0.45, 0.5, 0.42), 0.2) + _noise(rng, ink, 2.0, 0.12)[..., None]
-    sign = _mix(plate, _colour(rng, n, (0.93, 0.93, 0.9), 0.06), ink)
+    sign = _mix(plate, _colour(rng, n, (0.93, 0.93, 0.9), 0.06), _edges(ink))
     glare = np.clip(_ramp(rng, n), 0, 1) * _per_picture(rng, n, 0.0, 0.55)
     picture = _mix(scenery, sign + glare[..., None], inside)
     return _finish(_blur(picture, 0.5))
-
-
-def photocopy(ink: Ink, rng: Rng) -> Pictures:
-    """A scan of a copy of a copy: bleeding ink, specks, ruled lines, dirt."""
-    n = len(ink)
-    bleed = np.clip(_blur(ink, 0.8) * _per_picture(rng, n, 0.8, 1.6), 0, 1)
-    holes = (rng.random(ink.shape) > 0.14).astype(np.float32)
-    specks = (rng.random(ink.shape) > 0.955).astype(np.float32) * 0.8
-    rows = np.arange(PICTURE_SIZE)[None, :, None]
-    pitch, start = rng.integers(7, 11, (n, 1, 1)), rng.integers(0, 8, (n, 1, 1))
-    ruled = np.broadcast_to((rows % pitch == start), ink.shape) * np.float32(0.45)
-    dark = np.maximum(np.maximum(bleed * holes, specks), ruled)
-    tone = 0.92 - 0.75 * dark + _noise(rng, ink, 4.0, 0.06)
-    return _finish(np.repeat(tone[..., None], 3, axis=-1) * _colour(rng, n, (1, 0.98, 0.93), 0.03))
 
 
 def blueprint(ink: Ink, rng: Rng) -> Pictures:
@@ -210,16 +214,6 @@ def blueprint(ink: Ink, rng: Rng) -> Pictures:
     lines = np.maximum(_edges(ink) * _per_picture(rng, n, 0.75, 1.0), grid.astype(np.float32))
     picture = _mix(sheet, _colour(rng, n, (0.88, 0.93, 1.0), 0.04), lines)
     return _finish(picture + _noise(rng, ink, 0, 0.03)[..., None])
-
-
-def washed_out(ink: Ink, rng: Rng) -> Pictures:
-    """Over-exposed print in pale colours, with blotches of light."""
-    n = len(ink)
-    paper = _colour(rng, n, (0.86, 0.84, 0.86), 0.07)
-    tint = paper - _colour(rng, n, (0.3, 0.26, 0.2), 0.12)
-    flare = np.clip(_noise(rng, ink, 5.0, 0.16), 0, 0.4)
-    picture = _mix(paper, tint, ink * (1 - flare)) + flare[..., None]
-    return _finish(picture + _noise(rng, ink, 0, 0.04)[..., None])
 
 
 def embossed(ink: Ink, rng: Rng) -> Pictures:
@@ -235,11 +229,11 @@ def embossed(ink: Ink, rng: Rng) -> Pictures:
 
 
 def embroidery(ink: Ink, rng: Rng) -> Pictures:
-    """Cross-stitch in coloured thread on woven cloth."""
+    """Contours cross-stitched in coloured thread on woven cloth."""
     n, stitch = len(ink), 2
     cells = PICTURE_SIZE // stitch
-    coverage = ink.reshape(n, cells, stitch, cells, stitch).mean(axis=(2, 4))
-    stitched = (coverage > 0.42).astype(np.float32)
+    coverage = _edges(ink).reshape(n, cells, stitch, cells, stitch).mean(axis=(2, 4))
+    stitched = (coverage > 0.5).astype(np.float32)
     thread = _colour(rng, n, (0.6, 0.15, 0.2), 0.25)
     cloth = _colour(rng, n, (0.82, 0.78, 0.66), 0.08)
     shade = rng.uniform(0.65, 1.1, (n, cells, cells)).astype(np.float32)

@@ -51,7 +51,7 @@ class Domain:
 
 
 DOMAINS: dict[str, Domain] = {
-    "embedded_digits": Domain("Handwritten digits", (), cameras.pencil),
+    "embedded_digits": Domain("Handwritten digits, chalk", (), cameras.chalk),
     "embedded_latin": Domain(
         "Latin letters, faded photo",
         ((0x41, 0x5A), (0x61, 0x7A)),
@@ -59,31 +59,31 @@ DOMAINS: dict[str, Domain] = {
         without="coksvwxz",
     ),
     "embedded_greek": Domain(
-        "Greek letters, chalk board",
+        "Greek letters, neon",
         ((0x391, 0x3A9), (0x3B1, 0x3C9)),
-        cameras.chalk,
+        cameras.neon,
         without="\u03bf",
     ),
     "embedded_cyrillic": Domain(
-        "Cyrillic letters, newspaper", ((0x400, 0x42F),), cameras.halftone
+        "Cyrillic letters, scratchboard", ((0x400, 0x42F),), cameras.scratchboard
     ),
     "embedded_arrows": Domain(
         "Arrows, road sign", ((0x2190, 0x21FF),), cameras.road_sign, Pose(rotation=6)
     ),
     "embedded_operators": Domain(
-        "Mathematical operators, photocopy", ((0x2200, 0x22FF),), cameras.photocopy
+        "Mathematical operators, newspaper", ((0x2200, 0x22FF),), cameras.halftone
     ),
     "embedded_shapes": Domain(
-        "Box and geometric shapes, blueprint",
+        "Box and geometric shapes, scratchboard",
         ((0x2500, 0x25FF),),
-        cameras.blueprint,
+        cameras.scratchboard,
         Pose(rotation=5, aspect=0.05),
     ),
     "embedded_games": Domain(
-        "Cards, dominoes and chess, washed out",
+        "Cards, dominoes and chess, blueprint",
         ((0x1F030, 0x1F093), (0x1F0A0, 0x1F0DF), (0x2654, 0x265F)),
-        cameras.washed_out,
-        Pose(rotation=6),
+        cameras.blueprint,
+        Pose(rotation=3, scale=(1.15, 1.3), aspect=0.05, shear=0.04, shift=0.03),
     ),
     "embedded_braille": Domain(
         "Braille, embossed",

@@ -19,11 +19,13 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pd_core.artifacts import write_tensors, write_text
 from pd_core.data import embedded as benchmark
 from pd_core.data import glyphs
+from pd_core.errors import missing
 from pd_core.models import embedded
 from pd_core.models.prompts import cut_after_end, encode_text
 
@@ -285,11 +287,12 @@ def pretrain(
     seed: int,
     threads: int,
     on_report: Callable[[dict[str, float], nn.Module], None],
+    start: Path | None = None,
 ) -> open_clip.CustomTextCLIP:
     """Pre-train an embedded model.
 
-    Pictures grow harder over the first eighth of the steps: with full difficulty from the start
-    the loss stays at chance for hundreds of steps.
+    Without weights to start from, pictures grow harder over the first eighth of the steps: with
+    full difficulty at once the loss stays at chance for hundreds of steps.
 
     Args:
         name: one of ``embedded.NAMES``.
@@ -300,6 +303,7 @@ def pretrain(
         threads: CPU threads; the last bits of the weights depend on it.
         on_report: takes {images, loss, accuracy} and the model every 100 steps; accuracy is that
             of naming a picture among the captions of its batch.
+        start: weights to go on from; None for random ones.
 
     Returns:
         The trained model in eval mode.
@@ -307,6 +311,8 @@ def pretrain(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     model = embedded.build(name).train()
+    if start is not None:
+        model.load_state_dict(load_file(start))
     corpus = build_corpus()
     augment = Augmenter(torch.Generator().manual_seed(seed))
     text_rng, pair_rng = random.Random(seed), np.random.default_rng(seed)
@@ -320,7 +326,8 @@ def pretrain(
         distinct, owner = np.unique(corpus.character_of[pairs], return_inverse=True)
         texts = captions([corpus.names[index] for index in distinct], text_rng)
         owners = torch.from_numpy(owner)
-        pictures = augment(corpus.masters[pairs], difficulty=min(1.0, step * 8 / steps))
+        difficulty = 1.0 if start is not None else min(1.0, step * 8 / steps)
+        pictures = augment(corpus.masters[pairs], difficulty=difficulty)
         image_features = F.normalize(model.visual(pictures), dim=-1)
         text_features = encode_texts(model, texts)
         scale = model.logit_scale.clamp(max=np.log(100)).exp()
@@ -350,6 +357,7 @@ def run(
     threads: int,
     batch_size: int = 128,
     lr: float = 1e-3,
+    start: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Pre-train an embedded model; write `<name>.safetensors` and `<name>.log.jsonl`.
@@ -364,12 +372,16 @@ def run(
         threads: CPU threads; the last bits of the weights depend on it.
         batch_size: pictures a step.
         lr: AdamW's peak learning rate.
+        start: weights to go on from, as an earlier call stored them; None for random ones.
         on_progress: called with pictures seen and pictures in all.
 
     Raises:
         UnknownName: there is no such embedded model.
+        MissingFile: there are no weights to start from.
         PdError: the folder cannot be written.
     """
+    if start is not None and not start.is_file():
+        raise missing("weights to start from", start, "pre-train without them first")
     lines: list[str] = []
 
     def keep(report: dict[str, float], model: nn.Module) -> None:
