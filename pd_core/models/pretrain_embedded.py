@@ -399,6 +399,7 @@ def run(
         seed=seed,
         threads=threads,
         on_report=keep,
+        start=start,
     )
     save_weights(model, out / f"{name}.safetensors")
 
