@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pd_core.data import embedded as benchmark
 from pd_core.data import glyphs
 from pd_core.errors import BadArtifact, MissingFile
-from pd_core.models import embedded, pretrain_embedded
+from pd_core.models import embedded, pretrain_embedded, pretraining_corpus, pretraining_pictures
 from pd_core.models.clip import load_clip
 from pd_core.models.prompts import encode_image
 
@@ -53,7 +53,7 @@ def test_end_of_text_has_the_largest_id() -> None:
 
 
 def test_the_merges_file_can_be_made_again(tmp_path: Path) -> None:
-    pretrain_embedded.write_merges(tmp_path / "merges.txt.gz")
+    pretraining_corpus.write_merges(tmp_path / "merges.txt.gz")
     assert (tmp_path / "merges.txt.gz").read_bytes() == embedded.MERGES_FILE.read_bytes()
 
 
@@ -69,7 +69,7 @@ def test_the_teachers_weights_do_not_pass_for_the_students() -> None:
 
 def test_lookalikes_share_a_number_and_others_do_not() -> None:
     masters = np.stack([glyphs.render(char, "DejaVuSans") for char in "A\u0391B"])
-    groups = pretrain_embedded._lookalikes(masters, np.arange(3), 3)
+    groups = pretraining_corpus._lookalikes(masters, np.arange(3), 3)
     assert groups[0] == groups[1] != groups[2]
 
 
@@ -91,7 +91,7 @@ def test_augmentation_is_reproducible_and_grows_harder() -> None:
     masters = torch.from_numpy(np.stack([glyphs.render("A", "DejaVuSans")] * 4))
 
     def draw(difficulty: float) -> torch.Tensor:
-        augment = pretrain_embedded.Augmenter(torch.Generator().manual_seed(1))
+        augment = pretraining_pictures.Augmenter(torch.Generator().manual_seed(1))
         return augment(masters, difficulty=difficulty)
 
     assert torch.equal(draw(1.0), draw(1.0))

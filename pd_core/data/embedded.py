@@ -1,7 +1,7 @@
 """The eleven embedded data sets, built from installed packages.
 
-Ten domains are named characters in fonts that pre-training never saw, each seen through a camera
-of its own; one is real handwriting (scikit-learn's digits). Classes are called by their official
+Ten domains are named characters in fonts that pre-training never saw, seen through cameras that it
+never saw either; one is real handwriting (scikit-learn's digits). Classes are called by their official
 Unicode names, which are compositional: novel classes can be recognised from their names.
 """
 

@@ -1,138 +1,29 @@
 """The recipe behind the embedded CLIPs' weights: contrastive pre-training on drawn characters.
 
-``promptkd embedded pretrain NAME`` runs it. Both models get the same pictures: characters in the
-fonts of ``glyphs.PRETRAINING_FONTS``, turned, coloured, blurred, dirtied. It sees neither the
-held-out fonts nor handwriting, nor any of the cameras of the benchmark.
+``promptkd embedded pretrain NAME`` runs it. Both models get the same characters
+(``pretraining_corpus.py``) in the same kind of pictures (``pretraining_pictures.py``).
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pd_core.artifacts import write_tensors, write_text
-from pd_core.data import embedded as benchmark
-from pd_core.data import glyphs
 from pd_core.errors import missing
 from pd_core.models import embedded
+from pd_core.models.pretraining_corpus import build_corpus, captions, sample_pairs
+from pd_core.models.pretraining_pictures import Augmenter
 from pd_core.models.prompts import cut_after_end, encode_text
-
-PICTURE_SIZE = 32
-_MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
-_STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
-_TEMPLATES: tuple[str, ...] = tuple(
-    template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES
-)
-# The benchmark's own prompt, and the name alone, come up more often than any other template.
-_COMMON_TEMPLATES = ("a photo of a {}.", "{}")
-_DIGIT_NAMES = tuple(glyphs.character_name(digit) for digit in "0123456789")
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """All (character, font) pairs of pre-training."""
-
-    masters: Tensor  # uint8 (P, M, M)
-    character_of: NDArray[np.int64]  # (P,) index into names
-    names: tuple[str, ...]
-    lookalike: Tensor  # int64 (C,) characters with equal pictures share a number
-    favoured: NDArray[np.int64]  # indices of pairs whose character lies in a benchmark block
-
-
-def training_names() -> tuple[str, ...]:
-    """Return the names of all characters that the pre-training fonts can draw, sorted."""
-    chars = frozenset().union(*(glyphs.characters(font) for font in glyphs.PRETRAINING_FONTS))
-    return tuple(sorted(glyphs.character_name(char) for char in chars))
-
-
-def write_merges(path: Path) -> None:
-    """Write the merges of CLIP's tokenizer that the corpus's words pass through.
-
-    The file has the form that ``open_clip.SimpleTokenizer`` reads; its order is CLIP's own.
-    """
-    clip = open_clip.SimpleTokenizer()
-    texts = [*training_names(), *_TEMPLATES, *_COMMON_TEMPLATES, *_DIGIT_NAMES, "x"]
-    words = {word for text in texts for word in clip.pat.findall(text.lower())}
-    needed: set[tuple[str, str]] = set()
-    for word in words:
-        pieces = clip.bpe("".join(clip.byte_encoder[b] for b in word.encode())).split(" ")
-        for piece in pieces:
-            needed |= _merges_of(piece, clip.bpe_ranks)
-    lines = ["#version: 0.2"] + [" ".join(pair) for pair in clip.bpe_ranks if pair in needed]
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-        file.write("\n".join(lines).encode())
-
-
-def _merges_of(piece: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, str]]:
-    """Return the merges that build one vocabulary entry out of single characters."""
-    ending = "</w>" if piece.endswith("</w>") else ""
-    word = list(piece.removesuffix("</w>"))
-    if word:
-        word[-1] += ending
-    merges = set()
-    while len(word) > 1:
-        pairs = list(zip(word, word[1:], strict=False))
-        best = min(pairs, key=lambda pair: ranks[pair] if pair in ranks else len(ranks))
-        merges.add(best)
-        at = pairs.index(best)
-        word[at : at + 2] = ["".join(best)]
-    return merges
-
-
-def build_corpus() -> Corpus:
-    """Draw every character in every pre-training font (about 38,000 masters, 90 MB)."""
-    index: dict[str, int] = {}
-    masters: list[NDArray[np.uint8]] = []
-    character_of: list[int] = []
-    favoured: list[int] = []
-    blocks = [block for row in benchmark.DOMAINS.values() for block in row.blocks]
-    blocks.append((ord("0"), ord("9")))
-    for font in glyphs.PRETRAINING_FONTS:
-        for char in sorted(glyphs.characters(font)):
-            master = glyphs.render(char, font)
-            if not glyphs.has_ink(master):
-                continue
-            if any(low <= ord(char) <= high for low, high in blocks):
-                favoured.append(len(masters))
-            character_of.append(index.setdefault(glyphs.character_name(char), len(index)))
-            masters.append(master)
-    stack = np.stack(masters)
-    owners = np.array(character_of)
-    return Corpus(
-        torch.from_numpy(stack),
-        owners,
-        tuple(index),
-        _lookalikes(stack, owners, len(index)),
-        np.array(favoured),
-    )
-
-
-def _lookalikes(masters: NDArray[np.uint8], owners: NDArray[np.int64], count: int) -> Tensor:
-    """Number the characters so that any two with an equal picture share a number."""
-    group = list(range(count))
-
-    def root(member: int) -> int:
-        while group[member] != member:
-            member = group[member]
-        return member
-
-    first: dict[bytes, int] = {}
-    for master, owner in zip(masters, owners.tolist(), strict=True):
-        other = first.setdefault(master.tobytes(), owner)
-        group[root(owner)] = root(other)
-    return torch.tensor([root(member) for member in range(count)])
 
 
 def contrastive_loss(
@@ -158,112 +49,6 @@ def contrastive_loss(
     log_share = logits.T.log_softmax(dim=1).masked_fill(~positive.T, 0)
     to_image = -(log_share.sum(dim=1) / positive.sum(dim=0)).mean()
     return (to_text + to_image) / 2
-
-
-class Augmenter:
-    """Turns masters into training pictures; every draw comes from one generator."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        """Take the source of all draws."""
-        self._generator = generator
-
-    def _uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=self._generator)
-
-    def _chance(self, n: int, probability: float) -> Tensor:
-        """Draw a 0/1 switch a picture: (N, 1, 1, 1)."""
-        return (self._uniform(n, 1, 1, 1) < probability).float()
-
-    def __call__(self, masters: Tensor, *, difficulty: float) -> Tensor:
-        """Augment a batch.
-
-        Args:
-            masters: ink, uint8 (B, M, M).
-            difficulty: from 0 (black on white, upright) to 1; each picture draws its own below it.
-
-        Returns:
-            Normalised pictures, float32 (B, 3, ``PICTURE_SIZE``, ``PICTURE_SIZE``).
-        """
-        strength = difficulty * self._uniform(len(masters), 1, 1, 1).sqrt()
-        ink = self._pose(masters[:, None].float() / 255, strength.flatten())
-        ink = ink + strength * (self._strokes(ink) - ink)
-        painted = self._dirt(self._paint(ink))
-        picture = (1 - ink) + strength * (painted - (1 - ink))
-        return (picture.clamp(0, 1) - _MEAN) / _STD
-
-    def _pose(self, ink: Tensor, strength: Tensor) -> Tensor:
-        n = len(ink)
-        angle = strength * self._uniform(n, low=-0.3, high=0.3)
-        zoom = 1 / (1 + strength * self._uniform(n, low=-0.25, high=0.4))
-        aspect = 1 + strength * self._uniform(n, low=-0.2, high=0.25)
-        shear = strength * self._uniform(n, low=-0.2, high=0.2)
-        cos, sin = angle.cos() * zoom, angle.sin() * zoom
-        shift = strength[:, None] * self._uniform(n, 2, low=-0.15, high=0.15)
-        top = torch.stack([cos * aspect, cos * shear - sin, shift[:, 0]], dim=1)
-        bottom = torch.stack([sin * aspect, sin * shear + cos, shift[:, 1]], dim=1)
-        size = [n, 1, PICTURE_SIZE, PICTURE_SIZE]
-        grid = F.affine_grid(torch.stack([top, bottom], dim=1), size, align_corners=False)
-        return F.grid_sample(ink, grid, mode="bilinear", align_corners=False)
-
-    def _strokes(self, ink: Tensor) -> Tensor:
-        """Vary the strokes: thicker, thinner, softer, broken up."""
-        n = len(ink)
-        thick = F.max_pool2d(ink, 3, 1, 1)
-        thin = -F.max_pool2d(-ink, 3, 1, 1)
-        amount = self._uniform(n, 1, 1, 1)
-        ink = ink + self._chance(n, 0.2) * amount * (thick - ink)
-        ink = ink + self._chance(n, 0.15) * 0.6 * amount * (thin - ink)
-        soft = F.avg_pool2d(F.avg_pool2d(ink, 3, 1, 1), 3, 1, 1)
-        ink = ink + self._chance(n, 0.4) * self._uniform(n, 1, 1, 1) * (soft - ink)
-        crumbs = (self._uniform(*ink.shape) < self._uniform(n, 1, 1, 1, low=0.4)).float()
-        return ink * (1 - self._chance(n, 0.25) * (1 - crumbs))
-
-    def _paint(self, ink: Tensor) -> Tensor:
-        """Give ink and paper colours that differ in lightness, and uneven light."""
-        n = len(ink)
-        paper = self._uniform(n, 3, 1, 1)
-        lightness = paper.mean(dim=1, keepdim=True)
-        contrast = self._uniform(n, 1, 1, 1, low=0.2, high=0.9)
-        darker = (self._uniform(n, 1, 1, 1) < lightness).float() * 2 - 1
-        target = (lightness - darker * contrast).clamp(0, 1)
-        tint = self._uniform(n, 3, 1, 1, low=-0.2, high=0.2)
-        paint = (target + tint).clamp(0, 1)
-        picture = paper * (1 - ink) + paint * ink
-        coarse = self._uniform(n, 3, 4, 4, low=-1, high=1)
-        light = F.interpolate(coarse, PICTURE_SIZE, mode="bilinear", align_corners=False)
-        return picture + self._chance(n, 0.6) * self._uniform(n, 1, 1, 1, high=0.25) * light
-
-    def _dirt(self, picture: Tensor) -> Tensor:
-        """Add ruled lines, specks and noise."""
-        n = len(picture)
-        position = torch.arange(PICTURE_SIZE)
-        for shape in ((n, 1, PICTURE_SIZE, 1), (n, 1, 1, PICTURE_SIZE)):
-            pitch = torch.randint(5, 33, (n, 1, 1, 1), generator=self._generator)
-            start = torch.randint(0, 32, (n, 1, 1, 1), generator=self._generator)
-            line = ((position.view(1, *shape[1:]) + start) % pitch == 0).float()
-            strength = self._chance(n, 0.25) * self._uniform(n, 1, 1, 1, high=0.7)
-            picture = picture + strength * line * (self._uniform(n, 3, 1, 1) - picture)
-        specks = (self._uniform(n, 1, PICTURE_SIZE, PICTURE_SIZE) < 0.04).float()
-        speck = self._chance(n, 0.2) * specks
-        picture = picture + speck * (self._uniform(n, 3, 1, 1) - picture)
-        noise = torch.randn(picture.shape, generator=self._generator)
-        return picture + self._uniform(n, 1, 1, 1, high=0.12) * noise
-
-
-def captions(names: Sequence[str], rng: random.Random) -> list[str]:
-    """Put each name into a template: the common ones half of the time."""
-    return [
-        rng.choice(_COMMON_TEMPLATES if rng.random() < 0.5 else _TEMPLATES).format(name)
-        for name in names
-    ]
-
-
-def sample_pairs(corpus: Corpus, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a batch: half from the benchmark's blocks of characters, half from everywhere."""
-    half = size // 2
-    favoured = rng.choice(corpus.favoured, half, replace=False)
-    everywhere = rng.integers(0, len(corpus.character_of), size - half)
-    return np.concatenate([favoured, everywhere])
 
 
 def encode_texts(model: open_clip.CustomTextCLIP, texts: Sequence[str]) -> Tensor:
