@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install quickstart test test-slow check format clean
+.PHONY: help install quickstart ablations test test-slow check format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,15 @@ quickstart: install ## set up, run the whole embedded benchmark, show the result
 		| xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro 2>&1 | cat
 	@dvc repro
 	@python3 -m pd_core.cli show
+
+# Variants share their bases, which come first; -s keeps them from waiting for each other's.
+ablations: install ## run the paper's ablations (hours; goes on where it stopped), show the tables
+	@cd ablations && dvc stage list --name-only | grep '^base@' \
+		| xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro 2>&1 | cat
+	@cd ablations && dvc stage list --name-only | grep '^variant@' \
+		| xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro -s 2>&1 | cat
+	@cd ablations && dvc repro
+	@python3 -m pd_core.cli ablation show
 
 test: install ## set up and run the tests (no network, no GPU)
 	@python3 -m pytest

@@ -5,6 +5,7 @@ reader sees the old content or the new one, never a half. The same content gives
 the same bytes: sorted keys, no times, no host names.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -104,6 +105,18 @@ def read_tensors(
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
         raise BadArtifact(f"{what} '{path}' is not safetensors ({error}); {remedy}") from None
+
+
+def file_hash(path: Path, *, what: str = "file") -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        MissingFile: there is no such file.
+    """
+    if not path.is_file():
+        raise missing(what, path, "check the path")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

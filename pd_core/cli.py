@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pd_core import cli_embedded, lineage
-from pd_core.errors import PdError
-from pd_core.params import DATA, PARAMS, DatasetParams, StudentParams, TeacherParams, load_params
+from pd_core import cli_ablations, cli_embedded, cli_import, jobs, lineage
+from pd_core.errors import BadParams, PdError
+from pd_core.jobs import Job
+from pd_core.params import DATA, PARAMS, StudentParams, TeacherParams, load_params
 from pd_core.progress import Reporter
 from pd_core.settings import Settings, compute_with, load_settings, telemetry_off
 
@@ -35,6 +36,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_embedded.app, name="embedded")
+app.add_typer(cli_import.app)
+app.add_typer(cli_ablations.app, name="ablation")
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
@@ -51,115 +54,58 @@ Source = Annotated[
 
 
 @dataclass(frozen=True)
-class Job:
-    """One data set's parameters and folders, for one seed and one source of the teacher."""
+class Setting:
+    """A job, and what surrounds it: the profile, the repository, the environment."""
 
+    job: Job
     profile: str
-    params: DatasetParams
-    seed: int
-    device: str
     root: Path  # of the repository
-    data_root: Path
     settings: Settings
-    prepared: Path
-    teacher: Path
-    vectors: Path
-    student: Path
-    evaluation: Path
 
 
-def _job(name: str, seed: int | None, source: str | None = None) -> Job:
+def _setting(name: str, seed: int | None, source: str | None = None) -> Setting:
     params = load_params(PARAMS)
     mine = params.for_dataset(name)
     if source is not None:
         params.for_dataset(source)  # refuses an unknown one
     settings = load_settings()
     root = Path(params.profile.root)
-    suffix = "" if seed is None else f"-{seed}"
-    cross = f"{name}-from-{source}" if source else name
-    return Job(
-        profile=params.profile.name,
-        params=mine,
+    job = Job.at(
+        DATA,
+        mine,
         seed=params.run.seed if seed is None else seed,
         device=settings.device or params.run.device,
-        root=root,
         data_root=settings.data_root or root / DATA / "raw",
-        settings=settings,
-        prepared=DATA / "prepare" / f"{name}{suffix}",
-        teacher=DATA / "teacher" / f"{source or name}{suffix}",
-        vectors=DATA / "class_vectors" / f"{cross}{suffix}",
-        student=DATA / "student" / f"{cross}{suffix}",
-        evaluation=DATA / "evaluate" / f"{cross}{suffix}",
+        suffix="" if seed is None else f"-{seed}",
+        source=source,
     )
+    return Setting(job, params.profile.name, root, settings)
 
 
 @app.command()
 def prepare(name: Name, seed: Seed = None) -> None:
     """Stage: draw the few-shot split and list the unlabelled pictures."""
-    job = _job(name, seed)
-    from pd_core import prepare as stage
-
-    with _tracked("prepare", job, deps=[], out=job.prepared):
-        stage.run(
-            name,
-            job.prepared,
-            data_root=job.data_root,
-            protocol=job.params.prepare.protocol,
-            shots=job.params.prepare.shots,
-            val_shots=job.params.prepare.val_shots,
-            seed=job.seed,
-        )
+    setting = _setting(name, seed)
+    with _tracked("prepare", setting, deps=[], out=setting.job.prepared):
+        jobs.prepare(setting.job)
 
 
 @app.command()
 def teacher(name: Name, seed: Seed = None) -> None:
     """Stage: tune the teacher's prompts on the few labels."""
-    job = _job(name, seed)
+    setting = _setting(name, seed)
+    job = setting.job
     compute_with(job.params.run.threads)
-    from pd_core import pretrain
-    from pd_core.models.compute import Precision
-    from pd_core.models.teacher import TeacherMethod
-
+    deps = [job.prepared, *_weights(job.params.teacher)]
     with (
-        _tracked(
-            "teacher", job, deps=[job.prepared, *_weights(job.params.teacher)], out=job.teacher
-        ) as run,
+        _tracked("teacher", setting, deps=deps, out=job.teacher) as run,
         Reporter(f"teacher {job.teacher.name}") as report,
     ):
-        pretrain.run(
-            job.prepared,
-            job.teacher,
-            model=job.params.teacher.model,
-            weights=job.params.teacher.weights,
-            data_root=job.data_root,
-            method=TeacherMethod(job.params.teacher.method),
-            template=job.params.teacher.template,
-            batch_size=job.params.teacher.batch_size,
-            epochs=job.params.teacher.epochs,
-            lr=job.params.teacher.lr,
-            warmup_epochs=job.params.teacher.warmup_epochs,
-            warmup_lr=job.params.teacher.warmup_lr,
-            momentum=job.params.teacher.momentum,
-            weight_decay=job.params.teacher.weight_decay,
-            text_length=job.params.teacher.text_length,
-            text_depth=job.params.teacher.text_depth,
-            image_length=job.params.teacher.image_length,
-            image_depth=job.params.teacher.image_depth,
-            text_loss_weight=job.params.teacher.text_loss_weight,
-            image_loss_weight=job.params.teacher.image_loss_weight,
-            logits_loss_weight=job.params.teacher.logits_loss_weight,
-            gpa_mean=job.params.teacher.gpa_mean,
-            gpa_std=job.params.teacher.gpa_std,
-            templates=job.params.teacher.templates,
-            crop_scale=job.params.teacher.crop_scale,
-            flip=job.params.teacher.flip,
-            seed=job.seed,
-            threads=job.params.run.threads,
-            workers=job.params.run.workers,
-            device=job.device,
-            precision=Precision(job.params.run.precision),
+        jobs.teacher(
+            job,
             on_epoch=report.epoch,
             on_progress=report.progress,
+            on_note=Console(stderr=True).print,
         )
         run.log_epochs(report.history)
 
@@ -167,111 +113,65 @@ def teacher(name: Name, seed: Seed = None) -> None:
 @app.command("class-vectors")
 def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: compute the teacher's text features of all classes, once."""
-    job = _job(name, seed, source)
+    setting = _setting(name, seed, source)
+    job = setting.job
     compute_with(job.params.run.threads)
-    from pd_core import class_vectors as stage
-
     deps = [job.prepared, job.teacher, *_weights(job.params.teacher)]
-    with _tracked("class_vectors", job, deps=deps, out=job.vectors):
-        stage.run(
-            job.prepared,
-            job.teacher,
-            job.vectors,
-            model=job.params.teacher.model,
-            weights=job.params.teacher.weights,
-            threads=job.params.run.threads,
-            device=job.device,
-        )
+    with _tracked("class_vectors", setting, deps=deps, out=job.vectors):
+        jobs.class_vectors(job)
 
 
 @app.command()
 def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: distil the student on the unlabelled pictures."""
-    job = _job(name, seed, source)
+    setting = _setting(name, seed, source)
+    job = setting.job
     compute_with(job.params.run.threads)
-    from pd_core import distill
-    from pd_core.models.compute import Precision
-
-    deps = [
-        job.prepared,
-        job.teacher,
-        job.vectors,
-        *_weights(job.params.student, job.params.teacher),
-    ]
+    folders = [job.prepared, job.teacher, job.vectors]
+    deps = [*folders, *_weights(job.params.student, job.params.teacher)]
     with (
-        _tracked("student", job, deps=deps, out=job.student) as run,
+        _tracked("student", setting, deps=deps, out=job.student) as run,
         Reporter(f"student {job.student.name}") as report,
     ):
-        distill.run(
-            job.prepared,
-            job.teacher,
-            job.vectors,
-            job.student,
-            model=job.params.student.model,
-            weights=job.params.student.weights,
-            data_root=job.data_root,
-            teacher_model=job.params.teacher.model,
-            teacher_weights=job.params.teacher.weights,
-            batch_size=job.params.student.batch_size,
-            epochs=job.params.student.epochs,
-            lr=job.params.student.lr,
-            warmup_epochs=job.params.student.warmup_epochs,
-            warmup_lr=job.params.student.warmup_lr,
-            momentum=job.params.student.momentum,
-            weight_decay=job.params.student.weight_decay,
-            image_length=job.params.student.image_length,
-            image_depth=job.params.student.image_depth,
-            temperature=job.params.student.temperature,
-            kd_weight=job.params.student.kd_weight,
-            view_epochs=job.params.student.view_epochs,
-            crop_scale=job.params.student.crop_scale,
-            flip=job.params.student.flip,
-            seed=job.seed,
-            threads=job.params.run.threads,
-            workers=job.params.run.workers,
-            device=job.device,
-            precision=Precision(job.params.run.precision),
-            on_epoch=report.epoch,
-            on_progress=report.progress,
-        )
+        jobs.student(job, on_epoch=report.epoch, on_progress=report.progress)
         run.log_epochs(report.history)
 
 
 @app.command()
 def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: measure student and teacher on test pictures, and register the student."""
-    job = _job(name, seed, source)
+    setting = _setting(name, seed, source)
+    job = setting.job
     compute_with(job.params.run.threads)
-    from pd_core import evaluate as stage
-    from pd_core.models.compute import Precision
-
     folders = [job.prepared, job.teacher, job.vectors, job.student]
     deps = [*folders, *_weights(job.params.student, job.params.teacher)]
     with (
-        _tracked("evaluate", job, deps=deps, out=job.evaluation) as run,
+        _tracked("evaluate", setting, deps=deps, out=job.evaluation) as run,
         Reporter(f"evaluate {job.evaluation.name}") as report,
     ):
-        metrics = stage.run(
-            job.prepared,
-            job.teacher,
-            job.vectors,
-            job.student,
-            job.evaluation,
-            model=job.params.student.model,
-            weights=job.params.student.weights,
-            data_root=job.data_root,
-            teacher_model=job.params.teacher.model,
-            teacher_weights=job.params.teacher.weights,
-            split=job.params.evaluate.split,
-            batch_size=job.params.evaluate.batch_size,
-            threads=job.params.run.threads,
-            workers=job.params.run.workers,
-            device=job.device,
-            precision=Precision(job.params.run.precision),
-            on_progress=report.progress,
-        )
+        metrics = jobs.evaluate(job, on_progress=report.progress)
         run.log_metrics(metrics)
-    _register(job, metrics, run.run_id)
+    _register(setting, metrics, run.run_id)
+
+
+@app.command("tuned-student")
+def tuned_student(name: Name, seed: Seed = None) -> None:
+    """Stage: the paper's main baseline, prompts tuned on the student's own CLIP."""
+    setting = _setting(name, seed)
+    job = setting.job
+    tuning = job.params.tuned_student
+    if tuning is None:
+        raise BadParams(f"{PARAMS}: tuned_student has no '{name}'; add `{name}: {{}}` to it")
+    compute_with(job.params.run.threads)
+    deps = [job.prepared, *_weights(tuning)]
+    with (
+        _tracked("tuned_student", setting, deps=deps, out=job.tuned_student) as run,
+        Reporter(f"tuned student {name}") as report,
+    ):
+        run.log_metrics(
+            jobs.tuned_student(job, tuning, on_epoch=report.epoch, on_progress=report.progress)
+        )
+        run.log_epochs(report.history)
 
 
 @app.command()
@@ -301,6 +201,7 @@ def report() -> None:
             folder,
             profile=params.profile.name,
             datasets=list(params.datasets),
+            baselines=list(params.tuned_student),
         )
         run.log_metrics(stage.read_summary(folder)["average"])
         run.log_file(folder)
@@ -320,23 +221,27 @@ def show() -> None:
 
 
 @contextmanager
-def _tracked(stage: str, job: Job, *, deps: list[Path], out: Path) -> Iterator[StageRun]:
+def _tracked(stage: str, setting: Setting, *, deps: list[Path], out: Path) -> Iterator[StageRun]:
     """Record what the block does as an MLflow run; refuse a dead server before it starts."""
     from pd_core import tracking
 
-    store = tracking.open_store(job.root, job.settings.mlflow_tracking_uri)
+    job, settings = setting.job, setting.settings
+    store = tracking.open_store(setting.root, settings.mlflow_tracking_uri)
     block = getattr(job.params, stage)
     with tracking.stage_run(
         store,
-        profile=job.profile,
+        profile=setting.profile,
         dataset=out.name,
         stage=stage,
-        params={"run": job.params.run.model_dump(), stage: block.model_dump(mode="json")},
+        params={
+            "run": job.params.run.model_dump(mode="json"),
+            stage: block.model_dump(mode="json"),
+        },
         deps=[*lineage.stage_code(stage), *deps],
         outs=[out],
         seed=job.seed,
         protocol=job.params.prepare.protocol,
-        experiment=job.settings.mlflow_experiment,
+        experiment=settings.mlflow_experiment,
     ) as run:
         yield run
         if (history := out / "history.json").is_file():
@@ -349,21 +254,27 @@ def _weights(*models: TeacherParams | StudentParams) -> list[Path]:
     return sorted({path for path in given if path.is_file()})
 
 
-def _register(job: Job, metrics: dict[str, dict[str, float]], run_id: str | None) -> None:
+def _register(setting: Setting, metrics: jobs.Metrics, run_id: str | None) -> None:
     from pd_core import predictor, registry, tracking
 
+    job, settings = setting.job, setting.settings
+    block = job.params.student
     registry.register(
-        tracking.open_store(job.root, job.settings.mlflow_tracking_uri),
-        profile=job.profile,
+        tracking.open_store(setting.root, settings.mlflow_tracking_uri),
+        profile=setting.profile,
         dataset=job.student.name,
         student=job.student / "student.safetensors",
         vectors=job.vectors / "class_vectors.safetensors",
         metrics=metrics,
         example=predictor.example_picture(job.prepared, data_root=job.data_root),
-        weights=job.params.student.weights,
-        tags={"seed": str(job.seed), "protocol": job.params.prepare.protocol},
+        weights=block.weights,
+        tags={
+            "seed": str(job.seed),
+            "protocol": job.params.prepare.protocol,
+            "selection": block.selection,
+        },
         run_id=run_id,
-        experiment=job.settings.mlflow_experiment,
+        experiment=settings.mlflow_experiment,
     )
 
 

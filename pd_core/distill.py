@@ -5,7 +5,7 @@ Shapes: B images, C classes, D the teacher's joint width.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -17,6 +17,7 @@ from pd_core import losses
 from pd_core.artifacts import write_folder, write_json
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
+from pd_core.classifier import for_student
 from pd_core.data.images import ImageBatches, ImageStore, train_transform
 from pd_core.data.prepared import image_root, read_unlabelled
 from pd_core.errors import BadArtifact, BadParams
@@ -28,12 +29,30 @@ from pd_core.fit import (
     fit,
 )
 from pd_core.models.clip import ClipTowers, load_clip
-from pd_core.models.compute import Precision, autocast, set_threads
+from pd_core.models.compute import autocast, set_threads
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
+from pd_core.options import (
+    Form,
+    Precision,
+    Selection,
+    TeacherWeighting,
+    TextFeatures,
+    Trained,
+)
+from pd_core.selection import Scorer, make_scorer
+from pd_core.supervision import (
+    TEACHER_FILE,
+    FurtherTeacher,
+    Supervisor,
+    Views,
+    check_form,
+    load_further,
+    make_targets,
+)
+from pd_core.supervision import teacher_logits as teacher_logits
 
 FILE = "student.safetensors"
-TEACHER_FILE = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,10 @@ class DistillationStep:
 class DistillOptions(TypedDict, total=False):
     """The numbers that `distill_student` takes, with its defaults for those left out."""
 
+    form: Form
+    trained: Trained
+    text_features: TextFeatures
+    projector_layers: int
     image_depth: int
     image_length: int
     epochs: int
@@ -64,31 +87,9 @@ class DistillOptions(TypedDict, total=False):
     warmup_lr: float
     temperature: float
     kd_weight: float
+    teacher_weighting: TeacherWeighting
     view_epochs: int | None
-
-
-@torch.no_grad()
-def teacher_logits(
-    teacher: Teacher,
-    images: Tensor,
-    vectors: ClassVectors,
-    *,
-    precision: Precision = Precision.FP32,
-) -> Tensor:
-    """Let the teacher judge a batch.
-
-    Args:
-        teacher: with its prompts.
-        images: (B, 3, H, W), the very views that the student sees.
-        vectors: the teacher's own.
-        precision: what its tower computes in.
-
-    Returns:
-        (B, C), without gradient, fp32.
-    """
-    with autocast(images.device, precision):
-        features = teacher.image_features(images)  # (B, D)
-    return vectors.logits(features, logit_scale=teacher.logit_scale)
+    selection: Selection
 
 
 def distillation_step(
@@ -97,6 +98,7 @@ def distillation_step(
     targets: Tensor,
     vectors: ClassVectors,
     *,
+    form: Form = Form.LOGITS_KL,
     temperature: float = 1.0,
     weight: float = 1000.0,
     precision: Precision = Precision.FP32,
@@ -106,8 +108,9 @@ def distillation_step(
     Args:
         student: in training mode, so that batch norm uses the batch's statistics.
         images: (B, 3, H, W), augmented views.
-        targets: (B, C) the teacher's logits on these views.
-        vectors: the teacher's class vectors, of base and novel classes.
+        targets: (B, C) the teacher's logits on these views; or (B, D) its features.
+        vectors: what the student is compared with, of base and novel classes.
+        form: what the targets are, and how the student imitates them.
         temperature: of both softmaxes.
         weight: of the loss.
         precision: what the tower computes in; the loss is always fp32.
@@ -118,8 +121,14 @@ def distillation_step(
     with autocast(images.device, precision):
         features = student(images)  # (B, D)
     logits = vectors.logits(features, logit_scale=student.logit_scale)  # (B, C)
-    loss = losses.distillation(logits, targets, temperature=temperature, weight=weight)
-    return DistillationStep(loss, logits, targets)
+    match form:
+        case Form.LOGITS_KL:
+            loss = losses.distillation(logits, targets, temperature=temperature, weight=weight)
+            return DistillationStep(loss, logits, targets)
+        case Form.FEATURES_L1 | Form.FEATURES_MSE:
+            squared = form is Form.FEATURES_MSE
+            loss = losses.feature_distance(features, targets, squared=squared, weight=weight)
+            return DistillationStep(loss, logits, vectors.logits(targets))
 
 
 def distill_student(
@@ -128,6 +137,12 @@ def distill_student(
     vectors: ClassVectors,
     batches: Batches,
     *,
+    further: Sequence[Supervisor] = (),
+    teacher_weighting: TeacherWeighting = TeacherWeighting.EQUAL,
+    form: Form = Form.LOGITS_KL,
+    trained: Trained = Trained.PROMPTS_AND_PROJECTOR,
+    text_features: TextFeatures = TextFeatures.TEACHER,
+    projector_layers: int = 2,
     image_depth: int = 9,
     image_length: int = 4,
     epochs: int = 20,
@@ -139,6 +154,8 @@ def distill_student(
     temperature: float = 1.0,
     kd_weight: float = 1000.0,
     view_epochs: int | None = None,
+    selection: Selection = Selection.LAST,
+    scorer: Scorer | None = None,
     seed: int = 1,
     precision: Precision = Precision.FP32,
     checkpoint: Path | None = None,
@@ -155,6 +172,12 @@ def distill_student(
         teacher: the teacher.
         vectors: the teacher's class vectors, of all classes.
         batches: views of the unlabelled images.
+        further: more teachers, each with vectors of its own for the same classes.
+        teacher_weighting: how the predictions of several teachers are averaged.
+        form: what the student imitates.
+        trained: what of the student is trained.
+        text_features: whose text features the student is compared with.
+        projector_layers: linear layers of the projector, 1 to 3.
         image_depth: layers of the image tower with prompts.
         image_length: prompts per layer.
         epochs: number of epochs.
@@ -168,13 +191,15 @@ def distill_student(
         view_epochs: after so many epochs their batches come again, and the
             teacher's answers to them are remembered; None shows new views in
             every epoch, as published.
+        selection: how the epoch is chosen; noted in the student.
+        scorer: scores the student after each epoch, for a choice other than the last.
         seed: of prompts and projector.
         precision: what the towers compute in.
         checkpoint: as in `fit`.
         run_key: as in `fit`.
-        on_epoch: as in `fit`; the scalars are "loss" and "agreement" (how often
+        on_epoch: as in `fit`; the scalars are "loss", "agreement" (how often
             student and teacher choose the same class, percent, on the training
-            views).
+            views) and, with a scorer, "score".
         on_progress: as in `fit`.
 
     Returns:
@@ -182,33 +207,49 @@ def distill_student(
 
     Raises:
         BadArtifact: vectors and teacher are of different widths.
-        BadParams: a number is out of range, or training diverged.
+        BadParams: a number is out of range, two options exclude each other, or
+            training diverged.
     """
+    check_form(form, text_features, further)
     width = vectors.vectors.shape[1]
     if width != teacher.towers.joint_width:
         raise BadArtifact(
             f"class vectors of width {width} do not fit a teacher of width"
             f" {teacher.towers.joint_width}; build them again with this teacher"
         )
+    own_text = text_features is TextFeatures.STUDENT
     student = Student.untrained(
-        towers, feature_width=width, depth=image_depth, length=image_length, seed=seed
+        towers,
+        feature_width=towers.joint_width if own_text else width,
+        depth=image_depth,
+        length=image_length,
+        layers=projector_layers,
+        trained=trained,
+        text_features=text_features,
+        selection=selection,
+        seed=seed,
     )
-    vectors = vectors.to(towers.device)
-    views = _Views(batches, view_epochs)
+    supervisors = [Supervisor(teacher, vectors.to(towers.device)), *further]
+    compared = for_student(student, vectors)
+    views = Views(batches, view_epochs)
 
     def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:  # noqa: ARG001
-        known = views.answers.get(views.place)
-        targets = (
-            teacher_logits(teacher, images, vectors, precision=precision)
-            if known is None
-            else known
-        )
-        views.remember(targets)
+        targets = views.answers.get(views.place)
+        if targets is None:
+            targets = make_targets(
+                supervisors,
+                images,
+                form=form,
+                temperature=temperature,
+                weighting=teacher_weighting,
+                precision=precision,
+            )
+            views.remember(targets)
         result = distillation_step(
-            student, images, targets, vectors,
-            temperature=temperature, weight=kd_weight, precision=precision,
+            student, images, targets, compared,
+            form=form, temperature=temperature, weight=kd_weight, precision=precision,
         )  # fmt: skip
-        same = result.student_logits.argmax(dim=1) == targets.argmax(dim=1)
+        same = result.student_logits.argmax(dim=1) == result.teacher_logits.argmax(dim=1)
         return {"loss": result.loss, "agreement": 100 * same.float().mean()}
 
     history = fit(
@@ -221,6 +262,7 @@ def distill_student(
         weight_decay=weight_decay,
         warmup_epochs=warmup_epochs,
         warmup_lr=warmup_lr,
+        score=None if scorer is None else lambda: scorer(student, compared),
         device=towers.device,
         precision=precision,
         checkpoint=checkpoint,
@@ -241,6 +283,7 @@ def run(
     weights: Path | str | None = None,
     teacher_model: str,
     teacher_weights: Path | str | None = None,
+    further_teachers: Sequence[FurtherTeacher] = (),
     data_root: Path = Path(),
     batch_size: int = 8,
     crop_scale: tuple[float, float] = (0.08, 1.0),
@@ -258,7 +301,8 @@ def run(
     """Stage `student`: distil the teacher on a data set's unlabelled pictures.
 
     Of the prepared data set only the list of unlabelled pictures and the place
-    of the pictures are used: no label can get in.
+    of the pictures are used: no label can get in, unless an epoch is to be
+    chosen by labelled images.
 
     Args:
         prepared: folder written by the stage `prepare`.
@@ -269,6 +313,7 @@ def run(
         weights: of that CLIP.
         teacher_model: name of the teacher's CLIP.
         teacher_weights: of that CLIP.
+        further_teachers: more teachers beside it.
         data_root: folder that holds the photo data sets.
         batch_size: images per step, at least 2 (batch norm).
         crop_scale: least and largest part of a picture that a view shows.
@@ -302,6 +347,7 @@ def run(
     known = ClassVectors.load(
         vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
     )
+    further = load_further(further_teachers, known.names, first=large, device=device)
     paths = read_unlabelled(prepared)
     batches = ImageBatches(
         ImageStore(image_root(prepared, data_root=data_root)),
@@ -313,17 +359,26 @@ def run(
     )
     setting = [
         model, str(weights), teacher_model, str(teacher_weights),
-        batch_size, crop_scale, flip, seed, threads, precision,
+        list(further_teachers), batch_size, crop_scale, flip, seed, threads, precision,
     ]  # fmt: skip
     student, history = distill_student(
         towers,
         tuned,
         known,
         batches,
+        further=further,
+        scorer=make_scorer(
+            prepared,
+            options.get("selection", Selection.LAST),
+            image_size=towers.image_size,
+            data_root=data_root,
+            workers=workers,
+            precision=precision,
+        ),
         seed=seed,
         precision=precision,
         checkpoint=checkpoint,
-        run_key=_run_key(paths, tuned, known, setting, options),
+        run_key=_run_key(paths, [Supervisor(tuned, known), *further], setting, options),
         on_epoch=on_epoch,
         on_progress=on_progress,
         **options,
@@ -336,46 +391,15 @@ def run(
     return student
 
 
-class _Views:
-    """Batches whose epochs come round again, with the teacher's answers to them.
-
-    Attributes:
-        place: which batch is out: epoch of the views, and number in it.
-        answers: (B, C) the teacher's logits, by place.
-    """
-
-    def __init__(self, batches: Batches, view_epochs: int | None) -> None:
-        if view_epochs is not None and view_epochs < 1:
-            raise BadParams(f"view_epochs = {view_epochs}; give a number from 1 upwards, or none")
-        self._batches = batches
-        self._period = view_epochs
-        self.place = (0, 0)
-        self.answers: dict[tuple[int, int], Tensor] = {}
-
-    @property
-    def steps(self) -> int:
-        return self._batches.steps
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        source = epoch if self._period is None else (epoch - 1) % self._period + 1
-        for number, batch in enumerate(self._batches.epoch(source)):
-            self.place = (source, number)
-            yield batch
-
-    def remember(self, logits: Tensor) -> None:
-        if self._period is not None:
-            self.answers[self.place] = logits
-
-
 def _run_key(
     paths: tuple[str, ...],
-    teacher: Teacher,
-    vectors: ClassVectors,
+    supervisors: Sequence[Supervisor],
     setting: list[object],
     options: DistillOptions,
 ) -> str:
     """Hash what decides the weights, so that no checkpoint of another run is taken up."""
     digest = hashlib.sha256(json.dumps([paths, setting, options], sort_keys=True).encode())
-    for tensor in (vectors.vectors, *teacher.state_dict().values()):
-        digest.update(tensor.detach().cpu().numpy().tobytes())
+    for one in supervisors:
+        for tensor in (one.vectors.vectors, *one.teacher.state_dict().values()):
+            digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()

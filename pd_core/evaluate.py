@@ -6,47 +6,30 @@ base-to-novel protocol, section 4.1), and all of them with all classes at once.
 Shapes: B images, C classes, D the teacher's joint width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pd_core.artifacts import write_folder, write_json
 from pd_core.class_vectors import FILE as VECTORS_FILE
-from pd_core.class_vectors import ClassVectors, build
+from pd_core.class_vectors import ClassVectors
+from pd_core.classifier import Classifier, OnProgress, distilled, logits_of, zero_shot
 from pd_core.data.images import ImageBatches, ImageStore, eval_transform
 from pd_core.data.prepared import Labelled, Prepared, read_prepared
 from pd_core.errors import BadData
 from pd_core.models.clip import ClipTowers, load_clip
-from pd_core.models.compute import Precision, autocast, set_threads
+from pd_core.models.compute import set_threads
 from pd_core.models.student import Student
-from pd_core.models.teacher import TEMPLATE, Teacher
+from pd_core.models.teacher import Teacher
+from pd_core.options import Precision, Selection
 
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
-OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """An image encoder and the class vectors that its features are compared with.
-
-    Attributes:
-        encode: images (B, 3, H, W) -> unit features (B, D).
-        vectors: C classes.
-        logit_scale: of the encoder's CLIP.
-    """
-
-    encode: Callable[[Tensor], Tensor]
-    vectors: ClassVectors
-    logit_scale: float
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Compare images (B, 3, H, W) with all classes: (B, C)."""
-        return self.vectors.logits(self.encode(images).float(), logit_scale=self.logit_scale)
+SELECTION = "selection"
+"""Key of `metrics.json` that is there if the student's epoch was chosen on test images."""
 
 
 @dataclass(frozen=True)
@@ -67,44 +50,6 @@ class Accuracy:
         """Return all four numbers, rounded to what the file keeps."""
         numbers = {"base": self.base, "novel": self.novel, "hm": self.hm, "all": self.all}
         return {key: round(value, 4) for key, value in numbers.items()}
-
-
-def zero_shot(towers: ClipTowers, names: Sequence[str], template: str = TEMPLATE) -> Classifier:
-    """Make the classifier of a CLIP without any tuning."""
-    plain = Teacher(towers, template=template).eval()
-    return Classifier(plain.image_features, build(plain, names), plain.logit_scale)
-
-
-def logits_of(
-    classifiers: dict[str, Classifier],
-    batches: ImageBatches,
-    device: torch.device,
-    precision: Precision,
-    on_progress: OnProgress | None = None,
-) -> dict[str, NDArray[np.float32]]:
-    """Let every classifier judge every image once, in order.
-
-    Args:
-        classifiers: by who they are; C classes each.
-        batches: the N images.
-        device: where the classifiers are.
-        precision: what their towers compute in.
-        on_progress: called with images done and images in all.
-
-    Returns:
-        Logits (N, C) by who.
-    """
-    parts: dict[str, list[Tensor]] = {who: [] for who in classifiers}
-    done = 0
-    with torch.inference_mode(), autocast(device, precision):
-        for indices, images in batches.in_order():
-            on_device = images.to(device, non_blocking=True)
-            for who, classifier in classifiers.items():
-                parts[who].append(classifier.logits(on_device).float().cpu())
-            done += len(indices)
-            if on_progress is not None:
-                on_progress(done, batches.count)
-    return {who: torch.cat(logits).numpy() for who, logits in parts.items()}
 
 
 def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel: int) -> Accuracy:
@@ -159,6 +104,7 @@ def run(
     data_root: Path = Path(),
     split: str,
     batch_size: int,
+    who: Sequence[str] = WHO,
     threads: int = 1,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -180,6 +126,7 @@ def run(
         data_root: folder that holds the photo data sets.
         split: `test`, or `val` to choose recipes by.
         batch_size: images per step; memory only.
+        who: of `WHO`, those who are measured.
         threads: CPU threads; they decide the last bits.
         workers: processes that decode pictures; they change nothing.
         device: where to compute.
@@ -196,46 +143,134 @@ def run(
     """
     set_threads(threads)
     content = read_prepared(prepared, data_root=data_root)
-    items = _items(content, split)
     large = load_clip(teacher_model, teacher_weights, device=device)
     small = load_clip(model, weights, device=device)
+    tuned, known, trained = _trained(small, large, teacher, vectors, student)
     classifiers = {
         "zero_shot_student": zero_shot(small, content.classes),
         "zero_shot_teacher": zero_shot(large, content.classes),
-        **_trained(small, large, teacher, vectors, student),
+        "teacher": Classifier(tuned.image_features, known, tuned.logit_scale),
+        "student": distilled(trained, known),
     }
+    judged = judge(
+        {name: classifiers[name] for name in who},
+        content,
+        split=split,
+        image_size=small.image_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=large.device,
+        precision=precision,
+        on_progress=on_progress,
+    )
+    metrics = judged.metrics()
+    with write_folder(out) as folder:
+        write_json(folder / "metrics.json", {**metrics, **_caution(trained)})
+        write_json(folder / "predictions.json", judged.rows())
+    return metrics
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What classifiers say about labelled images.
+
+    Attributes:
+        items: path and label of each of the N images.
+        logits: (N, C) by who.
+        first_novel: labels below it are base classes.
+    """
+
+    items: Labelled
+    logits: Mapping[str, NDArray[np.float32]]
+    first_novel: int
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels (N,)."""
+        return np.array([label for _, label in self.items])
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return `who` -> {base, novel, hm, all}, percent."""
+        return {
+            who: accuracy(logits, self.labels, self.first_novel).as_dict()
+            for who, logits in self.logits.items()
+        }
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return for each image its path, label, and each one's best class of its half and all."""
+        chosen = {
+            who: predictions(logits, self.labels, self.first_novel)
+            for who, logits in self.logits.items()
+        }
+        return [
+            {
+                "path": path,
+                "label": label,
+                **{who: [int(half[row]), int(whole[row])] for who, (half, whole) in chosen.items()},
+            }
+            for row, (path, label) in enumerate(self.items)
+        ]
+
+
+def judge(
+    classifiers: Mapping[str, Classifier],
+    prepared: Prepared,
+    *,
+    split: str,
+    image_size: int,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device,
+    precision: Precision = Precision.FP32,
+    on_progress: OnProgress | None = None,
+) -> Judged:
+    """Let classifiers judge the labelled images of a split.
+
+    Args:
+        classifiers: by who they are.
+        prepared: the data set.
+        split: `test`, or `val` to choose recipes by.
+        image_size: of the towers, in pixels.
+        batch_size: images per step; memory only.
+        workers: processes that decode pictures; they change nothing.
+        device: where the classifiers are.
+        precision: what their towers compute in.
+        on_progress: called with images done and images in all.
+
+    Raises:
+        BadData: there are no images to evaluate on.
+    """
+    items = _items(prepared, split)
     batches = ImageBatches(
-        ImageStore(content.images),
+        ImageStore(prepared.images),
         [path for path, _ in items],
-        eval_transform(small.image_size),
+        eval_transform(image_size),
         batch_size=batch_size,
         workers=workers,
     )
-    logits = logits_of(classifiers, batches, large.device, precision, on_progress)
-    labels = np.array([label for _, label in items])
-    metrics = {who: accuracy(logits[who], labels, content.base_count).as_dict() for who in WHO}
-    with write_folder(out) as folder:
-        write_json(folder / "metrics.json", metrics)
-        write_json(folder / "predictions.json", _kept(items, logits, labels, content))
-    return metrics
+    logits = logits_of(classifiers, batches, device, precision, on_progress)
+    return Judged(items, logits, prepared.base_count)
+
+
+def _caution(student: Student) -> dict[str, str]:
+    """Say so if the student's epoch was chosen on test images."""
+    chosen = student.selection is Selection.BEST_ON_TEST_AS_PUBLISHED
+    return {SELECTION: str(student.selection)} if chosen else {}
 
 
 def _trained(
     small: ClipTowers, large: ClipTowers, teacher: Path, vectors: Path, student: Path
-) -> dict[str, Classifier]:
+) -> tuple[Teacher, ClassVectors, Student]:
     known = ClassVectors.load(
         vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
     ).to(large.device)
     tuned = Teacher.load(
         teacher / "teacher.safetensors", large, remedy=f"run `dvc repro teacher@{teacher.name}`"
     )
-    distilled = Student.load(
+    trained = Student.load(
         student / "student.safetensors", small, remedy=f"run `dvc repro student@{student.name}`"
     )
-    return {
-        "teacher": Classifier(tuned.image_features, known, tuned.logit_scale),
-        "student": Classifier(distilled, known, distilled.logit_scale),
-    }
+    return tuned, known, trained
 
 
 def _items(prepared: Prepared, split: str) -> Labelled:
@@ -246,26 +281,6 @@ def _items(prepared: Prepared, split: str) -> Labelled:
             " add some, or evaluate on the other split"
         )
     return items
-
-
-def _kept(
-    items: Labelled,
-    logits: dict[str, NDArray[np.float32]],
-    labels: NDArray[np.int64],
-    prepared: Prepared,
-) -> list[dict[str, object]]:
-    """One row an image: path, label, and for each `who` the best class of its half and of all."""
-    chosen = {
-        who: predictions(values, labels, prepared.base_count) for who, values in logits.items()
-    }
-    return [
-        {
-            "path": path,
-            "label": label,
-            **{who: [int(half[row]), int(whole[row])] for who, (half, whole) in chosen.items()},
-        }
-        for row, (path, label) in enumerate(items)
-    ]
 
 
 def _percent(hits: NDArray[np.bool_]) -> float:

@@ -17,7 +17,7 @@ from torch.optim import SGD
 
 from pd_core.artifacts import read_tensors, write_tensors
 from pd_core.errors import BadParams
-from pd_core.models.compute import Precision
+from pd_core.options import Precision
 
 # For fp16. torch's own 65,536 is meant for losses near 1; distillation's is weighted by 1000, so
 # that the first steps would overflow and be skipped.
@@ -27,6 +27,7 @@ Metrics = dict[str, float]
 Step = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 OnEpoch = Callable[[int, Metrics], None]
 OnProgress = Callable[[int, int], None]
+Score = Callable[[], float]
 
 
 class Batches(Protocol):
@@ -134,6 +135,28 @@ class WeightedSum:
             value.copy_(self.sums[name])
 
 
+class BestState:
+    """Remembers a module as it was after its best epoch.
+
+    Attributes:
+        state: the module's tensors, by name.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Remember the module as it is now, until an epoch is better."""
+        self.state = _copy(module)
+        self._score = -math.inf
+
+    def offer(self, module: nn.Module, score: float) -> None:
+        """Remember the module if it is better than all before; of equals the first is kept."""
+        if score > self._score:
+            self.state, self._score = _copy(module), score
+
+    def resume(self, state: Mapping[str, Tensor], scores: Iterable[float]) -> None:
+        """Go on from a stored state and the scores of the epochs so far."""
+        self.state, self._score = dict(state), max(scores)
+
+
 def fit(
     module: nn.Module,
     step: Step,
@@ -146,6 +169,7 @@ def fit(
     warmup_epochs: int = 1,
     warmup_lr: float = 1e-5,
     averaging: Sequence[float] | None = None,
+    score: Score | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
     checkpoint: Path | None = None,
@@ -168,13 +192,16 @@ def fit(
         warmup_lr: learning rate of those.
         averaging: one weight per epoch; the module ends as the weighted sum of
             its states after each epoch. None keeps the last state.
+        score: called after each epoch, with the module in evaluation mode; the
+            module ends as it was after the epoch with the highest score.
         device: where the module is.
         precision: decides whether the loss is scaled; the step itself chooses
             what it computes in.
         checkpoint: file that keeps the state after every epoch. If it holds the
             state of this very run, training goes on from there.
         run_key: what identifies the run to its checkpoint.
-        on_epoch: called after each epoch with the mean of every scalar and "lr".
+        on_epoch: called after each epoch with the mean of every scalar, "lr" and, if there
+            is one, "score".
         on_progress: called after each step with steps done and steps in all.
 
     Returns:
@@ -193,7 +220,8 @@ def fit(
         device.type, init_scale=INITIAL_LOSS_SCALE, enabled=precision is Precision.FP16
     )
     average = WeightedSum(module, averaging) if averaging is not None else None
-    state = _Checkpoint(checkpoint, run_key, module, optimizer, scaler, average)
+    best = BestState(module) if score is not None else None
+    state = _Checkpoint(checkpoint, run_key, module, optimizer, scaler, average, best)
     history = state.resume()
     module.train()
     for epoch in range(len(history) + 1, epochs + 1):
@@ -208,11 +236,18 @@ def fit(
         if average is not None:
             average.add(epoch, module)
         history.append({**metrics, "lr": current})
+        if score is not None and best is not None:
+            module.eval()
+            history[-1]["score"] = score()
+            module.train()
+            best.offer(module, history[-1]["score"])
         state.save(history)
         if on_epoch is not None:
             on_epoch(epoch, history[-1])
     if average is not None:
         average.copy_to(module)
+    if best is not None:
+        module.load_state_dict(best.state)
     module.eval()
     return history
 
@@ -262,6 +297,15 @@ def _parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, value) for name, value in module.named_parameters() if value.requires_grad]
 
 
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the tensors whose names start with a prefix, by what follows it."""
+    return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+
+
 class _Checkpoint:
     """Everything that an interrupted run needs to go on exactly as it was."""
 
@@ -273,6 +317,7 @@ class _Checkpoint:
         optimizer: SGD,
         scaler: torch.amp.GradScaler,
         average: WeightedSum | None,
+        best: BestState | None,
     ) -> None:
         self._path = path
         self._run_key = run_key
@@ -280,6 +325,7 @@ class _Checkpoint:
         self._optimizer = optimizer
         self._scaler = scaler
         self._average = average
+        self._best = best
 
     def save(self, history: list[Metrics]) -> None:
         if self._path is None:
@@ -289,6 +335,8 @@ class _Checkpoint:
             tensors[f"momentum.{name}"] = self._optimizer.state[value]["momentum_buffer"]
         for name, total in (self._average.sums if self._average else {}).items():
             tensors[f"average.{name}"] = total
+        for name, kept in (self._best.state if self._best else {}).items():
+            tensors[f"best.{name}"] = kept
         metadata = {
             "run": self._run_key,
             "history": json.dumps(history),
@@ -305,10 +353,7 @@ class _Checkpoint:
         )
         if metadata.get("run") != self._run_key:
             return []
-        prefix = "module."
-        self._module.load_state_dict(
-            {key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)}
-        )
+        self._module.load_state_dict(_under("module.", tensors))
         for name, value in _parameters(self._module):
             buffer = tensors[f"momentum.{name}"].to(value.device)
             self._optimizer.state[value]["momentum_buffer"] = buffer
@@ -316,4 +361,6 @@ class _Checkpoint:
                 self._average.sums[name].copy_(tensors[f"average.{name}"])
         self._scaler.load_state_dict(json.loads(metadata["scaler"]))
         history: list[Metrics] = json.loads(metadata["history"])
+        if self._best is not None:
+            self._best.resume(_under("best.", tensors), [epoch["score"] for epoch in history])
         return history

@@ -10,8 +10,10 @@ STAGE_MODULES = {
     "teacher": "pd_core.pretrain",
     "class_vectors": "pd_core.class_vectors",
     "student": "pd_core.distill",
+    "tuned_student": "pd_core.tuned_student",
     "evaluate": "pd_core.evaluate",
     "report": "pd_core.report",
+    "ablation_report": "pd_core.ablation_report",
 }
 """The module that holds each stage's work. The command line around it is not part of a result."""
 

@@ -1,10 +1,13 @@
-"""The two losses of the method, as pure functions of features and logits.
+"""The losses of the method, as pure functions of features and logits.
 
 Shapes: B images, C classes, D the joint width.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -104,3 +107,45 @@ def distillation(
         reduction="sum",
     )
     return weight * temperature**2 * divergence / student_logits.numel()
+
+
+def feature_distance(
+    student: Tensor, teacher: Tensor, *, squared: bool = False, weight: float = 1000.0
+) -> Tensor:
+    """Compute how far the student's image features are from the teacher's.
+
+    The alternatives to predictions in the paper's ablation of the distillation form.
+
+    Args:
+        student: (B, D), unit length.
+        teacher: (B, D), unit length, no gradient flows into them.
+        squared: squared instead of absolute differences.
+        weight: of the loss.
+
+    Returns:
+        weight x the mean over all B x D elements, a scalar.
+    """
+    distance = F.mse_loss if squared else F.l1_loss
+    return weight * distance(student, teacher.detach())
+
+
+def ensemble(
+    logits: Sequence[Tensor], *, by_confidence: bool = False, temperature: float = 1.0
+) -> Tensor:
+    """Average the predictions of several teachers into the logits of one.
+
+    Args:
+        logits: (B, C) of each teacher.
+        by_confidence: weigh each teacher, image by image, by the probability of
+            its own best class; otherwise all count the same.
+        temperature: at which the predictions are made and averaged.
+
+    Returns:
+        (B, C) logits whose softmax at `temperature` is the average.
+    """
+    predictions = torch.stack([(each / temperature).log_softmax(dim=1) for each in logits])
+    if by_confidence:
+        weights = predictions.amax(dim=2, keepdim=True).log_softmax(dim=0)  # (T, B, 1)
+    else:
+        weights = torch.tensor(-math.log(len(logits)))
+    return temperature * (predictions + weights).logsumexp(dim=0)

@@ -22,15 +22,20 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pd_core.data.catalogue import dataset_names
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams, missing, unknown
+from pd_core.options import (
+    Form,
+    Precision,
+    Selection,
+    TeacherMethod,
+    TeacherWeighting,
+    TextFeatures,
+    Trained,
+)
 
 PARAMS = Path("params.yaml")
 """The profile's parameters, in the folder of its pipeline."""
 DATA = Path("data")
 """Where the stages' outputs go, one folder a stage, seen from there."""
-
-# As models.compute.Precision and models.teacher.TeacherMethod, whose modules need torch.
-PrecisionName = Literal["fp32", "bf16", "fp16"]
-MethodName = Literal["promptsrc", "clip"]
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -62,36 +67,39 @@ CropScale = Annotated[tuple[float, float], AfterValidator(_ordered)]
 Template = Annotated[str, AfterValidator(_with_gap)]
 
 
-class _Block(BaseModel):
+class Block(BaseModel):
+    """A block of keys: unknown ones are refused, nothing is converted, nothing changes."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ProfileParams(_Block):
+class ProfileParams(Block):
     """Which benchmark this file describes."""
 
     name: Literal["quickstart", "paper"]
     root: str  # the repository's root, seen from this file; dvc.yaml starts stages there
 
 
-class RunParams(_Block):
+class RunParams(Block):
     """What every stage shares."""
 
     seed: CountOrZero
     threads: Count
     device: Device
-    precision: PrecisionName
+    precision: Precision
     workers: CountOrZero
 
 
-class PrepareParams(_Block):
+class PrepareParams(Block):
     """Few-shot lists."""
 
     protocol: Protocol
     shots: Count
     val_shots: Count
+    unlabelled_per_class: Count | None
 
 
-class _Training(_Block):
+class _Training(Block):
     """What both training stages have."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -109,10 +117,18 @@ class _Training(_Block):
     flip: bool
 
 
+class OriginalParams(Block):
+    """A teacher's checkpoint of the published code."""
+
+    path: Annotated[str, Field(min_length=1)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # DVC does not watch the file
+
+
 class TeacherParams(_Training):
     """The teacher's prompts, tuned on few-shot labels."""
 
-    method: MethodName
+    method: TeacherMethod
+    original: OriginalParams | None
     template: Template
     text_length: Count
     text_depth: Count
@@ -124,27 +140,42 @@ class TeacherParams(_Training):
     templates: Count
 
 
-class ClassVectorsParams(_Block):
+class ClassVectorsParams(Block):
     """Class vectors need nothing but the teacher."""
+
+
+class FurtherTeacherParams(Block):
+    """A teacher beside the first; a key left out is that of the first, or the zero-shot model."""
+
+    folder: str | None = None
+    model: str | None = None
+    weights: str | None = None
 
 
 class StudentParams(_Training):
     """The student's prompts and projector, distilled on unlabelled pictures."""
 
     batch_size: Annotated[int, Field(ge=2)]  # batch normalisation needs two
+    form: Form
     temperature: Positive
     kd_weight: Positive
+    trained: Trained
+    text_features: TextFeatures
+    projector_layers: Annotated[int, Field(ge=1, le=3)]
+    further_teachers: tuple[FurtherTeacherParams, ...]
+    teacher_weighting: TeacherWeighting
     view_epochs: Count | None
+    selection: Selection
 
 
-class EvaluateParams(_Block):
+class EvaluateParams(Block):
     """Accuracy of everybody."""
 
     split: Literal["test", "val"]
     batch_size: Count
 
 
-class DatasetParams(_Block):
+class DatasetParams(Block):
     """All parameters of one data set, its overrides merged in."""
 
     name: str
@@ -153,10 +184,11 @@ class DatasetParams(_Block):
     teacher: TeacherParams
     class_vectors: ClassVectorsParams
     student: StudentParams
+    tuned_student: TeacherParams | None  # None where the baseline is not wanted
     evaluate: EvaluateParams
 
 
-_STAGES: dict[str, type[_Block]] = {
+_STAGES: dict[str, type[Block]] = {
     "prepare": PrepareParams,
     "teacher": TeacherParams,
     "class_vectors": ClassVectorsParams,
@@ -165,7 +197,7 @@ _STAGES: dict[str, type[_Block]] = {
 }
 
 
-class DatasetRow(_Block):
+class DatasetRow(Block):
     """One data set: its own values for keys of the stages."""
 
     prepare: dict[str, Any] = {}
@@ -180,7 +212,7 @@ class DatasetRow(_Block):
         return values
 
 
-class Params(_Block):
+class Params(Block):
     """The whole file."""
 
     profile: ProfileParams
@@ -190,29 +222,49 @@ class Params(_Block):
     class_vectors: ClassVectorsParams
     student: StudentParams
     evaluate: EvaluateParams
+    tuned_student: dict[str, dict[str, Any]]  # data set -> keys that replace the teacher's
     datasets: Annotated[dict[str, DatasetRow], Field(min_length=1)]
 
-    def for_dataset(self, name: str) -> DatasetParams:
+    def for_dataset(self, name: str, changes: DatasetRow | None = None) -> DatasetParams:
         """Merge a data set's overrides over the stages' blocks.
+
+        Args:
+            name: Of the data set.
+            changes: Further overrides, which go before the data set's own.
 
         Raises:
             UnknownName: The file does not list the data set.
+            ValidationError: A further override is none that the stage has.
         """
         if name not in self.datasets:
             raise unknown("data set", name, self.datasets)
-        row = self.datasets[name]
-        stages = {stage: _merge(getattr(self, stage), row.overrides(stage)) for stage in _STAGES}
-        return DatasetParams.model_construct(name=name, run=self.run, **stages)
+        row, more = self.datasets[name], changes or DatasetRow()
+        stages = {
+            stage: _merge(getattr(self, stage), {**row.overrides(stage), **more.overrides(stage)})
+            for stage in _STAGES
+        }
+        return DatasetParams.model_construct(
+            name=name, run=self.run, tuned_student=self._tuned_student(name, stages), **stages
+        )
+
+    def _tuned_student(self, name: str, stages: Mapping[str, Any]) -> TeacherParams | None:
+        """Take the teacher's numbers, the student's CLIP, and what the file says besides."""
+        if name not in self.tuned_student:
+            return None
+        student: StudentParams = stages["student"]
+        given = {"model": student.model, "weights": student.weights, "original": None}
+        teacher: TeacherParams = stages["teacher"]
+        return _merge(teacher, {**given, **self.tuned_student[name]})
 
 
-_AnyBlock = TypeVar("_AnyBlock", bound=_Block)
+_AnyBlock = TypeVar("_AnyBlock", bound=Block)
 
 
 def _merge(block: _AnyBlock, overrides: Mapping[str, Any]) -> _AnyBlock:
-    return _validate(type(block), {**block.model_dump(mode="json"), **overrides})
+    return validate(type(block), {**block.model_dump(mode="json"), **overrides})
 
 
-def _validate(model: type[_AnyBlock], values: Mapping[str, Any]) -> _AnyBlock:
+def validate(model: type[_AnyBlock], values: Mapping[str, Any]) -> _AnyBlock:
     """Validate as JSON: the strict rules for it accept a list as a tuple and text as an enum."""
     return model.model_validate_json(json.dumps(values, default=str))
 
@@ -227,6 +279,26 @@ def load_params(path: Path) -> Params:
         BadParams: A key is unknown or missing, or a value has a wrong type or range.
         UnknownName: A data set is not in the catalogue.
     """
+    content = read_mapping(path, Params)
+    try:
+        params = validate(Params, content)
+    except ValidationError as error:
+        raise bad_params(path, Params, error) from None
+    _check_overrides(path, params)
+    return params
+
+
+def read_mapping(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    """Read a file of keys as YAML 1.2.
+
+    Args:
+        path: The file.
+        model: What it should hold, for the message.
+
+    Raises:
+        MissingFile: There is no such file.
+        BadParams: It is not YAML, or holds no keys.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -238,13 +310,8 @@ def load_params(path: Path) -> Params:
     except YAMLError as error:
         raise BadParams(f"{path}: is not YAML ({_first_problem(error)}); correct it") from None
     if not isinstance(content, dict):
-        raise BadParams(f"{path}: holds no keys; expected {', '.join(Params.model_fields)}")
-    try:
-        params = _validate(Params, content)
-    except ValidationError as error:
-        raise _bad_params(path, Params, error) from None
-    _check_overrides(path, params)
-    return params
+        raise BadParams(f"{path}: holds no keys; expected {', '.join(model.model_fields)}")
+    return content
 
 
 def _first_problem(error: YAMLError) -> str:
@@ -263,10 +330,15 @@ def _check_overrides(path: Path, params: Params) -> None:
                 _merge(getattr(params, stage), row.overrides(stage))
             except ValidationError as error:
                 where = f"datasets.{name}.{stage}."
-                raise _bad_params(path, _STAGES[stage], error, where) from None
+                raise bad_params(path, _STAGES[stage], error, where) from None
+    for name in params.tuned_student:
+        try:
+            params.for_dataset(name)
+        except ValidationError as error:
+            raise bad_params(path, TeacherParams, error, f"tuned_student.{name}.") from None
 
 
-def _bad_params(
+def bad_params(
     path: Path, model: type[BaseModel], error: ValidationError, where: str = ""
 ) -> BadParams:
     """Put the first of pydantic's complaints into one line."""

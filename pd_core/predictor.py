@@ -22,6 +22,7 @@ from torch import Tensor
 from pd_core.artifacts import read_json, read_tensors, write_folder, write_json
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
+from pd_core.classifier import for_student
 from pd_core.data.images import ImageStore, eval_transform, normalise
 from pd_core.data.prepared import read_prepared
 from pd_core.errors import BadArtifact, BadData, BadParams, missing
@@ -96,7 +97,9 @@ class Predictor:
         towers = load_clip(metadata.get("model", ""), weights, device=device)
         student = Student.load(path, towers, remedy=remedy)
         found = Path(vectors) if vectors else _vectors_beside(folder)
-        return cls(student, _load_vectors(found, int(metadata["feature_width"])))
+        known = for_student(student, ClassVectors.load(found))
+        _check_width(found, known, int(metadata["feature_width"]))
+        return cls(student, known)
 
     def classify(self, picture: Picture, *, top: int = 5) -> Ranking:
         """Name what is in a picture.
@@ -267,15 +270,13 @@ def _kind(picture: object) -> str:
     return f"{len(picture)} bytes" if isinstance(picture, bytes) else type(picture).__name__
 
 
-def _load_vectors(path: Path, wanted: int) -> ClassVectors:
-    vectors = ClassVectors.load(path)
+def _check_width(path: Path, vectors: ClassVectors, wanted: int) -> None:
     width = vectors.vectors.shape[1]
     if width != wanted:
         raise BadArtifact(
             f"class vectors '{path}' are {width} wide, the student's features {wanted}; give those "
             f"that it was distilled with"
         )
-    return vectors
 
 
 def _vectors_beside(folder: Path) -> Path:

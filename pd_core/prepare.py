@@ -7,7 +7,7 @@ from pathlib import Path
 from pd_core.artifacts import write_folder, write_json
 from pd_core.data.catalogue import Layout, dataset_spec
 from pd_core.data.readers import image_root, read_splits
-from pd_core.data.splits import Item, Protocol, base_count, few_shot_split
+from pd_core.data.splits import Item, Protocol, base_count, few_shot, few_shot_split
 
 
 def run(
@@ -18,6 +18,7 @@ def run(
     protocol: Protocol,
     shots: int,
     val_shots: int,
+    unlabelled_per_class: int | None = None,
     seed: int,
 ) -> None:
     """Write `split.json`, `unlabelled.json` and, for an embedded data set, its pictures.
@@ -32,6 +33,7 @@ def run(
         protocol: which classes the teacher may see labels of.
         shots: labelled training images per class.
         val_shots: labelled validation images per class, at most `shots`.
+        unlabelled_per_class: how many training images of each class are listed; None: all.
         seed: of the draw.
 
     Raises:
@@ -44,7 +46,7 @@ def run(
     with write_folder(out) as folder:
         root = folder if spec.layout is Layout.EMBEDDED else data_root
         splits = read_splits(spec, root)
-        few_shot, few_shot_val = few_shot_split(
+        drawn, drawn_val = few_shot_split(
             splits, shots=shots, val_shots=val_shots, protocol=protocol, rng=random.Random(seed)
         )
         images = image_root(spec, root)
@@ -60,13 +62,17 @@ def run(
                 "shots": shots,
                 "seed": seed,
                 "images": images.relative_to(root).as_posix(),
-                "few_shot": _pairs(few_shot),
-                "few_shot_val": _pairs(few_shot_val),
+                "few_shot": _pairs(drawn),
+                "few_shot_val": _pairs(drawn_val),
                 "val": _pairs(splits.val),
                 "test": _pairs(splits.test),
             },
         )
-        write_json(folder / "unlabelled.json", sorted(item.path for item in splits.train))
+        train = splits.train
+        if unlabelled_per_class is not None:
+            # With numbers of its own, so that the few labelled images stay the same.
+            train = few_shot(train, unlabelled_per_class, random.Random(seed))
+        write_json(folder / "unlabelled.json", sorted(item.path for item in train))
 
 
 def _pairs(items: Iterable[Item]) -> list[tuple[str, int]]:

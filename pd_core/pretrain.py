@@ -1,258 +1,34 @@
-"""Stage `teacher`: tune prompts of a large CLIP with few labels (PromptSRC).
-
-Shapes: B images, C classes, L tokens, D the joint width.
-"""
+"""Stage `teacher`: tune prompts of a large CLIP with few labels, or import a tuned teacher."""
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from pd_core import losses
-from pd_core.artifacts import write_folder, write_json
-from pd_core.class_vectors import template_features
+from pd_core.artifacts import file_hash, write_folder, write_json
 from pd_core.data.images import ImageBatches, ImageStore, train_transform
 from pd_core.data.prepared import Prepared, read_prepared
-from pd_core.fit import (
-    Batches,
-    Metrics,
-    OnEpoch,
-    OnProgress,
-    fit,
-    gaussian_weights,
-)
-from pd_core.models.clip import ClipTowers, imagenet_templates, load_clip
-from pd_core.models.compute import Precision, autocast, set_threads
-from pd_core.models.teacher import TEMPLATE, Teacher, TeacherMethod
+from pd_core.errors import BadArtifact
+from pd_core.fit import Metrics, OnEpoch, OnProgress
+from pd_core.models.clip import ClipTowers, load_clip
+from pd_core.models.compute import set_threads
+from pd_core.models.original import import_teacher
+from pd_core.models.teacher import TEMPLATE, Teacher
+from pd_core.options import Precision, TeacherMethod
+from pd_core.tuning import TuneOptions, tune_teacher
+from pd_core.tuning import promptsrc_step as promptsrc_step
 
 FILE = "teacher.safetensors"
 
 
-@dataclass(frozen=True)
-class PromptSRCStep:
-    """What one step of PromptSRC computes.
+class OriginalFile(TypedDict):
+    """A checkpoint of the published code, and the hash that it has to have."""
 
-    Attributes:
-        loss: the weighted terms; `loss.total` is minimised.
-        logits: (B, C) of the prompted model.
-        zero_shot_logits: (B, C) of the frozen model on the same views.
-        text_features: (C, D) prompted, unit length.
-        image_features: (B, D) prompted, unit length.
-        frozen_image_features: (B, D), unit length.
-    """
-
-    loss: losses.PromptSRCLoss
-    logits: Tensor
-    zero_shot_logits: Tensor
-    text_features: Tensor
-    image_features: Tensor
-    frozen_image_features: Tensor
-
-
-class TuneOptions(TypedDict, total=False):
-    """The numbers that `tune_teacher` takes, with its defaults for those left out."""
-
-    text_depth: int
-    text_length: int
-    image_depth: int
-    image_length: int
-    template: str
-    templates: int
-    epochs: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    warmup_epochs: int
-    warmup_lr: float
-    text_loss_weight: float
-    image_loss_weight: float
-    logits_loss_weight: float
-    gpa_mean: float
-    gpa_std: float
-
-
-def promptsrc_step(
-    teacher: Teacher,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    tokens: Tensor,
-    frozen_text: Tensor,
-    text_loss_weight: float = 25.0,
-    image_loss_weight: float = 10.0,
-    logits_loss_weight: float = 1.0,
-    precision: Precision = Precision.FP32,
-) -> PromptSRCStep:
-    """Compute PromptSRC's loss for one batch.
-
-    Args:
-        teacher: with prompts in both towers.
-        images: (B, 3, H, W), augmented views.
-        labels: (B,) class numbers.
-        tokens: (C, L) of the teacher's own texts.
-        frozen_text: (C, D) features of the frozen model, unit length.
-        text_loss_weight: weight of the text term.
-        image_loss_weight: weight of the image term.
-        logits_loss_weight: weight of the divergence.
-        precision: what the towers compute in; the loss is always fp32.
-
-    Returns:
-        The loss, and the features and logits that it is made of.
-    """
-    with autocast(images.device, precision):
-        frozen_image = teacher.frozen_image_features(images)  # (B, D)
-        image = teacher.image_features(images)  # (B, D)
-        text = teacher.text_features(tokens)  # (C, D)
-    logits = teacher.logit_scale * image @ text.T  # (B, C)
-    zero_shot_logits = teacher.logit_scale * frozen_image @ frozen_text.T  # (B, C)
-    loss = losses.promptsrc(
-        logits,
-        labels,
-        zero_shot_logits=zero_shot_logits,
-        text=text,
-        frozen_text=frozen_text,
-        image=image,
-        frozen_image=frozen_image,
-        text_weight=text_loss_weight,
-        image_weight=image_loss_weight,
-        logits_weight=logits_loss_weight,
-    )
-    return PromptSRCStep(loss, logits, zero_shot_logits, text, image, frozen_image)
-
-
-def tune_teacher(
-    towers: ClipTowers,
-    batches: Batches,
-    labels: Tensor,
-    names: Sequence[str],
-    *,
-    text_depth: int = 9,
-    text_length: int = 4,
-    image_depth: int = 9,
-    image_length: int = 4,
-    template: str = TEMPLATE,
-    templates: int = 60,
-    epochs: int = 20,
-    lr: float = 0.0025,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    warmup_epochs: int = 1,
-    warmup_lr: float = 1e-5,
-    text_loss_weight: float = 25.0,
-    image_loss_weight: float = 10.0,
-    logits_loss_weight: float = 1.0,
-    gpa_mean: float = 15.0,
-    gpa_std: float = 1.0,
-    seed: int = 1,
-    precision: Precision = Precision.FP32,
-    checkpoint: Path | None = None,
-    run_key: str = "",
-    on_epoch: OnEpoch | None = None,
-    on_progress: OnProgress | None = None,
-) -> tuple[Teacher, list[Metrics]]:
-    """Tune prompts in both towers with few labels (PromptSRC, arXiv 2307.06948).
-
-    The defaults are the published ones.
-
-    Args:
-        towers: the frozen CLIP.
-        batches: views of the few labelled images.
-        labels: (N,) class number of each image, by its position in the list.
-        names: C names of the classes that are taught, by label.
-        text_depth: layers of the text tower with prompts.
-        text_length: prompts per layer of the text tower.
-        image_depth: layers of the image tower with prompts.
-        image_length: prompts per layer of the image tower.
-        template: the text of a class, with `{}` for its name.
-        templates: how many of OpenAI's templates the frozen text features average.
-        epochs: number of epochs.
-        lr: peak learning rate.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        warmup_epochs: epochs at `warmup_lr`.
-        warmup_lr: learning rate of those.
-        text_loss_weight: weight of the text term.
-        image_loss_weight: weight of the image term.
-        logits_loss_weight: weight of the divergence.
-        gpa_mean: epoch that counts most in the final average.
-        gpa_std: how fast the others count less, in epochs.
-        seed: of the random prompts.
-        precision: what the towers compute in.
-        checkpoint: as in `fit`.
-        run_key: as in `fit`.
-        on_epoch: as in `fit`; the scalars are "loss", "cross_entropy", "text",
-            "image", "logits" (they add up to the loss) and "accuracy" (percent,
-            on the training views).
-        on_progress: as in `fit`.
-
-    Returns:
-        The tuned teacher, in evaluation mode, and the metrics of each epoch.
-
-    Raises:
-        BadParams: a number is out of range, or training diverged.
-    """
-    teacher = Teacher.untrained(
-        towers,
-        text_depth=text_depth,
-        text_length=text_length,
-        image_depth=image_depth,
-        image_length=image_length,
-        template=template,
-        seed=seed,
-    )
-    labels = labels.to(towers.device)
-    tokens = teacher.tokens(names)
-    frozen_text = F.normalize(
-        template_features(teacher, names, imagenet_templates(templates)), dim=-1
-    )
-
-    def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:
-        chosen = labels[indices]
-        result = promptsrc_step(
-            teacher,
-            images,
-            chosen,
-            tokens=tokens,
-            frozen_text=frozen_text,
-            text_loss_weight=text_loss_weight,
-            image_loss_weight=image_loss_weight,
-            logits_loss_weight=logits_loss_weight,
-            precision=precision,
-        )
-        return {
-            "loss": result.loss.total,
-            "cross_entropy": result.loss.cross_entropy,
-            "text": result.loss.text,
-            "image": result.loss.image,
-            "logits": result.loss.logits,
-            "accuracy": 100 * (result.logits.argmax(dim=1) == chosen).float().mean(),
-        }
-
-    history = fit(
-        teacher,
-        step,
-        batches,
-        epochs=epochs,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        warmup_epochs=warmup_epochs,
-        warmup_lr=warmup_lr,
-        averaging=gaussian_weights(epochs, mean=gpa_mean, deviation=gpa_std),
-        device=towers.device,
-        precision=precision,
-        checkpoint=checkpoint,
-        run_key=run_key,
-        on_epoch=on_epoch,
-        on_progress=on_progress,
-    )
-    return teacher, history
+    path: str
+    sha256: str
 
 
 def run(
@@ -263,6 +39,7 @@ def run(
     weights: Path | str | None = None,
     data_root: Path = Path(),
     method: TeacherMethod = TeacherMethod.PROMPTSRC,
+    original: OriginalFile | None = None,
     batch_size: int = 4,
     crop_scale: tuple[float, float] = (0.08, 1.0),
     flip: bool = True,
@@ -274,6 +51,7 @@ def run(
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
     **options: Unpack[TuneOptions],
 ) -> Teacher:
     """Stage `teacher`: read a prepared data set, make its teacher, store it.
@@ -288,6 +66,7 @@ def run(
         weights: of that CLIP.
         data_root: folder that holds the photo data sets.
         method: how the teacher comes about.
+        original: a teacher of the published code, taken instead of training one.
         batch_size: images per step.
         crop_scale: least and largest part of a picture that a view shows.
         flip: whether half of the views are mirrored.
@@ -299,6 +78,7 @@ def run(
         checkpoint: file outside `out` that makes an interrupted run resumable.
         on_epoch: called after each epoch with its metrics.
         on_progress: called after each step with steps done and steps in all.
+        on_note: called with what there is to say about an imported teacher.
         **options: further numbers of `tune_teacher`.
 
     Returns:
@@ -311,12 +91,13 @@ def run(
     set_threads(threads)
     split = read_prepared(prepared, data_root=data_root)
     towers = load_clip(model, weights, device=device)
+    history: list[Metrics] = []
     match method:
+        case _ if original is not None:
+            teacher = _import(original, towers, options, on_note)
         case TeacherMethod.CLIP:
-            template = options.get("template", TEMPLATE)
-            teacher = Teacher(towers, template=template).eval()
-            history: list[Metrics] = []
-        case TeacherMethod.PROMPTSRC:
+            teacher = Teacher(towers, template=options.get("template", TEMPLATE)).eval()
+        case _:
             batches = ImageBatches(
                 ImageStore(split.images),
                 [path for path, _ in split.few_shot],
@@ -325,12 +106,15 @@ def run(
                 seed=seed,
                 workers=workers,
             )
-            setting = [model, str(weights), batch_size, crop_scale, flip, seed, threads, precision]
+            setting = [
+                method, model, str(weights), batch_size, crop_scale, flip, seed, threads, precision,
+            ]  # fmt: skip
             teacher, history = tune_teacher(
                 towers,
                 batches,
                 torch.tensor([label for _, label in split.few_shot]),
                 split.taught,
+                method=method,
                 seed=seed,
                 precision=precision,
                 checkpoint=checkpoint,
@@ -345,6 +129,35 @@ def run(
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return teacher
+
+
+def _import(
+    original: OriginalFile,
+    towers: ClipTowers,
+    options: TuneOptions,
+    on_note: Callable[[str], None] | None,
+) -> Teacher:
+    """Read a teacher of the published code, whose prompts are as large as the parameters say."""
+    path = Path(original["path"])
+    found = file_hash(path)
+    if found != original["sha256"]:
+        raise BadArtifact(
+            f"'{path}' has the hash {found}, not {original['sha256']}; give the file that was"
+            " meant, or this hash as teacher.original.sha256"
+        )
+    imported = import_teacher(
+        path,
+        towers,
+        text_depth=options.get("text_depth"),
+        text_length=options.get("text_length"),
+        image_depth=options.get("image_depth"),
+        image_length=options.get("image_length"),
+        template=options.get("template", TEMPLATE),
+    )
+    for note in imported.notes:
+        if on_note is not None:
+            on_note(note)
+    return imported.model
 
 
 def _run_key(split: Prepared, setting: list[object], options: TuneOptions) -> str:

@@ -7,11 +7,13 @@ from statistics import fmean
 import numpy as np
 
 from pd_core.artifacts import write_json, write_text
+from pd_core.classifier import OnProgress, logits_of, zero_shot
 from pd_core.data.images import ImageBatches, ImageStore, eval_transform
 from pd_core.data.prepared import read_prepared
-from pd_core.evaluate import OnProgress, accuracy, logits_of, zero_shot
+from pd_core.evaluate import accuracy
 from pd_core.models.clip import load_clip
-from pd_core.models.compute import Precision, set_threads
+from pd_core.models.compute import set_threads
+from pd_core.options import Precision
 
 Table = dict[str, dict[str, float]]  # data set -> model -> accuracy in percent
 

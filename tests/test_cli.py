@@ -101,6 +101,11 @@ def test_a_stage_before_its_predecessor_says_what_to_run(project: Path) -> None:
     assert f"run `dvc repro prepare@{NAME}`" in line
 
 
+def test_a_baseline_that_is_not_wanted_says_how_to_add_it(project: Path) -> None:
+    line = refused(promptkd(project, "tuned-student", NAME))
+    assert f"params.yaml: tuned_student has no '{NAME}'; add `{NAME}: {{}}` to it" in line
+
+
 def test_an_output_that_cannot_be_written_is_named(project: Path) -> None:
     (project / "data").write_text("a file where a folder has to be")
     line = refused(promptkd(project, "prepare", NAME))
@@ -124,8 +129,9 @@ def test_a_tracking_server_that_does_not_answer_is_said_before_work_starts(
 
 def test_help_names_every_stage(project: Path) -> None:
     text = promptkd(project, "--help").stdout
-    for verb in ("prepare", "teacher", "class-vectors", "student", "evaluate", "report"):
-        assert verb in text
+    stages = ("prepare", "teacher", "class-vectors", "student", "evaluate", "tuned-student")
+    for verb in (*stages, "report", "import-teacher", "import-student", "ablation"):
+        assert f"  {verb} " in text
 
 
 def test_another_seed_writes_beside_the_default_one(project: Path) -> None:

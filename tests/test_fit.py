@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pd_core.errors import BadParams
 from pd_core.fit import WeightedSum, fit, gaussian_weights, learning_rate
-from pd_core.models.compute import Precision, autocast, set_threads
+from pd_core.models.compute import autocast, set_threads
+from pd_core.options import Precision
 
 
 def network() -> nn.Module:

@@ -9,6 +9,8 @@ from pd_core.lineage import STAGE_MODULES, stage_code
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = [stage for stage in STAGE_MODULES if stage != "ablation_report"]
+"""Without the stage of ablations/dvc.yaml, which test_ablations.py compares."""
 
 
 def code_deps(stage: str) -> list[str]:
@@ -18,29 +20,52 @@ def code_deps(stage: str) -> list[str]:
     return [dep.removeprefix(prefix) for dep in deps if dep.endswith(".py")]
 
 
-@pytest.mark.parametrize("stage", STAGE_MODULES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_dvc_yaml_lists_the_import_closure_of_each_stage(stage: str) -> None:
     closure = [path.relative_to(ROOT).as_posix() for path in stage_code(stage)]
     assert sorted(code_deps(stage)) == sorted(closure)
 
 
 def test_every_stage_of_dvc_yaml_has_a_module() -> None:
-    assert set(PIPELINE) == set(STAGE_MODULES)
+    assert set(PIPELINE) == set(STAGES)
 
 
 def stages_with(module: str) -> set[str]:
-    return {stage for stage in STAGE_MODULES if f"pd_core/{module}" in code_deps(stage)}
+    return {stage for stage in STAGES if f"pd_core/{module}" in code_deps(stage)}
 
 
-def test_editing_the_losses_reruns_teacher_and_student_only() -> None:
-    assert stages_with("losses.py") == {"teacher", "student"}
+def test_editing_the_losses_reruns_what_trains_only() -> None:
+    assert stages_with("losses.py") == {"teacher", "student", "tuned_student"}
 
 
-def test_editing_the_report_reruns_the_report_only() -> None:
-    assert stages_with("report.py") == {"report"}
+def test_editing_the_distillation_reruns_the_student_only() -> None:
+    for module in ("distill.py", "supervision.py", "selection.py"):
+        assert stages_with(module) == {"student"}
 
 
-@pytest.mark.parametrize("module", ["cli.py", "params.py", "settings.py", "tracking.py"])
+def test_editing_the_tuning_reruns_teacher_and_tuned_student_only() -> None:
+    for module in ("tuning.py", "pretrain.py", "models/original.py", "models/unpickle.py"):
+        assert stages_with(module) == {"teacher", "tuned_student"}
+
+
+@pytest.mark.parametrize("module", ["report.py", "report_pictures.py", "results.py"])
+def test_editing_the_report_reruns_the_report_only(module: str) -> None:
+    assert stages_with(module) == {"report"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cli.py",
+        "cli_import.py",
+        "jobs.py",
+        "params.py",
+        "settings.py",
+        "tracking.py",
+        "ablations.py",
+        "ablation_report.py",
+    ],
+)
 def test_editing_what_is_around_the_stages_reruns_none(module: str) -> None:
     assert stages_with(module) == set()
 
@@ -53,5 +78,9 @@ def test_imports_inside_functions_count() -> None:
 def test_every_computing_stage_depends_on_its_weights() -> None:
     for stage in ("teacher", "class_vectors", "student", "evaluate"):
         assert "${teacher.weights}" in PIPELINE[stage]["do"]["deps"]
-    for stage in ("student", "evaluate"):
+    for stage in ("student", "evaluate", "tuned_student"):
         assert "${student.weights}" in PIPELINE[stage]["do"]["deps"]
+
+
+def test_the_baseline_depends_on_no_weights_of_the_teacher() -> None:
+    assert "${teacher.weights}" not in PIPELINE["tuned_student"]["do"]["deps"]

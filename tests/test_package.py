@@ -27,6 +27,8 @@ def imported_by(statement: str) -> set[str]:
         "import pd_core.params, pd_core.settings",
         "import pd_core.data.catalogue, pd_core.data.readers, pd_core.data.splits",
         "import pd_core.data.embedded",
+        "import pd_core.options, pd_core.jobs, pd_core.ablation_params",
+        "import pd_core.cli",
     ],
 )
 def test_light_modules_import_nothing_heavy(statement: str) -> None:

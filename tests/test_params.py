@@ -1,21 +1,46 @@
 import ast
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from pd_core import (
+    class_vectors,
+    distill,
+    evaluate,
+    options,
+    prepare,
+    pretrain,
+    supervision,
+    tuning,
+)
 from pd_core.data import embedded
 from pd_core.data.catalogue import dataset_names
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams, MissingFile, PdError, UnknownName
-from pd_core.params import MethodName, Params, PrecisionName, load_params
+from pd_core.params import FurtherTeacherParams, OriginalParams, Params, load_params
 
 PROJECT = Path(__file__).parent.parent
 QUICKSTART = PROJECT / "params.yaml"
 PAPER = PROJECT / "paper" / "params.yaml"
+
+STAGES: dict[str, Callable[..., Any]] = {
+    "prepare": prepare.run,
+    "teacher": pretrain.run,
+    "class_vectors": class_vectors.run,
+    "student": distill.run,
+    "evaluate": evaluate.run,
+}
+TRAINING: dict[str, tuple[Any, Callable[..., Any]]] = {
+    "teacher": (tuning.TuneOptions, tuning.tune_teacher),
+    "student": (distill.DistillOptions, distill.distill_student),
+}
+"""What the stages take in `**options`, and the function that they hand it to."""
 
 
 @pytest.fixture
@@ -50,12 +75,8 @@ def test_the_papers_file_has_its_eleven_data_sets_and_its_numbers() -> None:
     assert params.profile.name == "paper"
     assert set(params.datasets) == set(dataset_names()) - set(embedded.DOMAINS)
     student = params.for_dataset("sun397").student
-    assert (student.lr, student.epochs, student.batch_size, student.kd_weight) == (
-        0.005,
-        20,
-        8,
-        1000,
-    )
+    assert (student.lr, student.epochs, student.batch_size) == (0.005, 20, 8)
+    assert student.kd_weight == 1000
     assert (student.image_length, student.image_depth, student.temperature) == (4, 9, 1.0)
     teacher = params.for_dataset("sun397").teacher
     assert (teacher.lr, teacher.epochs, teacher.batch_size) == (0.0025, 20, 4)
@@ -78,6 +99,46 @@ def test_every_number_has_its_source_in_a_comment(path: Path) -> None:
     ]
 
     assert bare == []
+
+
+@pytest.mark.parametrize("path", [QUICKSTART, PAPER])
+def test_both_files_have_the_papers_method(path: Path) -> None:
+    params = load_params(path)
+
+    assert params.prepare.unlabelled_per_class is None
+    assert params.teacher.method is options.TeacherMethod.PROMPTSRC
+    assert params.teacher.original is None
+    student = params.student
+    assert student.form is options.Form.LOGITS_KL
+    assert student.trained is options.Trained.PROMPTS_AND_PROJECTOR
+    assert student.text_features is options.TextFeatures.TEACHER
+    assert student.projector_layers == 2
+    assert student.further_teachers == ()
+    assert student.teacher_weighting is options.TeacherWeighting.EQUAL
+    assert student.selection is options.Selection.LAST
+    assert (student.temperature, student.kd_weight) == (1.0, 1000)
+
+
+def test_the_baseline_has_the_teachers_numbers_and_the_students_clip(edited: Edited) -> None:
+    edited(r"original: null", f"original: {{path: a, sha256: {'a1' * 32}}}")
+    wanted = "tuned_student: {embedded_digits: {lr: 0.5}, embedded_latin: {model: tiny}}"
+    edited.path.write_text(edited.path.read_text().replace("tuned_student: {}", wanted))
+    params = load_params(edited.path)
+
+    digits = params.for_dataset("embedded_digits")
+    given = {"model": digits.student.model, "weights": digits.student.weights, "original": None}
+    assert digits.tuned_student == digits.teacher.model_copy(update={**given, "lr": 0.5})
+    latin = params.for_dataset("embedded_latin").tuned_student
+    assert latin is not None
+    assert latin.model == "tiny"
+    assert params.for_dataset("embedded_greek").tuned_student is None
+
+
+def test_only_the_papers_file_wants_the_baseline_for_every_data_set() -> None:
+    quickstart, paper = load_params(QUICKSTART), load_params(PAPER)
+
+    assert quickstart.tuned_student == {}
+    assert list(paper.tuned_student) == list(paper.datasets)
 
 
 def test_an_override_changes_its_data_set_only(edited: Edited) -> None:
@@ -146,6 +207,32 @@ def test_a_data_set_that_the_file_does_not_list_is_refused() -> None:
         ),
         (r"embedded_latin: .*", "embedded_latin: {student: 3}", "student = 3: give a block"),
         (r"embedded_latin: .*", "embedded_latin:", "embedded_latin = null: give a block"),
+        (r"form: \S+", "form: kl", "student.form = \"kl\": .*'logits_kl', 'features_l1' or"),
+        (r"projector_layers: 2", "projector_layers: 4", "projector_layers = 4: .* equal to 3"),
+        (r"projector_layers: 2", "projector_layers: 0", "projector_layers = 0: .* equal to 1"),
+        (r"selection: last", "selecton: last", "'student.selecton'; did you mean 'selection'"),
+        (r"selection: last", "selection: lst", "student.selection = \"lst\": .*'best_on_val'"),
+        (r"per_class: null", "per_class: 0", "prepare.unlabelled_per_class = 0: .*equal to 1"),
+        (r"original: null", "original: a.pth", 'teacher.original = "a.pth": give a block'),
+        (r"original: null", "original: {path: a}", "teacher.original.sha256 is missing; add it"),
+        (r"original: null", "original: {path: a, sha256: 1f}", 'sha256 = "1f": .*match'),
+        (r"original: null", "original: {path: a, sha: 1f}", "original.sha'.*known: path, sha256$"),
+        (
+            r"further_teachers: \[\]",
+            "further_teachers: [{foldr: data/teacher/a}]",
+            "'student.further_teachers.0.foldr'; did you mean 'folder'",
+        ),
+        (
+            r"further_teachers: \[\]",
+            "further_teachers: [{}, {model: 3}]",
+            "student.further_teachers.1.model = 3: .*string",
+        ),
+        (
+            r"tuned_student: \{\}",
+            "tuned_student: {embedded_latin: {lrr: 1}}",
+            "'tuned_student.embedded_latin.lrr'; did you mean 'lr'",
+        ),
+        (r"tuned_student: \{\}", "tuned_student:", "tuned_student = null: give a block"),
         (r"shots: 16", "shots: 16\n  shots: 8", "not YAML .*duplicate key"),
         (r"shots: 16", "shots: [16", "not YAML"),
     ],
@@ -162,11 +249,24 @@ def test_a_mistake_gets_one_line_with_file_key_value_and_remedy(
     assert "\n" not in str(caught.value)
 
 
-def test_a_data_set_that_is_in_no_catalogue_is_refused(edited: Edited) -> None:
-    path = edited("embedded_latin:", "embedded_latni:")
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        ("embedded_latin:", "embedded_latni:"),
+        (r"tuned_student: \{\}", "tuned_student: {embedded_latni: {}}"),
+    ],
+)
+def test_a_data_set_that_there_is_not_is_refused(
+    edited: Edited, pattern: str, replacement: str
+) -> None:
+    path = edited(pattern, replacement)
 
-    with pytest.raises(UnknownName, match="'embedded_latni'; did you mean 'embedded_latin'"):
+    with pytest.raises(
+        UnknownName, match="'embedded_latni'; did you mean 'embedded_latin'"
+    ) as found:
         load_params(path)
+
+    assert str(path) in str(found.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -182,14 +282,6 @@ def test_a_file_without_keys_is_refused(tmp_path: Path, content: str) -> None:
         load_params(tmp_path / "params.yaml")
 
 
-def test_names_of_precisions_and_methods_are_those_that_the_stages_know() -> None:
-    from pd_core.models.compute import Precision
-    from pd_core.models.teacher import TeacherMethod
-
-    assert set(get_args(PrecisionName)) == {precision.value for precision in Precision}
-    assert set(get_args(MethodName)) == {method.value for method in TeacherMethod}
-
-
 def keys(model: type[BaseModel], block: str = "") -> Iterator[tuple[str, str]]:
     """All keys of the file below its blocks, as pairs of block and key."""
     for name, field in model.model_fields.items():
@@ -200,11 +292,82 @@ def keys(model: type[BaseModel], block: str = "") -> Iterator[tuple[str, str]]:
             yield block, name
 
 
-@pytest.mark.parametrize(("block", "key"), list(keys(Params)))
-def test_every_key_is_read_by_code(block: str, key: str) -> None:
+KEYS = list(keys(Params))
+CHOICES = [
+    (block, key, kind)
+    for block, key in KEYS
+    if (fields := Params.model_fields[block].annotation)
+    and isinstance(kind := fields.model_fields[key].annotation, type)
+    and issubclass(kind, StrEnum)
+]
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value"),
+    [(block, key, value) for block, key, kind in CHOICES for value in kind],
+)
+def test_every_named_choice_is_accepted(
+    edited: Edited, block: str, key: str, value: StrEnum
+) -> None:
+    path = edited(rf"^  {key}: \S+", f"  {key}: {value.value}")
+
+    assert getattr(getattr(load_params(path), block), key) is value
+
+
+def test_every_kind_of_choice_has_a_key() -> None:
+    kinds = {kind for _, kind in inspect.getmembers(options, inspect.isclass)} - {StrEnum}
+
+    assert {kind for _, _, kind in CHOICES} == kinds | {Protocol}
+
+
+@pytest.mark.parametrize(("block", "key"), KEYS)
+def test_every_key_reaches_its_stage(block: str, key: str) -> None:
     pipeline = (PROJECT / "dvc.yaml").read_text()
 
-    assert (block, key) in _reads() or f"${{{block}.{key}}}" in pipeline
+    if block in STAGES:
+        assert key in arguments(block)
+    else:
+        assert (block, key) in _reads() or f"${{{block}.{key}}}" in pipeline
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_every_option_of_the_training_has_a_key(stage: str) -> None:
+    taken, _ = TRAINING[stage]
+
+    assert {(stage, key) for key in taken.__annotations__} <= set(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("block", "taken"),
+    [
+        (OriginalParams, pretrain.OriginalFile),
+        (FurtherTeacherParams, supervision.FurtherTeacher),
+    ],
+)
+def test_a_block_in_a_block_has_the_keys_that_its_stage_reads(
+    block: type[BaseModel], taken: Any
+) -> None:
+    assert set(block.model_fields) == set(taken.__annotations__)
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_without_a_file_the_training_has_the_papers_numbers(stage: str) -> None:
+    block = getattr(load_params(PAPER), stage).model_dump()
+    named = {key: block[key] for key in block.keys() - {"model", "weights"}}
+    defaults = {**defaults_of(STAGES[stage]), **defaults_of(TRAINING[stage][1])}
+
+    assert {key: defaults[key] for key in named} == named
+
+
+def arguments(stage: str) -> set[str]:
+    """What a stage's function can be given by name."""
+    taken = set(inspect.signature(STAGES[stage]).parameters) - {"options"}
+    return taken | set(TRAINING[stage][0].__annotations__ if stage in TRAINING else ())
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
 
 
 def _reads() -> set[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The pipeline file: what re-runs when, and that the same inputs give the same bytes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,19 @@ def test_every_data_set_has_its_five_stages(tmp_path: Path) -> None:
     assert set(listed) == {f"{stage}@{name}" for stage in STAGES for name in names} | {"report"}
 
 
+def test_the_baseline_of_a_data_set_is_one_more_stage(tmp_path: Path) -> None:
+    folder = clone(tmp_path)
+    path = folder / "params.yaml"
+    text = path.read_text()
+    assert "tuned_student: {}" in text
+    path.write_text(text.replace("tuned_student: {}", f"tuned_student: {{{NAME}: {{}}}}"))
+    edges = re.findall(r'"(\S+)" -> "(\S+)"', dvc(folder, "dag", "--dot"))
+    assert [edge for edge in edges if f"tuned_student@{NAME}" in edge] == [
+        (f"prepare@{NAME}", f"tuned_student@{NAME}"),
+        (f"tuned_student@{NAME}", "report"),
+    ]
+
+
 def test_further_seeds_and_transfers_get_groups_of_their_own(tmp_path: Path) -> None:
     folder = clone(tmp_path)
     pipeline = yaml.safe_load((folder / "dvc.yaml").read_text())
@@ -135,7 +149,10 @@ def test_further_seeds_and_transfers_get_groups_of_their_own(tmp_path: Path) -> 
 def test_the_papers_profile_validates_and_stops_where_data_are_missing(tmp_path: Path) -> None:
     paper = clone(tmp_path) / "paper"
     listed = dvc(paper, "stage", "list", "--name-only").split()
-    assert len(listed) == 11 * 5 + 1
+    names = yaml.safe_load((paper / "params.yaml").read_text())["datasets"]
+    stages = (*STAGES, "tuned_student")
+    assert len(names) == 11
+    assert set(listed) == {f"{stage}@{name}" for stage in stages for name in names} | {"report"}
     assert '"teacher@dtd" -> "class_vectors@dtd"' in dvc(paper, "dag", "--dot")
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", "prepare@dtd"],

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pd_core import report
+from pd_core import report, report_pictures, results
 from pd_core.errors import BadArtifact, MissingFile, PdError
 
 
 def _write(folder: Path, name: str, base: float, novel: float) -> None:
     scores = {"base": base, "novel": novel, "hm": 2 * base * novel / (base + novel), "all": 50.0}
     (folder / name).mkdir(parents=True)
-    (folder / name / "metrics.json").write_text(json.dumps(dict.fromkeys(report.WHO, scores)))
+    (folder / name / "metrics.json").write_text(json.dumps(dict.fromkeys(results.WHO, scores)))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def evaluations(tmp_path: Path) -> Path:
 
 
 def test_the_summary_has_the_documented_keys_and_two_decimals(evaluations: Path) -> None:
-    summary = report.summarise("quickstart", report.read_evaluations(evaluations))
+    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
     assert set(summary) == {"profile", "datasets", "average"}
     assert summary["profile"] == "quickstart"
     assert list(summary["datasets"]) == ["arrows", "greek"]
@@ -48,14 +48,16 @@ def test_the_averages_harmonic_mean_is_that_of_the_averages_as_in_the_paper() ->
         {"base": 90.0, "novel": 80.0, "hm": 84.71},
         {"base": 83.92, "novel": 81.46, "hm": 1.0},
     ]
-    evaluations = {str(number): dict.fromkeys(report.WHO, row) for number, row in enumerate(halves)}
-    average = report.summarise("paper", evaluations)["average"]
+    evaluations = {
+        str(number): dict.fromkeys(results.WHO, row) for number, row in enumerate(halves)
+    }
+    average = results.summarise("paper", evaluations)["average"]
     assert average["student"] == {"base": 86.96, "novel": 80.73, "hm": 83.73}
 
 
 def test_nothing_right_at_all_is_an_average_of_zero() -> None:
     row = {"base": 0.0, "novel": 50.0, "hm": 0.0}
-    average = report.summarise("paper", {"dtd": dict.fromkeys(report.WHO, row)})["average"]
+    average = results.summarise("paper", {"dtd": dict.fromkeys(results.WHO, row)})["average"]
     assert average["teacher"]["hm"] == 0.0
 
 
@@ -76,22 +78,22 @@ def test_writing_twice_gives_the_same_bytes_whatever_the_users_matplotlib_style(
 
 
 def test_the_figure_names_no_program_and_is_wide_enough_to_read(evaluations: Path) -> None:
-    summary = report.summarise("quickstart", report.read_evaluations(evaluations))
-    with Image.open(BytesIO(report.figure(summary))) as image:
+    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
+    with Image.open(BytesIO(report_pictures.figure(summary))) as image:
         assert image.format == "PNG"
         assert image.width >= 1200
         assert "Software" not in image.info
 
 
 def test_the_figure_changes_with_the_numbers(evaluations: Path) -> None:
-    scores = report.read_evaluations(evaluations)
-    before = report.figure(report.summarise("quickstart", scores))
+    scores = results.read_evaluations(evaluations)
+    before = report_pictures.figure(results.summarise("quickstart", scores))
     changed = {**scores, "greek": scores["arrows"]}
-    assert report.figure(report.summarise("quickstart", changed)) != before
+    assert report_pictures.figure(results.summarise("quickstart", changed)) != before
 
 
 def test_the_markdown_table_has_a_row_per_data_set_and_the_average(evaluations: Path) -> None:
-    summary = report.summarise("quickstart", report.read_evaluations(evaluations))
+    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
     lines = report.markdown(summary, {"greek": "Greek, chalk board"}).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == [
@@ -105,9 +107,9 @@ def test_the_markdown_table_has_a_row_per_data_set_and_the_average(evaluations: 
 
 def test_the_terminals_table_shows_the_gain_of_the_student() -> None:
     weak, strong = ({"base": value, "novel": value, "hm": value} for value in (40.0, 62.5))
-    scores = {**dict.fromkeys(report.WHO, weak), "student": strong}
+    scores = {**dict.fromkeys(results.WHO, weak), "student": strong}
     console = Console(width=80, record=True, file=StringIO())
-    console.print(report.table(report.summarise("quickstart", {"greek": scores})))
+    console.print(report.table(results.summarise("quickstart", {"greek": scores})))
     lines = console.export_text().splitlines()
     assert any("greek" in line and "40.0" in line and "+22.5" in line for line in lines)
     assert any("average" in line and "+22.5" in line for line in lines)
@@ -115,19 +117,19 @@ def test_the_terminals_table_shows_the_gain_of_the_student() -> None:
 
 
 def test_only_the_data_sets_asked_for_are_reported(evaluations: Path) -> None:
-    assert list(report.read_evaluations(evaluations, ["greek"])) == ["greek"]
+    assert list(results.read_evaluations(evaluations, ["greek"])) == ["greek"]
 
 
 def test_a_data_set_that_was_not_evaluated_is_named_with_the_command_to_run(
     evaluations: Path,
 ) -> None:
     with pytest.raises(MissingFile, match="dvc repro evaluate@digits"):
-        report.read_evaluations(evaluations, ["greek", "digits"])
+        results.read_evaluations(evaluations, ["greek", "digits"])
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="dvc repro"):
-        report.read_evaluations(tmp_path)
+        results.read_evaluations(tmp_path)
 
 
 @pytest.mark.parametrize("value", [None, "high", float("nan"), True])
@@ -137,7 +139,7 @@ def test_metrics_that_are_no_numbers_are_refused(evaluations: Path, value: objec
     scores["student"]["novel"] = value
     path.write_text(json.dumps(scores))
     with pytest.raises(BadArtifact, match=r"student\.novel"):
-        report.read_evaluations(evaluations)
+        results.read_evaluations(evaluations)
 
 
 def test_a_missing_number_is_named(evaluations: Path) -> None:
@@ -146,7 +148,7 @@ def test_a_missing_number_is_named(evaluations: Path) -> None:
     del scores["teacher"]["hm"]
     path.write_text(json.dumps(scores))
     with pytest.raises(BadArtifact, match=r"no number 'teacher\.hm'"):
-        report.read_evaluations(evaluations)
+        results.read_evaluations(evaluations)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(evaluations: Path, tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> N
     colours = {"red": (200, 0, 0), "blue": (0, 0, 200)}
     for name, colour in colours.items():
         _prepare(tmp_path, name, colour)
-    with Image.open(BytesIO(report.samples(tmp_path, colours, count=3))) as sheet:
+    with Image.open(BytesIO(report_pictures.samples(tmp_path, colours, count=3))) as sheet:
         pixels = [sheet.getpixel((sheet.width - 30, y)) for y in (36, 104)]
     assert pixels == list(colours.values())
 

@@ -9,11 +9,11 @@ import pytest
 import tiny
 import torch
 
-from pd_core import class_vectors, distill, pretrain
+from pd_core import class_vectors, distill, pretrain, supervision, tuning
 from pd_core.class_vectors import ClassVectors
 from pd_core.errors import BadArtifact, BadParams, MissingFile
-from pd_core.models.compute import Precision
-from pd_core.models.teacher import Teacher, TeacherMethod
+from pd_core.models.teacher import Teacher
+from pd_core.options import Precision, TeacherMethod
 
 TEACHER: dict[str, Any] = {
     "model": "tiny",
@@ -202,7 +202,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher() -> None:
 def test_tuning_lowers_the_teachers_loss_on_its_few_images() -> None:
     labels = torch.arange(16) % len(tiny.NAMES)
 
-    teacher, history = pretrain.tune_teacher(
+    teacher, history = tuning.tune_teacher(
         tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
         epochs=10, lr=0.02, gpa_mean=9, templates=2,
     )  # fmt: skip
@@ -221,7 +221,7 @@ def test_low_precision_changes_the_losses_little_and_trains_fp32(precision: Prec
     labels = torch.arange(16) % len(tiny.NAMES)
     losses = {}
     for kind in (Precision.FP32, precision):
-        tuned, first = pretrain.tune_teacher(
+        tuned, first = tuning.tune_teacher(
             tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
             epochs=2, gpa_mean=2, templates=2, precision=kind,
         )  # fmt: skip
@@ -245,13 +245,13 @@ def test_views_that_come_again_are_judged_once(
 ) -> None:
     folders = run_all(prepared, weights, tmp_path)
     calls = []
-    judge = distill.teacher_logits
+    judge = supervision.teacher_logits
 
     def counted(*args: Any, **rest: Any) -> torch.Tensor:
         calls.append(1)
         return judge(*args, **rest)
 
-    monkeypatch.setattr(distill, "teacher_logits", counted)
+    monkeypatch.setattr(supervision, "teacher_logits", counted)
     for view_epochs, expected in ((None, 6 * 5), (2, 2 * 5)):
         calls.clear()
         run_student(
@@ -331,7 +331,7 @@ def test_a_batch_of_one_is_refused(
 @pytest.mark.parametrize(
     ("options", "function"),
     [
-        (pretrain.TuneOptions, pretrain.tune_teacher),
+        (tuning.TuneOptions, tuning.tune_teacher),
         (distill.DistillOptions, distill.distill_student),
     ],
 )
@@ -344,5 +344,6 @@ def test_every_option_of_a_stage_is_an_argument_of_its_training(
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     shared = {"seed", "precision", "checkpoint", "run_key", "on_epoch", "on_progress"}
+    shared |= {"method", "further", "scorer"}  # arguments of the stage, or made by it
 
     assert set(options.__annotations__) == numbers - shared

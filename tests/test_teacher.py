@@ -9,7 +9,8 @@ from tiny import NAMES, images, towers
 
 from pd_core.artifacts import read_tensors, write_tensors
 from pd_core.errors import BadArtifact, BadParams, MissingFile
-from pd_core.models.teacher import Teacher, TeacherMethod
+from pd_core.models.teacher import Teacher
+from pd_core.options import TeacherMethod
 
 
 def teacher(**sizes: Any) -> Teacher:

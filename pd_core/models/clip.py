@@ -3,12 +3,13 @@
 Shapes: B images, C texts, L tokens, D the joint width, W the width of a tower.
 """
 
+import copy
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class ClipTowers:
         tokenize: C strings -> (C, L) token ids; end-of-text has the largest id.
         image_size: H = W in pixels.
         context_length: L.
+        changes: what differs from the named model's own weights, by the keys
+            of `weights`; artifacts keep it, since the name does not tell it.
     """
 
     name: str
@@ -52,6 +55,7 @@ class ClipTowers:
     tokenize: Tokenize
     image_size: int
     context_length: int
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +87,53 @@ class ClipTowers:
     def text_layers(self) -> int:
         """Number of blocks of the text tower."""
         return len(self.text.transformer.resblocks)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return all tensors: `visual.*`, `text.*`, and `logit_scale` before its exponential."""
+        towers = {"visual": self.visual.state_dict(), "text": self.text.state_dict()}
+        tensors = {
+            f"{tower}.{key}": v for tower, state in towers.items() for key, v in state.items()
+        }
+        return {**tensors, "logit_scale": torch.tensor(self.logit_scale).log()}
+
+    def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
+        """Copy the towers and replace some of their weights.
+
+        Args:
+            changes: tensors by the keys of `weights`.
+
+        Returns:
+            Towers of their own, with these changes noted; or these very towers
+            if nothing changes.
+
+        Raises:
+            BadArtifact: a key or a shape is not of this model.
+        """
+        if not changes:
+            return self
+        known = self.weights()
+        for key, value in changes.items():
+            if key not in known or known[key].shape != value.shape:
+                right = list(known[key].shape) if key in known else "no such tensor"
+                raise BadArtifact(
+                    f"weights '{key}' of shape {list(value.shape)} do not fit model '{self.name}'"
+                    f" ({right}); use the model that they were made with"
+                )
+        visual, text = copy.deepcopy(self.visual), copy.deepcopy(self.text)
+        for name, tower in (("visual", visual), ("text", text)):
+            start = f"{name}."
+            mine = {
+                key.removeprefix(start): v for key, v in changes.items() if key.startswith(start)
+            }
+            tower.load_state_dict({**tower.state_dict(), **mine})
+        scale = changes.get("logit_scale")
+        return replace(
+            self,
+            visual=visual,
+            text=text,
+            logit_scale=self.logit_scale if scale is None else float(scale.float().exp()),
+            changes={**self.changes, **changes},
+        )
 
 
 def load_clip(

@@ -2,20 +2,12 @@
 
 import os
 from contextlib import AbstractContextManager
-from enum import StrEnum
 from typing import Any
 
 import torch
 
 from pd_core.errors import BadParams
-
-
-class Precision(StrEnum):
-    """What the towers compute in; what is trained stays fp32."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"  # with loss scaling
+from pd_core.options import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

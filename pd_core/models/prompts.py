@@ -58,7 +58,64 @@ class DeepPrompts(nn.Module):
         return self.tokens.shape[1]
 
 
-def encode_image(tower: Any, images: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
+class CoupledPrompts(nn.Module):
+    """Image prompts that are linear functions of the text prompts, layer by layer.
+
+    MaPLe (CVPR 2023, arXiv 2210.03117), section 3.2: "vision language prompt coupling".
+
+    Attributes:
+        couplings: one linear layer per layer of prompts, from the text tower's width to W.
+    """
+
+    def __init__(
+        self, source: DeepPrompts, width: int, *, depth: int, generator: torch.Generator
+    ) -> None:
+        """Draw the couplings; torch's global generator is left as it was.
+
+        Args:
+            source: the text prompts.
+            width: W of the image tower.
+            depth: how many rows of `source` are coupled.
+            generator: where the seed of the couplings comes from.
+        """
+        super().__init__()
+        self._source = (source,)  # in a tuple: its parameters belong to the text prompts
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.couplings = nn.ModuleList(
+                nn.Linear(source.tokens.shape[2], width) for _ in range(depth)
+            )
+
+    @property
+    def tokens(self) -> Tensor:
+        """Compute the prompts: (depth, n, W)."""
+        rows = self._source[0].tokens
+        return torch.stack([couple(rows[i]) for i, couple in enumerate(self.couplings)])
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that get prompts."""
+        return len(self.couplings)
+
+    @property
+    def length(self) -> int:
+        """Number of prompts per layer."""
+        return self._source[0].length
+
+    @torch.no_grad()
+    def folded(self) -> DeepPrompts:
+        """Return prompts that are what these compute now."""
+        rows = self.tokens.float().cpu()
+        prompts = DeepPrompts(*rows.shape)
+        prompts.tokens.copy_(rows)
+        return prompts
+
+
+ImagePrompts = DeepPrompts | CoupledPrompts
+
+
+def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None) -> Tensor:
     """Encode images, with prompts behind the patch tokens of the first layers.
 
     Args:
@@ -71,9 +128,10 @@ def encode_image(tower: Any, images: Tensor, prompts: DeepPrompts | None = None)
     """
     x = tower._embeds(images.to(tower.conv1.weight.dtype))  # (B, 1 + P, W), after ln_pre
     kept = x.shape[1]
+    rows = None if prompts is None else prompts.tokens  # (depth, n, W)
     for layer, block in enumerate(tower.transformer.resblocks):
-        if prompts is not None and layer < prompts.depth:
-            row = prompts.tokens[layer].to(x.dtype)  # (n, W)
+        if prompts is not None and rows is not None and layer < prompts.depth:
+            row = rows[layer].to(x.dtype)  # (n, W)
             if layer == 0:
                 # The published model adds row 0 before ln_pre, which x has behind it.
                 row = tower.ln_pre(row)

@@ -3,8 +3,9 @@
 Shapes: B images, D the teacher's joint width, d the student's.
 """
 
+import copy
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +15,36 @@ from pd_core.artifacts import read_tensors, write_tensors
 from pd_core.errors import BadArtifact, BadParams
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts, encode_image
-from pd_core.models.teacher import read_prompts
+from pd_core.models.teacher import CHANGE, read_changes, read_prompts
+from pd_core.options import Selection, TextFeatures, Trained
 
 
 class Student(nn.Module):
-    """A frozen image tower, image prompts, and a projector into the teacher's space.
+    """A small image tower, image prompts, and a projector into the teacher's space.
 
     It has no text tower of its own at work: it is compared with the teacher's
-    class vectors (paper, section 3.3).
+    class vectors (paper, section 3.3), unless it is told to use its own.
 
     Attributes:
         towers: the frozen CLIP; not a sub-module, so neither trained nor saved.
-        image_prompts: of the image tower.
-        projector: d -> D -> D with batch norm and ReLU in between.
+        image_prompts: of the image tower, or None.
+        projector: d -> D, one to three linear layers with batch norm and ReLU in between.
+        tower: a copy of the image tower that is trained, or None.
+        text_features: whose text features it is compared with.
+        selection: how its epoch was chosen.
     """
 
-    def __init__(self, towers: ClipTowers, image_prompts: DeepPrompts, feature_width: int) -> None:
+    def __init__(
+        self,
+        towers: ClipTowers,
+        image_prompts: DeepPrompts | None,
+        feature_width: int,
+        *,
+        layers: int = 2,
+        train_tower: bool = False,
+        text_features: TextFeatures = TextFeatures.TEACHER,
+        selection: Selection = Selection.LAST,
+    ) -> None:
         """Join tower, prompts and an untrained projector.
 
         The projector takes torch's own initial weights, from its global
@@ -37,18 +52,25 @@ class Student(nn.Module):
 
         Args:
             towers: the small CLIP.
-            image_prompts: of its image tower.
+            image_prompts: of its image tower, if any.
             feature_width: D.
+            layers: of the projector, 1 to 3 (paper, ablation of the projector).
+            train_tower: whether the image tower is a part of what is trained.
+            text_features: whose text features it is compared with.
+            selection: how its epoch is chosen.
+
+        Raises:
+            BadParams: there are not 1 to 3 layers.
         """
         super().__init__()
         self.towers = towers
         self.image_prompts = image_prompts
-        self.projector = nn.Sequential(
-            nn.Linear(towers.joint_width, feature_width),
-            nn.BatchNorm1d(feature_width),
-            nn.ReLU(),
-            nn.Linear(feature_width, feature_width),
-        )
+        self.projector = _projector(towers.joint_width, feature_width, layers)
+        self.tower: Any = None
+        if train_tower:
+            self.tower = copy.deepcopy(towers.visual).float().requires_grad_(requires_grad=True)
+        self.text_features = text_features
+        self.selection = selection
         self.to(towers.device)
 
     @classmethod
@@ -59,6 +81,10 @@ class Student(nn.Module):
         feature_width: int,
         depth: int = 9,
         length: int = 4,
+        layers: int = 2,
+        trained: Trained = Trained.PROMPTS_AND_PROJECTOR,
+        text_features: TextFeatures = TextFeatures.TEACHER,
+        selection: Selection = Selection.LAST,
         seed: int = 1,
     ) -> Self:
         """Make a student with random prompts and projector, ready to be trained.
@@ -68,21 +94,35 @@ class Student(nn.Module):
             feature_width: D, the width of the class vectors.
             depth: layers with prompts; clipped to what the tower has.
             length: prompts per layer.
+            layers: of the projector, 1 to 3.
+            trained: what is trained; only the first choice has prompts.
+            text_features: whose text features it is compared with.
+            selection: how its epoch is chosen.
             seed: of prompts and projector; the global generator is not touched.
 
         Raises:
-            BadParams: depth or length is not positive.
+            BadParams: depth or length is not positive, or there are not 1 to 3 layers.
         """
         for name, value in (("depth", depth), ("length", length)):
             if value < 1:
                 raise BadParams(f"image prompt {name} = {value}; give a number from 1 upwards")
         generator = torch.Generator().manual_seed(seed)
-        prompts = DeepPrompts(
-            min(depth, towers.image_layers), length, towers.image_width, generator=generator
-        )
+        prompts = None
+        if trained is Trained.PROMPTS_AND_PROJECTOR:
+            prompts = DeepPrompts(
+                min(depth, towers.image_layers), length, towers.image_width, generator=generator
+            )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return cls(towers, prompts, feature_width)
+            return cls(
+                towers,
+                prompts,
+                feature_width,
+                layers=layers,
+                train_tower=trained is Trained.FULL_FINETUNE,
+                text_features=text_features,
+                selection=selection,
+            )
 
     @property
     def logit_scale(self) -> float:
@@ -91,24 +131,33 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images into the teacher's space: (B, 3, H, W) -> (B, D), unit length, fp32."""
-        features = encode_image(self.towers.visual, images, self.image_prompts)  # (B, d)
+        tower = self.towers.visual if self.tower is None else self.tower
+        features = encode_image(tower, images, self.image_prompts)  # (B, d)
         projected = self.projector(features.float())  # (B, D)
         return F.normalize(projected.float(), dim=-1)
 
     def save(self, path: Path) -> None:
-        """Write prompts and projector; the tower is named, not stored.
+        """Write prompts and projector; the tower is named, and stored only as far as it changed.
 
         Raises:
             PdError: the folder cannot be written.
         """
         tensors = {f"projector.{key}": value for key, value in self.projector.state_dict().items()}
-        tensors["image.tokens"] = self.image_prompts.tokens
+        changes = dict(self.towers.changes)
+        if self.tower is not None:
+            changes |= {f"visual.{key}": v for key, v in self.tower.state_dict().items()}
+        tensors |= {CHANGE + key: value for key, value in changes.items()}
         metadata = {
             "model": self.towers.name,
             "feature_width": str(self.projector[-1].out_features),
-            "image_depth": str(self.image_prompts.depth),
-            "image_length": str(self.image_prompts.length),
+            "projector_layers": str(sum(isinstance(part, nn.Linear) for part in self.projector)),
+            "text_features": str(self.text_features),
+            "selection": str(self.selection),
         }
+        if self.image_prompts is not None:
+            tensors["image.tokens"] = self.image_prompts.tokens
+            metadata["image_depth"] = str(self.image_prompts.depth)
+            metadata["image_length"] = str(self.image_prompts.length)
         write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -133,10 +182,15 @@ class Student(nn.Module):
         prompts = read_prompts(
             path, tensors, metadata, "image", width=towers.image_width, layers=towers.image_layers
         )
-        if prompts is None:
-            raise BadArtifact(f"student '{path}' holds no image prompts; distil it again")
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
-            student = cls(towers, prompts, int(metadata["feature_width"]))
+            student = cls(
+                towers.with_changes(read_changes(tensors)),
+                prompts,
+                int(metadata["feature_width"]),
+                layers=int(metadata.get("projector_layers", "2")),
+                text_features=TextFeatures(metadata.get("text_features", "teacher")),
+                selection=Selection(metadata.get("selection", "last")),
+            )
         weights = {
             key.removeprefix("projector."): value
             for key, value in tensors.items()
@@ -148,3 +202,14 @@ class Student(nn.Module):
             reason = " ".join(str(error).split())[:300]
             raise BadArtifact(f"student '{path}' does not fit: {reason}") from None
         return student.eval()
+
+
+def _projector(width: int, feature_width: int, layers: int) -> nn.Sequential:
+    """Make d -> D -> ... -> D, with batch norm and ReLU between the linear layers."""
+    if not 1 <= layers <= 3:
+        raise BadParams(f"projector_layers = {layers}; give 1, 2 or 3")
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        parts += [nn.Linear(width, feature_width), nn.BatchNorm1d(feature_width), nn.ReLU()]
+        width = feature_width
+    return nn.Sequential(*parts, nn.Linear(width, feature_width))

@@ -4,7 +4,6 @@ Shapes: B images, C classes, L tokens, D the joint width, W a tower's width.
 """
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
@@ -15,16 +14,18 @@ from torch import Tensor, nn
 from pd_core.artifacts import read_tensors, write_tensors
 from pd_core.errors import BadArtifact, BadParams
 from pd_core.models.clip import ClipTowers
-from pd_core.models.prompts import DeepPrompts, cut_after_end, encode_image, encode_text
+from pd_core.models.prompts import (
+    CoupledPrompts,
+    DeepPrompts,
+    ImagePrompts,
+    cut_after_end,
+    encode_image,
+    encode_text,
+)
+from pd_core.options import TeacherMethod
 
 TEMPLATE = "a photo of a {}."
-
-
-class TeacherMethod(StrEnum):
-    """How a teacher came about."""
-
-    PROMPTSRC = "promptsrc"  # prompts in both towers, tuned with self-regularisation
-    CLIP = "clip"  # no training: the zero-shot model with a hand-written prompt
+CHANGE = "backbone."  # before the keys of weights that an artifact brings along
 
 
 class Teacher(nn.Module):
@@ -42,7 +43,7 @@ class Teacher(nn.Module):
         self,
         towers: ClipTowers,
         text_prompts: DeepPrompts | None = None,
-        image_prompts: DeepPrompts | None = None,
+        image_prompts: ImagePrompts | None = None,
         *,
         method: TeacherMethod = TeacherMethod.CLIP,
         template: str = TEMPLATE,
@@ -61,6 +62,7 @@ class Teacher(nn.Module):
         cls,
         towers: ClipTowers,
         *,
+        method: TeacherMethod = TeacherMethod.PROMPTSRC,
         text_depth: int = 9,
         text_length: int = 4,
         image_depth: int = 9,
@@ -72,9 +74,14 @@ class Teacher(nn.Module):
 
         The first text prompts start as the words before the class name, if
         there are at least `text_length` of them; all others are random.
+        PromptSRC and IVLP have prompts of their own in both towers. MaPLe's
+        image prompts follow the text prompts, so `image_depth` and
+        `image_length` say nothing there. CoOp only has the first row of text
+        prompts.
 
         Args:
             towers: the frozen CLIP.
+            method: which prompts there are.
             text_depth: layers of the text tower with prompts; clipped to what it has.
             text_length: prompts per layer of the text tower.
             image_depth: layers of the image tower with prompts; clipped likewise.
@@ -89,18 +96,31 @@ class Teacher(nn.Module):
         _check_sizes(text_depth, text_length, image_depth, image_length)
         generator = torch.Generator().manual_seed(seed)
         text = DeepPrompts(
-            min(text_depth, towers.text_layers), text_length, towers.text_width,
+            1 if method is TeacherMethod.COOP else min(text_depth, towers.text_layers),
+            text_length,
+            towers.text_width,
             generator=generator,
-        )  # fmt: skip
-        image = DeepPrompts(
-            min(image_depth, towers.image_layers), image_length, towers.image_width,
-            generator=generator,
-        )  # fmt: skip
+        )
+        image: ImagePrompts | None
+        match method:
+            case TeacherMethod.PROMPTSRC | TeacherMethod.IVLP:
+                depth = min(image_depth, towers.image_layers)
+                image = DeepPrompts(depth, image_length, towers.image_width, generator=generator)
+            case TeacherMethod.MAPLE:
+                depth = min(text.depth, towers.image_layers)
+                image = CoupledPrompts(text, towers.image_width, depth=depth, generator=generator)
+            case TeacherMethod.COOP:
+                image = None
+            case TeacherMethod.CLIP:
+                raise BadParams(
+                    "teacher method 'clip' has no prompts to tune; use another method, or the"
+                    " zero-shot teacher"
+                )
         phrase = _phrase_tokens(towers, template)  # (p,)
         if text_length <= len(phrase):
             words = towers.text.token_embedding(phrase[:text_length].to(towers.device))
             text.tokens.data[0] = words.detach().float().cpu()
-        return cls(towers, text, image, method=TeacherMethod.PROMPTSRC, template=template)
+        return cls(towers, text, image, method=method, template=template)
 
     @property
     def logit_scale(self) -> float:
@@ -149,29 +169,37 @@ class Teacher(nn.Module):
         """Encode tokens with the prompts: (C, L) -> (C, D), unit length, fp32."""
         return _unit(encode_text(self.towers.text, tokens, self.text_prompts))
 
+    def folded(self) -> "Teacher":
+        """Return this teacher with image prompts of its own, whatever computes them now."""
+        if not isinstance(self.image_prompts, CoupledPrompts):
+            return self
+        prompts = self.image_prompts.folded()
+        return Teacher(
+            self.towers, self.text_prompts, prompts, method=self.method, template=self.template
+        ).train(self.training)
+
     @torch.no_grad()
     def frozen_image_features(self, images: Tensor) -> Tensor:
         """Encode images without prompts: (B, 3, H, W) -> (B, D), unit length, fp32."""
         return _unit(encode_image(self.towers.visual, images))
 
     def save(self, path: Path) -> None:
-        """Write the prompts; the towers are named, not stored.
+        """Write the prompts; the towers are named, and only what is changed in them is stored.
 
         Raises:
             PdError: the folder cannot be written.
         """
+        branches = (("text", self.text_prompts), ("image", self.folded().image_prompts))
         metadata = {
             "method": str(self.method),
             "model": self.towers.name,
             "template": self.template,
-            **_shape_metadata("text", self.text_prompts),
-            **_shape_metadata("image", self.image_prompts),
         }
-        tensors = {
-            f"{branch}.tokens": prompts.tokens
-            for branch, prompts in (("text", self.text_prompts), ("image", self.image_prompts))
-            if prompts is not None
-        }
+        tensors = {CHANGE + key: value for key, value in self.towers.changes.items()}
+        for branch, prompts in branches:
+            metadata |= _shape_metadata(branch, prompts)
+            if prompts is not None:
+                tensors[f"{branch}.tokens"] = prompts.tokens
         write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -201,9 +229,14 @@ class Teacher(nn.Module):
             path, tensors, metadata, "image", width=towers.image_width, layers=towers.image_layers
         )
         return cls(
-            towers, text, image,
+            towers.with_changes(read_changes(tensors)), text, image,
             method=TeacherMethod(metadata["method"]), template=metadata["template"],
         ).eval()  # fmt: skip
+
+
+def read_changes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the weights that replace the named model's own out of an artifact."""
+    return {key.removeprefix(CHANGE): v for key, v in tensors.items() if key.startswith(CHANGE)}
 
 
 def read_prompts(
@@ -249,7 +282,7 @@ def read_prompts(
     return prompts
 
 
-def _shape_metadata(branch: str, prompts: DeepPrompts | None) -> dict[str, str]:
+def _shape_metadata(branch: str, prompts: ImagePrompts | None) -> dict[str, str]:
     depth, length = (prompts.depth, prompts.length) if prompts is not None else (0, 0)
     return {f"{branch}_depth": str(depth), f"{branch}_length": str(length)}
 

@@ -1,22 +1,61 @@
 """Our training code gives the numbers of the paper's original code."""
 
+import inspect
+import os
 from pathlib import Path
+from typing import Any
 
 import checks
 import pytest
 import traces
 
+from pd_core.distill import distill_student
+from pd_core.tuning import tune_teacher
+
 
 @pytest.mark.parametrize("part", checks.ALL)
 @pytest.mark.parametrize("folder", traces.trace_folders(), ids=lambda folder: folder.name)
 def test_our_numbers_are_those_of_the_original(folder: Path, part: str) -> None:
-    checks.ALL[part](traces.load(folder)).verify()
+    found = checks.ALL[part](traces.load(folder))
+
+    found.verify()
+    assert not found.excused or folder.parent != traces.OWN
+
+
+@pytest.mark.parametrize("name", ["A", "D"])
+def test_every_recorded_step_is_compared(name: str) -> None:
+    trace = traces.load(traces.OWN / name)
+
+    assert trace.teacher_steps == trace.student_steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_our_defaults_are_those_of_the_original() -> None:
+    info = traces.load(traces.OWN / "A").info
+
+    def default(function: Any, name: str) -> Any:
+        return inspect.signature(function).parameters[name].default
+
+    assert default(tune_teacher, "lr") == info["config"]["t_lr"]
+    assert default(tune_teacher, "templates") == info["templates"]
+    assert default(distill_student, "lr") == info["config"]["k_lr"]
+    assert default(distill_student, "temperature") == info["temperature"]
+    assert default(distill_student, "kd_weight") == info["kd_weight"]
+    for function in (tune_teacher, distill_student):
+        for ours, theirs in (
+            ("momentum", "momentum"),
+            ("weight_decay", "weight_decay"),
+            ("warmup_epochs", "warmup_epoch"),
+            ("warmup_lr", "warmup_cons_lr"),
+        ):
+            assert default(function, ours) == info["optim"][theirs]
 
 
 def test_the_recordings_of_this_repository_are_found() -> None:
-    own = [folder.name for folder in traces.trace_folders() if folder.parent.name == "data"]
+    own = {folder.name for folder in traces.trace_folders() if folder.parent == traces.OWN}
 
-    assert {"A", "D"} <= set(own)
+    assert own == {"A", "D"}
+    assert traces.OWN / "splits.json" in traces.files("splits.json")
+    assert any(traces.OWN in path.parents for path in traces.files("transforms.safetensors"))
 
 
 def test_a_further_folder_of_recordings_is_picked_up(
@@ -30,3 +69,11 @@ def test_a_further_folder_of_recordings_is_picked_up(
     further = [folder for folder in traces.trace_folders() if folder.parent == tmp_path]
 
     assert further == [tmp_path / "any name"]
+
+
+@pytest.mark.skipif("PD_PARITY_DIR" not in os.environ, reason="no further folder is named")
+def test_the_further_folder_holds_recordings() -> None:
+    further = Path(os.environ["PD_PARITY_DIR"])
+    kinds = ("trace.json", "splits.json", "transforms.safetensors")
+
+    assert any(further in path.parents for kind in kinds for path in traces.files(kind))

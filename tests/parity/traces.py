@@ -19,8 +19,10 @@ from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts
 from pd_core.models.student import Student
-from pd_core.models.teacher import Teacher, TeacherMethod
+from pd_core.models.teacher import Teacher
+from pd_core.options import TeacherMethod
 
+OWN = Path(__file__).parent / "data"
 VOCABULARY = 49_408
 WIDE_FROM = 0.005  # distillation rate from which rounding errors grow faster
 
@@ -35,27 +37,32 @@ PROJECTOR = "VPT_image_trans.conv1."
 
 def folders() -> list[Path]:
     """Return the folders of recordings."""
-    own = Path(__file__).parent / "data"
     further = os.environ.get("PD_PARITY_DIR")
-    return [own, Path(further)] if further else [own]
+    return [OWN, Path(further)] if further else [OWN]
+
+
+def files(name: str) -> list[Path]:
+    """Return every file of a name in the folders of recordings, however deep."""
+    return [path for root in folders() for path in sorted(root.rglob(name))]
 
 
 def trace_folders() -> list[Path]:
     """Return the folder of every recorded configuration."""
-    return [path.parent for root in folders() for path in sorted(root.glob("*/trace.json"))]
+    return [path.parent for path in files("trace.json")]
 
 
 @cache
-def load(folder: Path) -> "Trace":
-    """Read a recording once."""
-    return Trace(folder)
+def load(folder: Path, *, steps: int | None = None) -> "Trace":
+    """Read a recording once; or only its first steps."""
+    return Trace(folder, steps=steps)
 
 
 class Trace:
     """One recorded configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, steps: int | None = None) -> None:
         self.name = folder.name
+        self._limit = steps
         self.info: dict[str, Any] = json.loads((folder / "trace.json").read_text())
         self.tensors = load_file(folder / "trace.safetensors")
 
@@ -73,12 +80,38 @@ class Trace:
         return bool(self.info["config"]["k_lr"] >= WIDE_FROM)
 
     @property
-    def teacher_steps(self) -> range:
-        return range(1, len(self.info["teacher_steps"]) + 1)
+    def untrained_prompts(self) -> list[str]:
+        """Prompts of the teacher that distils which were random, not tuned, and not recorded.
+
+        The original loads a teacher that is shallower than its hard-coded depth
+        without a word. Ours refuses, so what that teacher says has no counterpart.
+        """
+        return list(self.info.get("teacher_in_kd_extra_prompts_not_in_checkpoint", []))
 
     @property
-    def student_steps(self) -> range:
-        return range(1, len(self.info["kd_steps"]) + 1)
+    def teacher_steps(self) -> list[int]:
+        """The steps of teacher tuning whose tensors were recorded."""
+        return self._steps("teacher")
+
+    @property
+    def student_steps(self) -> list[int]:
+        """The steps of distillation whose tensors were recorded."""
+        return self._steps("kd")
+
+    def step(self, stage: str, number: int) -> dict[str, Any]:
+        """Return what was written down about a step."""
+        rows: list[dict[str, Any]] = self.info[f"{stage}_steps"]
+        return next(row for row in rows if row["step"] == number)
+
+    def last_step(self, stage: str, epoch: int) -> int | None:
+        """Return the last step of an epoch, or None if it was not recorded."""
+        rows = self.info[f"{stage}_steps"]
+        steps: dict[int, list[int]] = {}
+        for row in rows:
+            steps.setdefault(row["epoch"], []).append(row["step"])
+        mine = steps.get(epoch, [])
+        whole = bool(mine) and len(mine) == len(steps[min(steps)])
+        return max(mine) if whole and max(mine) in self._steps(stage) else None
 
     def before(self, stage: str, step: int, kind: str) -> str:
         """Return the place of what was recorded before a step: at the start, or after step - 1."""
@@ -127,6 +160,11 @@ class Trace:
     def student_after(self, step: int) -> Student:
         """Make the student as it was after a step, in evaluation mode."""
         return self._student(f"kd/step{step}/").eval()
+
+    def _steps(self, stage: str) -> list[int]:
+        numbers = sorted(row["step"] for row in self.info[f"{stage}_steps"])
+        found = [n for n in numbers if f"{stage}/step{n}/image" in self.tensors]
+        return found[: self._limit]
 
     def _student(self, place: str) -> Student:
         first = place.endswith("init/")

@@ -1,0 +1,214 @@
+"""From parameters to stages: where each stage reads and writes, and with which numbers it runs.
+
+A stage's block of `params.yaml` has the names that the stage's function has, so it is passed on as
+it is; what else a function needs comes from the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pd_core.params import DatasetParams, TeacherParams
+
+if TYPE_CHECKING:
+    from pd_core.params import EvaluateParams, PrepareParams, RunParams, StudentParams
+
+Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
+OnEpoch = Callable[[int, dict[str, float]], None]
+OnProgress = Callable[[int, int], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One data set's parameters and folders, for one seed and one source of the teacher."""
+
+    params: DatasetParams
+    seed: int
+    device: str
+    data_root: Path
+    prepared: Path
+    teacher: Path
+    vectors: Path
+    student: Path
+    evaluation: Path
+
+    @classmethod
+    def at(
+        cls,
+        folder: Path,
+        params: DatasetParams,
+        *,
+        seed: int,
+        device: str,
+        data_root: Path,
+        suffix: str = "",
+        source: str | None = None,
+    ) -> Job:
+        """Lay a job out as the pipeline does: one folder a stage, one in it for the data set.
+
+        Args:
+            folder: holds the stages' folders.
+            params: of the data set.
+            seed: of the draws and the training.
+            device: where to compute.
+            data_root: folder that holds the photo data sets.
+            suffix: added to every name.
+            source: the data set whose teacher is used, if it is another one.
+        """
+        name = params.name
+        cross = f"{name}-from-{source}" if source else name
+        return cls(
+            params=params,
+            seed=seed,
+            device=device,
+            data_root=data_root,
+            prepared=folder / "prepare" / f"{name}{suffix}",
+            teacher=folder / "teacher" / f"{source or name}{suffix}",
+            vectors=folder / "class_vectors" / f"{cross}{suffix}",
+            student=folder / "student" / f"{cross}{suffix}",
+            evaluation=folder / "evaluate" / f"{cross}{suffix}",
+        )
+
+    @property
+    def tuned_student(self) -> Path:
+        """Folder of the paper's main baseline."""
+        return self.prepared.parent.parent / "tuned_student" / self.prepared.name
+
+    @property
+    def baseline(self) -> Path:
+        """File with that baseline's accuracy."""
+        return self.evaluation.parent / "tuned_student" / f"{self.prepared.name}.json"
+
+
+def prepare(job: Job) -> None:
+    """Run the stage `prepare`."""
+    from pd_core import prepare as stage
+
+    block: PrepareParams = job.params.prepare
+    stage.run(job.params.name, job.prepared, data_root=job.data_root, seed=job.seed, **dict(block))
+
+
+def teacher(
+    job: Job,
+    *,
+    on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
+) -> None:
+    """Run the stage `teacher`."""
+    from pd_core import pretrain
+
+    pretrain.run(
+        job.prepared,
+        job.teacher,
+        on_epoch=on_epoch,
+        on_progress=on_progress,
+        on_note=on_note,
+        **_teacher_options(job, job.params.teacher),
+    )
+
+
+def class_vectors(job: Job) -> None:
+    """Run the stage `class_vectors`."""
+    from pd_core import class_vectors as stage
+
+    stage.run(
+        job.prepared,
+        job.teacher,
+        job.vectors,
+        model=job.params.teacher.model,
+        weights=job.params.teacher.weights,
+        threads=job.params.run.threads,
+        device=job.device,
+    )
+
+
+def student(
+    job: Job, *, on_epoch: OnEpoch | None = None, on_progress: OnProgress | None = None
+) -> None:
+    """Run the stage `student`."""
+    from pd_core import distill
+
+    block: StudentParams = job.params.student
+    distill.run(
+        job.prepared,
+        job.teacher,
+        job.vectors,
+        job.student,
+        seed=job.seed,
+        on_epoch=on_epoch,
+        on_progress=on_progress,
+        **_teachers_clip(job),
+        **_computing(job),
+        **block.model_dump(),
+    )
+
+
+def evaluate(
+    job: Job, *, who: Sequence[str] | None = None, on_progress: OnProgress | None = None
+) -> Metrics:
+    """Run the stage `evaluate`; `who` are those who are measured, by default all."""
+    from pd_core import evaluate as stage
+
+    block: EvaluateParams = job.params.evaluate
+    only: dict[str, Any] = {} if who is None else {"who": who}
+    return stage.run(
+        job.prepared,
+        job.teacher,
+        job.vectors,
+        job.student,
+        job.evaluation,
+        model=job.params.student.model,
+        weights=job.params.student.weights,
+        on_progress=on_progress,
+        **only,
+        **_teachers_clip(job),
+        **_computing(job),
+        **dict(block),
+    )
+
+
+def tuned_student(
+    job: Job,
+    tuning: TeacherParams,
+    *,
+    on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress | None = None,
+) -> Metrics:
+    """Run the stage `tuned_student`, the paper's main baseline."""
+    from pd_core import tuned_student as stage
+
+    return stage.run(
+        job.prepared,
+        job.tuned_student,
+        job.baseline,
+        split=job.params.evaluate.split,
+        evaluation_batch_size=job.params.evaluate.batch_size,
+        on_epoch=on_epoch,
+        on_progress=on_progress,
+        **_teacher_options(job, tuning),
+    )
+
+
+def _teacher_options(job: Job, block: TeacherParams) -> dict[str, Any]:
+    return {"seed": job.seed, **_computing(job), **block.model_dump()}
+
+
+def _teachers_clip(job: Job) -> dict[str, Any]:
+    block = job.params.teacher
+    return {"teacher_model": block.model, "teacher_weights": block.weights}
+
+
+def _computing(job: Job) -> dict[str, Any]:
+    run: RunParams = job.params.run
+    return {
+        "data_root": job.data_root,
+        "threads": run.threads,
+        "workers": run.workers,
+        "device": job.device,
+        "precision": run.precision,
+    }

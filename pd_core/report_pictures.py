@@ -1,0 +1,179 @@
+"""The report's pictures: what tuning and distilling changed, and samples of the data."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pd_core.artifacts import read_json
+from pd_core.errors import missing
+from pd_core.results import TITLES, Evaluation, Summary, cautions, gain, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+PICTURES = "images.zip"
+"""Where a prepared data set that brings its pictures has them."""
+
+# Okabe and Ito's blue and vermilion, which colour-blind readers tell apart; ink for the rest
+_STUDENT, _TEACHER, _INK, _FAINT = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
+_DOTS_PER_INCH = 150
+_SAMPLE, _GAP, _LABEL = 64, 4, 230  # pixels: side of a picture, space between, width of the names
+
+
+def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
+    """Draw what tuning and distilling changed, data set by data set.
+
+    Each data set has two dumbbells on the axis of the harmonic mean: the teacher's, from zero-shot
+    to tuned, and the student's, from zero-shot to distilled. Data sets are in the order of the
+    distilled student's result; the average comes last.
+
+    Returns:
+        A PNG picture, the same bytes for the same summary.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    *rows, average = rows_of(summary, titles)
+    rows = [*sorted(rows, key=lambda row: (-row[1]["student"]["hm"], row[0])), average]
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
+        picture = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), dpi=_DOTS_PER_INCH)
+        FigureCanvasAgg(picture)
+        picture.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
+        axes = picture.add_subplot()
+        for place, (_, scores) in enumerate(rows):
+            _dumbbells(axes, place, scores)
+        _decorate(axes, [name for name, _ in rows], cautions(summary, titles))
+        data = io.BytesIO()
+        picture.savefig(data, format="png", metadata={"Software": None})
+    return data.getvalue()
+
+
+def samples(
+    prepared: Path,
+    datasets: Iterable[str],
+    *,
+    titles: Mapping[str, str] | None = None,
+    count: int = 10,
+) -> bytes:
+    """Draw a strip of test pictures of each data set.
+
+    Args:
+        prepared: holds `<data set>/split.json` and `images.zip`, the `prepare` stage's outputs.
+        datasets: the data sets, top to bottom.
+        titles: a readable name for each data set, where there is one.
+        count: pictures per data set, evenly spread over its test list.
+
+    Returns:
+        A PNG picture, the same bytes for the same data.
+
+    Raises:
+        MissingFile: a data set has not been prepared, or a picture is not there.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    names = list(datasets)
+    step = _SAMPLE + _GAP
+    sheet = Image.new("RGB", (_LABEL + count * step, len(names) * step + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.truetype(_font_file(), 15)
+    for row, name in enumerate(names):
+        top = _GAP + row * step
+        label = (titles or {}).get(name, name)
+        pen.text((12, top + _SAMPLE // 2), label, fill=_INK, font=font, anchor="lm")
+        for column, image in enumerate(_pictures(prepared / name, count)):
+            sheet.paste(image, (_LABEL + column * step, top))
+    data = io.BytesIO()
+    sheet.save(data, format="PNG")
+    return data.getvalue()
+
+
+def _dumbbells(axes: Axes, place: int, scores: Evaluation) -> None:
+    pairs = (
+        (-0.15, _TEACHER, "zero_shot_teacher", "teacher"),
+        (0.15, _STUDENT, "zero_shot_student", "student"),
+    )
+    for offset, colour, before, after in pairs:
+        y = place + offset
+        start, end = scores[before]["hm"], scores[after]["hm"]
+        axes.plot([start, end], [y, y], color=colour, alpha=0.35, linewidth=3, zorder=2)
+        for who, x, fill in ((before, start, "white"), (after, end, colour)):
+            axes.plot(
+                [x],
+                [y],
+                marker="o",
+                linestyle="none",
+                markersize=7,
+                markerfacecolor=fill,
+                markeredgecolor=colour,
+                markeredgewidth=1.6,
+                zorder=3,
+                label=TITLES[who] if place == 0 else None,
+            )
+    axes.annotate(
+        f"{gain(scores):+.1f}",
+        (1.0, place),
+        xycoords=("axes fraction", "data"),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        color=_STUDENT,
+        fontsize=10,
+    )
+
+
+def _decorate(axes: Axes, names: Sequence[str], caution: Sequence[str]) -> None:
+    last = len(names) - 1
+    axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
+    axes.get_yticklabels()[last].set_fontweight("bold")
+    axes.axhline(last - 0.5, color=_INK, linewidth=0.8)
+    axes.set_ylim(last + 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.grid(axis="x", color=_FAINT, zorder=0)
+    axes.tick_params(length=0, colors=_INK)
+    axes.spines[:].set_visible(False)
+    label = ["harmonic mean of base and novel accuracy (%)", *caution]
+    axes.set_xlabel("\n".join(label), color=_INK)
+    axes.annotate(
+        "gain",
+        (1.0, 1.0),
+        xycoords="axes fraction",
+        xytext=(8, 2),
+        textcoords="offset points",
+        va="bottom",
+        color=_STUDENT,
+        fontsize=10,
+    )
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
+
+
+def _font_file() -> Path:
+    import matplotlib as mpl
+
+    return Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+def _pictures(folder: Path, count: int) -> list[Image.Image]:
+    remedy = f"run `dvc repro prepare@{folder.name}`"
+    split = read_json(folder / "split.json", what="prepared data set", remedy=remedy)
+    paths = [path for path, _ in split["test"]]
+    chosen = [paths[index * len(paths) // count] for index in range(min(count, len(paths)))]
+    if not (folder / PICTURES).is_file():
+        raise missing("pictures", folder / PICTURES, remedy)
+    with zipfile.ZipFile(folder / PICTURES) as archive:
+        return [_thumbnail(archive.read(path)) for path in chosen]
+
+
+def _thumbnail(content: bytes) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(content)) as image:
+        return ImageOps.fit(image.convert("RGB"), (_SAMPLE, _SAMPLE))

@@ -1,0 +1,286 @@
+"""Tuning a teacher's prompts with few labels: PromptSRC, and the methods it is compared with.
+
+Shapes: B images, C classes, L tokens, D the joint width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pd_core import losses
+from pd_core.class_vectors import template_features
+from pd_core.fit import Batches, Metrics, OnEpoch, OnProgress, fit, gaussian_weights
+from pd_core.models.clip import ClipTowers, imagenet_templates
+from pd_core.models.compute import autocast
+from pd_core.models.teacher import TEMPLATE, Teacher
+from pd_core.options import Precision, TeacherMethod
+
+
+@dataclass(frozen=True)
+class PromptSRCStep:
+    """What one step of PromptSRC computes.
+
+    Attributes:
+        loss: the weighted terms; `loss.total` is minimised.
+        logits: (B, C) of the prompted model.
+        zero_shot_logits: (B, C) of the frozen model on the same views.
+        text_features: (C, D) prompted, unit length.
+        image_features: (B, D) prompted, unit length.
+        frozen_image_features: (B, D), unit length.
+    """
+
+    loss: losses.PromptSRCLoss
+    logits: Tensor
+    zero_shot_logits: Tensor
+    text_features: Tensor
+    image_features: Tensor
+    frozen_image_features: Tensor
+
+
+class TuneOptions(TypedDict, total=False):
+    """The numbers that `tune_teacher` takes, with its defaults for those left out."""
+
+    text_depth: int
+    text_length: int
+    image_depth: int
+    image_length: int
+    template: str
+    templates: int
+    epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    warmup_epochs: int
+    warmup_lr: float
+    text_loss_weight: float
+    image_loss_weight: float
+    logits_loss_weight: float
+    gpa_mean: float
+    gpa_std: float
+
+
+def promptsrc_step(
+    teacher: Teacher,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    tokens: Tensor,
+    frozen_text: Tensor,
+    text_loss_weight: float = 25.0,
+    image_loss_weight: float = 10.0,
+    logits_loss_weight: float = 1.0,
+    precision: Precision = Precision.FP32,
+) -> PromptSRCStep:
+    """Compute PromptSRC's loss for one batch.
+
+    Args:
+        teacher: with prompts in both towers.
+        images: (B, 3, H, W), augmented views.
+        labels: (B,) class numbers.
+        tokens: (C, L) of the teacher's own texts.
+        frozen_text: (C, D) features of the frozen model, unit length.
+        text_loss_weight: weight of the text term.
+        image_loss_weight: weight of the image term.
+        logits_loss_weight: weight of the divergence.
+        precision: what the towers compute in; the loss is always fp32.
+
+    Returns:
+        The loss, and the features and logits that it is made of.
+    """
+    with autocast(images.device, precision):
+        frozen_image = teacher.frozen_image_features(images)  # (B, D)
+        image = teacher.image_features(images)  # (B, D)
+        text = teacher.text_features(tokens)  # (C, D)
+    logits = teacher.logit_scale * image @ text.T  # (B, C)
+    zero_shot_logits = teacher.logit_scale * frozen_image @ frozen_text.T  # (B, C)
+    loss = losses.promptsrc(
+        logits,
+        labels,
+        zero_shot_logits=zero_shot_logits,
+        text=text,
+        frozen_text=frozen_text,
+        image=image,
+        frozen_image=frozen_image,
+        text_weight=text_loss_weight,
+        image_weight=image_loss_weight,
+        logits_weight=logits_loss_weight,
+    )
+    return PromptSRCStep(loss, logits, zero_shot_logits, text, image, frozen_image)
+
+
+def cross_entropy_step(
+    teacher: Teacher,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    tokens: Tensor,
+    precision: Precision = Precision.FP32,
+) -> tuple[Tensor, Tensor]:
+    """Compute the loss of the methods without regularisation for one batch.
+
+    Args:
+        teacher: with its prompts.
+        images: (B, 3, H, W), augmented views.
+        labels: (B,) class numbers.
+        tokens: (C, L) of the teacher's own texts.
+        precision: what the towers compute in; the loss is always fp32.
+
+    Returns:
+        The cross entropy, a scalar, and the logits (B, C).
+    """
+    with autocast(images.device, precision):
+        image = teacher.image_features(images)  # (B, D)
+        text = teacher.text_features(tokens)  # (C, D)
+    logits = teacher.logit_scale * image @ text.T  # (B, C)
+    return F.cross_entropy(logits, labels), logits
+
+
+def tune_teacher(
+    towers: ClipTowers,
+    batches: Batches,
+    labels: Tensor,
+    names: Sequence[str],
+    *,
+    method: TeacherMethod = TeacherMethod.PROMPTSRC,
+    text_depth: int = 9,
+    text_length: int = 4,
+    image_depth: int = 9,
+    image_length: int = 4,
+    template: str = TEMPLATE,
+    templates: int = 60,
+    epochs: int = 20,
+    lr: float = 0.0025,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    warmup_epochs: int = 1,
+    warmup_lr: float = 1e-5,
+    text_loss_weight: float = 25.0,
+    image_loss_weight: float = 10.0,
+    logits_loss_weight: float = 1.0,
+    gpa_mean: float = 15.0,
+    gpa_std: float = 1.0,
+    seed: int = 1,
+    precision: Precision = Precision.FP32,
+    checkpoint: Path | None = None,
+    run_key: str = "",
+    on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[Teacher, list[Metrics]]:
+    """Tune prompts with few labels.
+
+    PromptSRC (arXiv 2307.06948) by default, with its published numbers. The
+    other methods minimise the cross entropy alone and keep the last epoch:
+    IVLP (PromptSRC, section 3.1), MaPLe (arXiv 2210.03117), CoOp (arXiv
+    2109.01134).
+
+    Args:
+        towers: the frozen CLIP.
+        batches: views of the few labelled images.
+        labels: (N,) class number of each image, by its position in the list.
+        names: C names of the classes that are taught, by label.
+        method: which prompts there are and what regularises them.
+        text_depth: layers of the text tower with prompts.
+        text_length: prompts per layer of the text tower.
+        image_depth: layers of the image tower with prompts.
+        image_length: prompts per layer of the image tower.
+        template: the text of a class, with `{}` for its name.
+        templates: how many of OpenAI's templates the frozen text features average.
+        epochs: number of epochs.
+        lr: peak learning rate.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        warmup_epochs: epochs at `warmup_lr`.
+        warmup_lr: learning rate of those.
+        text_loss_weight: weight of the text term.
+        image_loss_weight: weight of the image term.
+        logits_loss_weight: weight of the divergence.
+        gpa_mean: epoch that counts most in the final average.
+        gpa_std: how fast the others count less, in epochs.
+        seed: of the random prompts.
+        precision: what the towers compute in.
+        checkpoint: as in `fit`.
+        run_key: as in `fit`.
+        on_epoch: as in `fit`; the scalars are "loss", "accuracy" (percent, on
+            the training views) and, for PromptSRC, "cross_entropy", "text",
+            "image" and "logits", which add up to the loss.
+        on_progress: as in `fit`.
+
+    Returns:
+        The tuned teacher, in evaluation mode, and the metrics of each epoch.
+
+    Raises:
+        BadParams: a number is out of range, or training diverged.
+    """
+    teacher = Teacher.untrained(
+        towers,
+        method=method,
+        text_depth=text_depth,
+        text_length=text_length,
+        image_depth=image_depth,
+        image_length=image_length,
+        template=template,
+        seed=seed,
+    )
+    labels = labels.to(towers.device)
+    tokens = teacher.tokens(names)
+    regularised = method is TeacherMethod.PROMPTSRC
+    if regularised:
+        frozen_text = F.normalize(
+            template_features(teacher, names, imagenet_templates(templates)), dim=-1
+        )
+
+    def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:
+        chosen = labels[indices]
+        if not regularised:
+            loss, logits = cross_entropy_step(
+                teacher, images, chosen, tokens=tokens, precision=precision
+            )
+            return {"loss": loss, "accuracy": _accuracy(logits, chosen)}
+        result = promptsrc_step(
+            teacher,
+            images,
+            chosen,
+            tokens=tokens,
+            frozen_text=frozen_text,
+            text_loss_weight=text_loss_weight,
+            image_loss_weight=image_loss_weight,
+            logits_loss_weight=logits_loss_weight,
+            precision=precision,
+        )
+        return {
+            "loss": result.loss.total,
+            "cross_entropy": result.loss.cross_entropy,
+            "text": result.loss.text,
+            "image": result.loss.image,
+            "logits": result.loss.logits,
+            "accuracy": _accuracy(result.logits, chosen),
+        }
+
+    gpa = gaussian_weights(epochs, mean=gpa_mean, deviation=gpa_std) if regularised else None
+    history = fit(
+        teacher,
+        step,
+        batches,
+        epochs=epochs,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=warmup_lr,
+        averaging=gpa,
+        device=towers.device,
+        precision=precision,
+        checkpoint=checkpoint,
+        run_key=run_key,
+        on_epoch=on_epoch,
+        on_progress=on_progress,
+    )
+    return teacher.folded(), history
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return 100 * (logits.argmax(dim=1) == labels).float().mean()

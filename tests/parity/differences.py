@@ -1,0 +1,186 @@
+"""How far our numbers are from recorded ones, and how far they may be.
+
+Differences are relative to the largest number of the recorded tensor. The
+tolerances are three times what an independent implementation reached
+(README.md).
+
+Some numbers cannot be compared that closely: in a small batch, batch norm
+magnifies rounding errors, and a divergence may be the small difference of large
+numbers. So a number of a training step that is too far away gets a second
+chance: it may be three times as far as noise of the size of rounding errors, in
+pictures and parameters, moves it. The recordings of this repository need no
+second chance.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+TEACHER_LOSS = 3 * 4e-6
+LOGITS = 3 * 3e-6
+TEACHER_GRADIENT = 3 * 1.1e-5
+ARITHMETIC = 3 * 1.2e-7  # SGD, momentum, learning rate, Gaussian averaging
+DISTILLATION_LOSS = 3 * 1e-6
+DISTILLATION_LOSS_WIDE = 3 * 3.4e-5
+DISTILLATION_GRADIENT = 3 * 2.4e-5
+DISTILLATION_GRADIENT_WIDE = 3 * 3.5e-4
+BATCH_NORM = 3 * 1e-6
+EVALUATION = 3 * 5e-7
+CLASS_VECTORS = 3 * 1.3e-6
+
+NOISE = 3e-6  # of rounding errors: what the independent implementation's logits were away
+
+Number = Tensor | float
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a value of ours is from the recorded one.
+
+    Attributes:
+        part: of the method.
+        name: of the value.
+        size: relative to the largest recorded number.
+        allowed: the tolerance, or what noise explains if that is more.
+        excused: whether it is allowed only because of noise.
+    """
+
+    part: str
+    name: str
+    size: float
+    allowed: float
+    excused: bool = False
+
+
+class Differences:
+    """Collects differences; nothing is asserted until `verify`."""
+
+    def __init__(self) -> None:
+        self.all: list[Difference] = []
+
+    @property
+    def excused(self) -> list[Difference]:
+        """Those beyond the tolerance that noise explains."""
+        return [difference for difference in self.all if difference.excused]
+
+    def add(
+        self,
+        part: str,
+        name: str,
+        ours: Number,
+        recorded: Number,
+        allowed: float,
+        *,
+        scale: float | None = None,
+        shaken: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Compare two values of the same shape.
+
+        Args:
+            part: of the method.
+            name: of the value.
+            ours: our value.
+            recorded: the original's.
+            allowed: relative difference.
+            scale: what it is relative to, if not to the largest recorded number.
+            shaken: gives our value under noise, for a second chance.
+        """
+        ours, recorded = torch.as_tensor(ours).detach(), torch.as_tensor(recorded)
+        assert ours.shape == recorded.shape, f"{name}: {ours.shape} for {recorded.shape}"
+        size = _relative(ours, recorded, recorded, scale)
+        excused = False
+        if shaken is not None and not size <= allowed:
+            noise = 3 * _relative(shaken().detach(), ours, recorded, scale)
+            excused = allowed < noise and size <= noise
+            allowed = max(allowed, noise)
+        self.all.append(Difference(part, name, size, allowed, excused))
+
+    def verify(self) -> None:
+        """Fail if anything differs by more than is allowed, or if nothing was compared."""
+        assert self.all, "nothing was compared"
+        wrong = [d for d in self.all if not d.size <= d.allowed]
+        lines = [f"{d.part} {d.name}: {d.size:.2e} > {d.allowed:.2e}" for d in wrong]
+        assert not wrong, "\n".join(lines)
+
+
+class Step:
+    """A step of training, and the same step under noise if it is asked for."""
+
+    def __init__(self, found: Differences, place: str, measure: Callable[[float], Values]) -> None:
+        """Take the step.
+
+        Args:
+            found: where its differences go.
+            place: of the recording.
+            measure: takes the step with noise of a relative size in everything
+                that goes in; gives what it computes, by name.
+        """
+        self.values = measure(0.0)
+        self._found = found
+        self._place = place
+        self._measure = measure
+
+    @cached_property
+    def shaken(self) -> Values:
+        """What the step computes under noise."""
+        return self._measure(NOISE)
+
+    def compare(
+        self,
+        part: str,
+        name: str,
+        recorded: Number,
+        allowed: float,
+        *,
+        scale: float | None = None,
+    ) -> None:
+        """Compare one value of the step with the recorded one."""
+        self._found.add(
+            part,
+            self._place + name,
+            self.values[name],
+            recorded,
+            allowed,
+            scale=scale,
+            shaken=lambda: self.shaken[name],
+        )
+
+
+def shake(value: Tensor, noise: float) -> Tensor:
+    """Add noise, relative to the largest number; always the same one."""
+    if noise == 0:
+        return value
+    draw = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+    return value + noise * value.detach().abs().max() * draw
+
+
+@torch.no_grad()
+def shake_parameters(module: nn.Module, noise: float) -> None:
+    """Add noise to every parameter, in place."""
+    for parameter in module.parameters():
+        parameter.copy_(shake(parameter, noise))
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Return the gradient of every parameter, as `grad/<name>`."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        found[f"grad/{name}"] = parameter.grad
+    return found
+
+
+def _relative(value: Tensor, other: Tensor, recorded: Tensor, scale: float | None) -> float:
+    """Return the largest difference of two tensors, relative to the recorded one.
+
+    Prompts (depth, n, W) were recorded layer by layer, so each has its own scale.
+    """
+    if recorded.ndim == 3:
+        rows = zip(value, other, recorded, strict=True)
+        return max(_relative(*row, scale) for row in rows)
+    largest = float(recorded.double().abs().max()) if scale is None else scale
+    return float((value.double() - other.double()).abs().max()) / (largest or 1.0)

@@ -1,0 +1,307 @@
+"""The parity checks notice when a part of the teacher or of the optimiser is wrong.
+
+Each case replaces one function of ours by a plausible mistake; the check that
+is named with it has to fail.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache
+from typing import Any, cast
+
+import checks
+import pytest
+import torch
+import torch.nn.functional as F
+import traces
+from torch import Tensor, nn
+from torch.optim import SGD
+from variants import Changed, Patch, patch
+
+from pd_core import class_vectors, fit, losses
+from pd_core.class_vectors import ClassVectors
+from pd_core.models import prompts as prompts_module
+from pd_core.models import teacher as teacher_module
+from pd_core.models.clip import ClipTowers, imagenet_templates
+from pd_core.models.prompts import DeepPrompts, cut_after_end, encode_image, encode_text
+from pd_core.models.teacher import Teacher
+
+promptsrc, fit_rate = losses.promptsrc, fit.learning_rate
+make_optimizer, weighted = fit.make_optimizer, fit.gaussian_weights
+build_vectors, mean_of_templates = class_vectors.build, class_vectors.template_features
+untrained = Teacher.untrained
+
+
+def promptsrc_with(**scaled: Callable[[Tensor], float]) -> Callable[..., losses.PromptSRCLoss]:
+    """Make PromptSRC's loss with some terms multiplied."""
+
+    def wrong(logits: Tensor, labels: Tensor, **rest: Any) -> losses.PromptSRCLoss:
+        right = promptsrc(logits, labels, **rest)
+        return replace(
+            right, **{name: getattr(right, name) * by(logits) for name, by in scaled.items()}
+        )
+
+    return wrong
+
+
+def classes(logits: Tensor) -> float:
+    return logits.shape[1]
+
+
+def divergence_reversed(logits: Tensor, labels: Tensor, **rest: Any) -> losses.PromptSRCLoss:
+    zero_shot = rest["zero_shot_logits"]
+    wrong = F.kl_div(
+        zero_shot.log_softmax(dim=1), logits.log_softmax(dim=1), reduction="sum", log_target=True
+    )
+    return replace(promptsrc(logits, labels, **rest), logits=wrong / logits.numel())
+
+
+def image_without_ln_pre(tower: Any, images: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
+    return encode_image(Changed(tower, ln_pre=nn.Identity()), images, prompts)
+
+
+def text_without_positions(
+    tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None
+) -> Tensor:
+    nothing = torch.zeros_like(tower.positional_embedding)
+    return encode_text(Changed(tower, positional_embedding=nothing), tokens, prompts)
+
+
+def image_with_first_row_only(tower: Any, images: Tensor, prompts: Any = None) -> Tensor:
+    shallow = None if prompts is None else Changed(prompts, depth=1)
+    features = encode_image(tower, images, cast(DeepPrompts, shallow))
+    return features if prompts is None else features + 0 * prompts.tokens.sum()
+
+
+def cut_before_the_end(tokens: Tensor) -> Tensor:
+    return cut_after_end(tokens)[:, :-1]
+
+
+def rate_that_reaches_zero(
+    epoch: int, *, epochs: int, peak: float, warmup_epochs: int, warmup_lr: float
+) -> float:
+    if epoch <= warmup_epochs:
+        return warmup_lr
+    left = (epoch - warmup_epochs - 1) / (epochs - warmup_epochs - 1)
+    return 0.5 * peak * (1 + math.cos(math.pi * left))
+
+
+def rate_without_warmup(epoch: int, *, epochs: int, peak: float, **_: Any) -> float:
+    return fit_rate(epoch, epochs=epochs, peak=peak, warmup_epochs=0)
+
+
+def nesterov(parameters: Any, **rest: Any) -> SGD:
+    return SGD(parameters, nesterov=True, **rest)
+
+
+def no_decay(parameters: Any, **rest: Any) -> SGD:
+    return make_optimizer(parameters, **(rest | {"weight_decay": 0.0}))
+
+
+def decay_on_matrices_only(parameters: Iterable[nn.Parameter], **rest: Any) -> SGD:
+    every = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in every if parameter.ndim > 1]},
+        {"params": [parameter for parameter in every if parameter.ndim == 1], "weight_decay": 0.0},
+    ]
+    return SGD(groups, **rest)
+
+
+def damped(parameters: Any, **rest: Any) -> SGD:
+    return SGD(parameters, dampening=0.9, **rest)
+
+
+def weights_from_epoch_zero(epochs: int, *, mean: float, deviation: float) -> tuple[float, ...]:
+    return weighted(epochs, mean=mean + 1, deviation=deviation)
+
+
+def weights_without_their_sum(epochs: int, *, mean: float, deviation: float) -> tuple[float, ...]:
+    density = deviation * math.sqrt(2 * math.pi)
+    distances = ((epoch - mean) / deviation for epoch in range(1, epochs + 1))
+    return tuple(math.exp(-0.5 * distance**2) / density for distance in distances)
+
+
+def last_epoch_only(total: fit.WeightedSum, epoch: int, module: nn.Module) -> None:
+    del epoch
+    total.sums.update({name: value.detach() for name, value in module.named_parameters()})
+
+
+def normalised_templates(teacher: Teacher, names: Any, templates: Any) -> Tensor:
+    features = [
+        F.normalize(mean_of_templates(teacher, names, [template]), dim=-1) for template in templates
+    ]
+    return torch.stack(features).mean(dim=0)
+
+
+def untouched_names(teacher: Teacher, names: Any) -> list[str]:
+    return [teacher.template.replace("{}", name) for name in names]
+
+
+def first_row(make: Callable[[Teacher], Tensor]) -> Callable[..., Teacher]:
+    """Make fresh teachers whose first text prompts start differently."""
+
+    def wrong(towers: ClipTowers, **rest: Any) -> Teacher:
+        teacher = untrained(towers, **rest)
+        teacher.get_parameter("text_prompts.tokens").data[0] = make(teacher)
+        return teacher
+
+    return wrong
+
+
+def random_row(teacher: Teacher) -> Tensor:
+    return teacher.get_parameter("text_prompts.tokens")[1].detach()
+
+
+def row_from_the_start_token(teacher: Teacher) -> Tensor:
+    tokens = teacher.towers.tokenize(["a photo of a"])[0]
+    return cast(Tensor, teacher.towers.text.token_embedding(tokens[:4]).detach())
+
+
+def wide_prompts(towers: ClipTowers, **rest: Any) -> Teacher:
+    teacher = untrained(towers, **rest)
+    teacher.get_parameter("image_prompts.tokens").data *= 2
+    return teacher
+
+
+def vectors_with(change: Callable[[Teacher, Any], Tensor]) -> Callable[..., ClassVectors]:
+    """Make class vectors of other features."""
+
+    def wrong(teacher: Teacher, names: Any) -> ClassVectors:
+        return replace(build_vectors(teacher, names), vectors=change(teacher, names))
+
+    return wrong
+
+
+def long_vectors(teacher: Teacher, names: Any) -> Tensor:
+    tokens = teacher.tokens(names)
+    return prompts_module.encode_many_texts(teacher.towers.text, tokens, teacher.text_prompts)
+
+
+def frozen_vectors(teacher: Teacher, names: Any) -> Tensor:
+    return build_vectors(Teacher(teacher.towers), names).vectors
+
+
+def template_vectors(teacher: Teacher, names: Any) -> Tensor:
+    return F.normalize(mean_of_templates(teacher, names, imagenet_templates(60)), dim=-1)
+
+
+VARIANTS: dict[str, tuple[Patch, str]] = {
+    "underscores kept": (patch(Teacher, "texts", untouched_names), "tokens"),
+    "text cut before its end": (
+        patch(teacher_module, "cut_after_end", cut_before_the_end),
+        "tokens",
+    ),
+    "text prompts deeper than the tower": (
+        patch(ClipTowers, "text_layers", property(lambda _: 12)),
+        "initial_prompts",
+    ),
+    "image prompts deeper than the tower": (
+        patch(ClipTowers, "image_layers", property(lambda _: 12)),
+        "initial_prompts",
+    ),
+    "first text prompts random": (
+        patch(Teacher, "untrained", first_row(random_row)),
+        "initial_prompts",
+    ),
+    "first text prompts one word too early": (
+        patch(Teacher, "untrained", first_row(row_from_the_start_token)),
+        "initial_prompts",
+    ),
+    "random prompts twice as wide": (
+        patch(Teacher, "untrained", wide_prompts),
+        "initial_prompts",
+    ),
+    "templates normalised before the mean": (
+        patch(class_vectors, "template_features", normalised_templates),
+        "frozen_text",
+    ),
+    "templates cut before their end": (
+        patch(prompts_module, "cut_after_end", cut_before_the_end),
+        "frozen_text",
+    ),
+    "divergence divided by the batch only": (
+        patch(losses, "promptsrc", promptsrc_with(logits=classes)),
+        "teacher_steps",
+    ),
+    "divergence of the teacher the wrong way round": (
+        patch(losses, "promptsrc", divergence_reversed),
+        "teacher_steps",
+    ),
+    "text term summed over classes": (
+        patch(losses, "promptsrc", promptsrc_with(text=classes)),
+        "teacher_steps",
+    ),
+    "image term forgotten": (
+        patch(losses, "promptsrc", promptsrc_with(image=lambda _: 0.0)),
+        "teacher_steps",
+    ),
+    "image prompts without ln_pre": (
+        patch(teacher_module, "encode_image", image_without_ln_pre),
+        "teacher_steps",
+    ),
+    "text prompts without positions": (
+        patch(teacher_module, "encode_text", text_without_positions),
+        "teacher_steps",
+    ),
+    "deep image prompts ignored": (
+        patch(teacher_module, "encode_image", image_with_first_row_only),
+        "teacher_steps",
+    ),
+    "rate that reaches zero": (
+        patch(fit, "learning_rate", rate_that_reaches_zero),
+        "learning_rates",
+    ),
+    "no warm-up": (patch(fit, "learning_rate", rate_without_warmup), "learning_rates"),
+    "Nesterov momentum": (patch(fit, "make_optimizer", nesterov), "optimiser"),
+    "damped momentum": (patch(fit, "make_optimizer", damped), "optimiser"),
+    "no weight decay": (patch(fit, "make_optimizer", no_decay), "optimiser"),
+    "no weight decay on batch norm": (
+        patch(fit, "make_optimizer", decay_on_matrices_only),
+        "optimiser",
+    ),
+    "averaging counted from epoch zero": (
+        patch(fit, "gaussian_weights", weights_from_epoch_zero),
+        "averaging",
+    ),
+    "averaging without normalising": (
+        patch(fit, "gaussian_weights", weights_without_their_sum),
+        "averaging",
+    ),
+    "last epoch instead of the average": (
+        patch(fit.WeightedSum, "add", last_epoch_only),
+        "averaging",
+    ),
+    "class vectors not normalised": (
+        patch(class_vectors, "build", vectors_with(long_vectors)),
+        "vectors",
+    ),
+    "class vectors of the frozen text": (
+        patch(class_vectors, "build", vectors_with(frozen_vectors)),
+        "vectors",
+    ),
+    "class vectors averaged over templates": (
+        patch(class_vectors, "build", vectors_with(template_vectors)),
+        "vectors",
+    ),
+}
+
+
+@cache
+def right(part: str) -> traces.Trace:
+    """Return a recording that a part agrees with as long as nothing is wrong."""
+    steps = 1 if part.endswith("_steps") else None  # the first one shows it
+    trace = traces.load(traces.OWN / "A", steps=steps)
+    checks.ALL[part](trace).verify()
+    return trace
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_wrong_teacher_is_noticed(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, part = VARIANTS[variant]
+    trace = right(part)
+
+    wrong(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        checks.ALL[part](trace).verify()

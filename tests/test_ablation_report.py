@@ -1,0 +1,306 @@
+"""The ablations are averaged and compared as by hand, and reported the same to the byte."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pd_core import ablation_report
+from pd_core.ablation_report import Row, Table
+from pd_core.errors import BadArtifact, BadParams, MissingFile, PdError
+
+DATASETS, SEEDS = ("arrows", "greek"), (1, 2)
+DEFAULT = {"arrows": (60.0, 62.0), "greek": (40.0, 42.0)}  # 50 and 52 on average
+BETTER = {"arrows": (61.0, 66.0), "greek": (43.0, 44.0)}  # 52 and 55 on average
+TABLE = Table(
+    title="Form of the loss",
+    source="the paper's table 4",
+    rows=(
+        Row("l1", "features | L1", paper=(73.09, 65.98, 69.35)),
+        Row("default", "logits", paper=(79.27, 73.39, 76.22)),
+    ),
+    reference="default",
+)
+
+
+def _scores(value: float) -> dict[str, float]:
+    return {"base": value, "novel": value, "hm": value, "all": value}
+
+
+def _write(folder: Path, variant: str, values: Mapping[str, Sequence[float]], **more: Any) -> None:
+    """Write one score for all of a seed's accuracies; `more` goes beside the student's."""
+    for name, row in values.items():
+        entries = {
+            str(seed): {"student": _scores(value), **more} for seed, value in enumerate(row, 1)
+        }
+        path = folder / variant / name / "metrics.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(entries))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    _write(folder, "default", DEFAULT)
+    _write(folder, "l1", BETTER)
+    return folder
+
+
+def _summary(results: Path, *tables: Table, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
+    measured = ablation_report.read(results, tables=tables, datasets=DATASETS, seeds=seeds)
+    return ablation_report.summarise(measured, tables)
+
+
+def _row(results: Path, row: Row, **options: Any) -> dict[str, Any]:
+    table = Table("title", "source", (TABLE.rows[1], row), "default")
+    shown: dict[str, Any] = _summary(results, table, **options)["tables"][0]["rows"][1]
+    return shown
+
+
+def test_means_deviations_and_differences_are_those_computed_by_hand(results: Path) -> None:
+    row, reference = _summary(results, TABLE)["tables"][0]["rows"]
+    for key in ("base", "novel", "hm"):
+        assert reference[key] == {"mean": 51.0, "sd": 1.41}  # of 50 and 52
+        assert row[key] == {"mean": 53.5, "sd": 2.12}  # of 52 and 55
+    assert (row["difference"]["mean"], row["difference"]["sd"]) == (2.5, 0.71)  # of 2 and 3
+    assert row["paper_difference"] == -6.87
+    assert reference["reference"]
+    assert reference["difference"] is reference["paper_difference"] is None
+
+
+def test_p_is_of_a_paired_t_test_over_data_sets_and_seeds(results: Path) -> None:
+    differences = [1.0, 4.0, 3.0, 2.0]
+    t = statistics.fmean(differences) / (statistics.stdev(differences) / 2)
+    part = t / math.sqrt(3)  # Student's distribution with three degrees of freedom
+    p = 1 - 2 / math.pi * (math.atan(part) + part / (1 + part**2))
+    assert _row(results, Row("l1", "L1"))["difference"]["p"] == round(p, 4) == 0.0305
+
+
+def test_a_variant_that_changes_nothing_has_a_p_of_one(results: Path) -> None:
+    _write(results, "same", DEFAULT)
+    assert _row(results, Row("same", "same"))["difference"] == {"mean": 0.0, "sd": 0.0, "p": 1.0}
+
+
+def test_a_variant_that_changes_everything_alike_has_a_p_of_zero(results: Path) -> None:
+    _write(results, "l1", {name: (one - 1, two - 1) for name, (one, two) in DEFAULT.items()})
+    summary = _summary(results, TABLE)
+    row = summary["tables"][0]["rows"][0]
+    assert row["difference"] == {"mean": -1.0, "sd": 0.0, "p": 0.0}
+    assert "| -1.00 ± 0.00 (p < 0.001) |" in ablation_report.markdown(summary)
+
+
+def test_the_harmonic_mean_of_a_seed_is_that_of_its_averages(results: Path) -> None:
+    # The paper's table 1 for PromptKD: 86.96 and 80.73 give 83.73.
+    halves = {"arrows": (90.0, 80.0, 84.71), "greek": (83.92, 81.46, 1.0)}
+    for name, values in halves.items():
+        scores = dict(zip(("base", "novel", "hm"), values, strict=True))
+        path = results / "l1" / name / "metrics.json"
+        path.write_text(json.dumps({"1": {"student": scores}}))
+    row = _row(results, Row("l1", "L1"), seeds=(1,))
+    assert [row[key]["mean"] for key in ("base", "novel", "hm")] == [86.96, 80.73, 83.73]
+
+
+def test_one_seed_has_no_standard_deviation(results: Path) -> None:
+    summary = _summary(results, TABLE, seeds=(2,))
+    row = summary["tables"][0]["rows"][0]
+    assert row["hm"] == {"mean": 55.0, "sd": None}
+    assert (row["difference"]["mean"], row["difference"]["sd"]) == (3.0, None)
+    text = ablation_report.markdown(summary)
+    assert "Seed: 2.\n" in text
+    assert "±" not in text
+    assert "| 55.00 | +3.00 (p = 0.205) |" in text  # t = 3 with one degree of freedom
+    assert ablation_report.figure(summary) != ablation_report.figure(_summary(results, TABLE))
+
+
+def test_one_data_set_and_seed_allow_no_test(results: Path) -> None:
+    measured = ablation_report.read(results, tables=[TABLE], datasets=["greek"], seeds=[1])
+    summary = ablation_report.summarise(measured, [TABLE])
+    assert summary["tables"][0]["rows"][0]["difference"] == {"mean": 3.0, "sd": None, "p": None}
+    assert "| +3.00 (p –) |" in ablation_report.markdown(summary)
+
+
+def test_of_a_row_the_paper_may_know_the_harmonic_mean_alone_or_nothing(results: Path) -> None:
+    alone = Row("l1", "alone", paper=71.87)
+    unknown = Row("l1", "unknown")
+    summary = _summary(
+        results, Table("title", "source", (TABLE.rows[1], alone, unknown), "default")
+    )
+    _, one, other = summary["tables"][0]["rows"]
+    assert one["paper"] == {"base": None, "novel": None, "hm": 71.87}
+    assert one["paper_difference"] == -4.35
+    assert other["paper"] == {}
+    assert other["paper_difference"] is None
+    lines = ablation_report.markdown(summary).splitlines()
+    assert lines[-2].endswith("| 71.87 | -4.35 |")
+    assert lines[-1].endswith("| – | – |")
+
+
+def test_a_paper_without_the_reference_has_no_difference(results: Path) -> None:
+    rows = (Row("default", "default"), Row("l1", "L1", paper=71.87))
+    summary = _summary(results, Table("title", "source", rows, "default"))
+    assert summary["tables"][0]["rows"][1]["paper_difference"] is None
+    assert ablation_report.figure(summary)
+
+
+def test_teachers_can_be_compared_with_teachers(results: Path) -> None:
+    _write(results, "default", DEFAULT, teacher=_scores(70.0))
+    _write(results, "l1", DEFAULT, teacher=_scores(64.0))
+    rows = (Row("l1", "L1", who="teacher"), Row("default", "default", who="teacher"))
+    summary = _summary(results, Table("title", "source", rows, "default"))
+    assert summary["tables"][0]["rows"][0]["difference"]["mean"] == -6.0
+
+
+def test_of_several_rows_of_the_reference_its_students_is_meant() -> None:
+    rows = (Row("default", "teacher", who="teacher"), Row("l1", "L1"), Row("default", "student"))
+    assert Table("title", "source", rows, "default").reference_row is rows[2]
+
+
+def test_a_table_without_its_reference_is_refused(results: Path) -> None:
+    with pytest.raises(BadParams, match="reference 'kl' of 'Form' is none of its rows: l1"):
+        _summary(results, Table("Form", "source", (Row("l1", "L1"),), "kl"))
+
+
+def test_a_checkpoint_chosen_on_test_images_has_a_footnote(results: Path) -> None:
+    _write(results, "l1", BETTER, selection="best epoch on the test images")
+    summary = _summary(results, TABLE)
+    assert [row["chosen_on_test"] for row in summary["tables"][0]["rows"]] == [True, False]
+    text = ablation_report.markdown(summary)
+    assert r"| features \| L1 † |" in text
+    assert "| **logits** |" in text
+    assert text.endswith("\n\n† checkpoint chosen on test images, as the published code does\n")
+    assert ablation_report.FOOTNOTE in _terminal(summary)
+    assert ablation_report.figure(summary) != ablation_report.figure(
+        {**summary, "tables": [_without_footnotes(summary["tables"][0])]}
+    )
+
+
+def test_the_teacher_of_a_chosen_student_has_no_footnote(results: Path) -> None:
+    more = {"teacher": _scores(70.0), "selection": "best_on_test_as_published"}
+    _write(results, "l1", BETTER, **more)
+    assert not _row(results, Row("l1", "L1", who="teacher"))["chosen_on_test"]
+
+
+def _without_footnotes(table: dict[str, Any]) -> dict[str, Any]:
+    return {**table, "rows": [{**row, "chosen_on_test": False} for row in table["rows"]]}
+
+
+def test_the_markdown_says_what_was_run_and_shows_every_number(results: Path) -> None:
+    assert (
+        ablation_report.markdown(_summary(results, TABLE))
+        == r"""# Ablations
+
+Data sets: arrows, greek.
+Seeds: 1, 2.
+The models are the tiny embedded CLIPs, not the paper's: the signs and the order of the
+differences can be compared with the paper's, their sizes cannot.
+
+Accuracy in percent. In each seed, base and novel accuracy are averaged over the data
+sets, and the harmonic mean is that of the two averages, as in the paper's Table 1.
+Shown are mean ± sample standard deviation over the seeds.
+Differences are in points of harmonic mean to the row in bold, taken seed by seed. p is
+that of a two-sided paired t-test on the harmonic means of the 4 pairs of data set
+and seed; it takes them as independent and is not corrected for the number of rows.
+
+## Form of the loss
+
+Source: the paper's table 4.
+
+|  | base | novel | harmonic mean | difference | <PAPER> | paper: difference |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| features \| L1 | 53.50 | 53.50 | 53.50 ± 2.12 | <DIFFERENCE> | 73.09 / 65.98 / 69.35 | -6.87 |
+| **logits** | **51.00** | **51.00** | **51.00 ± 1.41** | – | **79.27 / 73.39 / 76.22** | – |
+""".replace("<PAPER>", "paper: base / novel / harmonic mean").replace(
+            "<DIFFERENCE>", "+2.50 ± 0.71 (p = 0.030)"
+        )
+    )
+
+
+def _terminal(summary: dict[str, Any]) -> str:
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(ablation_report.table(summary))
+    return console.export_text()
+
+
+def test_the_terminals_table_shows_the_differences(results: Path) -> None:
+    lines = _terminal(_summary(results, TABLE)).splitlines()
+    assert any("features | L1" in line and "+2.50 ± 0.71" in line for line in lines)
+    assert any("-6.87" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_running_twice_gives_the_same_bytes_whatever_the_users_matplotlib_style(
+    results: Path, tmp_path: Path
+) -> None:
+    import matplotlib as mpl
+
+    options: dict[str, Any] = {"tables": [TABLE], "datasets": DATASETS, "seeds": SEEDS}
+    summary = ablation_report.run(results, tmp_path / "first", **options)
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        ablation_report.run(results, tmp_path / "second", **options)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    assert sorted(files) == ["summary.json", "summary.md", "summary.png"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()} == files
+    assert json.loads(files["summary.json"]) == summary
+    with Image.open(BytesIO(files["summary.png"])) as image:
+        assert image.width >= 1200
+        assert "Software" not in image.info
+
+
+def test_a_variant_that_was_not_run_is_named_with_the_command_to_run(results: Path) -> None:
+    (results / "l1" / "greek" / "metrics.json").unlink()
+    with pytest.raises(MissingFile, match="'l1' on 'greek' not found: .*; run `make ablations`"):
+        _summary(results, TABLE)
+
+
+def test_an_absent_seed_is_named(results: Path) -> None:
+    _write(results, "default", {name: (*row, 50.0) for name, row in DEFAULT.items()})
+    _write(results, "l1", {"arrows": (61.0, 66.0, 67.0)})
+    with pytest.raises(BadArtifact, match=r"l1/greek/metrics\.json' has no seed '3'; run `make"):
+        _summary(results, TABLE, seeds=(1, 2, 3))
+
+
+@pytest.mark.parametrize("number", ["null", '"high"', "NaN", "true", "-1", "100.5"])
+def test_scores_that_are_no_percentages_are_refused(results: Path, number: str) -> None:
+    entry = f'{{"student": {{"base": 50.0, "novel": {number}, "hm": 50.0}}}}'
+    (results / "l1" / "greek" / "metrics.json").write_text(f'{{"1": {entry}, "2": {entry}}}')
+    with pytest.raises(BadArtifact, match=r"'1\.student\.novel' in .*; run `make ablations`"):
+        _summary(results, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has no seed '1'"),
+        ('{"1": 7}', "seed '1' in"),
+        ('{"1": {"student": 7}}', r"'1\.student\.base'"),
+        ('{"1": {"teacher": {"base": 1, "novel": 1, "hm": 1}}}', r"'1\.student\.base'"),
+        ('{"1": {"student": {}, "selection": 7}}', "seed '1' in"),
+    ],
+)
+def test_malformed_results_are_refused_in_one_line(results: Path, text: str, message: str) -> None:
+    (results / "l1" / "greek" / "metrics.json").write_text(text)
+    with pytest.raises(BadArtifact, match=message) as caught:
+        _summary(results, TABLE)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; run `make ablations`")
+
+
+def test_nothing_to_average_over_is_refused(results: Path) -> None:
+    with pytest.raises(BadParams, match="at least one data set and one seed"):
+        _summary(results, TABLE, seeds=())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PdError, match="cannot write"):
+        ablation_report.run(
+            results, tmp_path / "file" / "out", tables=[TABLE], datasets=DATASETS, seeds=SEEDS
+        )
