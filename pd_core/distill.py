@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pd_core import losses
-from pd_core.artifacts import write_folder, write_json
+from pd_core.artifacts import file_hash, write_folder, write_json
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
@@ -32,14 +32,7 @@ from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import autocast, set_threads
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import (
-    Form,
-    Precision,
-    Selection,
-    TeacherWeighting,
-    TextFeatures,
-    Trained,
-)
+from pd_core.options import Form, Precision, Selection, TeacherWeighting, TextFeatures, Trained
 from pd_core.selection import Scorer, make_scorer
 from pd_core.supervision import (
     TEACHER_FILE,
@@ -47,10 +40,10 @@ from pd_core.supervision import (
     Supervisor,
     Views,
     check_form,
+    check_views,
     load_further,
     make_targets,
 )
-from pd_core.supervision import teacher_logits as teacher_logits
 
 FILE = "student.safetensors"
 
@@ -211,6 +204,8 @@ def distill_student(
             training diverged.
     """
     check_form(form, text_features, further)
+    if (scorer is None) is not (selection is Selection.LAST):
+        raise BadParams(f"selection = {selection}: give a scorer for any choice but the last epoch")
     width = vectors.vectors.shape[1]
     if width != teacher.towers.joint_width:
         raise BadArtifact(
@@ -300,9 +295,8 @@ def run(
 ) -> Student:
     """Stage `student`: distil the teacher on a data set's unlabelled pictures.
 
-    Of the prepared data set only the list of unlabelled pictures and the place
-    of the pictures are used: no label can get in, unless an epoch is to be
-    chosen by labelled images.
+    Of the prepared data set only the list of unlabelled pictures and their
+    place are read: no label can get in, unless labels are to choose the epoch.
 
     Args:
         prepared: folder written by the stage `prepare`.
@@ -357,9 +351,13 @@ def run(
         seed=seed,
         workers=workers,
     )
+    supervisors = [Supervisor(tuned, known), *further]
+    check_views(supervisors, towers.image_size)
+    selection = options.get("selection", Selection.LAST)
+    labels = None if selection is Selection.LAST else file_hash(prepared / "split.json")
     setting = [
-        model, str(weights), teacher_model, str(teacher_weights),
-        list(further_teachers), batch_size, crop_scale, flip, seed, threads, precision,
+        model, str(weights), teacher_model, str(teacher_weights), list(further_teachers),
+        batch_size, crop_scale, flip, seed, threads, precision, labels,
     ]  # fmt: skip
     student, history = distill_student(
         towers,
@@ -369,7 +367,7 @@ def run(
         further=further,
         scorer=make_scorer(
             prepared,
-            options.get("selection", Selection.LAST),
+            selection,
             image_size=towers.image_size,
             data_root=data_root,
             workers=workers,
@@ -378,7 +376,7 @@ def run(
         seed=seed,
         precision=precision,
         checkpoint=checkpoint,
-        run_key=_run_key(paths, [Supervisor(tuned, known), *further], setting, options),
+        run_key=_run_key(paths, supervisors, setting, options),
         on_epoch=on_epoch,
         on_progress=on_progress,
         **options,
@@ -398,8 +396,5 @@ def _run_key(
     options: DistillOptions,
 ) -> str:
     """Hash what decides the weights, so that no checkpoint of another run is taken up."""
-    digest = hashlib.sha256(json.dumps([paths, setting, options], sort_keys=True).encode())
-    for one in supervisors:
-        for tensor in (one.vectors.vectors, *one.teacher.state_dict().values()):
-            digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    content = [paths, setting, options, [one.content_hash() for one in supervisors]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -332,7 +332,9 @@ class _Checkpoint:
             return
         tensors = {f"module.{key}": value for key, value in self._module.state_dict().items()}
         for name, value in _parameters(self._module):
-            tensors[f"momentum.{name}"] = self._optimizer.state[value]["momentum_buffer"]
+            buffer = self._optimizer.state[value].get("momentum_buffer")
+            if buffer is not None:  # as without momentum, or while fp16 has skipped every step
+                tensors[f"momentum.{name}"] = buffer
         for name, total in (self._average.sums if self._average else {}).items():
             tensors[f"average.{name}"] = total
         for name, kept in (self._best.state if self._best else {}).items():
@@ -355,8 +357,9 @@ class _Checkpoint:
             return []
         self._module.load_state_dict(_under("module.", tensors))
         for name, value in _parameters(self._module):
-            buffer = tensors[f"momentum.{name}"].to(value.device)
-            self._optimizer.state[value]["momentum_buffer"] = buffer
+            if f"momentum.{name}" in tensors:
+                buffer = tensors[f"momentum.{name}"].to(value.device)
+                self._optimizer.state[value]["momentum_buffer"] = buffer
             if self._average is not None:
                 self._average.sums[name].copy_(tensors[f"average.{name}"])
         self._scaler.load_state_dict(json.loads(metadata["scaler"]))

@@ -252,8 +252,11 @@ class Params(Block):
         if name not in self.tuned_student:
             return None
         student: StudentParams = stages["student"]
-        given = {"model": student.model, "weights": student.weights, "original": None}
         teacher: TeacherParams = stages["teacher"]
+        method = TeacherMethod.PROMPTSRC if teacher.method is TeacherMethod.CLIP else teacher.method
+        given = {
+            "model": student.model, "weights": student.weights, "original": None, "method": method,
+        }  # fmt: skip
         return _merge(teacher, {**given, **self.tuned_student[name]})
 
 

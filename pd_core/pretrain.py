@@ -19,7 +19,6 @@ from pd_core.models.original import import_teacher
 from pd_core.models.teacher import TEMPLATE, Teacher
 from pd_core.options import Precision, TeacherMethod
 from pd_core.tuning import TuneOptions, tune_teacher
-from pd_core.tuning import promptsrc_step as promptsrc_step
 
 FILE = "teacher.safetensors"
 

@@ -16,7 +16,7 @@ BASELINE = "tuned_student"  # a further one, where it was asked for
 KEYS = ("base", "novel", "hm")
 
 Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
-Evaluation = Mapping[str, Scores]  # who -> scores
+Evaluation = Mapping[str, Any]  # who -> scores; and "selection", if it was made on test images
 Summary = Mapping[str, Any]  # what `summarise` returns
 
 TITLES = {
@@ -108,7 +108,7 @@ def cautions(summary: Summary, titles: Mapping[str, str] | None) -> list[str]:
 
 def gain(scores: Evaluation) -> float:
     """Return by how much distilling raised the student's harmonic mean."""
-    return scores["student"]["hm"] - scores["zero_shot_student"]["hm"]
+    return float(scores["student"]["hm"] - scores["zero_shot_student"]["hm"])
 
 
 def _read_evaluation(path: Path, name: str) -> Evaluation:

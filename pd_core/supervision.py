@@ -3,6 +3,7 @@
 Shapes: B images, C classes.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Supervisor:
 
     teacher: Teacher
     vectors: ClassVectors
+
+    def content_hash(self) -> str:
+        """Hash what decides its answers, beside the model that the teacher names."""
+        prompts, changes = self.teacher.state_dict(), self.teacher.towers.changes
+        digest = hashlib.sha256()
+        for tensor in (self.vectors.vectors, *prompts.values(), *changes.values()):
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load_further(
@@ -140,6 +149,21 @@ def check_form(form: Form, text: TextFeatures, further: Sequence[Supervisor]) ->
             f"student.form = {form} imitates one teacher's features; set"
             " student.further_teachers: [], or student.form: logits_kl"
         )
+
+
+def check_views(supervisors: Sequence[Supervisor], image_size: int) -> None:
+    """Refuse teachers that cannot look at the student's views.
+
+    Raises:
+        BadParams: a teacher's images are of another size.
+    """
+    for one in supervisors:
+        towers = one.teacher.towers
+        if towers.image_size != image_size:
+            raise BadParams(
+                f"teacher '{towers.name}' looks at {towers.image_size} pixels, the student at"
+                f" {image_size}, and both see the same views; choose models of one image size"
+            )
 
 
 class Views:

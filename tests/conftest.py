@@ -8,9 +8,10 @@ import pytest
 from hypothesis import settings
 
 from pd_core import tracking
-from pd_core.settings import telemetry_off
+from pd_core.settings import compute_with, telemetry_off
 
 telemetry_off()
+compute_with(1)  # tiny models gain nothing from more threads, and lose much on a busy machine
 
 # The same examples every time, and no complaint when a busy machine takes long.
 settings.register_profile("promptkd", derandomize=True, deadline=None, database=None)

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,7 @@ import tiny
 import torch
 from ruamel.yaml import YAML
 
-from pd_core import ablations, cli, cli_ablations, evaluate, jobs
+from pd_core import ablations, cli, cli_ablations, distill, evaluate, jobs
 from pd_core.ablation_params import load_ablations
 from pd_core.cli_ablations import BASES, FOLDER, REPORT, RESULTS
 from pd_core.errors import MissingFile
@@ -208,6 +208,43 @@ def test_a_variant_runs_what_it_changes_and_takes_the_rest_from_the_base(
             assert set(entry) == set(who)
             for one in set(who) - {"selection"}:
                 assert 0 <= entry[one]["hm"] <= 100
+
+
+def test_student_and_evaluation_get_their_numbers_and_the_right_models(
+    world: Path, tmp_path: Path
+) -> None:
+    params, profile = load_ablations(FOLDER / "params.yaml")
+    mine = params.for_dataset(profile, NAMES[0], "fast")
+    where: dict[str, Any] = {"device": "cpu", "data_root": Path("nowhere")}
+    made = Job.at(world / BASES / NAMES[0], mine, seed=2, suffix="-2", **where)
+    job = replace(made, student=tmp_path / "a" / "student", evaluation=tmp_path / "a" / "evaluate")
+    jobs.student(job)
+    jobs.evaluate(job)
+
+    out = tmp_path / "b"
+    clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": profile.teacher.weights}
+    distill.run(
+        made.prepared,
+        made.teacher,
+        made.vectors,
+        out / "student",
+        seed=2,
+        **clip,
+        **mine.student.model_dump(),
+    )
+    evaluate.run(
+        made.prepared,
+        made.teacher,
+        made.vectors,
+        out / "student",
+        out / "evaluate",
+        model="tiny",
+        weights=profile.student.weights,
+        split="test",
+        batch_size=256,
+        **clip,
+    )
+    assert contents(tmp_path / "a") == contents(out) != {}
 
 
 def run_fast(bases: Path, out: Path, names: Sequence[str] = NAMES) -> None:

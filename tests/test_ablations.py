@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pd_core import evaluate, tuned_student
-from pd_core.ablation_params import AblationParams, load_ablations
+from pd_core.ablation_params import AblationParams, Variant, load_ablations
 from pd_core.cli_ablations import BASES, FOLDER, REPORT, RESULTS
 from pd_core.errors import PdError
 from pd_core.lineage import stage_code
@@ -83,6 +83,20 @@ def test_the_baseline_is_the_teachers_tuning_of_the_students_clip(
         mine = params.for_dataset(profile, dataset, "tuned_student")
         student = {"model": mine.student.model, "weights": mine.student.weights}
         assert mine.tuned_student == mine.teacher.model_copy(update=student)
+
+
+def test_a_variant_goes_before_the_data_sets_own_numbers_and_leaves_the_others(
+    shipped: tuple[AblationParams, Params],
+) -> None:
+    params, profile = shipped
+    name, variant = "embedded_digits", Variant(teacher={"batch_size": 2})
+    changed = params.model_copy(update={"variants": {"small": variant}})
+    before = params.for_dataset(profile, name).teacher
+
+    after = changed.for_dataset(profile, name, "small").teacher
+
+    assert before.batch_size != profile.teacher.batch_size != after.batch_size
+    assert after == before.model_copy(update={"batch_size": 2})
 
 
 def test_no_two_variants_are_the_same() -> None:

@@ -203,13 +203,15 @@ def test_another_folder_may_be_named(promptkd: Verb) -> None:
 
 
 def test_the_overrides_of_a_named_data_set_count(promptkd: Verb) -> None:
-    deep = {**prompts("text", depth=3), **prompts("image", depth=3), **backbone()}
-    file = checkpoint(deep)
-    row = {"teacher": {"text_depth": 3, "image_depth": 3}}
+    deep = prompts("image", depth=3)
+    teacher = checkpoint({**prompts("text", depth=3), **deep})
+    student = checkpoint({**projector(), **deep}, "model-best.pth.tar")
+    row = {"teacher": {"text_depth": 3, "image_depth": 3}, "student": {"image_depth": 3}}
     set_params(datasets={NAME: row})
 
-    assert "set teacher.text_depth: 3" in promptkd("import-teacher", file).refusal
-    assert promptkd("import-teacher", file, "--name", NAME).status == 0
+    for verb, file in (("import-teacher", teacher), ("import-student", student)):
+        assert "_depth = 2" in promptkd(verb, file).refusal
+        assert promptkd(verb, file, "--name", NAME).status == 0
 
 
 def test_every_path_is_printed_as_it_is(promptkd: Verb) -> None:

@@ -1,9 +1,11 @@
 """CLIP comes from any source without a network, and wrong weights are refused, not warned of."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import open_clip
 import pytest
 import tiny
@@ -16,9 +18,8 @@ from pd_core.models import clip
 from pd_core.models.teacher import Teacher
 
 
-def openai_state() -> dict[str, Tensor]:
-    """Make weights under OpenAI's keys, with values that half precision holds."""
-    config = open_clip.CustomTextCLIP(
+def openai_model() -> open_clip.CustomTextCLIP:
+    return open_clip.CustomTextCLIP(
         8,
         vision_cfg=open_clip.CLIPVisionCfg(layers=2, width=64, patch_size=8, image_size=16),
         text_cfg=open_clip.CLIPTextCfg(
@@ -26,9 +27,13 @@ def openai_state() -> dict[str, Tensor]:
         ),
         quick_gelu=True,
     )
+
+
+def openai_state() -> dict[str, Tensor]:
+    """Make weights under OpenAI's keys, with values that half precision holds."""
     return {
         key.removeprefix("text."): value.half().float()
-        for key, value in config.state_dict().items()
+        for key, value in openai_model().state_dict().items()
     }
 
 
@@ -60,13 +65,59 @@ def test_frozen_weights_may_be_half_precision(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, exact, rtol=0, atol=0.03)
 
 
-def test_a_pt_file_is_read_like_a_safetensors_file(tmp_path: Path) -> None:
+def plain(state: dict[str, Tensor], path: Path) -> None:
+    torch.save(state, path.with_suffix(".pt"))
+
+
+def nested(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": state}, path.with_suffix(".pt"))
+
+
+def trained_in_parallel(state: dict[str, Tensor], path: Path) -> None:
+    nested({f"module.{key}": value for key, value in state.items()}, path)
+
+
+def safetensors(state: dict[str, Tensor], path: Path) -> None:
+    save_file(state, path.with_suffix(".safetensors"))
+
+
+Save = Callable[[dict[str, Tensor], Path], None]
+FORMATS = pytest.mark.parametrize("save", [plain, nested, trained_in_parallel, safetensors])
+
+
+def stored(save: Save, state: dict[str, Tensor], folder: Path) -> Path:
     tiny.register()
-    torch.save({"state_dict": tiny.model().state_dict()}, tmp_path / "tiny.pt")
+    save(state, folder / "weights")
+    return next(folder.glob("weights.*"))
 
-    towers = clip.load_clip("tiny", tmp_path / "tiny.pt")
 
-    assert torch.equal(towers.visual(tiny.images(2)), tiny.towers().visual(tiny.images(2)))
+@FORMATS
+@pytest.mark.parametrize("text", ["text.", ""])
+def test_every_kind_of_file_gives_the_same_towers(save: Save, text: str, tmp_path: Path) -> None:
+    state = {
+        key.replace("text.", text, 1) if key.startswith("text.") else key: value
+        for key, value in tiny.model().state_dict().items()
+    }
+
+    towers = clip.load_clip("tiny", stored(save, state, tmp_path))
+
+    expected, tokens = tiny.towers(), tiny.towers().tokenize(["a photo of a cat."])
+    assert torch.equal(towers.visual(tiny.images(2)), expected.visual(tiny.images(2)))
+    assert torch.equal(towers.text(tokens), expected.text(tokens))
+    assert towers.logit_scale == expected.logit_scale
+
+
+@FORMATS
+def test_half_precision_files_are_computed_with_in_full(save: Save, tmp_path: Path) -> None:
+    state = {key: value.half() for key, value in tiny.model().state_dict().items()}
+
+    towers = clip.load_clip("tiny-quickgelu", stored(save, state, tmp_path))
+
+    assert {p.dtype for p in towers.visual.parameters()} == {torch.float32}
+    for key, value in towers.weights().items():
+        if key != "logit_scale":
+            assert torch.equal(value, state[key].float()), key
+    assert towers.logit_scale == pytest.approx(float(state["logit_scale"].float().exp()))
 
 
 def test_an_archive_as_openai_publishes_it_is_read_and_recognised(tmp_path: Path) -> None:
@@ -88,8 +139,9 @@ def test_an_archive_as_openai_publishes_it_is_read_and_recognised(tmp_path: Path
         script: Any = torch.jit.script
         script(Archive()).save(tmp_path / "openai.pt")
 
-    with pytest.raises(BadParams, match="use model 'tiny-quickgelu'"):
-        clip.load_clip("tiny", tmp_path / "openai.pt")
+    for name in ("tiny", "ViT-B-16"):
+        with pytest.raises(BadParams, match=f"OpenAI's.*use model '{name}-quickgelu'"):
+            clip.load_clip(name, tmp_path / "openai.pt")
     towers = clip.load_clip("tiny-quickgelu", tmp_path / "openai.pt")
     assert torch.equal(towers.visual.conv1.weight, tiny.towers().visual.conv1.weight)
 
@@ -118,6 +170,26 @@ def test_openai_keys_give_towers_of_the_implied_sizes() -> None:
     )
 
 
+def test_openai_keys_give_the_features_of_the_model_that_had_them() -> None:
+    state = openai_state()
+    model = openai_model()
+    model.load_state_dict(
+        {key: state[key.removeprefix("text.")] for key in model.state_dict()}, strict=True
+    )
+    tokens = torch.tensor([[1, 7, 9, 49, *[0] * 20], [1, 3, 49, *[0] * 21]])
+
+    for dtype in (torch.float32, torch.float16):
+        towers = clip.from_openai_state_dict({key: v.to(dtype) for key, v in state.items()})
+
+        with torch.no_grad():
+            for ours, expected in (
+                (towers.visual(tiny.images(3)), model.eval().encode_image(tiny.images(3))),
+                (towers.text(tokens), model.encode_text(tokens)),
+            ):
+                assert ours.dtype == torch.float32
+                torch.testing.assert_close(ours, expected)
+
+
 def test_incomplete_openai_weights_are_refused() -> None:
     state = openai_state()
 
@@ -132,9 +204,25 @@ def test_openai_weights_need_the_quickgelu_name(tmp_path: Path) -> None:
     state = {key: value.half() for key, value in tiny.model().state_dict().items()}
     save_file(state, tmp_path / "openai.safetensors")
 
-    with pytest.raises(BadParams, match="with QuickGELU; use model 'tiny-quickgelu'"):
-        clip.load_clip("tiny", tmp_path / "openai.safetensors")
+    for name in ("tiny", "ViT-B-16"):
+        with pytest.raises(BadParams, match=f"with QuickGELU; use model '{name}-quickgelu'"):
+            clip.load_clip(name, tmp_path / "openai.safetensors")
     assert clip.load_clip("tiny-quickgelu", tmp_path / "openai.safetensors").name.endswith("gelu")
+
+
+def test_a_copy_of_openai_weights_is_recognised_by_its_matrices(tmp_path: Path) -> None:
+    """What is no matrix, such as the logit scale, was published in full precision."""
+    tiny.register()
+    state = {
+        key: value.half().float() if value.ndim > 1 and "embedding" not in key else value + 1e-5
+        for key, value in tiny.model().state_dict().items()
+    }
+    save_file(state, tmp_path / "copy.safetensors")
+    save_file(tiny.model().state_dict(), tmp_path / "other.safetensors")
+
+    with pytest.raises(BadParams, match="OpenAI's, by its half-precision values.*tiny-quickgelu"):
+        clip.load_clip("tiny", tmp_path / "copy.safetensors")
+    assert clip.load_clip("tiny", tmp_path / "other.safetensors").name == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +230,8 @@ def test_openai_weights_need_the_quickgelu_name(tmp_path: Path) -> None:
     [
         ("ViT-B-16", "openai", "ViT-B-16-quickgelu"),
         ("ViT-L-14", "openai", "ViT-L-14-quickgelu"),
+        ("ViT-B-16", "dfn2b", "ViT-B-16-quickgelu"),
+        ("ViT-B-16", "metaclip_400m", "ViT-B-16-quickgelu"),
         ("ViT-B-32", "laion400m_e32", "ViT-B-32-quickgelu"),
     ],
 )
@@ -150,6 +240,72 @@ def test_a_tag_with_the_wrong_activation_is_refused_before_anything_is_downloade
 ) -> None:
     with pytest.raises(BadParams, match=f"use model '{right}'"):
         clip.load_clip(name, tag)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("ViT-B-16-quickgelu", "openai"),
+        ("ViT-L-14-quickgelu", "openai"),
+        ("ViT-B-16-quickgelu", "dfn2b"),
+        ("ViT-B-16", "laion2b_s34b_b88k"),
+        ("ViT-L-14", "laion2b_s32b_b82k"),
+        ("ViT-B-16", "datacomp_xl_s13b_b90k"),
+    ],
+)
+def test_a_tag_is_left_to_open_clip(name: str, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def create_model(model: str, **options: Any) -> open_clip.CustomTextCLIP:
+        asked.append((model, options))
+        return tiny.model()
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+
+    towers = clip.load_clip(name, tag)
+
+    # In full precision, and with a text tower of its own.
+    assert asked == [(name, {"pretrained": tag, "precision": "fp32", "force_custom_text": True})]
+    assert towers.name == name
+    assert torch.equal(towers.visual(tiny.images(2)), tiny.towers().visual(tiny.images(2)))
+    assert towers.tokenize(["a cat"]).shape == (1, 77)
+
+
+def test_a_tag_that_cannot_be_downloaded_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Failed to download weights\nTraceback ...")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+
+    with pytest.raises(MissingFile, match="cannot be had .Failed to download weights.; give a"):
+        clip.load_clip("ViT-B-16", "laion2b_s34b_b88k")
+
+
+def test_a_tag_that_was_downloaded_once_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.register()
+    repository = tmp_path / "models--someone--tiny"
+    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    save_file(tiny.model(seed=5).state_dict(), snapshot / "open_clip_model.safetensors")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", value=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    published = {"once": {"hf_hub": "someone/tiny/"}, "fast": {"url": "x", "quick_gelu": True}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", published)
+
+    towers = clip.load_clip("tiny", "once")
+
+    assert torch.equal(towers.visual(tiny.images(2)), tiny.towers(seed=5).visual(tiny.images(2)))
+    with pytest.raises(BadParams, match="tag 'fast' was trained with QuickGELU"):
+        clip.load_clip("tiny", "fast")
+
+
+def test_a_tag_of_another_model_is_refused_with_the_tags_there_are() -> None:
+    with pytest.raises(MissingFile, match=r"laion2b_s34b_b88k.*\(openai, dfn2b, metaclip"):
+        clip.load_clip("ViT-B-16-quickgelu", "laion2b_s34b_b88k")
 
 
 def test_an_unknown_model_gets_a_guess() -> None:

@@ -180,6 +180,27 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, precision: P
     assert history == expected
 
 
+def test_a_run_whose_first_steps_all_overflowed_can_be_resumed(tmp_path: Path) -> None:
+    def train(module: nn.Module, **rest: Any) -> list[dict[str, float]]:
+        def step(indices: Tensor, images: Tensor) -> Mapping[str, Tensor]:
+            values = step_of(module, Precision.FP16)(indices, images)
+            return {name: 1e30 * value for name, value in values.items()}
+
+        batches, place = Batches(8, size=4), tmp_path / "checkpoint.safetensors"
+        return fit(
+            module, step, batches, epochs=3, lr=0.1, precision=Precision.FP16, checkpoint=place,
+            **rest,
+        )  # fmt: skip
+
+    with pytest.raises(StopError):
+        train(network(), on_epoch=stop_after(2))
+    resumed = network()
+
+    assert len(train(resumed)) == 3
+    before = dict(network().named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in resumed.named_parameters())
+
+
 def test_the_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
     def train(key: str) -> list[Tensor]:
         module = network()

@@ -4,8 +4,6 @@ Shapes: B images, C texts, L tokens, D the joint width, W the width of a tower.
 """
 
 import copy
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +12,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pd_core.errors import BadArtifact, BadParams, missing, unknown
+from pd_core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
+from pd_core.models.weight_files import OPENAI_ONLY, read_weights
 
 EMBEDDED = ("embedded-teacher", "embedded-student")
 
-# OpenAI's archives carry these beside the weights; no other publisher's files do.
-_OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")
 _TEXT_KEYS = (
     "text_projection",
     "positional_embedding",
@@ -198,7 +195,7 @@ def from_openai_state_dict(state: Mapping[str, Tensor], *, name: str = "openai")
     """
     import open_clip
 
-    weights = {key: value for key, value in state.items() if key not in _OPENAI_ONLY}
+    weights = {key: value for key, value in state.items() if key not in OPENAI_ONLY}
     try:
         model = _openai_skeleton(weights)
     except KeyError as error:
@@ -272,68 +269,30 @@ def _from_tag(name: str, tag: str) -> nn.Module:
 
     trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     _check_activation(name, f"tag '{tag}'", trained_with_quickgelu=trained)
-    model: nn.Module = open_clip.create_model(
-        name, pretrained=tag, precision="fp32", force_custom_text=True
-    )
+    try:
+        model: nn.Module = open_clip.create_model(
+            name, pretrained=tag, precision="fp32", force_custom_text=True
+        )
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingFile(
+            f"weights '{tag}' of '{name}' cannot be had ({reason[:200]}); give a local file, or"
+            " fetch them on a machine with a network"
+        ) from None
     return model
 
 
 def _from_file(name: str, path: Path) -> nn.Module:
     import open_clip
 
-    state, from_openai = _read_state(path)
-    if from_openai:
-        _check_activation(name, f"file '{path}' (OpenAI's)", trained_with_quickgelu=True)
+    state, sign = read_weights(path)
+    if sign:
+        _check_activation(name, f"file '{path}' (OpenAI's, {sign})", trained_with_quickgelu=True)
     config = dict(open_clip.get_model_config(name))
     config.pop("custom_text", None)
     model: nn.Module = open_clip.CustomTextCLIP(**config)
     _load_strictly(model, state, f"file '{path}' for '{name}'")
     return model
-
-
-def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read a state dict; also tell whether it is OpenAI's.
-
-    OpenAI's own archives say so by extra entries. Copies of them in other
-    formats are recognised by their values: OpenAI published half precision,
-    so every number survives a round trip through it.
-    """
-    try:
-        content = _read_any(path)
-    except Exception as error:  # torch and safetensors raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadArtifact(
-            f"weights '{path}' cannot be read ({reason}); give a .pt or .safetensors file"
-        ) from None
-    marked = any(key in content for key in _OPENAI_ONLY)
-    state = {
-        key.removeprefix("module."): value.float()
-        for key, value in content.items()
-        if isinstance(value, Tensor) and key not in _OPENAI_ONLY
-    }
-    halves = all(torch.equal(value, value.half().float()) for value in state.values())
-    return state, marked or (bool(state) and halves)
-
-
-def _read_any(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if _is_torchscript(path):  # what OpenAI publishes
-        load_archive: Any = torch.jit.load
-        with warnings.catch_warnings():  # deprecated, but the files are what they are
-            warnings.simplefilter("ignore")
-            return dict(load_archive(str(path), map_location="cpu").state_dict())
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(content.get("state_dict", content))
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -> None:
