@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -40,7 +40,9 @@ class RowParams(Block):
 
     variant: str
     label: str
-    who: str = "student"
+    who: Literal[
+        "zero_shot_student", "zero_shot_teacher", "teacher", "student", "tuned_student"
+    ] = "student"
     paper: tuple[Percent, Percent, Percent] | Percent | None = None
 
 
@@ -62,8 +64,8 @@ class AblationParams(Block):
     """The whole file."""
 
     profile: str  # the params.yaml that the variants change
-    datasets: tuple[str, ...]
-    seeds: tuple[Count, ...]
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     variants: dict[str, Variant]
     tables: tuple[TableParams, ...]
 
@@ -116,4 +118,5 @@ def load_ablations(path: Path) -> tuple[AblationParams, Params]:
     for table in params.tables:
         for row in table.rows:
             params.variant(row.variant)
+        _ = table.table().reference_row
     return params, profile

@@ -105,7 +105,7 @@ def teacher(name: Name, seed: Seed = None) -> None:
             job,
             on_epoch=report.epoch,
             on_progress=report.progress,
-            on_note=Console(stderr=True).print,
+            on_note=_note,
         )
         run.log_epochs(report.history)
 
@@ -246,6 +246,10 @@ def _tracked(stage: str, setting: Setting, *, deps: list[Path], out: Path) -> It
         yield run
         if (history := out / "history.json").is_file():
             run.log_file(history)
+
+
+def _note(text: str) -> None:
+    Console(stderr=True).print(text, soft_wrap=True, markup=False)
 
 
 def _weights(*models: TeacherParams | StudentParams) -> list[Path]:

@@ -53,6 +53,7 @@ def import_teacher(file: File, name: Name = None, out: Out = None) -> None:
     Console().print(
         f"for the stage `teacher`: original: {{path: {file}, sha256: {file_hash(file)}}}",
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -94,5 +95,5 @@ def _towers(block: TeacherParams | StudentParams) -> ClipTowers:
 def _tell(folder: Path, notes: tuple[str, ...]) -> None:
     console = Console()
     for note in notes:
-        console.print(note, soft_wrap=True)
-    console.print(f"written to {folder}", soft_wrap=True)
+        console.print(note, soft_wrap=True, markup=False)
+    console.print(f"written to {folder}", soft_wrap=True, markup=False)

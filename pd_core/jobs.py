@@ -76,7 +76,7 @@ class Job:
     @property
     def tuned_student(self) -> Path:
         """Folder of the paper's main baseline."""
-        return self.prepared.parent.parent / "tuned_student" / self.prepared.name
+        return self.evaluation.parent.parent / "tuned_student" / self.prepared.name
 
     @property
     def baseline(self) -> Path:

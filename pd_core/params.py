@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -335,6 +335,8 @@ def _check_overrides(path: Path, params: Params) -> None:
                 where = f"datasets.{name}.{stage}."
                 raise bad_params(path, _STAGES[stage], error, where) from None
     for name in params.tuned_student:
+        if name not in params.datasets:
+            raise unknown(f"data set in {path}: tuned_student:", name, params.datasets)
         try:
             params.for_dataset(name)
         except ValidationError as error:
@@ -366,13 +368,16 @@ def bad_params(
 def _fields(model: type[BaseModel], loc: list[str]) -> list[str]:
     """Names of the keys that are valid at a place in the file."""
     for part in loc:
-        annotation = model.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-        elif part == "datasets":
-            model = DatasetRow  # what follows in `loc` is a data set's name
-            break
+        if part in model.model_fields:  # else it is a data set's name, or a place in a list
+            model = _block(model.model_fields[part].annotation) or model
     return list(model.model_fields)
+
+
+def _block(annotation: Any) -> type[BaseModel] | None:
+    """Find the block in a type: itself, one of its choices, or what its list or mapping holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _block(part))), None)
 
 
 def _unknown_key(path: Path, key: str, known: Mapping[str, Any] | list[str]) -> BadParams:
