@@ -59,8 +59,8 @@ def run_variant(
         out: folder to write into.
         params: of every data set, with the variant's changes. One that has a `tuned_student` runs
             that baseline instead of a distillation.
-        changed: the stages that the variant changes; what comes before the first of them is taken
-            from the base.
+        changed: the stages that the variant changes; the others' outputs are taken from the base.
+            The few-shot lists are the base's too: of `prepare`, change the unlabelled list only.
         seeds: of the draws and the training.
         device: where to compute.
         data_root: folder that holds the photo data sets.
