@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pd_core.ablation_report import Row, Table
-from pd_core.errors import BadParams, unknown
+from pd_core.errors import unknown
 from pd_core.params import (
     Block,
     Count,
@@ -16,6 +16,7 @@ from pd_core.params import (
     DatasetRow,
     Params,
     bad_params,
+    check_row,
     load_params,
     read_mapping,
     validate,
@@ -105,18 +106,12 @@ def load_ablations(path: Path) -> tuple[AblationParams, Params]:
     except ValidationError as error:
         raise bad_params(path, AblationParams, error) from None
     profile = load_params(path.parent / params.profile)
-    for name in params.variants:
-        for dataset in params.datasets:
-            try:
-                params.for_dataset(profile, dataset, name)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                key = ".".join(str(part) for part in first["loc"])
-                raise BadParams(
-                    f"{path}: variants.{name}: {first['msg']} at '{key}'; correct it"
-                ) from None
+    for dataset in params.datasets:
+        profile.for_dataset(dataset)  # refuses an unknown one
+    for name, variant in params.variants.items():
+        check_row(path, profile, variant, f"variants.{name}")
     for table in params.tables:
         for row in table.rows:
             params.variant(row.variant)
-        _ = table.table().reference_row
+        table.table().reference_row  # noqa: B018 - refuses a reference that no row shows
     return params, profile

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pd_core.params import DATA, PARAMS, StudentParams, TeacherParams, load_params
-from pd_core.settings import compute_with, load_settings
+from pd_core.params import (
+    DATA,
+    PARAMS,
+    DatasetParams,
+    Params,
+    StudentParams,
+    TeacherParams,
+    load_params,
+)
+from pd_core.settings import compute_with
 
 if TYPE_CHECKING:
     from pd_core.models.clip import ClipTowers
@@ -33,7 +41,7 @@ def import_teacher(file: File, name: Name = None, out: Out = None) -> None:
 
     Model, weights, depths and lengths of the prompts are those of the block `teacher`.
     """
-    block = _teacher_block(name)
+    block = _params(name).teacher
     towers = _towers(block)
     from pd_core.artifacts import file_hash
     from pd_core.models.original import import_teacher as read
@@ -63,7 +71,7 @@ def import_student(file: File, name: Name = None, out: Out = None) -> None:
 
     Model, weights, depth and length of the prompts are those of the block `student`.
     """
-    block = _student_block(name)
+    block = _params(name).student
     towers = _towers(block)
     from pd_core.models.original import import_student as read
 
@@ -73,20 +81,14 @@ def import_student(file: File, name: Name = None, out: Out = None) -> None:
     _tell(folder, imported.notes)
 
 
-def _teacher_block(name: str | None) -> TeacherParams:
+def _params(name: str | None) -> Params | DatasetParams:
     params = load_params(PARAMS)
-    return params.teacher if name is None else params.for_dataset(name).teacher
-
-
-def _student_block(name: str | None) -> StudentParams:
-    params = load_params(PARAMS)
-    return params.student if name is None else params.for_dataset(name).student
+    compute_with(params.run.threads)
+    return params if name is None else params.for_dataset(name)
 
 
 def _towers(block: TeacherParams | StudentParams) -> ClipTowers:
     """Load the CLIP that a block names, on the CPU: nothing is computed with it."""
-    load_settings()
-    compute_with(load_params(PARAMS).run.threads)
     from pd_core.models.clip import load_clip
 
     return load_clip(block.model, block.weights)

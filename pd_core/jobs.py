@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pd_core.params import DatasetParams, TeacherParams
-
-if TYPE_CHECKING:
-    from pd_core.params import EvaluateParams, PrepareParams, RunParams, StudentParams
 
 Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -88,8 +85,13 @@ def prepare(job: Job) -> None:
     """Run the stage `prepare`."""
     from pd_core import prepare as stage
 
-    block: PrepareParams = job.params.prepare
-    stage.run(job.params.name, job.prepared, data_root=job.data_root, seed=job.seed, **dict(block))
+    stage.run(
+        job.params.name,
+        job.prepared,
+        data_root=job.data_root,
+        seed=job.seed,
+        **dict(job.params.prepare),
+    )
 
 
 def teacher(
@@ -133,7 +135,6 @@ def student(
     """Run the stage `student`."""
     from pd_core import distill
 
-    block: StudentParams = job.params.student
     distill.run(
         job.prepared,
         job.teacher,
@@ -144,7 +145,7 @@ def student(
         on_progress=on_progress,
         **_teachers_clip(job),
         **_computing(job),
-        **block.model_dump(),
+        **job.params.student.model_dump(),
     )
 
 
@@ -154,7 +155,6 @@ def evaluate(
     """Run the stage `evaluate`; `who` are those who are measured, by default all."""
     from pd_core import evaluate as stage
 
-    block: EvaluateParams = job.params.evaluate
     only: dict[str, Any] = {} if who is None else {"who": who}
     return stage.run(
         job.prepared,
@@ -168,7 +168,7 @@ def evaluate(
         **only,
         **_teachers_clip(job),
         **_computing(job),
-        **dict(block),
+        **dict(job.params.evaluate),
     )
 
 
@@ -204,7 +204,7 @@ def _teachers_clip(job: Job) -> dict[str, Any]:
 
 
 def _computing(job: Job) -> dict[str, Any]:
-    run: RunParams = job.params.run
+    run = job.params.run
     return {
         "data_root": job.data_root,
         "threads": run.threads,

@@ -282,9 +282,8 @@ def load_params(path: Path) -> Params:
         BadParams: A key is unknown or missing, or a value has a wrong type or range.
         UnknownName: A data set is not in the catalogue.
     """
-    content = read_mapping(path, Params)
     try:
-        params = validate(Params, content)
+        params = validate(Params, read_mapping(path, Params))
     except ValidationError as error:
         raise bad_params(path, Params, error) from None
     _check_overrides(path, params)
@@ -323,17 +322,31 @@ def _first_problem(error: YAMLError) -> str:
     return f"{error.problem}, line {error.problem_mark.line + 1}"
 
 
+def check_row(path: Path, params: Params, row: DatasetRow, where: str) -> None:
+    """Make sure that the stages have the keys of a row, and that its values are possible.
+
+    Args:
+        path: The file that holds the row.
+        params: Whose stages.
+        row: Keys by stage.
+        where: The row's own key in the file.
+
+    Raises:
+        BadParams: A key is unknown, or a value has a wrong type or range.
+    """
+    for stage in _STAGES:
+        try:
+            _merge(getattr(params, stage), row.overrides(stage))
+        except ValidationError as error:
+            raise bad_params(path, _STAGES[stage], error, f"{where}.{stage}.") from None
+
+
 def _check_overrides(path: Path, params: Params) -> None:
     known = dataset_names()
     for name, row in params.datasets.items():
         if name not in known:
             raise unknown(f"data set in {path}:", name, known)
-        for stage in _STAGES:
-            try:
-                _merge(getattr(params, stage), row.overrides(stage))
-            except ValidationError as error:
-                where = f"datasets.{name}.{stage}."
-                raise bad_params(path, _STAGES[stage], error, where) from None
+        check_row(path, params, row, f"datasets.{name}")
     for name in params.tuned_student:
         if name not in params.datasets:
             raise unknown(f"data set in {path}: tuned_student:", name, params.datasets)

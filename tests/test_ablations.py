@@ -197,7 +197,11 @@ def test_the_papers_figures_are_the_papers() -> None:
     ("pattern", "replacement", "message"),
     [
         (r"variant: features_l1", "variant: features_11", "'features_11'; did you mean 'feature"),
-        (r"projector_1: .*", "projector_1: {student: {layers: 1}}", "variants.projector_1.* 'la"),
+        (
+            r"projector_1: .*",
+            "projector_1: {student: {layers: 1}}",
+            "ts.projector_1.student.layers'; known",
+        ),
         (r"projector_1: .*", "projector_1: {studnt: {lr: 1}}", "projector_1.studnt.* 'student'"),
         (r"projector_layers: 1", "projector_layers: 4", "projector_1.*less than or equal to 3"),
         (r"baseline: true", "baseline: 3", "variants.tuned_student.baseline = 3: .*boolean"),

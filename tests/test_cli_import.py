@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,9 @@ Verb = Callable[..., Done]
 
 
 @pytest.fixture(autouse=True)
-def _restore_torch() -> Any:
-    """Undo what the stages set in torch's global state."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=False)
+def _restore_torch() -> Iterator[None]:
+    with tiny.torch_restored():
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pd_core.data.images import ImageStore, eval_transform
 from pd_core.data.prepared import read_unlabelled
 from pd_core.data.splits import Item, Protocol, Splits
 from pd_core.errors import BadData, BadParams
-from pd_core.models.clip import ClipTowers, load_clip
+from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.options import Form, Selection, TextFeatures, Trained
@@ -38,21 +37,9 @@ LISTS = ("few_shot", "few_shot_val", "val", "test")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _fast() -> Iterator[None]:
-    """Read weights once, use one thread, undo what the stages set in torch's global state."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in ("distill", "evaluate", "predictor"):
-            patch.setattr(f"pd_core.{stage}.load_clip", loaded)
+def _quick() -> Iterator[None]:
+    with tiny.quick_stages("distill", "evaluate", "predictor"):
         yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=False)
-
-
-@cache
-def loaded(name: str, weights: Path, device: str = "cpu") -> ClipTowers:
-    return load_clip(name, weights, device=device)
 
 
 def small() -> ClipTowers:
@@ -276,7 +263,7 @@ def only(stages: dict[str, Any], folder: Path, **lists: object) -> dict[str, Any
 def test_evaluation_uses_the_students_text_features_and_says_if_it_was_chosen_on_test_images(
     text: TextFeatures, selection: Selection, stages: dict[str, Any], tmp_path: Path
 ) -> None:
-    small, out = loaded("tiny", stages["weights"]), tmp_path / "evaluate"
+    small, out = tiny.loaded("tiny", stages["weights"]), tmp_path / "evaluate"
     student = Student.untrained(small, feature_width=16, text_features=text, selection=selection)
     student.eval().save(tmp_path / "student.safetensors")
     own = class_vectors.build(Teacher(small), NAMES)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from pd_core import class_vectors, distill, losses, supervision
 from pd_core.errors import BadArtifact, BadParams, MissingFile
-from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.options import TeacherMethod, TeacherWeighting
@@ -25,21 +23,9 @@ from pd_core.supervision import FurtherTeacher, Supervisor, load_further, make_t
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _fast() -> Iterator[None]:
-    """Read weights once, use one thread, undo what the stages set in torch's global state."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("distill", "supervision"):
-            patch.setattr(f"pd_core.{module}.load_clip", loaded)
+def _quick() -> Iterator[None]:
+    with tiny.quick_stages("distill", "supervision"):
         yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=False)
-
-
-@cache
-def loaded(name: str, weights: Path, device: str = "cpu") -> ClipTowers:
-    return load_clip(name, Path(weights), device=device)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     open_clip.add_model_config(folder / "configs")
     save_file(tiny.model(joint_width=24, seed=5).state_dict(), folder / "wide.safetensors")
     tuned().save(folder / "tuned" / "teacher.safetensors")
-    wide = Teacher.untrained(loaded("tiny-wide", folder / "wide.safetensors"), text_depth=1)
+    wide = Teacher.untrained(tiny.loaded("tiny-wide", folder / "wide.safetensors"), text_depth=1)
     wide.save(folder / "wide" / "teacher.safetensors")
     class_vectors.build(tuned(), NAMES).save(folder / "vectors" / "class_vectors.safetensors")
     return folder
@@ -80,7 +66,7 @@ def wide(data: Path, **given: str) -> FurtherTeacher:
 
 
 def load(data: Path, *entries: FurtherTeacher) -> list[Supervisor]:
-    first = loaded("tiny", data / "tiny-0.safetensors")
+    first = tiny.loaded("tiny", data / "tiny-0.safetensors")
     return load_further(entries, NAMES, first=first, device="cpu")
 
 
@@ -195,7 +181,7 @@ def test_an_empty_entry_is_the_zero_shot_teacher_on_the_same_towers(data: Path) 
     (found,) = load(data, wanted())
 
     assert found.teacher.method is TeacherMethod.CLIP
-    assert found.teacher.towers is loaded("tiny", data / "tiny-0.safetensors")
+    assert found.teacher.towers is tiny.loaded("tiny", data / "tiny-0.safetensors")
     assert list(found.teacher.parameters()) == []
     assert found.vectors.names == NAMES
     zero_shot = class_vectors.build(Teacher(tiny.towers()), NAMES).vectors

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,9 @@ STUDENT: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _restore_torch() -> Any:
-    """Undo what the stages set in torch's global state."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=False)
+def _restore_torch() -> Iterator[None]:
+    with tiny.torch_restored():
+        yield
 
 
 @pytest.fixture

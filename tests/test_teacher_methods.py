@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from pd_core import class_vectors, distill, pretrain, tuning
 from pd_core.artifacts import read_tensors
 from pd_core.errors import BadArtifact, BadParams
-from pd_core.models.clip import ClipTowers, load_clip
+from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import CoupledPrompts, DeepPrompts
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
@@ -39,21 +38,9 @@ LABELS = torch.arange(10) % len(NAMES)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _fast() -> Iterator[None]:
-    """Read weights once, use one thread, undo what the stages set in torch's global state."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in ("pretrain", "class_vectors", "distill"):
-            patch.setattr(f"pd_core.{stage}.load_clip", loaded)
+def _quick() -> Iterator[None]:
+    with tiny.quick_stages("pretrain", "class_vectors", "distill"):
         yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=False)
-
-
-@cache
-def loaded(name: str, weights: Path, device: str = "cpu") -> ClipTowers:
-    return load_clip(name, weights, device=device)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from tiny import NAMES
 from pd_core import class_vectors, evaluate, jobs, report, report_pictures, results, tuned_student
 from pd_core.data.images import ImageStore, eval_transform
 from pd_core.errors import BadArtifact, BadData, MissingFile
-from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.teacher import Teacher
 from pd_core.options import TeacherMethod
 from pd_core.params import DatasetRow, Params, load_params
@@ -37,20 +35,9 @@ TUNING: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _fast() -> Iterator[None]:
-    """Read weights once, use one thread, undo what the stages set in torch's global state."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pd_core.pretrain.load_clip", loaded)
+def _quick() -> Iterator[None]:
+    with tiny.quick_stages("pretrain"):
         yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(mode=False)
-
-
-@cache
-def loaded(name: str, weights: Path, device: str = "cpu") -> ClipTowers:
-    return load_clip(name, weights, device=device)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +75,7 @@ def test_its_accuracy_is_that_of_the_stored_prompts_on_the_students_clip(
 ) -> None:
     metrics = run(data, tmp_path, method=TeacherMethod.IVLP, epochs=4, lr=0.1)
 
-    towers = loaded("tiny", data / "tiny-1.safetensors")
+    towers = tiny.loaded("tiny", data / "tiny-1.safetensors")
     teacher = Teacher.load(tmp_path / "out" / "teacher.safetensors", towers)
     assert metrics[BASELINE] == accuracy(teacher, data)
     assert metrics[BASELINE] != accuracy(Teacher(towers), data)
@@ -117,7 +104,7 @@ def test_the_method_and_the_seed_are_those_asked_for(data: Path, tmp_path: Path)
     assert written("other", seed=2) != first
     written("ivlp", method=TeacherMethod.IVLP)
     path = tmp_path / "ivlp" / "out" / "teacher.safetensors"
-    towers = loaded("tiny", data / "tiny-1.safetensors")
+    towers = tiny.loaded("tiny", data / "tiny-1.safetensors")
     assert Teacher.load(path, towers).method is TeacherMethod.IVLP
 
 

@@ -3,12 +3,14 @@
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -62,6 +64,31 @@ def weights(folder: Path, *, seed: int = 0) -> Path:
     path = folder / f"tiny-{seed}.safetensors"
     save_file(model(seed=seed).state_dict(), path)
     return path
+
+
+@cache
+def loaded(name: str, weights: Path, device: str = "cpu") -> ClipTowers:
+    """Load a CLIP as `load_clip` does, each file once."""
+    return clip.load_clip(name, Path(weights), device=device)
+
+
+@contextmanager
+def quick_stages(*modules: str) -> Iterator[None]:
+    """Let stages read each file of weights once; undo what they set in torch's global state."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(f"pd_core.{module}.load_clip", loaded)
+        with torch_restored():
+            yield
+
+
+@contextmanager
+def torch_restored() -> Iterator[None]:
+    """Undo what the stages set in torch's global state."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=False)
 
 
 def images(count: int, *, seed: int = 0) -> Tensor:
