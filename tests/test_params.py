@@ -134,6 +134,18 @@ def test_the_baseline_has_the_teachers_numbers_and_the_students_clip(edited: Edi
     assert params.for_dataset("embedded_greek").tuned_student is None
 
 
+def test_the_baseline_is_tuned_even_where_the_teacher_is_not(edited: Edited) -> None:
+    path = edited(r"method: promptsrc", "method: clip")
+    path.write_text(
+        path.read_text().replace("tuned_student: {}", "tuned_student: {embedded_greek: {}}")
+    )
+
+    greek = load_params(path).for_dataset("embedded_greek")
+
+    assert greek.tuned_student is not None
+    assert (greek.teacher.method, greek.tuned_student.method) == ("clip", "promptsrc")
+
+
 def test_only_the_papers_file_wants_the_baseline_for_every_data_set() -> None:
     quickstart, paper = load_params(QUICKSTART), load_params(PAPER)
 

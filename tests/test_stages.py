@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from pd_core import class_vectors, distill, pretrain, supervision, tuning
 from pd_core.class_vectors import ClassVectors
 from pd_core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.models.clip import load_clip
 from pd_core.models.teacher import Teacher
-from pd_core.options import Precision, TeacherMethod
+from pd_core.options import Precision, Selection, TeacherMethod
 
 TEACHER: dict[str, Any] = {
     "model": "tiny",
@@ -317,6 +319,40 @@ def test_vectors_of_another_width_are_refused() -> None:
 
     with pytest.raises(BadArtifact, match="width 8 do not fit a teacher of width 16"):
         distill.distill_student(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
+
+
+def test_a_teacher_that_looks_at_larger_images_is_refused() -> None:
+    large = Teacher(replace(tiny.towers(), name="large", image_size=24))
+    vectors = class_vectors.build(large, tiny.NAMES)
+
+    with pytest.raises(BadParams, match="'large' looks at 24 pixels, the student at 16"):
+        supervision.check_views([supervision.Supervisor(large, vectors)], 16)
+
+
+def test_the_student_stage_looks_at_its_teachers_image_size(
+    prepared: Path, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = run_all(prepared, weights, tmp_path)
+
+    def larger(name: str, path: Path, **rest: Any) -> Any:
+        towers = load_clip(name, path, **rest)
+        return replace(towers, image_size=24) if path == weights["teacher"] else towers
+
+    monkeypatch.setattr(distill, "load_clip", larger)
+
+    with pytest.raises(BadParams, match="choose models of one image size"):
+        run_student(prepared, weights, folders["teacher"], folders["vectors"], tmp_path / "out")
+
+
+def test_a_choice_of_the_epoch_without_scores_is_refused() -> None:
+    teacher = Teacher(tiny.towers())
+    vectors = class_vectors.build(teacher, tiny.NAMES)
+
+    with pytest.raises(BadParams, match="selection = best_on_val: give a scorer"):
+        distill.distill_student(
+            tiny.towers(), teacher, vectors, tiny.Batches(8, size=4),
+            selection=Selection.BEST_ON_VAL,
+        )  # fmt: skip
 
 
 def test_a_batch_of_one_is_refused(
