@@ -145,6 +145,17 @@ def test_labels_say_which_number_was_used(
         assert row["label"].split()[0] == ("all" if value is None else f"{value:g}")
 
 
+def test_labels_say_which_number_is_the_default(shipped: tuple[AblationParams, Params]) -> None:
+    params, profile = shipped
+    default = profile.for_dataset(params.datasets[0])
+    labelled = [(row, re.search(r"(\S+) \(default: (\S+)\)", row["label"])) for _, row in ROWS]
+    found = [(VARIANTS[row["variant"]]["student"], label) for row, label in labelled if label]
+    assert len(found) == 4
+    for keys, label in found:
+        ((key, value),) = keys.items()
+        assert label.groups() == (f"{value:g}", f"{values(default, 'student')[key]:g}")
+
+
 @pytest.mark.skipif(not FIGURES.exists(), reason="the paper's figures are not beside the project")
 def test_the_papers_figures_are_the_papers() -> None:
     paper = json.loads(FIGURES.read_text())
@@ -182,6 +193,7 @@ def test_the_papers_figures_are_the_papers() -> None:
             "temperature",
             {"0.1": "temperature_01", "0.5": "temperature_05", "2": "temperature_2"},
         ),
+        ("Epochs", "epochs", {"40": "epochs_24", "60": "epochs_36"}),
     ):
         for given, figures in known[key].items():
             expected[title, names.get(given, "promptkd")] = figures
