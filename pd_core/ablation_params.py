@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pd_core.ablation_report import Row, Table
+from pd_core.blocks import Block, Count
 from pd_core.errors import unknown
 from pd_core.params import (
-    Block,
-    Count,
     DatasetParams,
     DatasetRow,
     Params,

@@ -83,6 +83,8 @@ def logits_of(
 ) -> dict[str, NDArray[np.float32]]:
     """Let every classifier judge every image once, in order.
 
+    Where damaged images are skipped, the N are those at `batches.intact`.
+
     Args:
         classifiers: by who they are; C classes each.
         batches: the N images.

@@ -16,10 +16,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pd_core import cli_ablations, cli_embedded, cli_import, jobs, lineage
+from pd_core import (
+    cli_ablations,
+    cli_data,
+    cli_embedded,
+    cli_fetch,
+    cli_import,
+    jobs,
+    lineage,
+)
+from pd_core.blocks import StudentParams, TeacherParams
+from pd_core.data import fingerprint
 from pd_core.errors import BadParams, PdError
 from pd_core.jobs import Job
-from pd_core.params import DATA, PARAMS, StudentParams, TeacherParams, load_params
+from pd_core.params import DATA, PARAMS, load_params
 from pd_core.progress import Reporter
 from pd_core.settings import Settings, compute_with, load_settings, telemetry_off
 
@@ -38,6 +48,8 @@ app = typer.Typer(
 app.add_typer(cli_embedded.app, name="embedded")
 app.add_typer(cli_import.app)
 app.add_typer(cli_ablations.app, name="ablation")
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_fetch.weights, name="weights")
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
@@ -76,6 +88,7 @@ def _setting(name: str, seed: int | None, source: str | None = None) -> Setting:
         seed=params.run.seed if seed is None else seed,
         device=settings.device or params.run.device,
         data_root=settings.data_root or root / DATA / "raw",
+        fingerprint=fingerprint.path_of(name, root),
         suffix="" if seed is None else f"-{seed}",
         source=source,
     )
@@ -149,7 +162,7 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
         _tracked("evaluate", setting, deps=deps, out=job.evaluation) as run,
         Reporter(f"evaluate {job.evaluation.name}") as report,
     ):
-        metrics = jobs.evaluate(job, on_progress=report.progress)
+        metrics = jobs.evaluate(job, on_progress=report.progress, on_note=_note)
         run.log_metrics(metrics)
     _register(setting, metrics, run.run_id)
 
@@ -259,7 +272,7 @@ def _weights(*models: TeacherParams | StudentParams) -> list[Path]:
 
 
 def _register(setting: Setting, metrics: jobs.Metrics, run_id: str | None) -> None:
-    from pd_core import predictor, registry, tracking
+    from pd_core import estimate, predictor, registry, tracking
 
     job, settings = setting.job, setting.settings
     block = job.params.student
@@ -276,6 +289,7 @@ def _register(setting: Setting, metrics: jobs.Metrics, run_id: str | None) -> No
             "seed": str(job.seed),
             "protocol": job.params.prepare.protocol,
             "selection": block.selection,
+            **({} if "student" in metrics else estimate.UNKNOWN),
         },
         run_id=run_id,
         experiment=settings.mlflow_experiment,

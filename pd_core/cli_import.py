@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pd_core.params import (
-    DATA,
-    PARAMS,
-    DatasetParams,
-    Params,
-    StudentParams,
-    TeacherParams,
-    load_params,
-)
+from pd_core.blocks import StudentParams, TeacherParams
+from pd_core.params import DATA, PARAMS, DatasetParams, Params, load_params
 from pd_core.settings import compute_with
 
 if TYPE_CHECKING:

@@ -21,18 +21,20 @@ from pd_core.classifier import for_student
 from pd_core.data.images import ImageBatches, ImageStore, train_transform
 from pd_core.data.prepared import image_root, read_unlabelled
 from pd_core.errors import BadArtifact, BadParams
-from pd_core.fit import (
-    Batches,
-    Metrics,
-    OnEpoch,
-    OnProgress,
-    fit,
-)
+from pd_core.fit import Batches, Metrics, OnEpoch, OnProgress, fit
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import autocast, set_threads
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import Form, Precision, Selection, TeacherWeighting, TextFeatures, Trained
+from pd_core.options import (
+    Form,
+    OnCorrupt,
+    Precision,
+    Selection,
+    TeacherWeighting,
+    TextFeatures,
+    Trained,
+)
 from pd_core.selection import Scorer, make_scorer
 from pd_core.supervision import (
     TEACHER_FILE,
@@ -286,6 +288,7 @@ def run(
     seed: int = 1,
     threads: int = 1,
     workers: int = 0,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
     checkpoint: Path | None = None,
@@ -315,6 +318,7 @@ def run(
         seed: of prompts, projector, order and views.
         threads: CPU threads; they decide the last bits.
         workers: processes that decode pictures; they change nothing.
+        on_corrupt: what to do about a damaged picture; a skipped one is counted.
         device: where to compute.
         precision: what the towers compute in.
         checkpoint: file outside `out` that makes an interrupted run resumable.
@@ -327,6 +331,7 @@ def run(
 
     Raises:
         MissingFile: pictures, weights or an earlier stage are missing.
+        BadData: a picture is damaged.
         BadArtifact: the artifacts of earlier stages do not fit together.
         BadParams: a number is out of range, or training diverged.
     """
@@ -347,10 +352,8 @@ def run(
         ImageStore(image_root(prepared, data_root=data_root)),
         list(paths),
         train_transform(towers.image_size, scale=crop_scale, flip=flip),
-        batch_size=batch_size,
-        seed=seed,
-        workers=workers,
-    )
+        batch_size=batch_size, seed=seed, workers=workers, on_corrupt=on_corrupt,
+    )  # fmt: skip
     supervisors = [Supervisor(tuned, known), *further]
     check_views(supervisors, towers.image_size)
     selection = options.get("selection", Selection.LAST)
@@ -359,20 +362,17 @@ def run(
         model, str(weights), teacher_model, str(teacher_weights), list(further_teachers),
         batch_size, crop_scale, flip, seed, threads, precision, labels,
     ]  # fmt: skip
+    scorer = make_scorer(
+        prepared, selection, image_size=towers.image_size, data_root=data_root,
+        workers=workers, on_corrupt=on_corrupt, precision=precision,
+    )  # fmt: skip
     student, history = distill_student(
         towers,
         tuned,
         known,
         batches,
         further=further,
-        scorer=make_scorer(
-            prepared,
-            selection,
-            image_size=towers.image_size,
-            data_root=data_root,
-            workers=workers,
-            precision=precision,
-        ),
+        scorer=scorer,
         seed=seed,
         precision=precision,
         checkpoint=checkpoint,

@@ -1,7 +1,8 @@
 """Stage `evaluate`: accuracy of student and teacher, tuned and zero-shot, on test pictures.
 
 Base images are compared with base classes only, novel ones with novel classes only (the paper's
-base-to-novel protocol, section 4.1), and all of them with all classes at once.
+base-to-novel protocol, section 4.1), and all of them with all classes at once. Where the teacher
+saw labels of all classes there are no halves to compare.
 
 Shapes: B images, C classes, D the teacher's joint width.
 """
@@ -20,12 +21,13 @@ from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import Classifier, OnProgress, distilled, logits_of, zero_shot
 from pd_core.data.images import ImageBatches, ImageStore, eval_transform
 from pd_core.data.prepared import Labelled, Prepared, read_prepared
+from pd_core.data.splits import Protocol
 from pd_core.errors import BadData
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import Precision, Selection
+from pd_core.options import OnCorrupt, Precision, Selection
 
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 SELECTION = "selection"
@@ -109,6 +111,7 @@ def run(
     workers: int = 0,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     on_progress: OnProgress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Stage `evaluate`: write `metrics.json` and `predictions.json`.
@@ -131,27 +134,23 @@ def run(
         workers: processes that decode pictures; they change nothing.
         device: where to compute.
         precision: what the towers compute in.
+        on_corrupt: what to do about a damaged picture; one that is skipped counts for nobody and
+            is in no prediction, and `metrics.json` says how many these are.
         on_progress: called with images done and images in all.
 
     Returns:
-        `who` -> {base, novel, hm, all}, percent.
+        `who` -> {base, novel, hm, all}, percent; `all` alone where all classes were taught.
 
     Raises:
         MissingFile: pictures, weights or an earlier stage are missing.
         BadArtifact: the artifacts of earlier stages do not fit together.
-        BadData: there are no images to evaluate on.
+        BadData: there are no images to evaluate on, or one is damaged.
     """
     set_threads(threads)
     content = read_prepared(prepared, data_root=data_root)
-    large = load_clip(teacher_model, teacher_weights, device=device)
     small = load_clip(model, weights, device=device)
-    tuned, known, trained = _trained(small, large, teacher, vectors, student)
-    classifiers = {
-        "zero_shot_student": zero_shot(small, content.classes),
-        "zero_shot_teacher": zero_shot(large, content.classes),
-        "teacher": Classifier(tuned.image_features, known, tuned.logit_scale),
-        "student": distilled(trained, known),
-    }
+    large = load_clip(teacher_model, teacher_weights, device=device)
+    classifiers, trained = everybody(content.classes, small, large, teacher, vectors, student)
     judged = judge(
         {name: classifiers[name] for name in who},
         content,
@@ -161,11 +160,12 @@ def run(
         workers=workers,
         device=large.device,
         precision=precision,
+        on_corrupt=on_corrupt,
         on_progress=on_progress,
     )
     metrics = judged.metrics()
     with write_folder(out) as folder:
-        write_json(folder / "metrics.json", {**metrics, **_caution(trained)})
+        write_json(folder / "metrics.json", {**metrics, **judged.note(), **_caution(trained)})
         write_json(folder / "predictions.json", judged.rows())
     return metrics
 
@@ -178,11 +178,15 @@ class Judged:
         items: path and label of each of the N images.
         logits: (N, C) by who.
         first_novel: labels below it are base classes.
+        protocol: which numbers mean something.
+        skipped: damaged images, which are not among the N.
     """
 
     items: Labelled
     logits: Mapping[str, NDArray[np.float32]]
     first_novel: int
+    protocol: Protocol
+    skipped: int = 0
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -190,11 +194,20 @@ class Judged:
         return np.array([label for _, label in self.items])
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Return `who` -> {base, novel, hm, all}, percent."""
-        return {
-            who: accuracy(logits, self.labels, self.first_novel).as_dict()
-            for who, logits in self.logits.items()
-        }
+        """Return `who` -> {base, novel, hm, all}, percent; `all` alone where all were taught."""
+        return {who: self._numbers(logits) for who, logits in self.logits.items()}
+
+    def _numbers(self, logits: NDArray[np.float32]) -> dict[str, float]:
+        numbers = accuracy(logits, self.labels, self.first_novel).as_dict()
+        match self.protocol:
+            case Protocol.BASE_TO_NOVEL:
+                return numbers
+            case Protocol.ALL_CLASSES:
+                return {"all": numbers["all"]}
+
+    def note(self) -> dict[str, int]:
+        """Return how many images were skipped, if any were."""
+        return {"skipped": self.skipped} if self.skipped else {}
 
     def rows(self) -> list[dict[str, object]]:
         """Return for each image its path, label, and each one's best class of its half and all."""
@@ -222,6 +235,7 @@ def judge(
     workers: int = 0,
     device: torch.device,
     precision: Precision = Precision.FP32,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     on_progress: OnProgress | None = None,
 ) -> Judged:
     """Let classifiers judge the labelled images of a split.
@@ -235,10 +249,11 @@ def judge(
         workers: processes that decode pictures; they change nothing.
         device: where the classifiers are.
         precision: what their towers compute in.
+        on_corrupt: what to do about a damaged picture.
         on_progress: called with images done and images in all.
 
     Raises:
-        BadData: there are no images to evaluate on.
+        BadData: there are no images to evaluate on, or one is damaged.
     """
     items = _items(prepared, split)
     batches = ImageBatches(
@@ -247,9 +262,12 @@ def judge(
         eval_transform(image_size),
         batch_size=batch_size,
         workers=workers,
+        on_corrupt=on_corrupt,
     )
     logits = logits_of(classifiers, batches, device, precision, on_progress)
-    return Judged(items, logits, prepared.base_count)
+    intact = tuple(items[place] for place in batches.intact)
+    skipped = len(batches.skipped)
+    return Judged(intact, logits, prepared.base_count, prepared.protocol, skipped)
 
 
 def _caution(student: Student) -> dict[str, str]:
@@ -258,9 +276,31 @@ def _caution(student: Student) -> dict[str, str]:
     return {SELECTION: str(student.selection)} if chosen else {}
 
 
-def _trained(
-    small: ClipTowers, large: ClipTowers, teacher: Path, vectors: Path, student: Path
-) -> tuple[Teacher, ClassVectors, Student]:
+def everybody(
+    names: Sequence[str],
+    small: ClipTowers,
+    large: ClipTowers,
+    teacher: Path,
+    vectors: Path,
+    student: Path,
+) -> tuple[dict[str, Classifier], Student]:
+    """Load all who are measured.
+
+    Args:
+        names: of the C classes.
+        small: the student's CLIP.
+        large: the teacher's CLIP.
+        teacher: folder written by the stage `teacher`.
+        vectors: folder written by the stage `class_vectors`.
+        student: folder written by the stage `student`.
+
+    Returns:
+        Classifiers by the names in `WHO`, and the student.
+
+    Raises:
+        MissingFile: an earlier stage has not run.
+        BadArtifact: the artifacts of earlier stages do not fit together.
+    """
     known = ClassVectors.load(
         vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
     ).to(large.device)
@@ -270,7 +310,13 @@ def _trained(
     trained = Student.load(
         student / "student.safetensors", small, remedy=f"run `dvc repro student@{student.name}`"
     )
-    return tuned, known, trained
+    classifiers = {
+        "zero_shot_student": zero_shot(small, names),
+        "zero_shot_teacher": zero_shot(large, names),
+        "teacher": Classifier(tuned.image_features, known, tuned.logit_scale),
+        "student": distilled(trained, known),
+    }
+    return classifiers, trained
 
 
 def _items(prepared: Prepared, split: str) -> Labelled:

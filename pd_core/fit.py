@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,20 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield positions in the list of images (B,) and images (B, 3, H, W)."""
+
+
+@runtime_checkable
+class Skipping(Protocol):
+    """Batches that may leave damaged pictures out."""
+
+    @property
+    def left_out(self) -> int:
+        """Damaged pictures of the last epoch that was gone through."""
+
+
+def left_out(batches: Batches) -> int:
+    """Count what the last epoch left out; other batches than `Skipping` leave nothing out."""
+    return batches.left_out if isinstance(batches, Skipping) else 0
 
 
 def learning_rate(
@@ -201,7 +215,7 @@ def fit(
             state of this very run, training goes on from there.
         run_key: what identifies the run to its checkpoint.
         on_epoch: called after each epoch with the mean of every scalar, "lr" and, if there
-            is one, "score".
+            are any, "skipped" (damaged pictures that the epoch left out) and "score".
         on_progress: called after each step with steps done and steps in all.
 
     Returns:
@@ -236,6 +250,8 @@ def fit(
         if average is not None:
             average.add(epoch, module)
         history.append({**metrics, "lr": current})
+        if skipped := left_out(batches):
+            history[-1]["skipped"] = skipped
         if score is not None and best is not None:
             module.eval()
             history[-1]["score"] = score()

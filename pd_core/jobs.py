@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pd_core.params import DatasetParams, TeacherParams
+from pd_core.blocks import TeacherParams
+from pd_core.params import DatasetParams
 
 Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -32,6 +33,7 @@ class Job:
     vectors: Path
     student: Path
     evaluation: Path
+    fingerprint: Path | None = None  # of the pictures, if they have to be what they were
 
     @classmethod
     def at(
@@ -42,6 +44,7 @@ class Job:
         seed: int,
         device: str,
         data_root: Path,
+        fingerprint: Path | None = None,
         suffix: str = "",
         source: str | None = None,
     ) -> Job:
@@ -53,6 +56,7 @@ class Job:
             seed: of the draws and the training.
             device: where to compute.
             data_root: folder that holds the photo data sets.
+            fingerprint: of the data set's pictures; None to compare them with none.
             suffix: added to every name.
             source: the data set whose teacher is used, if it is another one.
         """
@@ -68,6 +72,7 @@ class Job:
             vectors=folder / "class_vectors" / f"{cross}{suffix}",
             student=folder / "student" / f"{cross}{suffix}",
             evaluation=folder / "evaluate" / f"{cross}{suffix}",
+            fingerprint=fingerprint,
         )
 
     @property
@@ -89,8 +94,9 @@ def prepare(job: Job) -> None:
         job.params.name,
         job.prepared,
         data_root=job.data_root,
+        fingerprint=job.fingerprint,
         seed=job.seed,
-        **dict(job.params.prepare),
+        **job.params.prepare.model_dump(),
     )
 
 
@@ -104,6 +110,7 @@ def teacher(
     """Run the stage `teacher`."""
     from pd_core import pretrain
 
+    _check_pictures(job)
     pretrain.run(
         job.prepared,
         job.teacher,
@@ -135,6 +142,7 @@ def student(
     """Run the stage `student`."""
     from pd_core import distill
 
+    _check_pictures(job)
     distill.run(
         job.prepared,
         job.teacher,
@@ -150,25 +158,48 @@ def student(
 
 
 def evaluate(
-    job: Job, *, who: Sequence[str] | None = None, on_progress: OnProgress | None = None
+    job: Job,
+    *,
+    who: Sequence[str] | None = None,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> Metrics:
     """Run the stage `evaluate`; `who` are those who are measured, by default all."""
+    from pd_core import estimate
     from pd_core import evaluate as stage
 
+    _check_pictures(job)
+    folders: dict[str, Any] = {
+        "prepared": job.prepared,
+        "teacher": job.teacher,
+        "vectors": job.vectors,
+        "student": job.student,
+        "out": job.evaluation,
+    }
+    block = job.params.evaluate
+    if not estimate.is_measurable(job.prepared, block.split):
+        return estimate.run(
+            **folders,
+            tuning=job.params.teacher.model_dump(),
+            distillation=job.params.student.model_dump(),
+            folds=block.folds,
+            seed=job.seed,
+            batch_size=block.batch_size,
+            on_progress=on_progress,
+            on_note=on_note,
+            **_computing(job),
+        )
     only: dict[str, Any] = {} if who is None else {"who": who}
     return stage.run(
-        job.prepared,
-        job.teacher,
-        job.vectors,
-        job.student,
-        job.evaluation,
+        **folders,
         model=job.params.student.model,
         weights=job.params.student.weights,
+        split=block.split,
+        batch_size=block.batch_size,
         on_progress=on_progress,
         **only,
         **_teachers_clip(job),
         **_computing(job),
-        **dict(job.params.evaluate),
     )
 
 
@@ -182,6 +213,7 @@ def tuned_student(
     """Run the stage `tuned_student`, the paper's main baseline."""
     from pd_core import tuned_student as stage
 
+    _check_pictures(job)
     return stage.run(
         job.prepared,
         job.tuned_student,
@@ -192,6 +224,14 @@ def tuned_student(
         on_progress=on_progress,
         **_teacher_options(job, tuning),
     )
+
+
+def _check_pictures(job: Job) -> None:
+    """Make sure that the pictures are those that were prepared, before a long stage uses them."""
+    from pd_core import prepare as stage
+
+    own = job.params.prepare.model_dump()["own"]
+    stage.check_pictures(job.prepared, job.params.name, own=own, data_root=job.data_root)
 
 
 def _teacher_options(job: Job, block: TeacherParams) -> dict[str, Any]:
@@ -211,4 +251,5 @@ def _computing(job: Job) -> dict[str, Any]:
         "workers": run.workers,
         "device": job.device,
         "precision": run.precision,
+        "on_corrupt": run.on_corrupt,
     }

@@ -11,7 +11,7 @@ STAGE_MODULES = {
     "class_vectors": "pd_core.class_vectors",
     "student": "pd_core.distill",
     "tuned_student": "pd_core.tuned_student",
-    "evaluate": "pd_core.evaluate",
+    "evaluate": "pd_core.estimate",  # which has pd_core.evaluate do what can be measured
     "report": "pd_core.report",
     "ablation_report": "pd_core.ablation_report",
 }

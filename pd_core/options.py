@@ -57,3 +57,10 @@ class TeacherWeighting(StrEnum):
 
     EQUAL = "equal"
     CONFIDENCE = "confidence"  # by the probability of each teacher's own best class
+
+
+class OnCorrupt(StrEnum):
+    """What to do about a picture that cannot be decoded."""
+
+    FAIL = "fail"
+    SKIP = "skip"

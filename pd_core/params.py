@@ -1,8 +1,7 @@
-"""Typed models of ``params.yaml``: what may be set, of which type, in which range.
+"""The whole of ``params.yaml``: reading it, merging what data sets override, saying what is wrong.
 
-Unknown keys are refused, and nothing is converted: text where a number belongs is an error.
-Defaults live in the file, none here, so that every number has one home. A data set's overrides
-(``datasets.<name>.<stage>``) are merged over the stage's block and checked as part of it.
+A data set's overrides (``datasets.<name>.<stage>``) are merged over the stage's block and checked
+as part of it. The blocks are in ``blocks.py``.
 """
 
 from __future__ import annotations
@@ -13,166 +12,31 @@ import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from pd_core.blocks import (
+    Block,
+    ClassVectorsParams,
+    EvaluateParams,
+    PrepareParams,
+    ProfileParams,
+    RunParams,
+    StudentParams,
+    TeacherParams,
+)
 from pd_core.data.catalogue import dataset_names
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams, missing, unknown
-from pd_core.options import (
-    Form,
-    Precision,
-    Selection,
-    TeacherMethod,
-    TeacherWeighting,
-    TextFeatures,
-    Trained,
-)
+from pd_core.options import TeacherMethod
 
 PARAMS = Path("params.yaml")
 """The profile's parameters, in the folder of its pipeline."""
 DATA = Path("data")
 """Where the stages' outputs go, one folder a stage, seen from there."""
-
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
-    low, high = scale
-    if not 0 < low <= high <= 1:
-        raise ValueError("give two shares of the picture, 0 < least <= largest <= 1")
-    return scale
-
-
-def _with_gap(template: str) -> str:
-    if template.count("{}") != 1:
-        raise ValueError("write {} once, where the class name goes")
-    return template
-
-
-def _device(name: str) -> str:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("give cpu, mps, cuda or cuda:<number>")
-    return name
-
-
-Device = Annotated[str, AfterValidator(_device)]
-CropScale = Annotated[tuple[float, float], AfterValidator(_ordered)]
-Template = Annotated[str, AfterValidator(_with_gap)]
-
-
-class Block(BaseModel):
-    """A block of keys: unknown ones are refused, nothing is converted, nothing changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ProfileParams(Block):
-    """Which benchmark this file describes."""
-
-    name: Literal["quickstart", "paper"]
-    root: str  # the repository's root, seen from this file; dvc.yaml starts stages there
-
-
-class RunParams(Block):
-    """What every stage shares."""
-
-    seed: CountOrZero
-    threads: Count
-    device: Device
-    precision: Precision
-    workers: CountOrZero
-
-
-class PrepareParams(Block):
-    """Few-shot lists."""
-
-    protocol: Protocol
-    shots: Count
-    val_shots: Count
-    unlabelled_per_class: Count | None
-
-
-class _Training(Block):
-    """What both training stages have."""
-
-    model: Annotated[str, Field(min_length=1)]
-    weights: str | None
-    epochs: Count
-    batch_size: Count
-    lr: Positive
-    warmup_epochs: CountOrZero
-    warmup_lr: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: NotNegative
-    image_length: Count
-    image_depth: Count
-    crop_scale: CropScale
-    flip: bool
-
-
-class OriginalParams(Block):
-    """A teacher's checkpoint of the published code."""
-
-    path: Annotated[str, Field(min_length=1)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # DVC does not watch the file
-
-
-class TeacherParams(_Training):
-    """The teacher's prompts, tuned on few-shot labels."""
-
-    method: TeacherMethod
-    original: OriginalParams | None
-    template: Template
-    text_length: Count
-    text_depth: Count
-    text_loss_weight: NotNegative
-    image_loss_weight: NotNegative
-    logits_loss_weight: NotNegative
-    gpa_mean: Positive
-    gpa_std: Positive
-    templates: Count
-
-
-class ClassVectorsParams(Block):
-    """Class vectors need nothing but the teacher."""
-
-
-class FurtherTeacherParams(Block):
-    """A teacher beside the first; a key left out is that of the first, or the zero-shot model."""
-
-    folder: str | None = None
-    model: str | None = None
-    weights: str | None = None
-
-
-class StudentParams(_Training):
-    """The student's prompts and projector, distilled on unlabelled pictures."""
-
-    batch_size: Annotated[int, Field(ge=2)]  # batch normalisation needs two
-    form: Form
-    temperature: Positive
-    kd_weight: Positive
-    trained: Trained
-    text_features: TextFeatures
-    projector_layers: Annotated[int, Field(ge=1, le=3)]
-    further_teachers: tuple[FurtherTeacherParams, ...]
-    teacher_weighting: TeacherWeighting
-    view_epochs: Count | None
-    selection: Selection
-
-
-class EvaluateParams(Block):
-    """Accuracy of everybody."""
-
-    split: Literal["test", "val"]
-    batch_size: Count
 
 
 class DatasetParams(Block):
@@ -207,8 +71,13 @@ class DatasetRow(Block):
     evaluate: dict[str, Any] = {}
 
     def overrides(self, stage: str) -> dict[str, Any]:
-        """Return the values that replace those of a stage's block."""
+        """Return the values that replace those of a stage's block.
+
+        The user's own pictures have labels of all classes, unless the row says otherwise.
+        """
         values: dict[str, Any] = getattr(self, stage)
+        if stage == "prepare" and values.get("own") is not None:
+            return {"protocol": Protocol.ALL_CLASSES, **values}
         return values
 
 
@@ -344,9 +213,15 @@ def check_row(path: Path, params: Params, row: DatasetRow, where: str) -> None:
 def _check_overrides(path: Path, params: Params) -> None:
     known = dataset_names()
     for name, row in params.datasets.items():
-        if name not in known:
-            raise unknown(f"data set in {path}:", name, known)
         check_row(path, params, row, f"datasets.{name}")
+        is_own = row.overrides("prepare").get("own", params.prepare.own) is not None
+        if name not in known and not is_own:
+            raise unknown(f"data set in {path}:", name, known)
+        if is_own and (name in known or not re.fullmatch(r"[A-Za-z0-9_]+", name)):
+            raise BadParams(
+                f"{path}: datasets.{name} has pictures of your own: give it a name of letters, "
+                "digits and underscores that is not in the catalogue"
+            )
     for name in params.tuned_student:
         if name not in params.datasets:
             raise unknown(f"data set in {path}: tuned_student:", name, params.datasets)

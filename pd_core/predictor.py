@@ -24,7 +24,7 @@ from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
 from pd_core.data.images import ImageStore, eval_transform, normalise
-from pd_core.data.prepared import read_prepared
+from pd_core.data.prepared import read_prepared, read_unlabelled
 from pd_core.errors import BadArtifact, BadData, BadParams, missing
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
@@ -196,7 +196,9 @@ def write_bundle(
 
 
 def example_picture(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
-    """Return a test picture of a prepared data set as a PNG file, to show what the input is like.
+    """Return a picture of a prepared data set as a PNG file, to show what the input is like.
+
+    It is the first test picture, or the first unlabelled one where none is for testing.
 
     Args:
         prepared: folder written by the stage `prepare`.
@@ -208,7 +210,8 @@ def example_picture(prepared: Path, *, data_root: Path = Path(), size: int = 336
         BadData: the picture is damaged.
     """
     split = read_prepared(prepared, data_root=data_root)
-    image = ImageStore(split.images).open(split.test[0][0]).copy()
+    path = split.test[0][0] if split.test else read_unlabelled(prepared)[0]
+    image = ImageStore(split.images).open(path).copy()
     image.thumbnail((size, size))
     file = io.BytesIO()
     image.save(file, format="PNG")

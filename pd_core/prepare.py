@@ -3,11 +3,26 @@
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypedDict
 
 from pd_core.artifacts import write_folder, write_json
-from pd_core.data.catalogue import Layout, dataset_spec
-from pd_core.data.readers import image_root, read_splits
-from pd_core.data.splits import Item, Protocol, base_count, few_shot, few_shot_split
+from pd_core.data import fingerprint as prints
+from pd_core.data import own as own_images
+from pd_core.data.catalogue import DatasetSpec, Layout, dataset_spec, own_spec
+from pd_core.data.own import OwnImages
+from pd_core.data.readers import image_root, read_splits, sources
+from pd_core.data.splits import Item, Items, Protocol, Splits, base_count, few_shot, few_shot_split
+
+FINGERPRINT = "fingerprint.json"
+"""What the pictures have to be whenever a stage uses them; not there for embedded ones."""
+
+
+class Own(TypedDict):
+    """Where the user's own pictures are: the fields of `OwnImages`."""
+
+    labelled: str
+    unlabelled: str | None
+    test: str | None
 
 
 def run(
@@ -15,6 +30,8 @@ def run(
     out: Path,
     *,
     data_root: Path,
+    own: Own | None = None,
+    fingerprint: Path | None = None,
     protocol: Protocol,
     shots: int,
     val_shots: int,
@@ -23,13 +40,16 @@ def run(
 ) -> None:
     """Write `split.json`, `unlabelled.json` and, for an embedded data set, its pictures.
 
-    The unlabelled list is the whole train split of all classes (paper, section 3.3), in an order
-    that tells nothing about labels.
+    The unlabelled list is the whole train split of all classes (paper, section 3.3), and the folder
+    of unlabelled pictures if there is one, in an order that tells nothing about labels.
 
     Args:
-        dataset: a name of the catalogue.
+        dataset: a name of the catalogue, or of the user's own pictures.
         out: folder to write into.
         data_root: folder that holds the photo data sets.
+        own: where the user's own pictures are; None for a data set of the catalogue.
+        fingerprint: of the pictures, which are compared with it before they are used, here and in
+            later stages; None for no comparison.
         protocol: which classes the teacher may see labels of.
         shots: labelled training images per class.
         val_shots: labelled validation images per class, at most `shots`.
@@ -38,17 +58,25 @@ def run(
 
     Raises:
         UnknownName: there is no such data set.
-        MissingFile: its files are not where they should be.
-        BadData: its files are not what they should be.
+        MissingFile: its files are not where they should be, or there is no fingerprint.
+        BadData: its files are not what they should be, or not those of the fingerprint.
         BadParams: no class has that many images.
     """
-    spec = dataset_spec(dataset)
+    spec = spec_of(dataset, own)
+    brings_pictures = spec.layout is Layout.EMBEDDED
     with write_folder(out) as folder:
-        root = folder if spec.layout is Layout.EMBEDDED else data_root
+        root = folder if brings_pictures else data_root
+        if fingerprint is not None and not brings_pictures:
+            recorded = prints.read(fingerprint, dataset)
+            prints.check(recorded, sources(spec, root), root / spec.folder, name=dataset)
+            prints.write(folder / FINGERPRINT, recorded)
         splits = read_splits(spec, root)
-        drawn, drawn_val = few_shot_split(
-            splits, shots=shots, val_shots=val_shots, protocol=protocol, rng=random.Random(seed)
-        )
+        drawn: Items = ()
+        drawn_val: Items = ()
+        if splits.train:  # ImageNet's variants are there to test only
+            drawn, drawn_val = few_shot_split(
+                splits, shots=shots, val_shots=val_shots, protocol=protocol, rng=random.Random(seed)
+            )
         images = image_root(spec, root)
         classes = splits.class_names
         write_json(
@@ -72,7 +100,41 @@ def run(
         if unlabelled_per_class is not None:
             # With numbers of its own, so that the few labelled images stay the same.
             train = few_shot(train, unlabelled_per_class, random.Random(seed))
-        write_json(folder / "unlabelled.json", sorted(item.path for item in train))
+        paths = {item.path for item in train}
+        if spec.own is not None:
+            paths |= set(own_images.unlabelled(spec.own, root))
+        write_json(folder / "unlabelled.json", sorted(paths - _held_out(splits)))
+
+
+def check_pictures(prepared: Path, dataset: str, *, own: Own | None, data_root: Path) -> None:
+    """Compare the pictures with the fingerprint that a prepared data set was made by, if any.
+
+    Args:
+        prepared: folder written by the stage `prepare`.
+        dataset: its data set.
+        own: where the user's own pictures are, if it is theirs.
+        data_root: folder that holds the photo data sets.
+
+    Raises:
+        MissingFile: the pictures are not there.
+        BadData: they are others.
+    """
+    file = prepared / FINGERPRINT
+    if file.is_file():
+        recorded = prints.read(file, dataset)
+        spec = spec_of(dataset, own)
+        base = data_root / spec.folder
+        prints.check(recorded, sources(spec, data_root), base, name=dataset)
+
+
+def spec_of(dataset: str, own: Own | None) -> DatasetSpec:
+    """Return a data set's row: the catalogue's, or one for the user's own pictures."""
+    return dataset_spec(dataset) if own is None else own_spec(dataset, OwnImages(**own))
+
+
+def _held_out(splits: Splits) -> set[str]:
+    """Pictures that no training may see, wherever else the user put them."""
+    return {item.path for item in (*splits.val, *splits.test)}
 
 
 def _pairs(items: Iterable[Item]) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
 from pd_core.models.original import import_teacher
 from pd_core.models.teacher import TEMPLATE, Teacher
-from pd_core.options import Precision, TeacherMethod
+from pd_core.options import OnCorrupt, Precision, TeacherMethod
 from pd_core.tuning import TuneOptions, tune_teacher
 
 FILE = "teacher.safetensors"
@@ -45,6 +45,7 @@ def run(
     seed: int = 1,
     threads: int = 1,
     workers: int = 0,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
     checkpoint: Path | None = None,
@@ -72,6 +73,7 @@ def run(
         seed: of prompts, order and views.
         threads: CPU threads; they decide the last bits.
         workers: processes that decode pictures; they change nothing.
+        on_corrupt: what to do about a damaged picture; a skipped one is counted.
         device: where to compute.
         precision: what the towers compute in.
         checkpoint: file outside `out` that makes an interrupted run resumable.
@@ -85,6 +87,7 @@ def run(
 
     Raises:
         MissingFile: pictures, weights or an earlier stage are missing.
+        BadData: a picture is damaged.
         BadParams: a number is out of range, or training diverged.
     """
     set_threads(threads)
@@ -104,6 +107,7 @@ def run(
                 batch_size=batch_size,
                 seed=seed,
                 workers=workers,
+                on_corrupt=on_corrupt,
             )
             setting = [
                 method, model, str(weights), batch_size, crop_scale, flip, seed, threads, precision,

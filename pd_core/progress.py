@@ -20,10 +20,11 @@ class Reporter:
         history: the metrics of each epoch, with its number.
     """
 
-    def __init__(self, title: str) -> None:
-        """Name the work; nothing is shown before the first call of `progress`."""
+    def __init__(self, title: str, unit: str = "steps") -> None:
+        """Name the work and what is counted; nothing is shown before the first `progress`."""
         self.history: list[dict[str, float]] = []
         self._title = title
+        self._unit = unit
         self._bar: Progress | None = None
         self._next_line = 0.0
         self._metrics = ""
@@ -62,7 +63,7 @@ class Reporter:
             self._bar.update(task, completed=done, total=total, metrics=self._metrics)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-            sys.stderr.write(f"{self._title}: {done}/{total} steps {self._metrics}\n")
+            sys.stderr.write(f"{self._title}: {done}/{total} {self._unit} {self._metrics}\n")
             sys.stderr.flush()
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:

@@ -17,7 +17,9 @@ from pd_core.results import (
     Summary,
     cautions,
     columns,
+    estimates,
     gain,
+    headline,
     read_evaluations,
     rows_of,
     summarise,
@@ -94,7 +96,7 @@ def write_report(
     baselines: Sequence[str] = (),
     titles: Mapping[str, str] | None = None,
 ) -> Summary:
-    """Write `summary.json`, `summary.md` and `summary.png`.
+    """Write `summary.json`, `summary.md` and, if an accuracy is known, `summary.png`.
 
     Args:
         evaluations: folder with `<data set>/metrics.json`, the `evaluate` stage's outputs.
@@ -115,7 +117,8 @@ def write_report(
     summary = summarise(profile, read_evaluations(evaluations, datasets, baselines))
     write_json(folder / "summary.json", summary)
     write_text(folder / "summary.md", markdown(summary, titles))
-    (folder / "summary.png").write_bytes(figure(summary, titles))
+    if summary["datasets"]:
+        (folder / "summary.png").write_bytes(figure(summary, titles))
     return summary
 
 
@@ -134,10 +137,10 @@ def markdown(summary: Summary, titles: Mapping[str, str] | None = None) -> str:
         "average's harmonic mean is that of the averaged base and novel accuracy, as in the paper.",
         *cautions(summary, titles),
         "",
-        _line(heads),
-        _line(["---", *["---:"] * len(shown)]),
-        *map(_line, rows),
     ]
+    if rows:
+        lines += [_line(heads), _line(["---", *["---:"] * len(shown)]), *map(_line, rows)]
+    lines += [f"\n{line}" for line in estimates(summary, titles)]
     return "\n".join(lines) + "\n"
 
 
@@ -146,9 +149,10 @@ def table(summary: Summary, titles: Mapping[str, str] | None = None) -> Table:
     from rich.table import Table
 
     caption = "harmonic mean of base and novel accuracy, percent; gain: distilled over zero-shot"
+    notes = [*cautions(summary, titles), *estimates(summary, titles)]
     shown = Table(
         title=f"PromptKD, {summary['profile']} profile",
-        caption="\n".join([caption, *cautions(summary, titles)]),
+        caption="\n".join([caption, *notes]),
     )
     shown.add_column("data set")
     for who in columns(summary):
@@ -157,16 +161,18 @@ def table(summary: Summary, titles: Mapping[str, str] | None = None) -> Table:
     shown.add_column("gain", justify="right")
     rows = rows_of(summary, titles)
     for index, (name, scores) in enumerate(rows):
-        numbers = [f"{scores[w]['hm']:.1f}" if w in scores else "" for w in columns(summary)]
-        shown.add_row(name, *numbers, f"{gain(scores):+.1f}", end_section=index == len(rows) - 2)
+        numbers = [f"{headline(scores[w]):.1f}" if w in scores else "" for w in columns(summary)]
+        above_average = index == len(summary["datasets"]) - 1
+        shown.add_row(name, *numbers, f"{gain(scores):+.1f}", end_section=above_average)
     return shown
 
 
 def _cell(scores: Scores | None, *, bold: bool) -> str:
     if scores is None:
         return ""
-    hm = f"{scores['hm']:.2f}"
-    return f"{scores['base']:.2f} / {scores['novel']:.2f} / {f'**{hm}**' if bold else hm}"
+    number = f"{headline(scores):.2f}"
+    shown = f"**{number}**" if bold else number
+    return f"{scores['base']:.2f} / {scores['novel']:.2f} / {shown}" if "hm" in scores else shown
 
 
 def _line(cells: Iterable[str]) -> str:

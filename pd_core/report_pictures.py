@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pd_core.artifacts import read_json
 from pd_core.errors import missing
-from pd_core.results import TITLES, Evaluation, Summary, cautions, gain, rows_of
+from pd_core.results import TITLES, Evaluation, Summary, cautions, gain, headline, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +28,10 @@ _SAMPLE, _GAP, _LABEL = 64, 4, 230  # pixels: side of a picture, space between, 
 def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
     """Draw what tuning and distilling changed, data set by data set.
 
-    Each data set has two dumbbells on the axis of the harmonic mean: the teacher's, from zero-shot
-    to tuned, and the student's, from zero-shot to distilled. Data sets are in the order of the
-    distilled student's result; the average comes last.
+    Each data set has two dumbbells on the axis of the harmonic mean (or of the accuracy on all
+    classes, if these were taught): the teacher's, from zero-shot to tuned, and the student's, from
+    zero-shot to distilled. Data sets are in the order of the distilled student's result; the
+    average, if there is one, comes last.
 
     Returns:
         A PNG picture, the same bytes for the same summary.
@@ -39,8 +40,10 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    *rows, average = rows_of(summary, titles)
-    rows = [*sorted(rows, key=lambda row: (-row[1]["student"]["hm"], row[0])), average]
+    named = rows_of(summary, titles)
+    count = len(summary["datasets"])
+    rows = sorted(named[:count], key=lambda row: (-headline(row[1]["student"]), row[0]))
+    rows += named[count:]
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
         picture = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), dpi=_DOTS_PER_INCH)
@@ -49,7 +52,8 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
         axes = picture.add_subplot()
         for place, (_, scores) in enumerate(rows):
             _dumbbells(axes, place, scores)
-        _decorate(axes, [name for name, _ in rows], cautions(summary, titles))
+        has_average = len(rows) > count
+        _decorate(axes, [name for name, _ in rows], cautions(summary, titles), has_average)
         data = io.BytesIO()
         picture.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
@@ -101,7 +105,7 @@ def _dumbbells(axes: Axes, place: int, scores: Evaluation) -> None:
     )
     for offset, colour, before, after in pairs:
         y = place + offset
-        start, end = scores[before]["hm"], scores[after]["hm"]
+        start, end = headline(scores[before]), headline(scores[after])
         axes.plot([start, end], [y, y], color=colour, alpha=0.35, linewidth=3, zorder=2)
         for who, x, fill in ((before, start, "white"), (after, end, colour)):
             axes.plot(
@@ -128,11 +132,12 @@ def _dumbbells(axes: Axes, place: int, scores: Evaluation) -> None:
     )
 
 
-def _decorate(axes: Axes, names: Sequence[str], caution: Sequence[str]) -> None:
+def _decorate(axes: Axes, names: Sequence[str], caution: Sequence[str], has_average: bool) -> None:
     last = len(names) - 1
     axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
-    axes.get_yticklabels()[last].set_fontweight("bold")
-    axes.axhline(last - 0.5, color=_INK, linewidth=0.8)
+    if has_average:
+        axes.get_yticklabels()[last].set_fontweight("bold")
+        axes.axhline(last - 0.5, color=_INK, linewidth=0.8)
     axes.set_ylim(last + 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.grid(axis="x", color=_FAINT, zorder=0)

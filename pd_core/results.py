@@ -14,6 +14,8 @@ from pd_core.errors import BadArtifact, missing
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 BASELINE = "tuned_student"  # a further one, where it was asked for
 KEYS = ("base", "novel", "hm")
+ALL = ("all",)  # what there is instead where all classes were taught
+ESTIMATES = ("agreement", "cross_validated")  # and where no test picture has a label
 
 Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
 Evaluation = Mapping[str, Any]  # who -> scores; and "selection", if it was made on test images
@@ -60,37 +62,52 @@ def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, 
     """Collect the scores of all data sets and their averages.
 
     The average's `hm` is the harmonic mean of the averaged base and novel accuracy, as in the
-    paper's Table 1 (86.96 and 80.73 give 83.73), not the average of the harmonic means.
+    paper's Table 1 (86.96 and 80.73 give 83.73), not the average of the harmonic means. Data sets
+    of which all classes were taught have no part in it.
 
     Args:
         profile: `quickstart` or `paper`.
         evaluations: the scores by data set and by who, in percent.
 
     Returns:
-        `profile`, `datasets.<name>.<who>.{base,novel,hm}` and `average.<who>.{base,novel,hm}`,
-        in percent with two decimals. The baseline has an average if all data sets have it.
-        `chosen_on_test`, if there are any, lists the data sets whose student was chosen so.
+        `profile`, `datasets.<name>.<who>.{base,novel,hm}` (or `.all`) and
+        `average.<who>.{base,novel,hm}`, in percent with two decimals. The baseline has an average
+        if all data sets have it. If there are any, `accuracy_unknown.<name>` has what was estimated
+        without labelled test pictures, and `chosen_on_test` lists the data sets whose student was
+        chosen so.
     """
     rows = dict(sorted(evaluations.items()))
-    datasets = {
-        name: {who: _rounded({key: scores[who][key] for key in KEYS}) for who in _present(scores)}
-        for name, scores in rows.items()
-    }
-    everywhere = [who for who in (*WHO, BASELINE) if all(who in row for row in rows.values())]
+    known = {name: scores for name, scores in rows.items() if not _is_estimate(scores)}
+    averaged = [scores for scores in known.values() if _keys(scores) == KEYS]
+    everywhere = [who for who in (*WHO, BASELINE) if all(who in row for row in averaged)]
     summary: dict[str, Any] = {
         "profile": profile,
-        "datasets": datasets,
-        "average": {who: _average([scores[who] for scores in rows.values()]) for who in everywhere},
+        "datasets": {
+            name: {
+                who: _rounded({key: scores[who][key] for key in _keys(scores)})
+                for who in _present(scores)
+            }
+            for name, scores in known.items()
+        },
+        "average": {who: _average([row[who] for row in averaged]) for who in everywhere}
+        if averaged
+        else {},
     }
+    if len(known) < len(rows):
+        summary["accuracy_unknown"] = {
+            name: {key: _rounded(scores[key]) for key in (*ESTIMATES, "counts") if key in scores}
+            for name, scores in rows.items()
+            if name not in known
+        }
     if chosen := [name for name, scores in rows.items() if "selection" in scores]:
         summary["chosen_on_test"] = chosen
     return summary
 
 
 def rows_of(summary: Summary, titles: Mapping[str, str] | None) -> list[tuple[str, Evaluation]]:
-    """Return the rows of a table: each data set by its readable name, then the average."""
-    named = [((titles or {}).get(name, name), row) for name, row in summary["datasets"].items()]
-    return [*named, ("average", summary["average"])]
+    """Return the rows of a table: each data set by its readable name, then the average, if any."""
+    named = [(_title(name, row, titles), row) for name, row in summary["datasets"].items()]
+    return [*named, *([("average", summary["average"])] if summary["average"] else [])]
 
 
 def columns(summary: Summary) -> list[str]:
@@ -106,9 +123,24 @@ def cautions(summary: Summary, titles: Mapping[str, str] | None) -> list[str]:
     return [f"{_CHOSEN_ON_TEST}: {names}."] if chosen else []
 
 
+def estimates(summary: Summary, titles: Mapping[str, str] | None) -> list[str]:
+    """Say what is known of students that no labelled test picture measures: one line each."""
+    return [
+        f"{(titles or {}).get(name, name)}: accuracy unknown, no labelled test images; the "
+        f"student agrees with its teacher on {row['agreement']['student']:.1f}% of "
+        f"{row['counts']['unlabelled']:.0f} unlabelled images" + _cross_validated(row) + "."
+        for name, row in summary.get("accuracy_unknown", {}).items()
+    ]
+
+
+def headline(scores: Scores) -> float:
+    """Return the one number that stands for all: the harmonic mean, or that of all classes."""
+    return scores["hm"] if "hm" in scores else scores["all"]
+
+
 def gain(scores: Evaluation) -> float:
-    """Return by how much distilling raised the student's harmonic mean."""
-    return float(scores["student"]["hm"] - scores["zero_shot_student"]["hm"])
+    """Return by how much distilling raised the student's headline number."""
+    return float(headline(scores["student"]) - headline(scores["zero_shot_student"]))
 
 
 def _read_evaluation(path: Path, name: str) -> Evaluation:
@@ -118,8 +150,14 @@ def _read_evaluation(path: Path, name: str) -> Evaluation:
 def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) -> Evaluation:
     remedy = f"run `dvc repro {stage}@{name}`"
     value = read_json(path, what=f"evaluation of '{name}'", remedy=remedy)
+    if not isinstance(value, dict):
+        raise BadArtifact(f"'{path}' holds no scores; {remedy}")
+    if _is_estimate(value):
+        everybody, keys = ["agreement"], ["student"]
+    else:
+        keys = list(_keys(value))
     for who in everybody:
-        for key in KEYS:
+        for key in keys:
             try:
                 number = value[who][key]
             except (KeyError, TypeError):
@@ -128,6 +166,30 @@ def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) ->
                 raise BadArtifact(f"'{who}.{key}' in '{path}' is '{number}'; {remedy}")
     scores: Evaluation = value
     return scores
+
+
+def _is_estimate(value: Evaluation) -> bool:
+    return value.get("accuracy") == "unknown"
+
+
+def _keys(value: Evaluation) -> tuple[str, ...]:
+    """Name the numbers that everybody has: those of the protocol."""
+    rows = [row for who in (*WHO, BASELINE) if isinstance(row := value.get(who), Mapping)]
+    return ALL if rows and all(set(row) == set(ALL) for row in rows) else KEYS
+
+
+def _title(name: str, row: Evaluation, titles: Mapping[str, str] | None) -> str:
+    title = (titles or {}).get(name, name)
+    return f"{title} (all classes)" if _keys(row) == ALL else title
+
+
+def _cross_validated(row: Evaluation) -> str:
+    if "cross_validated" not in row:
+        return ""
+    return (
+        f"; cross-validated on {row['counts']['labels']:.0f} labels, "
+        f"{row['cross_validated']['student']:.1f}% correct"
+    )
 
 
 def _average(scores: Sequence[Scores]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pd_core.data.images import ImageBatches, ImageStore, eval_transform
 from pd_core.data.prepared import Labelled, Prepared, read_prepared
 from pd_core.errors import BadData
 from pd_core.models.student import Student
-from pd_core.options import Precision, Selection
+from pd_core.options import OnCorrupt, Precision, Selection
 
 Scorer = Callable[[Student, ClassVectors], float]
 
@@ -25,6 +25,7 @@ def make_scorer(
     image_size: int,
     data_root: Path = Path(),
     workers: int = 0,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     precision: Precision = Precision.FP32,
 ) -> Scorer | None:
     """Make what scores a student after each epoch, by accuracy on labelled images.
@@ -38,6 +39,7 @@ def make_scorer(
         image_size: of the student's tower, in pixels.
         data_root: folder that holds the photo data sets.
         workers: processes that decode pictures; they change nothing.
+        on_corrupt: what to do about a damaged picture; a skipped one is not looked at.
         precision: what the tower computes in.
 
     Returns:
@@ -59,13 +61,14 @@ def make_scorer(
         eval_transform(image_size),
         batch_size=_BATCH,
         workers=workers,
+        on_corrupt=on_corrupt,
     )
 
     def score(student: Student, vectors: ClassVectors) -> float:
         classifier = Classifier(student, vectors.select(taught), student.logit_scale)
         device = student.towers.device
         logits = logits_of({"student": classifier}, batches, device, precision)["student"]
-        return 100 * float((logits.argmax(axis=1) == labels).mean())
+        return 100 * float((logits.argmax(axis=1) == labels[batches.intact]).mean())
 
     return score
 

@@ -7,14 +7,15 @@ same form in a file ``.env``. None is needed: everything is inside the project b
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pd_core.blocks import Device
 from pd_core.errors import BadParams
-from pd_core.params import Device
 
 # Read by the tools themselves. MLflow understands the word, not 1.
 TELEMETRY_OFF = {
@@ -23,6 +24,12 @@ TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
+
+
+def _location(mirror: str) -> str:
+    if not re.fullmatch(r"s3://[^/]+(/.*)?", mirror):
+        raise ValueError("give s3://<bucket>/<prefix>")
+    return mirror
 
 
 class Settings(BaseSettings):
@@ -34,6 +41,7 @@ class Settings(BaseSettings):
         mlflow_tracking_uri: Tracking server or database; None for a local SQLite file.
         mlflow_experiment: Experiment that runs are written to.
         device: Device in place of ``run.device`` (``cpu``, ``cuda``, ``cuda:1``).
+        mirror: Where archives and weights are mirrored, `s3://<bucket>/<prefix>`; None if nowhere.
         s3_endpoint_url: S3 server; None for Amazon's.
         s3_access_key_id: Credential for S3; None to let boto3 look for its own.
         s3_secret_access_key: Credential for S3; None to let boto3 look for its own.
@@ -47,6 +55,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = None
     mlflow_experiment: Annotated[str, Field(min_length=1)] = "promptkd"
     device: Device | None = None
+    mirror: Annotated[str, AfterValidator(_location)] | None = None
     s3_endpoint_url: str | None = None
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from pd_core import losses
 from pd_core.class_vectors import ClassVectors, build
 from pd_core.errors import BadParams
-from pd_core.fit import Batches
+from pd_core.fit import Batches, left_out
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import Teacher
@@ -196,12 +196,21 @@ class Views:
         """Batches per epoch."""
         return self._batches.steps
 
+    @property
+    def left_out(self) -> int:
+        """Damaged pictures of the last epoch that was gone through."""
+        return left_out(self._batches)
+
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions (B,) and images (B, 3, H, W), and note the place of each batch."""
+        """Yield positions (B,) and images (B, 3, H, W), and note the place of each batch.
+
+        A batch of which damaged pictures left a single one is passed over: batch norm needs two.
+        """
         source = epoch if self._period is None else (epoch - 1) % self._period + 1
         for number, batch in enumerate(self._batches.epoch(source)):
             self.place = (source, number)
-            yield batch
+            if len(batch[0]) > 1:
+                yield batch
 
     def remember(self, targets: Tensor) -> None:
         """Keep the targets of the batch that is out, if it comes again."""

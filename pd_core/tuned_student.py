@@ -14,7 +14,7 @@ from pd_core.artifacts import write_json
 from pd_core.classifier import tuned
 from pd_core.data.prepared import read_prepared
 from pd_core.evaluate import judge
-from pd_core.options import Precision
+from pd_core.options import OnCorrupt, Precision
 
 WHO = "tuned_student"
 
@@ -30,6 +30,7 @@ def run(
     workers: int = 0,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     **tuning: Any,
 ) -> dict[str, dict[str, float]]:
     """Tune, store and measure the baseline.
@@ -44,6 +45,7 @@ def run(
         workers: processes that decode pictures; they change nothing.
         device: where to compute.
         precision: what the towers compute in.
+        on_corrupt: what to do about a damaged picture; a skipped one is counted.
         **tuning: as for `pretrain.run`, with the student's model and weights.
 
     Returns:
@@ -52,10 +54,11 @@ def run(
     Raises:
         MissingFile: pictures, weights or an earlier stage are missing.
         BadParams: a number is out of range, or training diverged.
-        BadData: there are no images to evaluate on.
+        BadData: there are no images to evaluate on, or one is damaged.
     """
     common: dict[str, Any] = {
         "data_root": data_root, "workers": workers, "device": device, "precision": precision,
+        "on_corrupt": on_corrupt,
     }  # fmt: skip
     teacher = pretrain.run(prepared, out, **common, **tuning)
     content = read_prepared(prepared, data_root=data_root)
@@ -68,7 +71,8 @@ def run(
         workers=workers,
         device=teacher.towers.device,
         precision=precision,
+        on_corrupt=on_corrupt,
     )
     metrics = judged.metrics()
-    write_json(results, metrics)
+    write_json(results, {**metrics, **judged.note()})
     return metrics

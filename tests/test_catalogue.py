@@ -1,52 +1,29 @@
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from miniatures import NAMES, PHOTOS, VARIANTS
 
 from pd_core.data import embedded
-from pd_core.data.catalogue import DatasetSpec, Layout, dataset_names, dataset_spec
-from pd_core.data.readers import image_root, read_splits
-from pd_core.data.splits import base_and_novel
-from pd_core.errors import BadData, MissingFile, UnknownName
+from pd_core.data.catalogue import Layout, dataset_names, dataset_spec
+from pd_core.data.class_folders import class_folders, imagenet_names
+from pd_core.data.splits import Item, base_and_novel, base_count
+from pd_core.errors import UnknownName
 
-PHOTOS = tuple(name for name in dataset_names() if name not in embedded.DOMAINS)
-# A row of three classes in place of dtd's 47.
-SMALL = replace(dataset_spec("dtd"), num_classes=3, train=6, val=3, test=3)
-
-Lists = dict[str, list[list[Any]]]
+REFERENCE = Path(__file__).parent.parent.parent / "shared" / "reference"
 
 
-def lists() -> Lists:
-    sizes = {"train": 2, "val": 1, "test": 1}
-    return {
-        split: [
-            [f"{name}/{split}_{number}.jpg", label, name]
-            for label, name in enumerate(("banded", "dotted", "woven"))
-            for number in range(size)
-        ]
-        for split, size in sizes.items()
-    }
+def reference(name: str) -> Any:
+    file = REFERENCE / f"{name}.json"
+    if not file.is_file():
+        pytest.skip("the facts are not beside the project")
+    return json.loads(file.read_text())
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for rows in lists().values():
-        for path, _, _ in rows:
-            file = tmp_path / "dtd" / "images" / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-    write(tmp_path, lists())
-    return tmp_path
-
-
-def write(root: Path, content: Any) -> None:
-    (root / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(content))
-
-
-def test_there_are_eleven_photo_data_sets_and_eleven_embedded_ones() -> None:
+def test_eleven_photo_data_sets_and_four_variants_follow_eleven_embedded_ones() -> None:
+    assert dataset_names() == (*embedded.DOMAINS, *PHOTOS, *VARIANTS)
     assert len(PHOTOS) == len(embedded.DOMAINS) == 11
 
 
@@ -56,137 +33,131 @@ def test_every_row_says_what_it_is(name: str) -> None:
 
     assert spec.name == name
     assert spec.title
-    assert spec.num_classes >= 10
-    assert (spec.split_file is not None) == (spec.layout is Layout.SPLIT_FILE)
-    assert (spec.folder == "") == (spec.layout is Layout.EMBEDDED)
-
-
-def test_sizes_are_the_published_ones() -> None:
-    spec = dataset_spec("oxford_pets")
-
-    assert (spec.num_classes, spec.train, spec.val, spec.test) == (37, 2944, 736, 3669)
-    assert sum(dataset_spec(name).num_classes for name in PHOTOS) == 2191
-
-
-def test_an_unknown_data_set_gets_the_nearest_name_and_all_known_ones() -> None:
-    with pytest.raises(UnknownName, match="'dtd2'; did you mean 'dtd'.*known: .*ucf101"):
-        dataset_spec("dtd2")
-
-
-def test_a_split_file_is_read(root: Path) -> None:
-    splits = read_splits(SMALL, root)
-
-    assert splits.class_names == ("banded", "dotted", "woven")
-    assert [item.path for item in splits.train[:2]] == ["banded/train_0.jpg", "banded/train_1.jpg"]
-    assert (len(splits.val), len(splits.test)) == (3, 3)
-    assert image_root(SMALL, root) == root / "dtd" / "images"
-
-
-def test_an_embedded_data_set_is_built_where_asked(tmp_path: Path) -> None:
-    spec = dataset_spec("embedded_digits")
-
-    splits = read_splits(spec, tmp_path)
-
-    assert image_root(spec, tmp_path).is_file()
-    assert len(splits.class_names) == spec.num_classes == 10
-    assert all(base_and_novel(splits.test, spec.num_classes))
+    assert 10 <= spec.num_classes <= 1000
+    assert (spec.folder == spec.image_dir == "") == (spec.layout is Layout.EMBEDDED)
+    assert (spec.test is None) == (spec.layout is Layout.EMBEDDED)
+    assert hash(spec) == hash(replace(spec))
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-def test_without_data_the_message_says_what_is_missing_where_and_what_to_do(
-    name: str, tmp_path: Path
+def test_rows_of_photo_data_sets_are_the_facts(name: str) -> None:
+    spec = dataset_spec(name)
+    facts = reference("datasets")["datasets"][name]
+
+    assert facts["dir"] == spec.folder
+    assert facts["image_dir"] == spec.image_dir
+    assert facts["num_classes"] == spec.num_classes
+    assert facts["split_file"] == spec.split_file
+    assert (facts["train"], facts["val"] or 0, facts["test"]) == (spec.train, spec.val, spec.test)
+    renames = {folder: name for folder, name in facts.get("renames", {}).items() if folder != name}
+    assert renames == spec.renames
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes"),
+    [("imagenetv2", 1000), ("imagenet_sketch", 1000), ("imagenet_a", 200), ("imagenet_r", 200)],
+)
+def test_variants_of_imagenet_are_there_to_test_only(name: str, num_classes: int) -> None:
+    spec = dataset_spec(name)
+    facts = reference("datasets")["variants_of_imagenet"][name]
+
+    assert (facts["dir"], facts["image_dir"]) == (spec.folder, spec.image_dir)
+    assert (spec.num_classes, spec.train, spec.val) == (num_classes, 0, 0)
+    assert spec.test == facts["test"]
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_sizes_are_those_of_the_paper(name: str) -> None:
+    spec = dataset_spec(name)
+    sizes = reference("paper")["dataset_sizes"][name]
+
+    assert spec.num_classes == reference("paper")["num_classes"][name]
+    assert spec.train == sizes["train"]
+    assert spec.test == sizes["test_base"] + sizes["test_novel"]
+
+
+@pytest.mark.parametrize("name", ["imagenet", "food101", "sun397", "dtd"])
+def test_base_classes_have_the_papers_test_pictures_where_classes_are_of_one_size(
+    name: str,
 ) -> None:
     spec = dataset_spec(name)
+    assert spec.test is not None
+    per_class = spec.test // spec.num_classes
 
-    with pytest.raises(MissingFile) as caught:
-        read_splits(spec, tmp_path)
-
-    message = str(caught.value)
-    assert str(tmp_path / spec.folder) in message
-    assert "download" in message
-    assert "PD_DATA_ROOT" in message
-    assert "\n" not in message
+    assert (
+        base_count(spec.num_classes) * per_class
+        == (reference("paper")["dataset_sizes"][name]["test_base"])
+    )
 
 
-def test_a_missing_split_file_is_named(root: Path) -> None:
-    (root / "dtd" / "split_zhou_DescribableTextures.json").unlink()
+@pytest.mark.parametrize("name", dataset_names())
+def test_the_first_half_of_the_classes_rounded_up_is_base(name: str) -> None:
+    count = dataset_spec(name).num_classes
+    items = [Item(f"{label}.jpg", label, str(label)) for label in range(count)]
 
-    with pytest.raises(MissingFile, match="no split file .*split_zhou_DescribableTextures.json"):
-        read_splits(SMALL, root)
+    base, novel = base_and_novel(items, count)
 
-
-def test_missing_pictures_are_counted_and_the_first_is_named(root: Path) -> None:
-    for name in ("val_0.jpg", "test_0.jpg"):
-        (root / "dtd" / "images" / "dotted" / name).unlink()
-
-    with pytest.raises(MissingFile, match="2 of 12 pictures .* 'dotted/val_0.jpg'"):
-        read_splits(SMALL, root)
+    assert len(base) == -(-count // 2)
+    assert len(base) + len(novel) == count
+    assert base[-1].label + 1 == novel[0].label
 
 
-@pytest.mark.parametrize(
-    ("what", "row"),
-    [
-        ("47 belong", replace(SMALL, num_classes=47)),
-        ("6 train pictures where 7 belong", replace(SMALL, train=7)),
-        ("3 validation pictures where 4 belong", replace(SMALL, val=4)),
-        ("3 test pictures where 4 belong", replace(SMALL, test=4)),
-    ],
-)
-def test_other_counts_than_the_rows_are_refused(what: str, row: DatasetSpec, root: Path) -> None:
-    with pytest.raises(BadData, match=what):
-        read_splits(row, root)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_data_set_in_class_folders_has_one_for_each_class(name: str) -> None:
+    spec = dataset_spec(name)
+    folders = class_folders(spec)
+
+    match spec.layout:
+        case Layout.PETS | Layout.CARS | Layout.FLOWERS | Layout.AIRCRAFT:
+            assert not folders
+        case Layout.IMAGENET:
+            assert len(folders) == 2 * spec.num_classes
+        case _:
+            assert len(folders) == spec.num_classes
+    assert len(set(folders)) == len(folders)
+    assert set(spec.renames) <= set(folders)
+    assert not set(spec.ignored) & set(folders)
 
 
-def _drop_a_list(content: Lists) -> Any:
-    del content["val"]
-    return content
+@pytest.mark.parametrize("name", ["caltech101", "food101", "sun397", "dtd", "eurosat"])
+def test_class_folders_are_the_published_ones_in_the_order_of_a_sorted_listing(name: str) -> None:
+    folders = class_folders(dataset_spec(name))
+
+    assert list(folders) == sorted(reference("class_names")[name])
 
 
-def _leave_the_folder(content: Lists) -> Any:
-    content["train"][0][0] = "../../secret.jpg"
-    return content
+def test_class_folders_of_imagenet_and_its_variants_are_wnids_or_labels() -> None:
+    facts = reference("class_names")
+    wnids = list(facts["imagenet"])
+
+    assert dict(imagenet_names()) == facts["imagenet"]
+    assert class_folders(dataset_spec("imagenet_sketch")) == tuple(wnids)
+    for name in ("imagenet_a", "imagenet_r"):
+        expected = tuple(wnids[label] for label in facts[name])
+        assert class_folders(dataset_spec(name)) == expected
+    assert class_folders(dataset_spec("imagenetv2")) == tuple(map(str, range(1000)))
+    assert class_folders(dataset_spec("imagenet"))[::1000] == (
+        "train/n01440764",
+        "val/n01440764",
+    )
 
 
-def _put_label_in_text(content: Lists) -> Any:
-    content["train"][0][1] = "0"
-    return content
+def test_class_folders_of_ucf101_are_its_actions_in_words() -> None:
+    folders = class_folders(dataset_spec("ucf101"))
+
+    assert [folder.replace("_", "") for folder in folders] == reference("class_names")["ucf101"]
+    for folder in (
+        "Apply_Eye_Makeup",
+        "Body_Weight_Squats",
+        "Handstand_Pushups",
+        "Javelin_Throw",
+        "Rock_Climbing_Indoor",
+        "Tai_Chi",
+        "Yo_Yo",
+    ):
+        assert folder in folders
 
 
-def _train_on_test(content: Lists) -> Any:
-    content["train"][0] = content["test"][0]
-    return content
-
-
-def _skip_a_label(content: Lists) -> Any:
-    return {
-        split: [[path, label + (label == 2), name] for path, label, name in rows]
-        for split, rows in content.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_drop_a_list, "lacks the lists"),
-        (_leave_the_folder, "list 'train', entry 0 is .*secret"),
-        (_put_label_in_text, "list 'train', entry 0"),
-        (_train_on_test, "'banded/test_0.jpg' is in both train and test"),
-        (_skip_a_label, "no image has label 2"),
-        (lambda _: [1, 2], "lacks the lists"),
-        (lambda content: {**content, "test": 3}, "list 'test' is no list"),
-    ],
-)
-def test_a_damaged_split_file_is_refused(
-    damage: Callable[[Lists], Any], message: str, root: Path
-) -> None:
-    write(root, damage(lists()))
-
-    with pytest.raises(BadData, match=message):
-        read_splits(SMALL, root)
-
-
-def test_a_split_file_that_is_not_json_is_refused(root: Path) -> None:
-    (root / "dtd" / "split_zhou_DescribableTextures.json").write_text("{")
-
-    with pytest.raises(BadData, match="is not JSON"):
-        read_splits(SMALL, root)
+def test_an_unknown_data_set_gets_the_nearest_name_and_all_known_ones() -> None:
+    with pytest.raises(UnknownName, match="'dtd2'; did you mean 'dtd'.*known: .*imagenet_r"):
+        dataset_spec("dtd2")

@@ -14,11 +14,11 @@ from tiny import NAMES, images
 from torch import Tensor
 
 from pd_core import class_vectors, distill, losses, supervision
+from pd_core.blocks import FurtherTeacherParams
 from pd_core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.options import TeacherMethod, TeacherWeighting
-from pd_core.params import FurtherTeacherParams
 from pd_core.supervision import FurtherTeacher, Supervisor, load_further, make_targets
 
 

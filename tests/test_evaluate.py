@@ -106,3 +106,13 @@ def test_a_missing_student_says_what_to_run(stages: dict[str, Any]) -> None:
     (stages["student"] / "student.safetensors").unlink()
     with pytest.raises(MissingFile, match="dvc repro student@flowers"):
         evaluate.run(**stages)
+
+
+def test_where_all_classes_were_taught_only_all_of_them_are_counted(stages: dict[str, Any]) -> None:
+    file = stages["prepared"] / "split.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "protocol": "all_classes"}))
+
+    metrics = evaluate.run(**stages)
+
+    assert {tuple(scores) for scores in metrics.values()} == {("all",)}
+    assert json.loads((stages["out"] / "metrics.json").read_text()) == metrics

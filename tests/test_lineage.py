@@ -34,18 +34,30 @@ def stages_with(module: str) -> set[str]:
     return {stage for stage in STAGES if f"pd_core/{module}" in code_deps(stage)}
 
 
+# `evaluate` trains too, where it cross-validates.
+
+
 def test_editing_the_losses_reruns_what_trains_only() -> None:
-    assert stages_with("losses.py") == {"teacher", "student", "tuned_student"}
+    assert stages_with("losses.py") == {"teacher", "student", "tuned_student", "evaluate"}
 
 
-def test_editing_the_distillation_reruns_the_student_only() -> None:
+def test_editing_the_distillation_reruns_the_student_and_what_follows_only() -> None:
     for module in ("distill.py", "supervision.py", "selection.py"):
-        assert stages_with(module) == {"student"}
+        assert stages_with(module) == {"student", "evaluate"}
 
 
-def test_editing_the_tuning_reruns_teacher_and_tuned_student_only() -> None:
+def test_editing_the_tuning_reruns_what_tunes_only() -> None:
     for module in ("tuning.py", "pretrain.py", "models/original.py", "models/unpickle.py"):
-        assert stages_with(module) == {"teacher", "tuned_student"}
+        assert stages_with(module) == {"teacher", "tuned_student", "evaluate"}
+
+
+def test_editing_how_files_are_found_reruns_the_preparation_only() -> None:
+    for module in ("readers.py", "own.py", "fingerprint.py", "annotations.py"):
+        assert stages_with(f"data/{module}") == {"prepare"}
+
+
+def test_the_preparation_depends_on_the_fingerprint_in_place_of_the_pictures() -> None:
+    assert "${profile.root}/fingerprints/${key}.json" in PIPELINE["prepare"]["do"]["deps"]
 
 
 @pytest.mark.parametrize("module", ["report.py", "report_pictures.py", "results.py"])
@@ -57,13 +69,19 @@ def test_editing_the_report_reruns_the_report_only(module: str) -> None:
     "module",
     [
         "cli.py",
+        "cli_data.py",
+        "cli_fetch.py",
         "cli_import.py",
         "jobs.py",
         "params.py",
+        "blocks.py",
         "settings.py",
         "tracking.py",
         "ablations.py",
         "ablation_report.py",
+        "data/fetch.py",
+        "data/mirror.py",
+        "data/verify.py",
     ],
 )
 def test_editing_what_is_around_the_stages_reruns_none(module: str) -> None:

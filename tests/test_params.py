@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pd_core import (
     class_vectors,
     distill,
+    estimate,
     evaluate,
     options,
     prepare,
@@ -19,11 +20,12 @@ from pd_core import (
     supervision,
     tuning,
 )
+from pd_core.blocks import FurtherTeacherParams, OriginalParams
 from pd_core.data import embedded
 from pd_core.data.catalogue import dataset_names
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams, MissingFile, PdError, UnknownName
-from pd_core.params import FurtherTeacherParams, OriginalParams, Params, load_params
+from pd_core.params import Params, load_params
 
 PROJECT = Path(__file__).parent.parent
 QUICKSTART = PROJECT / "params.yaml"
@@ -73,7 +75,8 @@ def test_the_papers_file_has_its_eleven_data_sets_and_its_numbers() -> None:
     params = load_params(PAPER)
 
     assert params.profile.name == "paper"
-    assert set(params.datasets) == set(dataset_names()) - set(embedded.DOMAINS)
+    variants = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
+    assert set(params.datasets) == set(dataset_names()) - set(embedded.DOMAINS) - variants
     student = params.for_dataset("sun397").student
     assert (student.lr, student.epochs, student.batch_size) == (0.005, 20, 8)
     assert student.kd_weight == 1000
@@ -180,6 +183,26 @@ def test_a_number_may_be_written_as_dvc_writes_it(edited: Edited) -> None:
     assert load_params(path).teacher.warmup_lr == 1e-5
 
 
+OWN = "my_parts: {prepare: {own: {labelled: parts/labelled}}, teacher: {}, student: {}}"
+
+
+def test_own_pictures_are_a_data_set_with_labels_of_all_classes(edited: Edited) -> None:
+    params = load_params(edited(r"^  embedded_latin: .*", f"  {OWN}"))
+
+    own = params.for_dataset("my_parts").prepare
+    assert own.own is not None
+    assert (own.own.labelled, own.own.unlabelled, own.own.test) == ("parts/labelled", None, None)
+    assert own.protocol is Protocol.ALL_CLASSES
+    assert params.for_dataset("embedded_greek").prepare.protocol is Protocol.BASE_TO_NOVEL
+
+
+def test_own_pictures_may_have_labels_of_half_the_classes(edited: Edited) -> None:
+    row = OWN.replace("{own:", "{protocol: base_to_novel, own:")
+    params = load_params(edited(r"^  embedded_latin: .*", f"  {row}"))
+
+    assert params.for_dataset("my_parts").prepare.protocol is Protocol.BASE_TO_NOVEL
+
+
 def test_a_data_set_that_the_file_does_not_list_is_refused() -> None:
     with pytest.raises(UnknownName, match="'embedded_latn'; did you mean 'embedded_latin'"):
         load_params(QUICKSTART).for_dataset("embedded_latn")
@@ -245,6 +268,18 @@ def test_a_data_set_that_the_file_does_not_list_is_refused() -> None:
             "'tuned_student.embedded_latin.lrr'; did you mean 'lr'",
         ),
         (r"tuned_student: \{\}", "tuned_student:", "tuned_student = null: give a block"),
+        (
+            r"embedded_latin: .*",
+            OWN.replace("my_parts", "dtd"),
+            "datasets.dtd has pictures of your own: give it a name .* not in the catalogue",
+        ),
+        (r"embedded_latin: .*", OWN.replace("my_parts", "my-parts"), "letters, digits and"),
+        (
+            r"embedded_latin: .*",
+            OWN.replace("labelled:", "labeled:"),
+            "'datasets.my_parts.prepare.own.labeled'; did you mean 'labelled'",
+        ),
+        (r"folds: 4", "folds: 1", "evaluate.folds = 1: .*greater than or equal to 2"),
         (r"shots: 16", "shots: 16\n  shots: 8", "not YAML .*duplicate key"),
         (r"shots: 16", "shots: [16", "not YAML"),
     ],
@@ -374,6 +409,8 @@ def test_without_a_file_the_training_has_the_papers_numbers(stage: str) -> None:
 def arguments(stage: str) -> set[str]:
     """What a stage's function can be given by name."""
     taken = set(inspect.signature(STAGES[stage]).parameters) - {"options"}
+    if stage == "evaluate":  # which estimates where nothing can be measured
+        taken |= set(inspect.signature(estimate.run).parameters)
     return taken | set(TRAINING[stage][0].__annotations__ if stage in TRAINING else ())
 
 

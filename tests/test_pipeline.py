@@ -1,5 +1,6 @@
 """The pipeline file: what re-runs when, and that the same inputs give the same bytes."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
+from readme import blocks, commands
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
@@ -100,12 +103,6 @@ def shorten(folder: Path, *names: str) -> None:
     path.write_text(yaml.safe_dump(params))
 
 
-def readme_python() -> str:
-    """Return the README's lines that load a student and name a picture."""
-    text = (ROOT / "README.md").read_text()
-    return text.split("```python\n")[1].split("```")[0]
-
-
 def output_hashes(folder: Path) -> dict[str, list[str]]:
     lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     return {stage: [out["md5"] for out in block.get("outs", [])] for stage, block in lock.items()}
@@ -162,7 +159,8 @@ def test_the_papers_profile_validates_and_stops_where_data_are_missing(tmp_path:
         check=False,
     )
     assert done.returncode != 0
-    assert "data set 'dtd': no data root '../data/raw'; download DTD" in done.stderr
+    assert "failed to reproduce 'prepare@dtd': " in done.stderr
+    assert "fingerprints/dtd.json" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -203,6 +201,35 @@ def test_an_override_reruns_its_own_data_set_only_and_the_readmes_lines_work(
     assert NAME not in status
     assert f"teacher@{OTHER}" not in status
     assert "hm" in dvc(folder, "metrics", "show")
-    assert "greek" in run([sys.executable, "-c", readme_python()], folder)
+    assert "greek" in run([sys.executable, "-c", blocks("python")[0]], folder)
     dvc(folder, "plots", "show")
     assert "agreement" in (folder / "dvc_plots" / "index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_own_pictures_become_a_registered_student_with_the_readmes_lines(tmp_path: Path) -> None:
+    folder = clone(tmp_path)
+    shorten(folder, NAME)
+    run([sys.executable, "-c", blocks("python")[1]], folder)
+    params = folder / "params.yaml"
+    row = blocks("yaml")[0].replace("\n  ", "\n").removeprefix("  ")
+    assert params.read_text().count("\ndatasets:\n  ") == 1
+    shipped = yaml.safe_load(params.read_text())
+    shipped["datasets"] |= yaml.safe_load(row)
+    params.write_text(yaml.safe_dump(shipped))
+    programs = str(Path(sys.executable).parent)
+    typed = [line for line in commands("(?:promptkd|dvc)") if "my_digits" in line]
+    assert len(typed) == 3
+    for line in typed:
+        run(["bash", "-c", line], folder, PATH=f"{programs}:{os.environ['PATH']}")
+
+    metrics = json.loads((folder / "data/evaluate/my_digits/metrics.json").read_text())
+    assert metrics["accuracy"] == "unknown"
+    assert metrics["counts"] == {"unlabelled": 1797, "labels": 160, "folds": 4}
+    assert metrics["cross_validated"]["student"] > 20
+    registered = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_model_version(
+        "promptkd-my_digits", "1"
+    )
+    assert registered.tags["accuracy"] == "unknown"
+    assert not any(key.startswith("student.") for key in registered.tags)

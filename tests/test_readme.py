@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from readme import README, blocks, commands
 from typer.main import get_command
 
 from pd_core.cli import app
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 WEIGHTS = (ROOT / "pd_core" / "models" / "weights" / "README.md").read_text()
 
 
@@ -23,7 +23,8 @@ def test_every_make_target_exists(target: str) -> None:
 def test_every_stage_exists(name: str) -> None:
     stage, dataset = name.split("@")
     assert stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert dataset in yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]
+    assert dataset in {*shipped, *yaml.safe_load(blocks("yaml")[0])}
 
 
 @pytest.mark.parametrize("key", sorted(set(re.findall(r"-S ([a-z_.]+)=", README))))
@@ -37,9 +38,12 @@ def test_every_link_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
 
-@pytest.mark.parametrize("line", re.findall(r"^    promptkd (.+)$", WEIGHTS, re.MULTILINE))
-def test_the_recipe_of_the_weights_is_a_command(line: str) -> None:
-    group, verb, *rest = line.split()
+RECIPE = re.findall(r"^    (promptkd .+)$", WEIGHTS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [*RECIPE, *commands("promptkd")])
+def test_every_command_exists(line: str) -> None:
+    _, group, verb, *rest = line.split()
     command = get_command(app).commands[group].commands[verb]  # type: ignore[attr-defined]
     options = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in rest if word.startswith("--")} <= options

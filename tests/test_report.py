@@ -116,6 +116,40 @@ def test_the_terminals_table_shows_the_gain_of_the_student() -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_a_data_set_of_which_all_classes_were_taught_has_one_number_and_no_part_in_the_average(
+    evaluations: Path, tmp_path: Path
+) -> None:
+    scores = {who: {"all": 70.0 + place} for place, who in enumerate(results.WHO)}
+    (evaluations / "parts").mkdir()
+    (evaluations / "parts" / "metrics.json").write_text(json.dumps(scores))
+    summary = report.write_report(evaluations, tmp_path / "report", profile="quickstart")
+    before = results.summarise(
+        "quickstart", results.read_evaluations(evaluations, ["greek", "arrows"])
+    )
+    assert summary["datasets"]["parts"]["student"] == {"all": 73.0}
+    assert summary["average"] == before["average"]
+    row = next(line for line in report.markdown(summary).splitlines() if "parts" in line)
+    assert row == "| parts (all classes) | 70.00 | 71.00 | 72.00 | **73.00** |"
+    console = Console(width=90, record=True, file=StringIO())
+    console.print(report.table(summary))
+    assert "parts (all classes)" in console.export_text()
+
+
+def test_such_data_sets_alone_have_a_figure_without_an_average() -> None:
+    scores = {"parts": {who: {"all": 70.0} for who in results.WHO}}
+    summary = results.summarise("quickstart", scores)
+    assert summary["average"] == {}
+    assert "average" not in report.markdown(summary).split("---:")[1]
+    with Image.open(BytesIO(report_pictures.figure(summary))) as image:
+        assert image.format == "PNG"
+
+
+def test_a_metrics_file_without_scores_is_refused(evaluations: Path) -> None:
+    (evaluations / "greek" / "metrics.json").write_text("[1]")
+    with pytest.raises(BadArtifact, match="holds no scores; run `dvc repro evaluate@greek`"):
+        results.read_evaluations(evaluations)
+
+
 def test_only_the_data_sets_asked_for_are_reported(evaluations: Path) -> None:
     assert list(results.read_evaluations(evaluations, ["greek"])) == ["greek"]
 

@@ -60,3 +60,12 @@ def test_telemetry_is_off_unless_the_user_said_otherwise(monkeypatch: pytest.Mon
 
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "true"
+
+
+def test_a_mirror_is_an_address_of_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_MIRROR", "s3://bucket/prefix")
+    assert load_settings().mirror == "s3://bucket/prefix"
+    monkeypatch.setenv("PD_MIRROR", "https://bucket/prefix")
+
+    with pytest.raises(BadParams, match="PD_MIRROR: give s3://<bucket>/<prefix>"):
+        load_settings()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 import scipy
+from numpy.typing import NDArray
 
 Ink = NDArray[np.float32]
 Pictures = NDArray[np.float32]
@@ -189,9 +189,7 @@ def scratchboard(ink: Ink, rng: Rng) -> Pictures:
 def road_sign(ink: Ink, rng: Rng) -> Pictures:
     """Light contours on a coloured plate before a landscape, with glare."""
     n = len(ink)
-    plates = np.array(
-        [(0.1, 0.3, 0.65), (0.72, 0.12, 0.14), (0.1, 0.45, 0.25), (0.85, 0.65, 0.1)]
-    )
+    plates = np.array([(0.1, 0.3, 0.65), (0.72, 0.12, 0.14), (0.1, 0.45, 0.25), (0.85, 0.65, 0.1)])
     plate = plates[rng.integers(0, len(plates), n)][:, None, None, :].astype(np.float32)
     rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
     roundness = rng.choice([2.0, 4.0, 8.0], (n, 1, 1))

@@ -1,8 +1,8 @@
 """The eleven embedded data sets, built from installed packages.
 
 Ten domains are named characters in fonts that pre-training never saw, seen through cameras that it
-never saw either; one is real handwriting (scikit-learn's digits). Classes are called by their official
-Unicode names, which are compositional: novel classes can be recognised from their names.
+never saw either; one is real handwriting (scikit-learn's digits). Classes are called by their
+official Unicode names, which are compositional: novel classes can be recognised from their names.
 """
 
 from __future__ import annotations
@@ -228,5 +228,3 @@ def _png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-

@@ -1,4 +1,4 @@
-"""Pictures: stored in a folder or a zip, opened as RGB, turned into reproducible batches.
+"""Pictures as tensors: transforms, and reproducible batches.
 
 The transforms are CLIP's and draw the random numbers that torchvision's own classes draw. Every
 view of a picture is seeded by (seed, epoch, index), so batches depend neither on what ran before
@@ -8,16 +8,15 @@ nor on the number of worker processes.
 from __future__ import annotations
 
 import hashlib
-import os
-import zipfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -30,108 +29,27 @@ from torchvision.transforms import (
     Resize,
 )
 
+from pd_core.data.decode import ImageStore
 from pd_core.errors import BadData, MissingFile
+from pd_core.options import OnCorrupt
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "Batch",
+    "ImageBatches",
+    "ImageStore",
+    "Transform",
+    "eval_transform",
+    "normalise",
+    "train_transform",
+    "view",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on, per channel
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Batch = tuple[Tensor, Tensor]  # positions in the list (B,), pictures (B, 3, H, W)
-
-# Enough for every embedded data set (a 32x32 picture takes 3 KiB), little beside a CLIP model.
-_KEEP_BYTES = 256 * 2**20
-
-# What PIL and zipfile raise for a file that is not the picture it claims to be.
-_UNREADABLE = (
-    EOFError,
-    Image.DecompressionBombError,
-    NotImplementedError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    zipfile.BadZipFile,
-)
-
-
-class ImageStore:
-    """The pictures of one data set, in a folder or in one zip file.
-
-    Decoded pictures stay in memory until ``keep_bytes`` of them are held; the rest is read anew.
-    A store may be sent to other processes: each opens the zip itself and keeps its own pictures.
-    """
-
-    def __init__(self, root: Path, *, keep_bytes: int = _KEEP_BYTES) -> None:
-        """Point at the pictures; nothing is read yet.
-
-        Args:
-            root: Folder, or ``.zip`` file.
-            keep_bytes: Most bytes of decoded pictures to hold.
-
-        Raises:
-            MissingFile: There is no such folder or zip.
-        """
-        is_zip = root.suffix == ".zip"
-        if not (root.is_file() if is_zip else root.is_dir()):
-            kind = "zip file" if is_zip else "folder"
-            raise MissingFile(f"no image {kind} at '{root}': put the pictures there")
-        self.root = root
-        self._is_zip = is_zip
-        self._keep_bytes = keep_bytes
-        self._kept: dict[str, Image.Image] = {}
-        self._kept_bytes = 0
-        self._zip: tuple[int, zipfile.ZipFile] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open zip and the kept pictures."""
-        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0, "_zip": None}
-
-    def open(self, path: str) -> Image.Image:
-        """Decode one picture; do not draw into it, it may be kept.
-
-        Args:
-            path: Path below the root, with forward slashes.
-
-        Returns:
-            The picture in RGB.
-
-        Raises:
-            MissingFile: There is no such file.
-            BadData: The file is no picture, or a damaged one.
-        """
-        if path in self._kept:
-            return self._kept[path]
-        try:
-            with self._stream(path) as stream, Image.open(stream) as image:
-                picture = image.convert("RGB")
-        except MissingFile:
-            raise
-        except _UNREADABLE as error:
-            raise BadData(
-                f"'{self.root / path}' is not a readable picture ({error}): replace the file"
-            ) from error
-        size = 3 * picture.width * picture.height
-        if self._kept_bytes + size <= self._keep_bytes:
-            self._kept[path] = picture
-            self._kept_bytes += size
-        return picture
-
-    def _stream(self, path: str) -> IO[bytes]:
-        """Open a file's bytes, from wherever the pictures are."""
-        missing = f"no picture '{path}' in '{self.root}': restore it, or leave it out of the split"
-        if not self._is_zip:
-            file = self.root / path
-            if not file.is_file():
-                raise MissingFile(missing)
-            return file.open("rb")
-        try:
-            return self._archive().open(path)
-        except KeyError:
-            raise MissingFile(missing) from None
-
-    def _archive(self) -> zipfile.ZipFile:
-        """Return this process's own handle: a forked one shares its position with the parent's."""
-        if self._zip is None or self._zip[0] != os.getpid():
-            self._zip = (os.getpid(), zipfile.ZipFile(self.root))
-        return self._zip[1]
 
 
 @dataclass(frozen=True)
@@ -170,11 +88,16 @@ def eval_transform(size: int) -> Transform:
 
 def normalise(images: Sequence[Image.Image]) -> Tensor:
     """Stack RGB pictures of one size and apply CLIP's normalisation: (B, 3, H, W), fp32."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (B, H, W, 3)
-    values = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    return _normalised(np.stack([np.asarray(image) for image in images]))
+
+
+def _normalised(pixels: NDArray[np.uint8]) -> Tensor:
+    """Turn pixels (B, H, W, 3) into CLIP's input (B, 3, H, W)."""
+    values = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    values = values.to(torch.float32, memory_format=torch.contiguous_format)
     mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
     std = torch.tensor(CLIP_STD).view(3, 1, 1)
-    return values.sub_(mean).div_(std)
+    return values.div_(255).sub_(mean).div_(std)
 
 
 def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, index: int) -> Tensor:
@@ -202,6 +125,7 @@ class ImageBatches:
         batch_size: int,
         seed: int = 0,
         workers: int = 0,
+        on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     ) -> None:
         """Describe the batches; nothing is read yet.
 
@@ -212,6 +136,8 @@ class ImageBatches:
             batch_size: Pictures per batch.
             seed: Decides order and views, together with the epoch.
             workers: Processes that decode; 0 decodes in this one. The batches are the same.
+            on_corrupt: Whether a damaged picture is an error, or left out of its batch. A missing
+                one is always an error.
 
         Raises:
             BadData: The list is empty.
@@ -220,8 +146,12 @@ class ImageBatches:
             raise BadData(f"the list of pictures from '{store.root}' is empty: check the split")
         self._batch_size = batch_size
         self._seed = seed
+        self._store = store
         self._count = len(paths)
-        self._views = _Views(store, tuple(paths), transform, seed)
+        self._paths = tuple(paths)
+        self._damaged: set[int] = set()
+        self._left_out = 0
+        self._views = _Views(store, self._paths, transform, seed, on_corrupt)
         self._queue = _Queue()
         self._loader = _loader(self._views, self._queue, workers) if workers else None
 
@@ -235,14 +165,33 @@ class ImageBatches:
         """Full batches in an epoch."""
         return self._count // self._batch_size
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Paths of the damaged pictures found so far, each once, in the list's order."""
+        return tuple(dict.fromkeys(self._paths[index] for index in sorted(self._damaged)))
+
+    @property
+    def intact(self) -> list[int]:
+        """Positions of the pictures that are not known to be damaged."""
+        return [index for index in range(self._count) if index not in self._damaged]
+
+    @property
+    def left_out(self) -> int:
+        """Damaged pictures of the last epoch that was gone through."""
+        return self._left_out
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield an epoch's batches, shuffled, without the last one if it is not full.
+
+        Where damaged pictures are skipped, their batches are smaller, and one without any picture
+        is not yielded.
 
         Yields:
             Positions in the list (B,), int64, and random views (B, 3, H, W), fp32.
 
         Raises:
-            BadData: A picture is damaged, or there are fewer pictures than a batch takes.
+            BadData: A picture is damaged and not to be skipped, more than half are damaged, or
+                there are fewer pictures than a batch takes.
             MissingFile: A picture is missing.
         """
         if self._count < self._batch_size:
@@ -257,57 +206,102 @@ class ImageBatches:
     def in_order(self) -> Iterator[Batch]:
         """Yield every picture once, in the list's order; the last batch may be smaller.
 
+        Where damaged pictures are skipped, the others are those at ``intact``.
+
         Yields:
             Positions in the list (B,), int64, and pictures (B, 3, H, W), fp32.
 
         Raises:
-            BadData: A picture is damaged.
+            BadData: A picture is damaged and not to be skipped, or more than half are damaged.
             MissingFile: A picture is missing.
         """
         return self._fetch(0, list(range(self._count)))
 
     def _fetch(self, epoch: int, order: list[int]) -> Iterator[Batch]:
         size = self._batch_size
-        requests = [
-            [(epoch, index) for index in order[start : start + size]]
-            for start in range(0, len(order), size)
-        ]
+        batches = (order[start : start + size] for start in range(0, len(order), size))
+        # A picture once found damaged stays out, so that epochs that come again are the same.
+        left = ([index for index in batch if index not in self._damaged] for batch in batches)
+        requests = [[(epoch, index) for index in batch] for batch in left if batch]
         self._queue.requests = requests
-        answers = map(self._views.__getitems__, requests) if self._loader is None else self._loader
+        with _any_number_of_workers():
+            answers = iter(
+                map(self._views.__getitems__, requests) if self._loader is None else self._loader
+            )
         for answer in answers:
             if isinstance(answer, Exception):
-                raise answer
-            yield answer
+                try:
+                    raise answer
+                finally:
+                    del answer  # as a cycle, error and frame, it would hold the workers for seconds
+            self._note(answer.damaged)
+            if answer.positions:
+                yield torch.tensor(answer.positions), _normalised(answer.pixels)
+        self._left_out = len(self._damaged.intersection(order))
+
+    def _note(self, damaged: list[int]) -> None:
+        """Remember damaged pictures, up to half of the list: then the list itself is wrong."""
+        self._damaged.update(damaged)
+        if 2 * len(self._damaged) > self._count:
+            raise BadData(
+                f"at least {len(self._damaged)} of {self._count} pictures in '{self._store.root}' "
+                f"are damaged, such as '{self._paths[min(self._damaged)]}': too many to skip, "
+                "restore the data set"
+            )
 
 
 _Request = list[tuple[int, int]]  # (epoch, position in the list), one per picture of a batch
 
 
-class _Views(Dataset[Batch]):
+class _Answer(NamedTuple):
+    """A batch as it travels between processes.
+
+    Its pixels are an array, since torch would put a tensor into shared memory, page by page, which
+    takes more time than the pipe.
+    """
+
+    positions: list[int]
+    pixels: NDArray[np.uint8]  # (B, H, W, 3), or empty
+    damaged: list[int]  # positions
+
+
+class _Views(Dataset[_Answer]):
     """Answers a request with a batch, or with the error that a picture caused.
 
     An error is returned, since a worker process would turn a raised one into a page of text.
     """
 
     def __init__(
-        self, store: ImageStore, paths: tuple[str, ...], transform: Transform, seed: int
+        self,
+        store: ImageStore,
+        paths: tuple[str, ...],
+        transform: Transform,
+        seed: int,
+        on_corrupt: OnCorrupt,
     ) -> None:
         self._store = store
         self._paths = paths
         self._transform = transform
         self._seed = seed
+        self._on_corrupt = on_corrupt
 
-    def __getitems__(self, request: _Request) -> Batch | BadData | MissingFile:
-        try:
-            pictures = [self._store.open(self._paths[index]) for _, index in request]
-        except (BadData, MissingFile) as error:
-            return error
-        crops = []
+    def __getitems__(self, request: _Request) -> _Answer | BadData | MissingFile:
+        positions, crops, damaged = [], [], []
         with _seeded_views() as reseed:
-            for (epoch, index), picture in zip(request, pictures, strict=True):
+            for epoch, index in request:
+                try:
+                    picture = self._store.open(self._paths[index])
+                except MissingFile as error:
+                    return error
+                except BadData as error:
+                    if self._on_corrupt is OnCorrupt.FAIL:
+                        return error
+                    damaged.append(index)
+                    continue
                 reseed(_hash(self._seed, epoch, index))
-                crops.append(self._transform.crop(picture))
-        return torch.tensor([index for _, index in request]), normalise(crops)
+                crops.append(np.asarray(self._transform.crop(picture)))
+                positions.append(index)
+        return _Answer(positions, np.array(crops, np.uint8), damaged)
 
 
 class _Queue:
@@ -323,15 +317,26 @@ class _Queue:
         return len(self.requests)
 
 
-def _loader(views: _Views, queue: _Queue, workers: int) -> Iterable[Batch]:
-    return DataLoader(
-        views,
-        batch_sampler=queue,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        persistent_workers=True,
-        generator=torch.Generator(),  # otherwise every epoch takes a number from the global one
-    )
+def _loader(
+    views: _Views, queue: _Queue, workers: int
+) -> Iterable[_Answer | BadData | MissingFile]:
+    with _any_number_of_workers():
+        return DataLoader(
+            views,
+            batch_sampler=queue,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            persistent_workers=True,
+            generator=torch.Generator(),  # otherwise each epoch takes a number from the global one
+        )
+
+
+@contextmanager
+def _any_number_of_workers() -> Iterator[None]:
+    """Let there be more workers than cores without torch's page of text about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 def _unchanged(answer: Any) -> Any:

@@ -1,16 +1,58 @@
-"""Read a data set's train, validation and test lists: one reader for each on-disk layout."""
+"""Read a data set's train, validation and test lists, by either road.
+
+The community's split file decides wherever it is there. Where it is not, the original annotations
+are read, and what they leave open is drawn as the community drew it.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path, PurePosixPath
-from typing import Any
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
 
+from pd_core.data import own
+from pd_core.data.annotations import ANNOTATION_FILES, read_annotations
 from pd_core.data.catalogue import DatasetSpec, Layout
-from pd_core.data.splits import Item, Items, Splits, check_paths_disjoint
+from pd_core.data.class_folders import class_folders, imagenet_names, labelled, listing
+from pd_core.data.label_files import read_lines
+from pd_core.data.split_file import read_split_file
+from pd_core.data.splits import (
+    Items,
+    Splits,
+    check_paths_disjoint,
+    train_val,
+    train_val_test,
+)
 from pd_core.errors import BadData, MissingFile
 
-_LISTS = ("train", "val", "test")
+_IMAGENETS = (Layout.IMAGENET, Layout.IMAGENET_TEST, Layout.IMAGENET_NUMBERED)
+_WNID_AND_NAME = re.compile(r"(n\d{8})\s+(.+)", re.ASCII)
+
+CLASS_NAMES = "classnames.txt"
+"""Class names beside the pictures of ImageNet and its variants; CLIP's are used without it."""
+
+
+class Road(StrEnum):
+    """What a data set's lists are read from."""
+
+    EMBEDDED = "embedded"
+    OWN = "own pictures"
+    SPLIT_FILE = "split file"
+    ANNOTATIONS = "original annotations"
+
+
+def label_road(spec: DatasetSpec, root: Path) -> Road:
+    """Say what `read_splits` reads, from the files that are there."""
+    if spec.layout is Layout.EMBEDDED:
+        return Road.EMBEDDED
+    if spec.own is not None:
+        return Road.OWN
+    if spec.split_file is not None and (root / spec.folder / spec.split_file).is_file():
+        return Road.SPLIT_FILE
+    return Road.ANNOTATIONS
 
 
 def image_root(spec: DatasetSpec, root: Path) -> Path:
@@ -29,8 +71,34 @@ def image_root(spec: DatasetSpec, root: Path) -> Path:
             return root / spec.folder / spec.image_dir
 
 
+def sources(spec: DatasetSpec, root: Path) -> tuple[Path, ...]:
+    """Return what a data set is made of: folders of pictures, then the label files that are read.
+
+    Args:
+        spec: The data set.
+        root: What ``read_splits`` got.
+    """
+    pictures = image_root(spec, root)
+    folder = root / spec.folder
+    found = [pictures / part for part in spec.parts or (".",)]
+    match label_road(spec, root):
+        case Road.EMBEDDED:
+            return (pictures,)
+        case Road.OWN:
+            return own.sources(spec.own, root) if spec.own else ()
+        case Road.SPLIT_FILE:
+            return (*found, folder / str(spec.split_file))
+        case Road.ANNOTATIONS:
+            files = [folder / name for name in ANNOTATION_FILES.get(spec.layout, ())]
+            if spec.layout in _IMAGENETS and (folder / CLASS_NAMES).is_file():
+                files.append(folder / CLASS_NAMES)
+            return (*found, *files)
+
+
 def read_splits(spec: DatasetSpec, root: Path) -> Splits:
     """Read a data set's lists and check them against its row.
+
+    Pictures are not looked at; where class folders are the labels, they are listed.
 
     Args:
         spec: The data set.
@@ -38,34 +106,97 @@ def read_splits(spec: DatasetSpec, root: Path) -> Splits:
             where its pictures are written.
 
     Raises:
-        MissingFile: A folder, a file or a picture is missing; the message says where it was
-            looked for and what to do.
+        MissingFile: A folder or a file is missing; the message says where it was looked for and
+            what to do.
         BadData: The lists are damaged or do not have the classes and pictures of the row.
     """
-    match spec.layout:
-        case Layout.EMBEDDED:
+    road = label_road(spec, root)
+    match road:
+        case Road.EMBEDDED:
             from pd_core.data import embedded
 
             return embedded.build(spec.name, root)
-        case Layout.SPLIT_FILE:
+        case Road.OWN:
+            return own.read_splits(spec.own, root) if spec.own else Splits((), (), ())
+        case Road.SPLIT_FILE:
             _require_folders(spec, root)
-            splits = _read_split_file(spec, root)
-        case Layout.IMAGENET | Layout.AIRCRAFT:
+            splits = read_split_file(root / spec.folder / str(spec.split_file))
+        case Road.ANNOTATIONS:
             _require_folders(spec, root)
-            raise BadData(
-                f"data set '{spec.name}' has the layout '{spec.layout}', which cannot be read yet: "
-                f"choose a data set of layout '{Layout.SPLIT_FILE}' or '{Layout.EMBEDDED}'"
-            )
-    _check_counts(spec, splits)
-    _check_pictures(spec, splits, image_root(spec, root))
+            _require_files(spec, root)
+            splits = _annotated(spec, root)
+    lists = [("train", splits.train), ("validation", splits.val), ("test", splits.test)]
+    check_paths_disjoint(lists)
+    problem = _repeated(lists) or _class_problem(spec, splits) or count_problem(spec, splits, road)
+    if problem:
+        raise BadData(f"data set '{spec.name}': {problem}; download it again")
     return splits
 
 
+def count_problem(spec: DatasetSpec, splits: Splits, road: Road) -> str:
+    """Compare the number of pictures with the row; nothing if it is right.
+
+    Lists that were drawn are counted together: rounding class by class may give one of them a few
+    more than the row has, which is no damage.
+
+    Args:
+        spec: The data set.
+        splits: Its lists.
+        road: What they come from.
+    """
+    row = {"train": spec.train, "validation": spec.val, "test": spec.test}
+    lists = {"train": splits.train, "validation": splits.val, "test": splits.test}
+    expected: list[str] = []
+    found: list[str] = []
+    for names in _counted_together(spec, road):
+        sizes = [row[name] for name in names]
+        there = sum(len(lists[name]) for name in names)
+        known = [size for size in sizes if size is not None]
+        if len(known) == len(sizes) and sum(known) != there:
+            what = "" if len(names) == len(row) else f" {' and '.join(names)}"
+            expected.append(f"{sum(known)}{what}")
+            found.append(f"{there}{what}")
+    if not expected:
+        return ""
+    return (
+        "the lists are not the published ones: "
+        f"expected {', '.join(expected)} pictures, found {', '.join(found)}"
+    )
+
+
+def _counted_together(spec: DatasetSpec, road: Road) -> tuple[tuple[str, ...], ...]:
+    if road is Road.ANNOTATIONS:
+        match spec.layout:
+            case Layout.CLASS_FOLDERS | Layout.FLOWERS:
+                return (("train", "validation", "test"),)
+            case Layout.PETS | Layout.CARS | Layout.SUN397 | Layout.UCF101:
+                return (("train", "validation"), ("test",))
+            case _:
+                pass
+    return (("train",), ("validation",), ("test",))
+
+
+def _repeated(lists: Iterable[tuple[str, Items]]) -> str:
+    for name, items in lists:
+        if len({item.path for item in items}) < len(items):
+            path, count = Counter(item.path for item in items).most_common(1)[0]
+            return f"the {name} list has '{path}' {count} times"
+    return ""
+
+
+def _class_problem(spec: DatasetSpec, splits: Splits) -> str:
+    found = len(splits.class_names)
+    if found == spec.num_classes:
+        return ""
+    return f"the lists have {found} classes, expected {spec.num_classes}"
+
+
 def _require_folders(spec: DatasetSpec, root: Path) -> None:
+    pictures = image_root(spec, root)
     for folder, what in (
         (root, "data root"),
         (root / spec.folder, "folder"),
-        (image_root(spec, root), "image folder"),
+        *((pictures / part, "image folder") for part in (".", *spec.parts)),
     ):
         if not folder.is_dir():
             raise MissingFile(
@@ -74,70 +205,72 @@ def _require_folders(spec: DatasetSpec, root: Path) -> None:
             )
 
 
-def _read_split_file(spec: DatasetSpec, root: Path) -> Splits:
-    """Read ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``."""
-    file = root / spec.folder / str(spec.split_file)
-    if not file.is_file():
-        raise MissingFile(
-            f"data set '{spec.name}': no split file '{file}'; download '{spec.split_file}' (the "
-            f"community's split that goes with CoOp) to '{file.parent}'"
-        )
-    try:
-        lists = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadData(f"split file '{file}' is not JSON ({error}): download it again") from None
-    if not isinstance(lists, dict) or not set(_LISTS) <= set(lists):
-        raise BadData(f"split file '{file}' lacks the lists train, val, test: download it again")
-    train, val, test = (_items(lists[name], f"'{file}', list '{name}'") for name in _LISTS)
-    splits = Splits(train, val, test)
-    check_paths_disjoint(
-        [("train", splits.train), ("validation", splits.val), ("test", splits.test)]
-    )
-    return splits
+def _require_files(spec: DatasetSpec, root: Path) -> None:
+    folder = root / spec.folder
+    other = f", or the split file '{spec.split_file}'" if spec.split_file else ""
+    for name in ANNOTATION_FILES.get(spec.layout, ()):
+        if not (folder / name).is_file():
+            raise MissingFile(
+                f"data set '{spec.name}': no '{folder / name}'; download {spec.title}'s "
+                f"annotations{other}, to '{folder}'"
+            )
 
 
-def _items(rows: Any, where: str) -> Items:
-    if not isinstance(rows, list):
-        raise BadData(f"{where} is no list: download the file again")
-    return tuple(_item(row, f"{where}, entry {number}") for number, row in enumerate(rows))
-
-
-def _item(row: Any, where: str) -> Item:
-    match row:
-        case [str(path), int(label), str(name)] if label >= 0 and _is_below(path):
-            return Item(path, label, name)
+def _annotated(spec: DatasetSpec, root: Path) -> Splits:
+    """Read the original annotations and draw what they leave open."""
+    # Not the run's seed: with it, the test list would change from run to run.
+    rng = random.Random(1)
+    match spec.layout:
+        case Layout.CLASS_FOLDERS:
+            lists: tuple[Items, ...] = (_folders(spec, root),)
+        case Layout.IMAGENET:
+            train, test = (_folders(spec, root, f"{part}/") for part in spec.parts)
+            return Splits(train, (), test)
+        case Layout.IMAGENET_TEST | Layout.IMAGENET_NUMBERED:
+            return Splits((), (), _folders(spec, root))
         case _:
-            raise BadData(
-                f"{where} is {json.dumps(row)[:80]}, not [path below the image folder, label "
-                "from 0, class name]: download the file again"
-            )
+            lists = read_annotations(spec.layout, root / spec.folder, spec.num_classes)
+    match lists:
+        case (everything,):
+            return train_val_test(everything, rng)
+        case (train, test):
+            return Splits(*train_val(train, rng), test)
+        case _:
+            return Splits(*lists)
 
 
-def _is_below(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return bool(path) and not pure.is_absolute() and ".." not in pure.parts
+def _folders(spec: DatasetSpec, root: Path, part: str = "") -> Items:
+    """List the class folders below the image root or, with its slash, below a part of it."""
+    known = class_folders(spec)
+    pictures = listing(
+        image_root(spec, root) / part,
+        [folder.removeprefix(part) for folder in known if folder.startswith(part)],
+        num_classes=spec.num_classes,
+        ignored=spec.ignored,
+    )
+    return labelled(pictures, _names(spec, root, pictures), part)
 
 
-def _check_counts(spec: DatasetSpec, splits: Splits) -> None:
-    found = {
-        "classes": (len(splits.class_names), spec.num_classes),
-        "train pictures": (len(splits.train), spec.train),
-        "validation pictures": (len(splits.val), spec.val),
-        "test pictures": (len(splits.test), spec.test),
-    }
-    for what, (count, expected) in found.items():
-        if expected is not None and count != expected:
-            raise BadData(
-                f"data set '{spec.name}' has {count} {what} where {expected} belong: "
-                "its lists are not the published ones; download them again"
-            )
+def _names(spec: DatasetSpec, root: Path, folders: Iterable[str]) -> Mapping[str, str]:
+    """Return class names by class folder."""
+    match spec.layout:
+        case Layout.CLASS_FOLDERS:
+            return {folder: spec.renames.get(folder, folder) for folder in folders}
+        case Layout.IMAGENET_NUMBERED:
+            names = _names_by_wnid(root / spec.folder / CLASS_NAMES)
+            wnids = enumerate(imagenet_names())
+            return {str(label): names[wnid] for label, wnid in wnids if wnid in names}
+        case _:
+            return _names_by_wnid(root / spec.folder / CLASS_NAMES)
 
 
-def _check_pictures(spec: DatasetSpec, splits: Splits, folder: Path) -> None:
-    items = (*splits.train, *splits.val, *splits.test)
-    absent = [item.path for item in items if not (folder / item.path).is_file()]
-    if absent:
-        raise MissingFile(
-            f"data set '{spec.name}': {len(absent)} of {len(items)} pictures are not in "
-            f"'{folder}', the first is '{absent[0]}'; unpack {spec.title} there completely"
-        )
+def _names_by_wnid(file: Path) -> Mapping[str, str]:
+    """Return ImageNet's class names: those beside the pictures, or else CLIP's."""
+    if not file.is_file():
+        return imagenet_names()
+    names: dict[str, str] = {}
+    for where, (wnid, name) in read_lines(file, _WNID_AND_NAME, "'wnid name'"):
+        if wnid in names:
+            raise BadData(f"{where} names '{wnid}' again: download it again")
+        names[wnid] = name
+    return names

@@ -213,7 +213,7 @@ def check_paths_disjoint(lists: Sequence[tuple[str, Iterable[Item]]]) -> None:
     """
     owner: dict[str, str] = {}
     for name, items in lists:
-        for path in {item.path for item in items}:
+        for path in dict.fromkeys(item.path for item in items):
             if path in owner:
                 raise BadData(f"'{path}' is in both {owner[path]} and {name}: keep it in one")
             owner[path] = name

@@ -1,0 +1,199 @@
+"""Without labelled test pictures nothing pretends to know the accuracy."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from pd_core import class_vectors, distill, estimate, evaluate, pretrain, report
+from pd_core.artifacts import read_json, write_json
+from pd_core.data.prepared import read_prepared, read_unlabelled
+from pd_core.results import read_evaluations, summarise
+
+TUNING: dict[str, Any] = {
+    "method": "promptsrc", "original": None, "epochs": 1, "batch_size": 5, "templates": 2,
+}  # fmt: skip
+DISTILLATION: dict[str, Any] = {"epochs": 1, "batch_size": 4}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with tiny.quick_stages("pretrain", "class_vectors", "distill", "evaluate"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A data set of five classes with four labels each, and what was trained on it."""
+    root = tmp_path_factory.mktemp("estimate")
+    prepared = tiny.prepared(root / "prepare" / "parts")
+    split = read_json(prepared / "split.json")
+    split |= {"protocol": "all_classes", "few_shot": split["test"], "test": []}
+    write_json(prepared / "split.json", split)
+    teacher, vectors, student = (root / name for name in ("teacher", "vectors", "student"))
+    large: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root)}
+    small: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root, seed=1)}
+    clip: dict[str, Any] = {f"teacher_{key}": value for key, value in large.items()}
+    pretrain.run(prepared, teacher, **large, **TUNING)
+    class_vectors.run(prepared, teacher, vectors, **large)
+    distill.run(prepared, teacher, vectors, student, **clip, **small, **DISTILLATION)
+    return {
+        "folders": (prepared, teacher, vectors, student),
+        "tuning": {**large, **TUNING},
+        "distillation": {**small, **DISTILLATION},
+        "seed": 1,
+        "batch_size": 8,
+    }
+
+
+def run(stages: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
+    given = {"folds": 2, **stages, **options}
+    prepared, teacher, vectors, student = given.pop("folders")
+    estimate.run(prepared, teacher, vectors, student, out, **given)
+    content: dict[str, Any] = read_json(out / "metrics.json")
+    return content
+
+
+@pytest.fixture(scope="module")
+def metrics(stages: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(stages, tmp_path_factory.mktemp("out") / "parts")
+
+
+def test_the_accuracy_is_unknown_and_no_number_goes_by_its_name(metrics: dict[str, Any]) -> None:
+    assert metrics["accuracy"] == "unknown"
+    assert set(metrics) == {"accuracy", "agreement", "cross_validated", "counts"}
+    assert metrics["counts"] == {"unlabelled": 20, "labels": 20, "folds": 2}
+
+
+def test_agreement_is_how_often_the_teachers_class_is_chosen(
+    stages: dict[str, Any], tmp_path: Path
+) -> None:
+    metrics = run(stages, tmp_path / "parts")
+    rows = read_json(tmp_path / "parts" / "predictions.json")
+
+    assert [row["path"] for row in rows] == list(read_unlabelled(stages["folders"][0]))
+    for who in ("student", "zero_shot_student", "zero_shot_teacher"):
+        same = sum(row[who] == row["teacher"] for row in rows)
+        assert metrics["agreement"][who] == pytest.approx(100 * same / len(rows))
+    assert "teacher" not in metrics["agreement"]
+
+
+def test_every_fold_is_judged_by_models_that_never_saw_its_labels(
+    stages: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[set[str]] = []
+    judged: list[set[str]] = []
+    tune, judge = pretrain.run, evaluate.run
+
+    def tuning(prepared: Path, *args: Any, **options: Any) -> Any:
+        trained.append({path for path, _ in read_prepared(prepared).few_shot})
+        return tune(prepared, *args, **options)
+
+    def judging(prepared: Path, *args: Any, **options: Any) -> Any:
+        judged.append({path for path, _ in read_prepared(prepared).test})
+        return judge(prepared, *args, **options)
+
+    monkeypatch.setattr(pretrain, "run", tuning)
+    monkeypatch.setattr(evaluate, "run", judging)
+    run(stages, tmp_path / "parts", folds=4)
+
+    labelled = {path for path, _ in read_prepared(stages["folders"][0]).few_shot}
+    assert len(trained) == len(judged) == 4
+    for seen, held_out in zip(trained, judged, strict=True):
+        assert not seen & held_out
+        assert seen | held_out == labelled
+    assert Counter(path for part in judged for path in part) == Counter(labelled)
+
+
+def test_the_same_seed_gives_the_same_bytes(stages: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run(stages, tmp_path / name)
+
+    for file in ("metrics.json", "predictions.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_an_imported_teacher_is_not_cross_validated(stages: dict[str, Any], tmp_path: Path) -> None:
+    imported = {**stages["tuning"], "original": {"path": "a.pth", "sha256": "0" * 64}}
+
+    metrics = run(stages, tmp_path / "parts", tuning=imported)
+
+    assert "cross_validated" not in metrics
+    assert metrics["counts"]["folds"] == 0
+
+
+def test_folds_spread_each_class_evenly() -> None:
+    items = tuple(
+        (f"{label}/{k}", label) for label, count in ((0, 5), (1, 8)) for k in range(count)
+    )
+
+    parts = estimate.cut(items, 4, random.Random(1))
+
+    assert sorted(item for part in parts for item in part) == sorted(items)
+    assert sorted(map(len, parts)) == [3, 3, 3, 4]
+    for label, count in ((0, 5), (1, 8)):
+        found = [sum(one == label for _, one in part) for part in parts]
+        assert max(found) - min(found) <= 1
+        assert sum(found) == count
+
+
+@pytest.mark.parametrize(("counts", "folds"), [((3, 9), 3), ((1, 9), 0), ((2, 2), 2)])
+def test_no_fold_takes_the_last_label_of_a_class(counts: tuple[int, ...], folds: int) -> None:
+    items = tuple((f"{label}/{k}", label) for label, n in enumerate(counts) for k in range(n))
+
+    assert len(estimate.cut(items, 4, random.Random(1))) == folds
+
+
+def test_other_folds_come_with_another_seed() -> None:
+    items = tuple((f"0/{k}", 0) for k in range(16))
+
+    assert estimate.cut(items, 4, random.Random(1)) != estimate.cut(items, 4, random.Random(2))
+
+
+def test_accuracy_can_be_measured_where_a_test_picture_has_a_label(
+    stages: dict[str, Any], tmp_path: Path
+) -> None:
+    without = stages["folders"][0]
+    assert not estimate.is_measurable(without, "test")
+    assert estimate.is_measurable(without, "val")
+    assert estimate.is_measurable(tiny.prepared(tmp_path / "prepare" / "other"), "test")
+
+
+def test_the_report_says_that_the_accuracy_is_unknown(
+    metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "evaluate" / "parts").mkdir(parents=True)
+    (tmp_path / "evaluate" / "parts" / "metrics.json").write_text(json.dumps(metrics))
+    folder = tmp_path / "report"
+    folder.mkdir()
+
+    summary = report.write_report(tmp_path / "evaluate", folder, profile="quickstart")
+
+    assert summary["datasets"] == summary["average"] == {}
+    text = (folder / "summary.md").read_text()
+    assert "parts: accuracy unknown, no labelled test images" in text
+    assert f"{metrics['agreement']['student']:.1f}% of 20 unlabelled images" in text
+    assert f"on 20 labels, {metrics['cross_validated']['student']:.1f}% correct" in text
+    assert report.table(summary).caption is not None
+    assert "accuracy unknown" in str(report.table(summary).caption)
+
+
+def test_an_estimate_has_no_part_in_the_average(metrics: dict[str, Any], tmp_path: Path) -> None:
+    known = {
+        who: {"base": 80.0, "novel": 60.0, "hm": 68.57, "all": 65.0}
+        for who in ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
+    }
+    for name, content in (("parts", metrics), ("flowers", known)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(content))
+
+    summary = summarise("quickstart", read_evaluations(tmp_path))
+
+    assert list(summary["datasets"]) == ["flowers"]
+    assert summary["average"]["student"]["base"] == 80.0
+    assert list(summary["accuracy_unknown"]) == ["parts"]

@@ -1,0 +1,233 @@
+"""The user's own pictures become a data set: class folders or a list, and more without labels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pd_core.data import own
+from pd_core.data.own import OwnImages
+from pd_core.errors import BadData, MissingFile, PdError
+
+FOLDERS = OwnImages("parts/labelled", unlabelled="parts/unlabelled")
+CSV = OwnImages("parts/list.csv", unlabelled="parts/unlabelled")
+JSON = OwnImages("parts/list.json")
+
+
+def picture(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(file)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes with two pictures each, three without a label, in a folder and in lists."""
+    parts = tmp_path / "parts"
+    for name in ("screw", "hex nut"):
+        for number in (1, 2):
+            picture(parts / "labelled" / name / f"{number}.png")
+    for name in ("a.png", "b.JPG", "deep/c.png"):
+        picture(parts / "unlabelled" / name)
+    rows = [(f"labelled/{name}/{k}.png", name) for name in ("screw", "hex nut") for k in (1, 2)]
+    write_csv(tmp_path, "path,label", *(f"{path},{label}" for path, label in rows))
+    write_json(tmp_path, [{"path": path, "label": label} for path, label in rows])
+    return tmp_path
+
+
+def write_csv(root: Path, *lines: str) -> None:
+    (root / "parts" / "list.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_json(root: Path, content: Any) -> None:
+    (root / "parts" / "list.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("images", [FOLDERS, CSV, JSON])
+def test_class_folders_and_lists_say_the_same(images: OwnImages, root: Path) -> None:
+    splits = own.read_splits(images, root)
+
+    assert splits.class_names == ("hex nut", "screw")
+    assert (splits.val, splits.test) == ((), ())
+    found = {(root / images.folder / item.path, item.name) for item in splits.train}
+    assert found == {
+        (root / "parts" / "labelled" / name / f"{number}.png", name)
+        for name in ("screw", "hex nut")
+        for number in (1, 2)
+    }
+
+
+def test_pictures_without_labels_are_found_however_deep(root: Path) -> None:
+    (root / "parts" / "unlabelled" / "notes.txt").write_text("no picture")
+    (root / "parts" / "unlabelled" / ".hidden.png").write_text("no picture")
+
+    assert own.unlabelled(FOLDERS, root) == (
+        "unlabelled/a.png",
+        "unlabelled/b.JPG",
+        "unlabelled/deep/c.png",
+    )
+    assert own.unlabelled(JSON, root) == ()
+
+
+def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
+    write_csv(
+        root,
+        "path,label,split",
+        "labelled/screw/1.png,screw,train",
+        "labelled/hex nut/1.png,hex nut,",
+        "labelled/screw/2.png,screw,val",
+        "labelled/hex nut/2.png,hex nut,test",
+    )
+
+    splits = own.read_splits(CSV, root)
+
+    assert [item.path for item in splits.train] == [
+        "labelled/screw/1.png",
+        "labelled/hex nut/1.png",
+    ]
+    assert [item.path for item in splits.val] == ["labelled/screw/2.png"]
+    assert [(item.path, item.label) for item in splits.test] == [("labelled/hex nut/2.png", 0)]
+
+
+def test_test_pictures_may_have_a_folder_of_their_own(root: Path) -> None:
+    picture(root / "parts" / "test" / "screw" / "9.png")
+    images = OwnImages("parts/labelled", test="parts/test")
+
+    splits = own.read_splits(images, root)
+
+    assert images.folder == "parts"
+    assert [(item.path, item.label) for item in splits.test] == [("test/screw/9.png", 1)]
+
+
+def test_the_folder_that_holds_everything_may_be_the_data_root(root: Path) -> None:
+    picture(root / "elsewhere" / "a.png")
+    images = OwnImages("parts/labelled", unlabelled="elsewhere")
+
+    splits = own.read_splits(images, root)
+
+    for path in (*own.unlabelled(images, root), *(item.path for item in splits.train)):
+        assert (root / images.folder / path).is_file()
+
+
+def test_a_list_in_the_data_root_is_read(root: Path) -> None:
+    (root / "all.csv").write_text(
+        "path,label\nparts/labelled/screw/1.png,a\nparts/unlabelled/a.png,b\n"
+    )
+
+    splits = own.read_splits(OwnImages("all.csv"), root)
+
+    assert [item.path for item in splits.train] == [
+        "parts/labelled/screw/1.png",
+        "parts/unlabelled/a.png",
+    ]
+
+
+@pytest.mark.parametrize("images", [FOLDERS, CSV])
+def test_the_fingerprint_covers_all_that_is_read(images: OwnImages, root: Path) -> None:
+    covered = own.sources(images, root)
+
+    read = [root / images.folder / item.path for item in own.read_splits(images, root).train]
+    read += [root / images.folder / path for path in own.unlabelled(images, root)]
+    assert all(any(file.is_relative_to(source) for source in covered) for file in read)
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / "parts" / name).unlink()
+
+
+def _empty_class(root: Path) -> None:
+    (root / "parts" / "labelled" / "washer").mkdir()
+
+
+def _one_class(root: Path) -> None:
+    for number in (1, 2):
+        (root / "parts" / "labelled" / "screw" / f"{number}.png").unlink()
+    (root / "parts" / "labelled" / "screw").rmdir()
+
+
+def _stray_picture(root: Path) -> None:
+    picture(root / "parts" / "labelled" / "stray.png")
+
+
+@pytest.mark.parametrize(
+    ("images", "damage", "message"),
+    [
+        (FOLDERS, _empty_class, "class folder '.*washer' has no pictures"),
+        (FOLDERS, _one_class, "has 1 classes: give pictures of two"),
+        (FOLDERS, _stray_picture, "'.*stray.png' is in no class folder"),
+        (CSV, _remove("labelled/screw/2.png"), "1 of the 4 pictures of .* 'labelled/screw/2.png'"),
+        (CSV, _remove("list.csv"), "no list '.*list.csv'"),
+        (OwnImages("part/labelled"), lambda _: None, "no folder '.*part/labelled'"),
+        (OwnImages("../parts"), lambda _: None, "'../parts' leads out of the data root"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_refused_in_one_line(
+    images: OwnImages, damage: Callable[[Path], None], message: str, root: Path
+) -> None:
+    damage(root)
+
+    with pytest.raises(PdError, match=message) as caught:
+        own.read_splits(images, root)
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../secret.png,screw", "entry 2 is .*secret.*below the list's folder"),
+        ("/etc/secret.png,screw", "entry 2 is .*secret"),
+        ("labelled/screw/2.png,", "entry 2 is .*class name"),
+        ("labelled/screw/2.png,screw,test", "entry 2 is"),
+        ("labelled/screw/2.png", "entry 2 is"),
+        ("./labelled//screw/1.png,hex nut", "'parts/labelled/screw/1.png' is of class 'screw' and"),
+    ],
+)
+def test_a_line_of_a_list_that_cannot_be_is_named(line: str, message: str, root: Path) -> None:
+    write_csv(root, "path,label", "labelled/screw/1.png,screw", line)
+
+    with pytest.raises(BadData, match=message):
+        own.read_splits(CSV, root)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"path": "a"}, "is no JSON list"),
+        ([["a.png", "screw"]], "entry 1 is"),
+        ([{"path": "labelled/screw/1.png", "label": 3}], "entry 1 is .*as text"),
+        ([{"path": "labelled/screw/1.png", "label": "s", "split": "tset"}], "split 'tset'"),
+        ([{"path": "labelled/screw/1.png", "label": "s", "weight": 1}], "nothing else"),
+        ([], "lists no pictures"),
+    ],
+)
+def test_a_json_list_that_cannot_be_is_refused(content: Any, message: str, root: Path) -> None:
+    write_json(root, content)
+
+    with pytest.raises(BadData, match=message):
+        own.read_splits(JSON, root)
+
+
+def test_a_picture_for_training_and_test_is_refused(root: Path) -> None:
+    images = OwnImages("parts/labelled", test="parts/labelled")
+
+    with pytest.raises(BadData, match="'hex nut/1.png' is in both train and test"):
+        own.read_splits(images, root)
+
+
+def test_a_class_that_no_labelled_picture_shows_is_refused(root: Path) -> None:
+    picture(root / "parts" / "test" / "bolt" / "1.png")
+
+    with pytest.raises(BadData, match="'parts/test/bolt/1.png' is of class 'bolt', which no"):
+        own.read_splits(OwnImages("parts/labelled", test="parts/test"), root)
+
+
+def test_an_empty_folder_of_unlabelled_pictures_is_refused(root: Path) -> None:
+    (root / "empty").mkdir()
+
+    with pytest.raises(BadData, match="'.*empty' has no pictures"):
+        own.unlabelled(OwnImages("parts/labelled", unlabelled="empty"), root)
+    with pytest.raises(MissingFile, match="no folder '.*nowhere'"):
+        own.unlabelled(OwnImages("parts/labelled", unlabelled="nowhere"), root)

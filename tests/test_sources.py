@@ -1,0 +1,245 @@
+import gzip
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import pytest
+from file_server import FileServer, file_server
+from test_archives import tarred, tree, zipped
+
+from pd_core.data import embedded
+from pd_core.data.catalogue import dataset_names, dataset_spec
+from pd_core.data.clip_weights import weight_names, weights_file
+from pd_core.data.download import OnProgress
+from pd_core.data.fetch import fetch
+from pd_core.data.paths import is_below
+from pd_core.data.readers import image_root
+from pd_core.data.remote_files import Address, Origin, RemoteFile, Source
+from pd_core.data.sources import source_names, source_of
+from pd_core.errors import MissingFile, UnknownName
+
+PHOTOS = [name for name in dataset_names() if name not in embedded.DOMAINS]
+VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
+ADDRESSES = [
+    address
+    for files in (
+        *(route for name in source_names() for route in source_of(name).routes),
+        [weights_file(name) for name in weight_names()],
+    )
+    for file in files
+    for address in file.addresses
+]
+OFFICIAL = (Origin.TORCHVISION, Origin.TENSORFLOW, Origin.OPEN_CLIP, Origin.AUTHORS)
+
+
+def test_every_photo_data_set_and_variant_has_a_source() -> None:
+    assert {*PHOTOS, *VARIANTS} == set(source_names())
+
+
+@pytest.mark.parametrize("name", source_names())
+def test_files_end_where_the_catalogue_looks_for_them(name: str) -> None:
+    source = source_of(name)
+    placed = [
+        {item.placed for file in route for item in file.placements} for route in source.routes
+    ]
+
+    assert is_below(source.folder)
+    assert all(path == "" or is_below(path) for paths in placed for path in paths)
+    assert all(len({file.name.lower() for file in route}) == len(route) for route in source.routes)
+    if name in PHOTOS:
+        spec = dataset_spec(name)
+        assert source.folder == spec.folder
+        for paths in placed:
+            assert "" in paths or spec.image_dir in {*paths, ".", source.needs}
+            assert spec.split_file is None or spec.split_file in paths
+
+
+def test_no_two_files_of_a_data_set_share_a_name() -> None:
+    for name in source_names():
+        files = [file.name.lower() for route in source_of(name).routes for file in route]
+        assert len(set(files)) == len(files)
+
+
+@pytest.mark.parametrize("address", ADDRESSES, ids=lambda address: address.url)
+def test_addresses_are_encrypted_and_checksums_well_formed(address: Address) -> None:
+    assert re.fullmatch(r"https://[a-z0-9.-]+/\S+", address.url)
+    assert re.fullmatch(r"|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", address.checksum)
+
+
+@pytest.mark.parametrize("address", ADDRESSES, ids=lambda address: address.url)
+def test_without_a_checksum_that_someone_with_authority_published_it_is_unverified(
+    address: Address,
+) -> None:
+    published = bool(address.checksum) and address.origin in OFFICIAL
+
+    assert published or address.unverified
+
+
+def test_checksums_are_those_of_the_installed_libraries() -> None:
+    import inspect
+
+    import open_clip.pretrained
+    from torchvision import datasets
+
+    torchvision = "".join(
+        Path(inspect.getfile(kind)).read_text()
+        for kind in (
+            datasets.Caltech101, datasets.DTD, datasets.EuroSAT, datasets.Flowers102,
+            datasets.Food101, datasets.OxfordIIITPet, datasets.SUN397,
+        )
+    )  # fmt: skip
+    open_clip = inspect.getsource(open_clip.pretrained)
+    for address in ADDRESSES:
+        digits = address.checksum.partition(":")[2]
+        if address.origin is Origin.TORCHVISION:
+            assert digits in torchvision
+            assert PurePosixPath(address.url).name in torchvision
+        if address.origin is Origin.OPEN_CLIP:
+            assert address.url in open_clip
+            assert digits in address.url
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="'dtd2'; did you mean 'dtd'"):
+        source_of("dtd2")
+    with pytest.raises(UnknownName, match="'ViT-B16'; did you mean 'ViT-B-16.pt'"):
+        weights_file("ViT-B16")
+
+
+# Miniatures of the archives as their origins lay them out.
+ARCHIVES = {
+    "caltech101": {
+        "caltech-101.zip": zipped(
+            {
+                "caltech-101/101_ObjectCategories.tar.gz": gzip.compress(
+                    tarred({"101_ObjectCategories/ant/image_0001.jpg": b"ant"})
+                ),
+                "caltech-101/Annotations.tar": b"not needed",
+                "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"x",
+            }
+        ),
+        "split_zhou_Caltech101.json": b"{}",
+    },
+    "fgvc_aircraft": {
+        "fgvc-aircraft-2013b.tar.gz": gzip.compress(
+            tarred(
+                {
+                    "fgvc-aircraft-2013b/data/images/0034309.jpg": b"plane",
+                    "fgvc-aircraft-2013b/data/variants.txt": b"707-320\n",
+                    "fgvc-aircraft-2013b/evaluation.m": b"not needed",
+                }
+            )
+        ),
+    },
+    "oxford_pets": {
+        "images.tar.gz": gzip.compress(tarred({"images/Abyssinian_1.jpg": b"cat"})),
+        "annotations.tar.gz": gzip.compress(tarred({"./annotations/test.txt": b"list"})),
+        "split_zhou_OxfordPets.json": b"{}",
+    },
+    "sun397": {
+        "SUN397.tar.gz": gzip.compress(tarred({"SUN397/a/abbey/sun_a.jpg": b"abbey"})),
+        "Partitions.zip": zipped(
+            {
+                "ClassName.txt": b"/a/abbey\n",
+                "Training_01.txt": b"",
+                "Testing_01.txt": b"",
+                "Testing_02.txt": b"not needed",
+            }
+        ),
+        "split_zhou_SUN397.json": b"{}",
+    },
+    "dtd": {
+        "dtd-r1.0.1.tar.gz": gzip.compress(tarred({"dtd/images/banded/banded_0002.jpg": b"b"})),
+        "split_zhou_DescribableTextures.json": b"{}",
+    },
+    "imagenet_sketch": {
+        "ImageNet-Sketch.zip": zipped({"sketch/n01440764/sketch_0.JPEG": b"fish"}),
+        "classnames.txt": b"n01440764 tench\n",
+    },
+}
+LAYOUTS = {
+    "caltech101": {
+        "caltech-101/101_ObjectCategories/ant/image_0001.jpg",
+        "caltech-101/split_zhou_Caltech101.json",
+    },
+    "fgvc_aircraft": {"fgvc_aircraft/images/0034309.jpg", "fgvc_aircraft/variants.txt"},
+    "oxford_pets": {
+        "oxford_pets/images/Abyssinian_1.jpg",
+        "oxford_pets/annotations/test.txt",
+        "oxford_pets/split_zhou_OxfordPets.json",
+    },
+    "sun397": {
+        "sun397/SUN397/a/abbey/sun_a.jpg",
+        "sun397/ClassName.txt",
+        "sun397/Training_01.txt",
+        "sun397/Testing_01.txt",
+        "sun397/split_zhou_SUN397.json",
+    },
+    "dtd": {"dtd/images/banded/banded_0002.jpg", "dtd/split_zhou_DescribableTextures.json"},
+    "imagenet_sketch": {
+        "imagenet-sketch/images/n01440764/sketch_0.JPEG",
+        "imagenet-sketch/classnames.txt",
+    },
+}
+
+
+def served(source: Source, contents: dict[str, bytes], server: FileServer) -> Source:
+    """Replace the addresses of a row's first route by ours, and nothing else."""
+
+    def ours(file: RemoteFile) -> RemoteFile:
+        content = contents[file.name]
+        server.add(file.name, content)
+        checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        return replace(file, addresses=(Address(server.url(file.name), Origin.REPORTED, checksum),))
+
+    return replace(source, routes=(tuple(ours(file) for file in source.routes[0]),))
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as running:
+        yield running
+
+
+@contextmanager
+def unwatched(_: str) -> Iterator[OnProgress]:
+    with nullcontext():
+        yield lambda _done, _total: None
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_of_the_origin_end_in_the_communitys_layout(
+    name: str, server: FileServer, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    source = served(source_of(name), ARCHIVES[name], server)
+
+    fetch(source, tmp_path, watch=unwatched, on_note=notes.append)
+
+    files = {path for path in tree(tmp_path) if not path.startswith("archives/")}
+    assert files == LAYOUTS[name]
+    assert {path.name for path in tmp_path.iterdir()} == {"archives", source.folder}
+    if name in PHOTOS:
+        assert image_root(dataset_spec(name), tmp_path).is_dir()
+    assert len(notes) == 2 * len(ARCHIVES[name])
+
+
+def test_imagenet_is_got_by_hand_and_its_class_names_once_it_is_linked(
+    server: FileServer, tmp_path: Path
+) -> None:
+    source = served(source_of("imagenet"), {"classnames.txt": b"n01440764 tench\n"}, server)
+    with pytest.raises(MissingFile, match="register at https://image-net.org.* ln -s ") as caught:
+        fetch(source, tmp_path, watch=unwatched, on_note=print)
+    assert str(tmp_path / "imagenet" / "images") in str(caught.value)
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet" / "images").symlink_to(copy)
+
+    fetch(source, tmp_path, watch=unwatched, on_note=lambda _: None)
+
+    assert (tmp_path / "imagenet" / "classnames.txt").is_file()
+    assert not list(copy.iterdir())
