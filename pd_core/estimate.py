@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pd_core import class_vectors, distill, evaluate, pretrain
 from pd_core.artifacts import read_json, write_folder, write_json
 from pd_core.classifier import OnProgress, logits_of
-from pd_core.data.images import ImageBatches, ImageStore, eval_transform
+from pd_core.data.decode import ImageStore
+from pd_core.data.images import ImageBatches, eval_transform
 from pd_core.data.prepared import Labelled, image_root, read_prepared, read_unlabelled
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
@@ -127,6 +128,7 @@ def run(
         },
         "counts": {
             "unlabelled": len(judged), "labels": len(content.few_shot), "folds": len(parts),
+            **({"skipped": len(batches.skipped)} if batches.skipped else {}),
         },
     }  # fmt: skip
     if parts:

@@ -23,7 +23,8 @@ from pd_core.artifacts import read_json, read_tensors, write_folder, write_json
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
-from pd_core.data.images import ImageStore, eval_transform, normalise
+from pd_core.data.decode import UNREADABLE, ImageStore, reason, to_rgb
+from pd_core.data.images import eval_transform, normalise
 from pd_core.data.prepared import read_prepared, read_unlabelled
 from pd_core.errors import BadArtifact, BadData, BadParams, missing
 from pd_core.models.clip import load_clip
@@ -34,16 +35,6 @@ MODEL_FILE = "model.json"
 
 Picture = Any  # a path, encoded bytes, base64 text, an array (H, W, 3) of uint8, or a PIL image
 Ranking = list[tuple[str, float]]  # class names with their probabilities, the likeliest first
-
-# What PIL raises for something that is not the picture it claims to be.
-_UNREADABLE = (
-    EOFError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 class Predictor:
@@ -198,7 +189,7 @@ def write_bundle(
 def example_picture(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
     """Return a picture of a prepared data set as a PNG file, to show what the input is like.
 
-    It is the first test picture, or the first unlabelled one where none is for testing.
+    It is the first readable test picture, or unlabelled one where none is for testing.
 
     Args:
         prepared: folder written by the stage `prepare`.
@@ -207,15 +198,25 @@ def example_picture(prepared: Path, *, data_root: Path = Path(), size: int = 336
 
     Raises:
         MissingFile: the data set is not prepared, or its picture is not there.
-        BadData: the picture is damaged.
+        BadData: all of them are damaged.
     """
     split = read_prepared(prepared, data_root=data_root)
-    path = split.test[0][0] if split.test else read_unlabelled(prepared)[0]
-    image = ImageStore(split.images).open(path).copy()
+    store = ImageStore(split.images)
+    image = _first_readable(store, [path for path, _ in split.test] or read_unlabelled(prepared))
     image.thumbnail((size, size))
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()
+
+
+def _first_readable(store: ImageStore, paths: Sequence[str]) -> Image.Image:
+    """Open the first picture that is not damaged; the last one's damage is told if all are."""
+    for path in paths[:-1]:
+        try:
+            return store.open(path).copy()
+        except BadData:
+            continue
+    return store.open(paths[-1]).copy()
 
 
 def decode(picture: Picture) -> Image.Image:
@@ -230,19 +231,18 @@ def decode(picture: Picture) -> Image.Image:
     name = f"'{picture}'" if isinstance(picture, Path) else f"the picture ({_kind(picture)})"
     try:
         if isinstance(picture, Image.Image):
-            return picture.convert("RGB")
+            return to_rgb(picture)
         if isinstance(picture, str | Path | bytes | bytearray | memoryview):
             with Image.open(_source(picture)) as image:
-                return image.convert("RGB")
+                return to_rgb(image)
         array = np.asarray(picture)
         if array.dtype != np.uint8 or array.ndim not in (2, 3):
             raise ValueError(f"{array.dtype} of shape {array.shape}")
         return Image.fromarray(array).convert("RGB")
-    except _UNREADABLE as error:
-        reason = str(error).partition("<")[0].strip() or type(error).__name__
+    except (*UNREADABLE, TypeError) as error:
         raise BadData(
-            f"{name} cannot be read ({reason}); give a path, the bytes of a picture file, base64 "
-            f"text, or an array of (H, W, 3) uint8"
+            f"{name} cannot be read ({reason(error)}); give a path, the bytes of a picture file, "
+            f"base64 text, or an array of (H, W, 3) uint8"
         ) from None
 
 

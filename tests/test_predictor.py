@@ -179,6 +179,25 @@ def test_the_example_is_a_small_picture_of_the_test_list(tmp_path: Path) -> None
         assert (image.size, image.getpixel((0, 0))) == ((336, 168), (90, 0, 0))
 
 
+def test_the_example_is_a_readable_picture_even_where_none_is_for_testing(tmp_path: Path) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"<html>")
+    Image.new("RGB", (40, 20), (90, 0, 0)).save(tmp_path / "whole.png")
+    lists: dict[str, Any] = {"few_shot": [], "few_shot_val": [], "val": [], "test": []}
+    split = {"dataset": "x", "classes": ["a"], "base_classes": 1, "protocol": "all_classes"}
+    (tmp_path / "split.json").write_text(json.dumps({**split, **lists, "images": str(tmp_path)}))
+    (tmp_path / "unlabelled.json").write_text(json.dumps(["damaged.png", "whole.png"]))
+    with Image.open(BytesIO(predictor.example_picture(tmp_path))) as image:
+        assert image.getpixel((0, 0)) == (90, 0, 0)
+    (tmp_path / "unlabelled.json").write_text(json.dumps(["damaged.png"]))
+    with pytest.raises(BadData, match="damaged.png"):
+        predictor.example_picture(tmp_path)
+
+
+def test_sixteen_bits_of_grey_are_scaled_as_in_training() -> None:
+    deep = Image.fromarray(np.full((4, 4), 32768, np.uint16))
+    assert predictor.decode(deep).getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_classifying_needs_no_mlflow() -> None:
     code = "import sys, pd_core.predictor; sys.exit('mlflow' in sys.modules)"
     root = Path(__file__).parents[1]
