@@ -220,6 +220,14 @@ def test_a_picture_in_train_and_test_is_refused_however_it_is_spelled(
     assert "banded/test_0.jpg' is in both train and test" in found
 
 
+def test_a_picture_that_is_listed_twice_is_refused(root: Path) -> None:
+    content = lists()
+    content["train"][1] = ["./" + content["train"][0][0], *content["train"][0][1:]]
+    write(root, content)
+
+    assert "the train list has 'banded/train_0.jpg' 2 times" in line(root)
+
+
 def test_other_counts_are_told_with_what_belongs_there(root: Path) -> None:
     content = lists()
     del content["train"][0], content["test"][0], content["test"][0]
