@@ -101,6 +101,13 @@ def test_test_pictures_may_have_a_folder_of_their_own(root: Path) -> None:
     assert [(item.path, item.label) for item in splits.test] == [("test/screw/9.png", 1)]
 
 
+def test_a_slash_at_the_end_of_a_folder_changes_nothing(root: Path) -> None:
+    slashed = OwnImages("parts/labelled/", unlabelled="parts/unlabelled/")
+
+    assert own.read_splits(slashed, root) == own.read_splits(FOLDERS, root)
+    assert own.unlabelled(slashed, root) == own.unlabelled(FOLDERS, root)
+
+
 def test_the_folder_that_holds_everything_may_be_the_data_root(root: Path) -> None:
     picture(root / "elsewhere" / "a.png")
     images = OwnImages("parts/labelled", unlabelled="elsewhere")

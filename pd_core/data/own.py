@@ -113,7 +113,7 @@ def sources(own: OwnImages, root: Path) -> tuple[Path, ...]:
 
 def _check_paths(own: OwnImages) -> None:
     for path in own.given:
-        if clean_path(path) != path:
+        if clean_path(path) is None:
             raise BadData(f"'{path}' leads out of the data root: give a path below it")
 
 
