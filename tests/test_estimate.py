@@ -88,6 +88,7 @@ def test_every_fold_is_judged_by_models_that_never_saw_its_labels(
 ) -> None:
     trained: list[set[str]] = []
     judged: list[set[str]] = []
+    rows: list[dict[str, Any]] = []
     tune, judge = pretrain.run, evaluate.run
 
     def tuning(prepared: Path, *args: Any, **options: Any) -> Any:
@@ -96,12 +97,16 @@ def test_every_fold_is_judged_by_models_that_never_saw_its_labels(
 
     def judging(prepared: Path, *args: Any, **options: Any) -> Any:
         judged.append({path for path, _ in read_prepared(prepared).test})
-        return judge(prepared, *args, **options)
+        metrics = judge(prepared, *args, **options)
+        rows.extend(read_json(args[-1] / "predictions.json"))
+        return metrics
 
     monkeypatch.setattr(pretrain, "run", tuning)
     monkeypatch.setattr(evaluate, "run", judging)
-    run(stages, tmp_path / "parts", folds=4)
+    metrics = run(stages, tmp_path / "parts", folds=4)
 
+    for who, percent in metrics["cross_validated"].items():
+        assert percent == 100 * sum(row[who][1] == row["label"] for row in rows) / 20
     labelled = {path for path, _ in read_prepared(stages["folders"][0]).few_shot}
     assert len(trained) == len(judged) == 4
     for seen, held_out in zip(trained, judged, strict=True):

@@ -62,6 +62,7 @@ def test_class_folders_and_lists_say_the_same(images: OwnImages, root: Path) -> 
 def test_pictures_without_labels_are_found_however_deep(root: Path) -> None:
     (root / "parts" / "unlabelled" / "notes.txt").write_text("no picture")
     (root / "parts" / "unlabelled" / ".hidden.png").write_text("no picture")
+    picture(root / "parts" / "unlabelled" / ".thumbnails" / "a.png")
 
     assert own.unlabelled(FOLDERS, root) == (
         "unlabelled/a.png",
