@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install quickstart ablations test test-slow check format clean
+.PHONY: help install quickstart ablations test test-slow faults mutation check format clean audit audit-tools licences sbom
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,24 +44,49 @@ JOBS ?= 3
 
 quickstart: install ## set up, run the whole embedded benchmark, show the result
 	@dvc stage list --name-only | grep '^evaluate@' \
-		| xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro 2>&1 | cat
-	@dvc repro
-	@python3 -m pd_core.cli show
+		| xargs -P $(JOBS) -n 1 promptkd repro 2>&1 | cat
+	@promptkd repro
+	@promptkd show
 
 # Variants share their bases, which come first; -s keeps them from waiting for each other's.
 ablations: install ## run the paper's ablations (hours; goes on where it stopped), show the tables
 	@cd ablations && dvc stage list --name-only | grep '^base@' \
-		| xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro 2>&1 | cat
+		| xargs -P $(JOBS) -n 1 promptkd repro 2>&1 | cat
 	@cd ablations && dvc stage list --name-only | grep '^variant@' \
-		| xargs -P $(JOBS) -n 1 dvc --wait-for-lock repro -s 2>&1 | cat
-	@cd ablations && dvc repro
-	@python3 -m pd_core.cli ablation show
+		| xargs -P $(JOBS) -n 1 promptkd repro -s 2>&1 | cat
+	@cd ablations && promptkd repro
+	@promptkd ablation show
 
 test: install ## set up and run the tests (no network, no GPU)
 	@python3 -m pytest
 
 test-slow: install ## run the tests that take long
 	@python3 -m pytest -m slow
+
+faults: install ## kill runs at 60 random times and start them again (an hour; goes on where it stopped)
+	@python3 tests/faults/faults.py
+
+audit: audit-tools ## look for known vulnerabilities in the pinned versions (asks PyPI's advisory service)
+	@pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt 2> >(grep -v WARNING >&2) \
+		|| { echo "audit failed: a pin has a known vulnerability, or the service does not know or answer" >&2; exit 1; }
+
+# All up to its last heading is written by hand.
+licences: audit-tools ## write the licences of the dependencies into THIRD_PARTY.md
+	@set -e; mkdir -p build; names=$$(python3 tests/supply_chain.py); \
+		{ sed '/^| Name /,$$d' THIRD_PARTY.md; pip-licenses -f markdown -s -nv -p $$names; } > build/THIRD_PARTY.md; \
+		mv build/THIRD_PARTY.md THIRD_PARTY.md
+
+sbom: audit-tools ## write what the environment is made of to build/sbom.json (CycloneDX, validated)
+	@mkdir -p build
+	@cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate -o build/sbom.json
+	@echo "wrote build/sbom.json"
+
+audit-tools: install
+	@python3 -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+
+# One mutant at a time unless the environment's JOBS says more; goes on where it stopped.
+mutation: install ## coverage and mutation testing of the core (half an hour), see tests/mutation.md
+	@python3 tests/mutation.py
 
 check: install ## lint, formatting, types, import rules
 	@ruff check --quiet .

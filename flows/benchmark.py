@@ -1,7 +1,7 @@
 """The whole benchmark as a Prefect flow: `python -m flows.benchmark [DATA SET ...]`.
 
-Every stage is a task that calls `dvc repro -s` for it, so the flow gives the bytes that `dvc repro`
-gives, and a stage that is up to date is skipped. No server is needed; if one is set
+Every stage is a task that calls `promptkd repro -s` for it, so the flow gives the bytes that
+`dvc repro` gives, and a stage that is up to date is skipped. No server is needed; if one is set
 (`PREFECT_API_URL`), the run is recorded there.
 """
 
@@ -15,6 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from prefect import State, flow, get_run_logger, task
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from pd_core.errors import MissingFile, PdError, unknown
+from pd_core.errors import BadParams, MissingFile, PdError, unknown
+from pd_core.masking import has_login, masked, masked_tracebacks
 
 Graph = Mapping[str, frozenset[str]]  # stage -> the stages that it needs
 
@@ -66,7 +68,7 @@ def reproduce(stage: str, profile_dir: Path) -> State[Any]:
         Completed or failed. (An exception would fill the log with Prefect's own frames.)
     """
     log = get_run_logger()
-    command = [*_DVC, "--wait-for-lock", "repro", "--single-item", stage]
+    command = [*_PROMPTKD, "repro", "--single-item", stage]
     with subprocess.Popen(
         command,
         cwd=profile_dir,
@@ -79,7 +81,7 @@ def reproduce(stage: str, profile_dir: Path) -> State[Any]:
     ) as process:
         for line in process.stdout or ():
             if line.strip():
-                log.info("%s", line.rstrip())
+                log.info("%s", masked(line.rstrip()))
     if process.returncode == 0:
         return Completed(message=f"'{stage}' is up to date")
     return Failed(
@@ -106,7 +108,8 @@ def read_graph(profile_dir: Path) -> Graph:
         check=False,
     )
     if done.returncode != 0:
-        raise PdError(f"DVC refuses '{profile_dir / 'dvc.yaml'}': {done.stderr or done.stdout}")
+        reason = masked(done.stderr or done.stdout)
+        raise PdError(f"DVC refuses '{profile_dir / 'dvc.yaml'}': {reason}")
     return _parse(done.stdout)
 
 
@@ -139,10 +142,16 @@ def check_server(address: str | None) -> None:
     """Make sure that the Prefect server answers, if one is set.
 
     Raises:
-        PdError: it does not.
+        BadParams: the address holds a password, which Prefect would show.
+        PdError: it does not answer.
     """
     if not address:
         return
+    if has_login(address):
+        raise BadParams(
+            f"PREFECT_API_URL is '{masked(address)}', and Prefect shows it in its log; put name "
+            "and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
+        )
     try:
         with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=_SERVER_SECONDS):
             return
@@ -150,7 +159,7 @@ def check_server(address: str | None) -> None:
         if error.code in (401, 403):  # it is there and asks for a password, which Prefect will give
             return
         reason = f"it answers {error.code}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = str(getattr(error, "reason", error))
     raise PdError(
         f"no Prefect server answers at '{address}' ({reason}); start it with `prefect server "
@@ -158,6 +167,7 @@ def check_server(address: str | None) -> None:
     )
 
 
+@masked_tracebacks()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow from the command line.
 
@@ -179,10 +189,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # The very DVC of this environment, whether or not the environment is activated.
 _DVC = (sys.executable, "-m", "dvc")
+_PROMPTKD = (sys.executable, "-m", "pd_core.cli")
 
 
 def _refuse(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {masked(message)}\n")
     return 2
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from pd_core.artifacts import read_json, write_folder, write_json, write_text
+from pd_core.artifacts import read_json, write_json, write_text
+from pd_core.atomic import write_folder
 from pd_core.errors import BadArtifact, BadParams
 from pd_core.results import KEYS, Scores, Summary
 

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pd_core import jobs
-from pd_core.artifacts import read_json, write_folder, write_json
+from pd_core.artifacts import read_json, write_json
+from pd_core.atomic import write_folder
 from pd_core.errors import missing
 from pd_core.jobs import Job
 from pd_core.params import DatasetParams
@@ -91,9 +92,7 @@ def _run(base: Job, changed: set[str]) -> dict[str, Any]:
             job = replace(job, prepared=own.prepared)
             jobs.prepare(job)
         if base.params.tuned_student is not None:
-            return dict(
-                jobs.tuned_student(replace(own, prepared=job.prepared), base.params.tuned_student)
-            )
+            return dict(jobs.tuned_student(replace(own, prepared=job.prepared)))
         if "teacher" in changed:
             job = replace(job, teacher=own.teacher, vectors=own.vectors)
             jobs.teacher(job)

@@ -15,6 +15,7 @@ from pd_core.data.splits import Protocol
 from pd_core.options import (
     Form,
     OnCorrupt,
+    OnNonFinite,
     Precision,
     Selection,
     TeacherMethod,
@@ -69,12 +70,13 @@ class ProfileParams(Block):
 class RunParams(Block):
     """What every stage shares."""
 
-    seed: CountOrZero
+    seed: Annotated[int, Field(ge=0, lt=2**63)]  # as far as torch's generators go
     threads: Count
     device: Device
     precision: Precision
     workers: CountOrZero
     on_corrupt: OnCorrupt
+    checkpoint_minutes: Positive
 
 
 class OwnParams(Block):
@@ -111,6 +113,8 @@ class _Training(Block):
     image_depth: Count
     crop_scale: CropScale
     flip: bool
+    max_grad_norm: Positive | None
+    on_non_finite: OnNonFinite
 
 
 class OriginalParams(Block):

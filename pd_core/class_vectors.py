@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pd_core.artifacts import read_tensors, write_folder, write_tensors
+from pd_core.artifacts import check_numbers, read_tensors, understood, write_tensors
+from pd_core.atomic import write_folder
 from pd_core.data.prepared import read_prepared
 from pd_core.errors import BadArtifact, BadParams
 from pd_core.models.clip import load_clip
@@ -97,14 +98,19 @@ class ClassVectors:
             BadArtifact: names and vectors do not go together.
         """
         tensors, metadata = read_tensors(path, what="class vectors", remedy=remedy)
-        names = tuple(json.loads(metadata.get("names", "[]")))
+        with understood(path, what="class vectors", remedy=remedy):
+            names = json.loads(metadata.get("names", "[]"))
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("its names, which are no list of texts")
         vectors = tensors.get("vectors", torch.empty(0, 0))
-        if len(names) != len(vectors) or "logit_scale" not in tensors:
+        scale = tensors.get("logit_scale", torch.empty(0))
+        if vectors.dim() != 2 or len(names) != len(vectors) or scale.dim() != 0:
             raise BadArtifact(
-                f"class vectors '{path}' hold {len(names)} names and {len(vectors)} vectors;"
-                f" {remedy}"
+                f"class vectors '{path}' hold {len(names)} names and {len(vectors)} vectors, of"
+                f" shape {list(vectors.shape)}, and {scale.numel()} scales; {remedy}"
             )
-        return cls(names, vectors, float(tensors["logit_scale"]), metadata.get("source", ""))
+        check_numbers(tensors, path, what="class vectors", remedy=remedy)
+        return cls(tuple(names), vectors, float(scale), metadata.get("source", ""))
 
 
 def build(teacher: Teacher, names: Sequence[str]) -> ClassVectors:

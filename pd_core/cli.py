@@ -7,7 +7,7 @@ the run in MLflow. What a user can put right ends in one line and exit status 2.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,18 @@ from rich.console import Console
 from pd_core import (
     cli_ablations,
     cli_data,
+    cli_doctor,
     cli_embedded,
     cli_fetch,
     cli_import,
     jobs,
     lineage,
+    preemption,
 )
-from pd_core.blocks import StudentParams, TeacherParams
 from pd_core.data import fingerprint
-from pd_core.errors import BadParams, PdError
+from pd_core.errors import Interrupted, PdError
 from pd_core.jobs import Job
+from pd_core.masking import masked, masked_tracebacks
 from pd_core.params import DATA, PARAMS, load_params
 from pd_core.progress import Reporter
 from pd_core.settings import Settings, compute_with, load_settings, telemetry_off
@@ -47,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_embedded.app, name="embedded")
 app.add_typer(cli_import.app)
+app.add_typer(cli_doctor.app)
 app.add_typer(cli_ablations.app, name="ablation")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_fetch.weights, name="weights")
@@ -89,6 +92,7 @@ def _setting(name: str, seed: int | None, source: str | None = None) -> Setting:
         device=settings.device or params.run.device,
         data_root=settings.data_root or root / DATA / "raw",
         fingerprint=fingerprint.path_of(name, root),
+        checkpoints=DATA / "checkpoints",
         suffix="" if seed is None else f"-{seed}",
         source=source,
     )
@@ -99,7 +103,7 @@ def _setting(name: str, seed: int | None, source: str | None = None) -> Setting:
 def prepare(name: Name, seed: Seed = None) -> None:
     """Stage: draw the few-shot split and list the unlabelled pictures."""
     setting = _setting(name, seed)
-    with _tracked("prepare", setting, deps=[], out=setting.job.prepared):
+    with _tracked("prepare", setting):
         jobs.prepare(setting.job)
 
 
@@ -107,15 +111,10 @@ def prepare(name: Name, seed: Seed = None) -> None:
 def teacher(name: Name, seed: Seed = None) -> None:
     """Stage: tune the teacher's prompts on the few labels."""
     setting = _setting(name, seed)
-    job = setting.job
-    compute_with(job.params.run.threads)
-    deps = [job.prepared, *_weights(job.params.teacher)]
-    with (
-        _tracked("teacher", setting, deps=deps, out=job.teacher) as run,
-        Reporter(f"teacher {job.teacher.name}") as report,
-    ):
+    with _training("teacher", setting) as (run, report, interrupted):
         jobs.teacher(
-            job,
+            setting.job,
+            interrupted=interrupted,
             on_epoch=report.epoch,
             on_progress=report.progress,
             on_note=_note,
@@ -127,26 +126,23 @@ def teacher(name: Name, seed: Seed = None) -> None:
 def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: compute the teacher's text features of all classes, once."""
     setting = _setting(name, seed, source)
-    job = setting.job
-    compute_with(job.params.run.threads)
-    deps = [job.prepared, job.teacher, *_weights(job.params.teacher)]
-    with _tracked("class_vectors", setting, deps=deps, out=job.vectors):
-        jobs.class_vectors(job)
+    compute_with(setting.job.params.run.threads)
+    with _tracked("class_vectors", setting):
+        jobs.class_vectors(setting.job)
 
 
 @app.command()
 def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: distil the student on the unlabelled pictures."""
     setting = _setting(name, seed, source)
-    job = setting.job
-    compute_with(job.params.run.threads)
-    folders = [job.prepared, job.teacher, job.vectors]
-    deps = [*folders, *_weights(job.params.student, job.params.teacher)]
-    with (
-        _tracked("student", setting, deps=deps, out=job.student) as run,
-        Reporter(f"student {job.student.name}") as report,
-    ):
-        jobs.student(job, on_epoch=report.epoch, on_progress=report.progress)
+    with _training("student", setting) as (run, report, interrupted):
+        jobs.student(
+            setting.job,
+            interrupted=interrupted,
+            on_epoch=report.epoch,
+            on_progress=report.progress,
+            on_note=_note,
+        )
         run.log_epochs(report.history)
 
 
@@ -156,10 +152,8 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     setting = _setting(name, seed, source)
     job = setting.job
     compute_with(job.params.run.threads)
-    folders = [job.prepared, job.teacher, job.vectors, job.student]
-    deps = [*folders, *_weights(job.params.student, job.params.teacher)]
     with (
-        _tracked("evaluate", setting, deps=deps, out=job.evaluation) as run,
+        _tracked("evaluate", setting) as run,
         Reporter(f"evaluate {job.evaluation.name}") as report,
     ):
         metrics = jobs.evaluate(job, on_progress=report.progress, on_note=_note)
@@ -171,20 +165,28 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
 def tuned_student(name: Name, seed: Seed = None) -> None:
     """Stage: the paper's main baseline, prompts tuned on the student's own CLIP."""
     setting = _setting(name, seed)
-    job = setting.job
-    tuning = job.params.tuned_student
-    if tuning is None:
-        raise BadParams(f"{PARAMS}: tuned_student has no '{name}'; add `{name}: {{}}` to it")
-    compute_with(job.params.run.threads)
-    deps = [job.prepared, *_weights(tuning)]
-    with (
-        _tracked("tuned_student", setting, deps=deps, out=job.tuned_student) as run,
-        Reporter(f"tuned student {name}") as report,
-    ):
-        run.log_metrics(
-            jobs.tuned_student(job, tuning, on_epoch=report.epoch, on_progress=report.progress)
+    jobs.tuning_of_student(setting.job)  # refuses a data set without it
+    with _training("tuned_student", setting) as (run, report, interrupted):
+        metrics = jobs.tuned_student(
+            setting.job,
+            interrupted=interrupted,
+            on_epoch=report.epoch,
+            on_progress=report.progress,
+            on_note=_note,
         )
+        run.log_metrics(metrics)
         run.log_epochs(report.history)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def repro(context: typer.Context) -> None:
+    """Run `dvc repro` with its own arguments, whole after a kill at any moment."""
+    from pd_core import reproduce
+
+    raise typer.Exit(reproduce.run(context.args, DATA))
 
 
 @app.command()
@@ -234,11 +236,27 @@ def show() -> None:
 
 
 @contextmanager
-def _tracked(stage: str, setting: Setting, *, deps: list[Path], out: Path) -> Iterator[StageRun]:
+def _training(
+    stage: str, setting: Setting
+) -> Iterator[tuple[StageRun, Reporter, Callable[[], bool]]]:
+    """Surround a training: threads, record, progress, and what tells it to save and end."""
+    compute_with(setting.job.params.run.threads)
+    title = f"{stage.replace('_', ' ')} {jobs.output(setting.job, stage).name}"
+    with (
+        preemption.postponed() as interrupted,
+        _tracked(stage, setting) as run,
+        Reporter(title) as report,
+    ):
+        yield run, report, interrupted
+
+
+@contextmanager
+def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
     """Record what the block does as an MLflow run; refuse a dead server before it starts."""
     from pd_core import tracking
 
     job, settings = setting.job, setting.settings
+    out = jobs.output(job, stage)
     store = tracking.open_store(setting.root, settings.mlflow_tracking_uri)
     block = getattr(job.params, stage)
     with tracking.stage_run(
@@ -250,7 +268,7 @@ def _tracked(stage: str, setting: Setting, *, deps: list[Path], out: Path) -> It
             "run": job.params.run.model_dump(mode="json"),
             stage: block.model_dump(mode="json"),
         },
-        deps=[*lineage.stage_code(stage), *deps],
+        deps=[*lineage.stage_code(stage), *jobs.inputs(job, stage)],
         outs=[out],
         seed=job.seed,
         protocol=job.params.prepare.protocol,
@@ -263,12 +281,6 @@ def _tracked(stage: str, setting: Setting, *, deps: list[Path], out: Path) -> It
 
 def _note(text: str) -> None:
     Console(stderr=True).print(text, soft_wrap=True, markup=False)
-
-
-def _weights(*models: TeacherParams | StudentParams) -> list[Path]:
-    """Return the files that models are made of, where they are files and not tags."""
-    given = (Path(model.weights) for model in models if model.weights)
-    return sorted({path for path in given if path.is_file()})
 
 
 def _register(setting: Setting, metrics: jobs.Metrics, run_id: str | None) -> None:
@@ -301,17 +313,22 @@ def _mlflow_page() -> str:
 
     uri = load_settings().mlflow_tracking_uri
     if uri and uri.startswith("http"):
-        return uri
-    return f"`mlflow ui --backend-store-uri {uri or 'sqlite:///' + tracking.DATABASE}`"
+        return masked(uri)
+    return f"`mlflow ui --backend-store-uri {masked(uri or 'sqlite:///' + tracking.DATABASE)}`"
 
 
+@masked_tracebacks()
 def main() -> None:
     """Run the command line; errors of the user's end in one line and status 2."""
     telemetry_off()
+    preemption.end_at_once()
     try:
         app()
+    except Interrupted as stop:
+        sys.stderr.write(f"stopped: {stop}\n")
+        raise SystemExit(preemption.EXIT_STATUS) from None
     except PdError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {masked(str(error))}\n")
         raise SystemExit(2) from None
     except BrokenPipeError:
         raise SystemExit(1) from None

@@ -3,8 +3,6 @@
 Shapes: B images, C classes, D the teacher's joint width.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +12,17 @@ import torch
 from torch import Tensor
 
 from pd_core import losses
-from pd_core.artifacts import file_hash, write_folder, write_json
+from pd_core.agreement import check_agreement
+from pd_core.artifacts import write_json
+from pd_core.atomic import write_folder
+from pd_core.checkpoints import Checkpoints
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
-from pd_core.classifier import for_student
+from pd_core.classifier import distilled, for_student
 from pd_core.data.images import ImageBatches, ImageStore, train_transform
 from pd_core.data.prepared import image_root, read_unlabelled
 from pd_core.errors import BadArtifact, BadParams
-from pd_core.fit import Batches, Metrics, OnEpoch, OnProgress, fit
+from pd_core.fit import Batches, OnEpoch, OnProgress, fit
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import autocast, set_threads
 from pd_core.models.student import Student
@@ -29,6 +30,7 @@ from pd_core.models.teacher import Teacher
 from pd_core.options import (
     Form,
     OnCorrupt,
+    OnNonFinite,
     Precision,
     Selection,
     TeacherWeighting,
@@ -46,8 +48,11 @@ from pd_core.supervision import (
     load_further,
     make_targets,
 )
+from pd_core.training_state import Metrics
 
 FILE = "student.safetensors"
+
+LEAST_BATCH = 2  # of batch norm
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class DistillOptions(TypedDict, total=False):
     teacher_weighting: TeacherWeighting
     view_epochs: int | None
     selection: Selection
+    max_grad_norm: float | None
+    on_non_finite: OnNonFinite
 
 
 def distillation_step(
@@ -151,10 +158,11 @@ def distill_student(
     view_epochs: int | None = None,
     selection: Selection = Selection.LAST,
     scorer: Scorer | None = None,
+    max_grad_norm: float | None = None,
+    on_non_finite: OnNonFinite = OnNonFinite.FAIL,
     seed: int = 1,
     precision: Precision = Precision.FP32,
-    checkpoint: Path | None = None,
-    run_key: str = "",
+    checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Student, list[Metrics]]:
@@ -188,10 +196,11 @@ def distill_student(
             every epoch, as published.
         selection: how the epoch is chosen; noted in the student.
         scorer: scores the student after each epoch, for a choice other than the last.
+        max_grad_norm: as in `fit`.
+        on_non_finite: as in `fit`.
         seed: of prompts and projector.
         precision: what the towers compute in.
-        checkpoint: as in `fit`.
-        run_key: as in `fit`.
+        checkpoints: as in `fit`.
         on_epoch: as in `fit`; the scalars are "loss", "agreement" (how often
             student and teacher choose the same class, percent, on the training
             views) and, with a scorer, "score".
@@ -202,8 +211,8 @@ def distill_student(
 
     Raises:
         BadArtifact: vectors and teacher are of different widths.
-        BadParams: a number is out of range, two options exclude each other, or
-            training diverged.
+        BadParams: a number is out of range, or two options exclude each other.
+        Diverged, Interrupted: as in `fit`.
     """
     check_form(form, text_features, further)
     if (scorer is None) is not (selection is Selection.LAST):
@@ -259,11 +268,13 @@ def distill_student(
         weight_decay=weight_decay,
         warmup_epochs=warmup_epochs,
         warmup_lr=warmup_lr,
+        max_grad_norm=max_grad_norm,
+        on_non_finite=on_non_finite,
+        least_batch=LEAST_BATCH,
         score=None if scorer is None else lambda: scorer(student, compared),
         device=towers.device,
         precision=precision,
-        checkpoint=checkpoint,
-        run_key=run_key,
+        checkpoints=checkpoints,
         on_epoch=on_epoch,
         on_progress=on_progress,
     )
@@ -291,7 +302,7 @@ def run(
     on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
-    checkpoint: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[DistillOptions],
@@ -321,7 +332,7 @@ def run(
         on_corrupt: what to do about a damaged picture; a skipped one is counted.
         device: where to compute.
         precision: what the towers compute in.
-        checkpoint: file outside `out` that makes an interrupted run resumable.
+        checkpoints: outside `out`; they make an interrupted run resumable.
         on_epoch: called after each epoch with its metrics.
         on_progress: called after each step with steps done and steps in all.
         **options: further numbers of `distill_student`.
@@ -333,9 +344,11 @@ def run(
         MissingFile: pictures, weights or an earlier stage are missing.
         BadData: a picture is damaged.
         BadArtifact: the artifacts of earlier stages do not fit together.
-        BadParams: a number is out of range, or training diverged.
+        BadParams: a number is out of range.
+        Diverged, Interrupted: as in `fit`.
+        FailedRun: the student agrees with its teacher no better than chance.
     """
-    if batch_size < 2:
+    if batch_size < LEAST_BATCH:
         raise BadParams(f"batch_size = {batch_size}; batch norm needs at least 2 images")
     set_threads(threads)
     towers = load_clip(model, weights, device=device)
@@ -347,21 +360,15 @@ def run(
         vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
     )
     further = load_further(further_teachers, known.names, first=large, device=device)
-    paths = read_unlabelled(prepared)
     batches = ImageBatches(
         ImageStore(image_root(prepared, data_root=data_root)),
-        list(paths),
+        read_unlabelled(prepared),
         train_transform(towers.image_size, scale=crop_scale, flip=flip),
         batch_size=batch_size, seed=seed, workers=workers, on_corrupt=on_corrupt,
     )  # fmt: skip
     supervisors = [Supervisor(tuned, known), *further]
     check_views(supervisors, towers.image_size)
     selection = options.get("selection", Selection.LAST)
-    labels = None if selection is Selection.LAST else file_hash(prepared / "split.json")
-    setting = [
-        model, str(weights), teacher_model, str(teacher_weights), list(further_teachers),
-        batch_size, crop_scale, flip, seed, threads, precision, labels,
-    ]  # fmt: skip
     scorer = make_scorer(
         prepared, selection, image_size=towers.image_size, data_root=data_root,
         workers=workers, on_corrupt=on_corrupt, precision=precision,
@@ -375,26 +382,16 @@ def run(
         scorer=scorer,
         seed=seed,
         precision=precision,
-        checkpoint=checkpoint,
-        run_key=_run_key(paths, supervisors, setting, options),
+        checkpoints=checkpoints,
         on_epoch=on_epoch,
         on_progress=on_progress,
         **options,
     )
+    judge = distilled(student, known)
+    check_agreement(judge, supervisors, batches, device=towers.device, precision=precision)
     with write_folder(out) as folder:
         student.save(folder / FILE)
         write_json(folder / "history.json", history)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    if checkpoints is not None:
+        checkpoints.remove()
     return student
-
-
-def _run_key(
-    paths: tuple[str, ...],
-    supervisors: Sequence[Supervisor],
-    setting: list[object],
-    options: DistillOptions,
-) -> str:
-    """Hash what decides the weights, so that no checkpoint of another run is taken up."""
-    content = [paths, setting, options, [one.content_hash() for one in supervisors]]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

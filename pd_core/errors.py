@@ -37,6 +37,22 @@ class BadArtifact(PdError):
     """An artifact of an earlier stage that does not fit what it is used for."""
 
 
+class NoSpace(PdError):
+    """A disk, or the user's share of it, has no room for what is to be written."""
+
+
+class Diverged(PdError):
+    """A training whose numbers are no longer finite."""
+
+
+class FailedRun(PdError):
+    """A training that ended with something that is no model."""
+
+
+class Interrupted(PdError):
+    """A run that was told to end early, and goes on when it is started again."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
     """Make the error for a name that is not among the known ones.
 

@@ -20,11 +20,19 @@ import torch
 from numpy.typing import NDArray
 
 from pd_core import class_vectors, distill, evaluate, pretrain
-from pd_core.artifacts import read_json, write_folder, write_json
+from pd_core.artifacts import read_json, write_json
+from pd_core.atomic import write_folder
 from pd_core.classifier import OnProgress, logits_of
 from pd_core.data.decode import ImageStore
 from pd_core.data.images import ImageBatches, eval_transform
-from pd_core.data.prepared import Labelled, image_root, read_prepared, read_unlabelled
+from pd_core.data.prepared import (
+    Labelled,
+    image_root,
+    read_prepared,
+    read_split,
+    read_unlabelled,
+    write_prepared,
+)
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
 from pd_core.options import OnCorrupt, Precision
@@ -245,13 +253,12 @@ def _cross_validate(
 
 def _hold_out(held_out: Labelled, prepared: Path, out: Path, data_root: Path) -> None:
     """Write the prepared data set anew: some of its few labels are for testing only."""
-    content = read_json(prepared / "split.json")
+    content = read_split(prepared)
     content["images"] = str(image_root(prepared, data_root=data_root).resolve())
     taken = {path for path, _ in held_out}
     content["few_shot"] = [row for row in content["few_shot"] if row[0] not in taken]
     content["test"] = [list(row) for row in held_out]
-    write_json(out / "split.json", content)
-    write_json(out / "unlabelled.json", read_unlabelled(prepared))
+    write_prepared(out, content, read_unlabelled(prepared))
 
 
 def _percent(hits: Sequence[bool] | NDArray[np.bool_]) -> float:

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pd_core.artifacts import write_folder, write_json
+from pd_core.artifacts import write_json
+from pd_core.atomic import write_folder
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import Classifier, OnProgress, distilled, logits_of, zero_shot
 from pd_core.data.images import ImageBatches, ImageStore, eval_transform
 from pd_core.data.prepared import Labelled, Prepared, read_prepared
 from pd_core.data.splits import Protocol
-from pd_core.errors import BadData
+from pd_core.errors import BadArtifact, BadData
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
 from pd_core.models.student import Student
@@ -304,6 +305,7 @@ def everybody(
     known = ClassVectors.load(
         vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
     ).to(large.device)
+    _check_vectors(known, names, large, vectors)
     tuned = Teacher.load(
         teacher / "teacher.safetensors", large, remedy=f"run `dvc repro teacher@{teacher.name}`"
     )
@@ -317,6 +319,18 @@ def everybody(
         "student": distilled(trained, known),
     }
     return classifiers, trained
+
+
+def _check_vectors(
+    known: ClassVectors, names: Sequence[str], large: ClipTowers, folder: Path
+) -> None:
+    """Refuse class vectors of other classes, or of a teacher of another width."""
+    if known.names != tuple(names) or known.vectors.shape[1] != large.joint_width:
+        raise BadArtifact(
+            f"class vectors in '{folder}' are {len(known.names)} of width"
+            f" {known.vectors.shape[1]}, not those of the data set's {len(names)} classes and of"
+            f" width {large.joint_width}; run `dvc repro class_vectors@{folder.name}`"
+        )
 
 
 def _items(prepared: Prepared, split: str) -> Labelled:

@@ -9,15 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pd_core.blocks import TeacherParams
-from pd_core.params import DatasetParams
+from pd_core import lineage, provenance
+from pd_core.atomic import check_space
+from pd_core.blocks import FurtherTeacherParams, StudentParams, TeacherParams
+from pd_core.errors import BadParams
+from pd_core.params import PARAMS, DatasetParams
+
+if TYPE_CHECKING:
+    from pd_core.checkpoints import Checkpoints
 
 Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
 OnEpoch = Callable[[int, dict[str, float]], None]
 OnProgress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
+IsInterrupted = Callable[[], bool]
+
+SPACE = 32 * 2**20
+"""Bytes that must be free before a stage starts: more than any output but a checkpoint takes."""
+
+# Another version may compute other bits, so a training does not go on under it.
+_VERSIONS = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Job:
     student: Path
     evaluation: Path
     fingerprint: Path | None = None  # of the pictures, if they have to be what they were
+    checkpoints: Path | None = None  # None: a training that is stopped starts anew
 
     @classmethod
     def at(
@@ -45,6 +59,7 @@ class Job:
         device: str,
         data_root: Path,
         fingerprint: Path | None = None,
+        checkpoints: Path | None = None,
         suffix: str = "",
         source: str | None = None,
     ) -> Job:
@@ -57,6 +72,8 @@ class Job:
             device: where to compute.
             data_root: folder that holds the photo data sets.
             fingerprint: of the data set's pictures; None to compare them with none.
+            checkpoints: folder for the checkpoints of all stages, outside their outputs; None for
+                trainings that start anew when they were stopped.
             suffix: added to every name.
             source: the data set whose teacher is used, if it is another one.
         """
@@ -73,6 +90,7 @@ class Job:
             student=folder / "student" / f"{cross}{suffix}",
             evaluation=folder / "evaluate" / f"{cross}{suffix}",
             fingerprint=fingerprint,
+            checkpoints=checkpoints,
         )
 
     @property
@@ -86,10 +104,59 @@ class Job:
         return self.evaluation.parent / "tuned_student" / f"{self.prepared.name}.json"
 
 
+def output(job: Job, stage: str) -> Path:
+    """Return the folder that a stage of a data set writes."""
+    return {
+        "prepare": job.prepared,
+        "teacher": job.teacher,
+        "class_vectors": job.vectors,
+        "student": job.student,
+        "tuned_student": job.tuned_student,
+        "evaluate": job.evaluation,
+    }[stage]
+
+
+def inputs(job: Job, stage: str) -> list[Path]:
+    """Return the files and folders that a stage of a data set reads, its code apart."""
+    params = job.params
+    match stage:
+        case "teacher":
+            return [job.prepared, *_weights(params.teacher)]
+        case "class_vectors":
+            return [job.prepared, job.teacher, *_weights(params.teacher)]
+        case "student":
+            further = params.student.further_teachers
+            return [
+                job.prepared, job.teacher, job.vectors,
+                *_weights(params.student, params.teacher, *further),
+                *(Path(one.folder) for one in further if one.folder),
+            ]  # fmt: skip
+        case "evaluate":
+            folders = [job.prepared, job.teacher, job.vectors, job.student]
+            return [*folders, *_weights(params.student, params.teacher)]
+        case "tuned_student":
+            return [job.prepared, *_weights(tuning_of_student(job))]
+        case _:
+            return []
+
+
+def tuning_of_student(job: Job) -> TeacherParams:
+    """Return the numbers of the stage `tuned_student`.
+
+    Raises:
+        BadParams: the data set does not have it.
+    """
+    name, tuning = job.params.name, job.params.tuned_student
+    if tuning is None:
+        raise BadParams(f"{PARAMS}: tuned_student has no '{name}'; add `{name}: {{}}` to it")
+    return tuning
+
+
 def prepare(job: Job) -> None:
     """Run the stage `prepare`."""
     from pd_core import prepare as stage
 
+    check_space(job.prepared, SPACE, "the stage prepare")
     stage.run(
         job.params.name,
         job.prepared,
@@ -103,17 +170,19 @@ def prepare(job: Job) -> None:
 def teacher(
     job: Job,
     *,
+    interrupted: IsInterrupted | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
 ) -> None:
-    """Run the stage `teacher`."""
+    """Run the stage `teacher`; `interrupted` says when it is to save and end."""
     from pd_core import pretrain
 
-    _check_pictures(job)
+    _check(job, "teacher")
     pretrain.run(
         job.prepared,
         job.teacher,
+        checkpoints=checkpoints(job, "teacher", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
         on_note=on_note,
@@ -125,6 +194,7 @@ def class_vectors(job: Job) -> None:
     """Run the stage `class_vectors`."""
     from pd_core import class_vectors as stage
 
+    check_space(job.vectors, SPACE, "the stage class_vectors")
     stage.run(
         job.prepared,
         job.teacher,
@@ -137,18 +207,24 @@ def class_vectors(job: Job) -> None:
 
 
 def student(
-    job: Job, *, on_epoch: OnEpoch | None = None, on_progress: OnProgress | None = None
+    job: Job,
+    *,
+    interrupted: IsInterrupted | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> None:
-    """Run the stage `student`."""
+    """Run the stage `student`; `interrupted` says when it is to save and end."""
     from pd_core import distill
 
-    _check_pictures(job)
+    _check(job, "student")
     distill.run(
         job.prepared,
         job.teacher,
         job.vectors,
         job.student,
         seed=job.seed,
+        checkpoints=checkpoints(job, "student", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
         **_teachers_clip(job),
@@ -168,7 +244,7 @@ def evaluate(
     from pd_core import estimate
     from pd_core import evaluate as stage
 
-    _check_pictures(job)
+    _check(job, "evaluate")
     folders: dict[str, Any] = {
         "prepared": job.prepared,
         "teacher": job.teacher,
@@ -205,33 +281,74 @@ def evaluate(
 
 def tuned_student(
     job: Job,
-    tuning: TeacherParams,
     *,
+    interrupted: IsInterrupted | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> Metrics:
     """Run the stage `tuned_student`, the paper's main baseline."""
     from pd_core import tuned_student as stage
 
-    _check_pictures(job)
+    _check(job, "tuned_student")
     return stage.run(
         job.prepared,
         job.tuned_student,
         job.baseline,
         split=job.params.evaluate.split,
         evaluation_batch_size=job.params.evaluate.batch_size,
+        checkpoints=checkpoints(job, "tuned_student", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
-        **_teacher_options(job, tuning),
+        **_teacher_options(job, tuning_of_student(job)),
     )
 
 
-def _check_pictures(job: Job) -> None:
-    """Make sure that the pictures are those that were prepared, before a long stage uses them."""
+def _check(job: Job, name: str) -> None:
+    """Make sure, before a long stage starts, that there is room and that the pictures are there.
+
+    They have to be those that were prepared.
+    """
     from pd_core import prepare as stage
 
+    check_space(output(job, name), SPACE, f"the stage {name}")
     own = job.params.prepare.model_dump()["own"]
     stage.check_pictures(job.prepared, job.params.name, own=own, data_root=job.data_root)
+
+
+def checkpoints(
+    job: Job,
+    stage: str,
+    *,
+    interrupted: IsInterrupted | None = None,
+    on_note: OnNote | None = None,
+) -> Checkpoints | None:
+    """Return where a training keeps its state, known by code, data and parameters."""
+    if job.checkpoints is None:
+        return None
+    from pd_core.checkpoints import Checkpoints
+
+    run = job.params.run
+    decisive = {
+        "code": [provenance.content_hash(path) for path in lineage.stage_code(stage)],
+        "data": {str(path): provenance.content_hash(path) for path in inputs(job, stage)},
+        "params": getattr(job.params, stage).model_dump(mode="json"),
+        "run": [job.seed, job.device, run.threads, run.precision, run.on_corrupt],
+        "versions": [provenance.version(name) for name in _VERSIONS],
+    }
+    return Checkpoints(
+        job.checkpoints / stage / output(job, stage).name,
+        key=provenance.params_hash(decisive),
+        minutes=run.checkpoint_minutes,
+        interrupted=interrupted,
+        on_note=on_note,
+    )
+
+
+def _weights(*models: TeacherParams | StudentParams | FurtherTeacherParams) -> list[Path]:
+    """Return the files that models are made of, where they are files and not tags."""
+    given = (Path(model.weights) for model in models if model.weights)
+    return sorted({path for path in given if path.is_file()})
 
 
 def _teacher_options(job: Job, block: TeacherParams) -> dict[str, Any]:

@@ -64,3 +64,10 @@ class OnCorrupt(StrEnum):
 
     FAIL = "fail"
     SKIP = "skip"
+
+
+class OnNonFinite(StrEnum):
+    """What to do about a batch whose loss is not a finite number."""
+
+    FAIL = "fail"
+    SKIP = "skip"  # waits for the device at every step

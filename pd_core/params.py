@@ -38,6 +38,8 @@ PARAMS = Path("params.yaml")
 DATA = Path("data")
 """Where the stages' outputs go, one folder a stage, seen from there."""
 
+_MOST_VALUES = 100_000  # hundreds of times what the shipped files have
+
 
 class DatasetParams(Block):
     """All parameters of one data set, its overrides merged in."""
@@ -178,16 +180,39 @@ def read_mapping(path: Path, model: type[BaseModel]) -> dict[str, Any]:
         raise BadParams(f"{path}: cannot be read ({error})") from None
     try:
         content = YAML(typ="safe", pure=True).load(StringIO(text))
-    except YAMLError as error:
+        _check_values(content)
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # of a tag's value, too
         raise BadParams(f"{path}: is not YAML ({_first_problem(error)}); correct it") from None
     if not isinstance(content, dict):
         raise BadParams(f"{path}: holds no keys; expected {', '.join(model.model_fields)}")
     return content
 
 
-def _first_problem(error: YAMLError) -> str:
+def _check_values(content: object) -> None:
+    """Refuse what could not be written out as JSON; an alias counts as often as it is used.
+
+    Raises:
+        ValueError: A key is no text, or there are more values than `_MOST_VALUES`, as in a block
+            that holds itself.
+    """
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES} values, or some that hold themselves")
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str):
+                    raise ValueError(f"the key {str(key)[:80]} is no text")
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+
+
+def _first_problem(error: Exception) -> str:
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return str(error)
+        return str(error)[:200]
     return f"{error.problem}, line {error.problem_mark.line + 1}"
 
 

@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pd_core.artifacts import read_json, read_tensors, write_folder, write_json
+from pd_core.artifacts import read_json, read_tensors, write_json
+from pd_core.atomic import write_folder
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
-from pd_core.data.decode import UNREADABLE, ImageStore, reason, to_rgb
+from pd_core.data.decode import UNREADABLE, ImageStore, open_picture, reason, to_rgb
 from pd_core.data.images import eval_transform, normalise
 from pd_core.data.prepared import read_prepared, read_unlabelled
 from pd_core.errors import BadArtifact, BadData, BadParams, missing
@@ -233,7 +234,7 @@ def decode(picture: Picture) -> Image.Image:
         if isinstance(picture, Image.Image):
             return to_rgb(picture)
         if isinstance(picture, str | Path | bytes | bytearray | memoryview):
-            with Image.open(_source(picture)) as image:
+            with open_picture(_source(picture)) as image:
                 return to_rgb(image)
         array = np.asarray(picture)
         if array.dtype != np.uint8 or array.ndim not in (2, 3):

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from pd_core.artifacts import write_folder, write_json
+from pd_core.atomic import write_folder
 from pd_core.data import fingerprint as prints
 from pd_core.data import own as own_images
 from pd_core.data.catalogue import DatasetSpec, Layout, dataset_spec, own_spec
 from pd_core.data.own import OwnImages
+from pd_core.data.prepared import write_prepared
 from pd_core.data.readers import image_root, read_splits, sources
 from pd_core.data.splits import Item, Items, Protocol, Splits, base_count, few_shot, few_shot_split
 
@@ -38,7 +39,7 @@ def run(
     unlabelled_per_class: int | None = None,
     seed: int,
 ) -> None:
-    """Write `split.json`, `unlabelled.json` and, for an embedded data set, its pictures.
+    """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the pictures.
 
     The unlabelled list is the whole train split of all classes (paper, section 3.3), and the folder
     of unlabelled pictures if there is one, in an order that tells nothing about labels.
@@ -79,23 +80,20 @@ def run(
             )
         images = image_root(spec, root)
         classes = splits.class_names
-        write_json(
-            folder / "split.json",
-            {
-                "dataset": dataset,
-                "title": spec.title,
-                "classes": classes,
-                "base_classes": base_count(len(classes)),
-                "protocol": protocol,
-                "shots": shots,
-                "seed": seed,
-                "images": images.relative_to(root).as_posix(),
-                "few_shot": _pairs(drawn),
-                "few_shot_val": _pairs(drawn_val),
-                "val": _pairs(splits.val),
-                "test": _pairs(splits.test),
-            },
-        )
+        split = {
+            "dataset": dataset,
+            "title": spec.title,
+            "classes": classes,
+            "base_classes": base_count(len(classes)),
+            "protocol": protocol,
+            "shots": shots,
+            "seed": seed,
+            "images": images.relative_to(root).as_posix(),
+            "few_shot": _pairs(drawn),
+            "few_shot_val": _pairs(drawn_val),
+            "val": _pairs(splits.val),
+            "test": _pairs(splits.test),
+        }
         train = splits.train
         if unlabelled_per_class is not None:
             # With numbers of its own, so that the few labelled images stay the same.
@@ -103,7 +101,7 @@ def run(
         paths = {item.path for item in train}
         if spec.own is not None:
             paths |= set(own_images.unlabelled(spec.own, root))
-        write_json(folder / "unlabelled.json", sorted(paths - _held_out(splits)))
+        write_prepared(folder, split, sorted(paths - _held_out(splits)))
 
 
 def check_pictures(prepared: Path, dataset: str, *, own: Own | None, data_root: Path) -> None:

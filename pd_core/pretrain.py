@@ -1,23 +1,24 @@
 """Stage `teacher`: tune prompts of a large CLIP with few labels, or import a tuned teacher."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
 
-from pd_core.artifacts import file_hash, write_folder, write_json
+from pd_core.artifacts import file_hash, write_json
+from pd_core.atomic import write_folder
+from pd_core.checkpoints import Checkpoints
 from pd_core.data.images import ImageBatches, ImageStore, train_transform
-from pd_core.data.prepared import Prepared, read_prepared
+from pd_core.data.prepared import read_prepared
 from pd_core.errors import BadArtifact
-from pd_core.fit import Metrics, OnEpoch, OnProgress
+from pd_core.fit import OnEpoch, OnProgress
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
 from pd_core.models.original import import_teacher
 from pd_core.models.teacher import TEMPLATE, Teacher
 from pd_core.options import OnCorrupt, Precision, TeacherMethod
+from pd_core.training_state import Metrics
 from pd_core.tuning import TuneOptions, tune_teacher
 
 FILE = "teacher.safetensors"
@@ -48,7 +49,7 @@ def run(
     on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
-    checkpoint: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -76,7 +77,7 @@ def run(
         on_corrupt: what to do about a damaged picture; a skipped one is counted.
         device: where to compute.
         precision: what the towers compute in.
-        checkpoint: file outside `out` that makes an interrupted run resumable.
+        checkpoints: outside `out`; they make an interrupted run resumable.
         on_epoch: called after each epoch with its metrics.
         on_progress: called after each step with steps done and steps in all.
         on_note: called with what there is to say about an imported teacher.
@@ -88,7 +89,8 @@ def run(
     Raises:
         MissingFile: pictures, weights or an earlier stage are missing.
         BadData: a picture is damaged.
-        BadParams: a number is out of range, or training diverged.
+        BadParams: a number is out of range.
+        Diverged, Interrupted: as in `fit`.
     """
     set_threads(threads)
     split = read_prepared(prepared, data_root=data_root)
@@ -109,9 +111,6 @@ def run(
                 workers=workers,
                 on_corrupt=on_corrupt,
             )
-            setting = [
-                method, model, str(weights), batch_size, crop_scale, flip, seed, threads, precision,
-            ]  # fmt: skip
             teacher, history = tune_teacher(
                 towers,
                 batches,
@@ -120,8 +119,7 @@ def run(
                 method=method,
                 seed=seed,
                 precision=precision,
-                checkpoint=checkpoint,
-                run_key=_run_key(split, setting, options),
+                checkpoints=checkpoints,
                 on_epoch=on_epoch,
                 on_progress=on_progress,
                 **options,
@@ -129,8 +127,8 @@ def run(
     with write_folder(out) as folder:
         teacher.save(folder / FILE)
         write_json(folder / "history.json", history)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    if checkpoints is not None:
+        checkpoints.remove()
     return teacher
 
 
@@ -161,9 +159,3 @@ def _import(
         if on_note is not None:
             on_note(note)
     return imported.model
-
-
-def _run_key(split: Prepared, setting: list[object], options: TuneOptions) -> str:
-    """Hash what decides the weights, so that no checkpoint of another run is taken up."""
-    content = [split.dataset, split.taught, split.few_shot, setting, options]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,10 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
+
+from pd_core.errors import BadData
 
 ABSENT = "absent"
 """The hash recorded for a path that does not exist."""
@@ -74,6 +77,14 @@ def commit_tags(project: Path) -> dict[str, str]:
     }
 
 
+def version(package: str) -> str:
+    """Return the version of an installed package, or "absent"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ABSENT
+
+
 def peak_memory() -> float:
     """Return the most memory that this process has held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -100,8 +111,12 @@ def _git(project: Path, *arguments: str) -> str | None:
 
 
 def _file_md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    except OSError as error:
+        raise BadData(f"'{path}' cannot be read ({error.strerror}); restore it") from None
+    return digest.hexdigest()
 
 
 def _md5(data: bytes) -> str:

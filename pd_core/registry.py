@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core import predictor, provenance, tracking
 from pd_core.errors import PdError
+from pd_core.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -235,8 +236,8 @@ def _refusals(what: str, store: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = masked(" ".join(str(error).split()))[:300]
         raise PdError(
-            f"cannot {what} in '{tracking.shown(store)}': {reason}; see that the tracking server "
+            f"cannot {what} in '{masked(store)}': {reason}; see that the tracking server "
             f"is up and has a registry"
         ) from None

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pd_core.artifacts import read_json, write_folder, write_json, write_text
+from pd_core.artifacts import check_sum, read_json, understood, write_json, write_text
+from pd_core.atomic import write_folder
 from pd_core.report_pictures import PICTURES, figure, samples
 from pd_core.results import (
     TITLES,
@@ -74,7 +75,14 @@ def run(
 def read_titles(prepared: Path) -> dict[str, str]:
     """Read the readable name of each prepared data set."""
     files = sorted(prepared.glob("*/split.json"))
-    return {path.parent.name: str(read_json(path)["title"]) for path in files}
+    titles = {}
+    for path in files:
+        remedy = f"run `dvc repro prepare@{path.parent.name}`"
+        split = read_json(path, what="prepared data set", remedy=remedy)
+        check_sum(path, what="prepared data set", remedy=remedy)
+        with understood(path, what="prepared data set", remedy=remedy):
+            titles[path.parent.name] = str(split["title"])
+    return titles
 
 
 def read_summary(folder: Path) -> Summary:

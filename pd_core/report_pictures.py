@@ -178,7 +178,8 @@ def _pictures(folder: Path, count: int) -> list[Image.Image]:
 
 
 def _thumbnail(content: bytes) -> Image.Image:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with Image.open(io.BytesIO(content)) as image:
-        return ImageOps.fit(image.convert("RGB"), (_SAMPLE, _SAMPLE))
+    from pd_core.data.decode import decode
+
+    return ImageOps.fit(decode(content), (_SAMPLE, _SAMPLE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, harmonic_mean
@@ -162,7 +161,7 @@ def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) ->
                 number = value[who][key]
             except (KeyError, TypeError):
                 raise BadArtifact(f"'{path}' has no number '{who}.{key}'; {remedy}") from None
-            if type(number) not in (int, float) or not math.isfinite(number):
+            if type(number) not in (int, float) or not 0 <= number <= 100:
                 raise BadArtifact(f"'{who}.{key}' in '{path}' is '{number}'; {remedy}")
     scores: Evaluation = value
     return scores

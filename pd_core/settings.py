@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pd_core.blocks import Device
 from pd_core.errors import BadParams
+from pd_core.masking import ENV_FILE, has_login
 
 # Read by the tools themselves. MLflow understands the word, not 1.
 TELEMETRY_OFF = {
@@ -27,9 +28,26 @@ TELEMETRY_OFF = {
 
 
 def _location(mirror: str) -> str:
-    if not re.fullmatch(r"s3://[^/]+(/.*)?", mirror):
+    if not re.fullmatch(r"s3://[\w.-]+(/.*)?", mirror):
         raise ValueError("give s3://<bucket>/<prefix>")
     return mirror
+
+
+def _bare(address: str) -> str:
+    if has_login(address):
+        raise ValueError(
+            "leave name and password out; PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY are for "
+            "them"
+        )
+    return address
+
+
+def _stripped(secret: SecretStr) -> SecretStr:
+    # A line feed, as files of secrets end, would break every request, and appear in the error.
+    return SecretStr(secret.get_secret_value().strip())
+
+
+Secret = Annotated[SecretStr, AfterValidator(_stripped)]
 
 
 class Settings(BaseSettings):
@@ -48,17 +66,22 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="PD_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="PD_",
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     data_root: Path | None = None
-    mlflow_tracking_uri: str | None = None
+    mlflow_tracking_uri: Annotated[str | None, Field(repr=False)] = None  # may hold a password
     mlflow_experiment: Annotated[str, Field(min_length=1)] = "promptkd"
     device: Device | None = None
     mirror: Annotated[str, AfterValidator(_location)] | None = None
-    s3_endpoint_url: str | None = None
-    s3_access_key_id: SecretStr | None = None
-    s3_secret_access_key: SecretStr | None = None
+    s3_endpoint_url: Annotated[str, AfterValidator(_bare)] | None = None
+    s3_access_key_id: Secret | None = None
+    s3_secret_access_key: Secret | None = None
 
 
 def load_settings() -> Settings:
@@ -69,12 +92,20 @@ def load_settings() -> Settings:
     """
     try:
         return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise BadParams(f"'{ENV_FILE}' cannot be read ({reason}); mend or remove it") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = f"PD_{first['loc'][0]}".upper()
         raise BadParams(
             f"environment variable {variable}: {first['msg'].removeprefix('Value error, ')}"
         ) from None
+
+
+def variable_names() -> tuple[str, ...]:
+    """Names of all variables that are read."""
+    return tuple(f"PD_{field}".upper() for field in Settings.model_fields)
 
 
 def telemetry_off() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pd_core import losses
 from pd_core.class_vectors import ClassVectors, build
 from pd_core.errors import BadParams
-from pd_core.fit import Batches, left_out
+from pd_core.fit import Batches
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import Teacher
@@ -197,20 +197,26 @@ class Views:
         return self._batches.steps
 
     @property
+    def damaged(self) -> set[int]:
+        """Positions of the images found damaged so far."""
+        return self._batches.damaged
+
+    @property
     def left_out(self) -> int:
-        """Damaged pictures of the last epoch that was gone through."""
-        return left_out(self._batches)
+        """Damaged images of the last epoch that was gone through."""
+        return self._batches.left_out
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions (B,) and images (B, 3, H, W), and note the place of each batch.
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Return the names of images by their positions in the list."""
+        return self._batches.names(indices)
 
-        A batch of which damaged pictures left a single one is passed over: batch norm needs two.
-        """
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield positions (B,) and images (B, 3, H, W), and note the place of each batch."""
         source = epoch if self._period is None else (epoch - 1) % self._period + 1
-        for number, batch in enumerate(self._batches.epoch(source)):
+        batches = self._batches.epoch(source, start=start)
+        for number, batch in enumerate(batches, start=start):
             self.place = (source, number)
-            if len(batch[0]) > 1:
-                yield batch
+            yield batch
 
     def remember(self, targets: Tensor) -> None:
         """Keep the targets of the batch that is out, if it comes again."""

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -26,7 +27,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from pd_core import provenance
-from pd_core.errors import BadParams, PdError
+from pd_core.errors import BadParams, Interrupted, PdError
+from pd_core.masking import masked, without_login
 from pd_core.settings import telemetry_off
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def open_store(project: Path, uri: str | None = None) -> str:
         _check_database(uri)
     else:
         raise BadParams(
-            f"unknown tracking address '{shown(uri)}'; valid: http://host:port, https://host, "
+            f"unknown tracking address '{masked(uri)}'; valid: http://host:port, https://host, "
             f"{_SQLITE}file.db, postgresql://...; leave it empty for the local database"
         )
     return uri
@@ -177,7 +179,7 @@ def stage_run(
         yield run
         run.set_tags(provenance.hash_tags("out", outs, project))
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
     except Exception as error:
@@ -198,13 +200,6 @@ def stage_run(
         )
 
 
-def shown(uri: str) -> str:
-    """Return an address without the name and password that it may hold."""
-    scheme, separator, rest = uri.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
-
-
 def client(store: str) -> MlflowClient:
     """Return MLflow's client for tracking and registry, with its chatter off."""
     telemetry_off()
@@ -214,7 +209,7 @@ def client(store: str) -> MlflowClient:
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=store, registry_uri=store)
 
 
@@ -263,8 +258,8 @@ def _send(
         mlflow.set_terminated(created.info.run_id, status=status)
         run.run_id = created.info.run_id
     except Exception as error:  # noqa: BLE001 whatever it is, it must not cost the stage its results
-        reason = " ".join(str(error).split())[:300]
-        _log.warning("run '%s' is not recorded in '%s': %s", name, shown(store), reason)
+        reason = masked(" ".join(str(error).split()))[:300]
+        _log.warning("run '%s' is not recorded in '%s': %s", name, masked(store), reason)
 
 
 def _log_all(
@@ -274,8 +269,8 @@ def _log_all(
 
     now = round(time.time() * 1000)
     metrics = [Metric(name, value, now, step) for name, value, step in run._metrics]
-    values = [Param(name, str(value)) for name, value in _flat(params, ".").items()]
-    tags = [RunTag(name, value) for name, value in run._tags.items()]
+    values = [Param(name, masked(str(value))) for name, value in _flat(params, ".").items()]
+    tags = [RunTag(name, masked(value)) for name, value in run._tags.items()]
     if max(len(values), len(tags)) <= _ENTRIES_PER_CALL and (
         len(metrics) + len(values) + len(tags) <= _METRICS_PER_CALL
     ):
@@ -317,7 +312,7 @@ def _create_database(path: Path) -> None:
 
 
 def _check_server(uri: str) -> None:
-    health = f"{shown(uri).rstrip('/')}/health"
+    health = f"{without_login(uri).rstrip('/')}/health"
     try:
         with urllib.request.urlopen(health, timeout=_SERVER_SECONDS):
             return
@@ -325,10 +320,12 @@ def _check_server(uri: str) -> None:
         if error.code in (401, 403):  # it is there and asks for a password, which MLflow will give
             return
         reason = f"it answers {error.code}"
+    except HTTPException as error:
+        reason = type(error).__name__  # its text may repeat a part of the address
     except (OSError, ValueError) as error:
-        reason = str(getattr(error, "reason", error))
+        reason = masked(str(getattr(error, "reason", error)))
     raise PdError(
-        f"no MLflow server answers at '{shown(uri)}' ({reason}); start it, correct the tracking "
+        f"no MLflow server answers at '{masked(uri)}' ({reason}); start it, correct the tracking "
         f"address, or leave it empty for the local database"
     )
 
@@ -337,9 +334,9 @@ def _check_database(uri: str) -> None:
     try:
         client(uri).search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001 each driver has its own errors
-        reason = str(error).partition("\n")[0]
+        reason = masked(str(error).partition("\n")[0])
         raise PdError(
-            f"no MLflow database answers at '{shown(uri)}' ({reason}); correct the tracking "
+            f"no MLflow database answers at '{masked(uri)}' ({reason}); correct the tracking "
             f"address, or leave it empty for the local database"
         ) from None
 

@@ -5,19 +5,21 @@ Shapes: B images, C classes, L tokens, D the joint width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypedDict
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from pd_core import losses
+from pd_core.checkpoints import Checkpoints
 from pd_core.class_vectors import template_features
-from pd_core.fit import Batches, Metrics, OnEpoch, OnProgress, fit, gaussian_weights
+from pd_core.fit import Batches, OnEpoch, OnProgress, fit
 from pd_core.models.clip import ClipTowers, imagenet_templates
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import TEMPLATE, Teacher
-from pd_core.options import Precision, TeacherMethod
+from pd_core.options import OnNonFinite, Precision, TeacherMethod
+from pd_core.schedule import gaussian_weights
+from pd_core.training_state import Metrics
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class TuneOptions(TypedDict, total=False):
     logits_loss_weight: float
     gpa_mean: float
     gpa_std: float
+    max_grad_norm: float | None
+    on_non_finite: OnNonFinite
 
 
 def promptsrc_step(
@@ -163,10 +167,11 @@ def tune_teacher(
     logits_loss_weight: float = 1.0,
     gpa_mean: float = 15.0,
     gpa_std: float = 1.0,
+    max_grad_norm: float | None = None,
+    on_non_finite: OnNonFinite = OnNonFinite.FAIL,
     seed: int = 1,
     precision: Precision = Precision.FP32,
-    checkpoint: Path | None = None,
-    run_key: str = "",
+    checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Teacher, list[Metrics]]:
@@ -200,10 +205,11 @@ def tune_teacher(
         logits_loss_weight: weight of the divergence.
         gpa_mean: epoch that counts most in the final average.
         gpa_std: how fast the others count less, in epochs.
+        max_grad_norm: as in `fit`.
+        on_non_finite: as in `fit`.
         seed: of the random prompts.
         precision: what the towers compute in.
-        checkpoint: as in `fit`.
-        run_key: as in `fit`.
+        checkpoints: as in `fit`.
         on_epoch: as in `fit`; the scalars are "loss", "accuracy" (percent, on
             the training views) and, for PromptSRC, "cross_entropy", "text",
             "image" and "logits", which add up to the loss.
@@ -213,7 +219,8 @@ def tune_teacher(
         The tuned teacher, in evaluation mode, and the metrics of each epoch.
 
     Raises:
-        BadParams: a number is out of range, or training diverged.
+        BadParams: a number is out of range.
+        Diverged, Interrupted: as in `fit`.
     """
     teacher = Teacher.untrained(
         towers,
@@ -271,11 +278,12 @@ def tune_teacher(
         weight_decay=weight_decay,
         warmup_epochs=warmup_epochs,
         warmup_lr=warmup_lr,
+        max_grad_norm=max_grad_norm,
+        on_non_finite=on_non_finite,
         averaging=gpa,
         device=towers.device,
         precision=precision,
-        checkpoint=checkpoint,
-        run_key=run_key,
+        checkpoints=checkpoints,
         on_epoch=on_epoch,
         on_progress=on_progress,
     )

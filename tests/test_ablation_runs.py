@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from pd_core import ablations, cli, cli_ablations, distill, evaluate, jobs
 from pd_core.ablation_params import load_ablations
+from pd_core.artifacts import write_sums
 from pd_core.cli_ablations import BASES, FOLDER, REPORT, RESULTS
 from pd_core.errors import MissingFile
 from pd_core.jobs import Job
@@ -68,6 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if shown is not None:
             paths = [f"{label}_{image}.png" for label in range(5) for image in range(shown)]
             (job.prepared / "unlabelled.json").write_text(json.dumps(paths))
+            write_sums(job.prepared)
 
     profile = YAML(typ="safe").load(ROOT / "params.yaml")
     clip = {"model": "tiny", "batch_size": 4, "image_depth": 2, "epochs": 2}
@@ -83,6 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(cli_ablations, "compute_with", lambda _: None)  # it sets the environment
         patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))  # it is slow
         patch.setattr(jobs, "prepare", draw)
+        patch.setattr("pd_core.distill.check_agreement", tiny.agreed)
         for name in NAMES:
             assert promptkd("base", name) == 0
         yield folder
@@ -149,6 +152,7 @@ def test_the_base_has_lists_teacher_and_vectors_of_every_seed(world: Path) -> No
             f"{place}/{name}-{seed}/{file}"
             for seed in SEEDS
             for place, file in (
+                ("prepare", "SHA256SUMS"),
                 ("prepare", "split.json"),
                 ("prepare", "unlabelled.json"),
                 ("teacher", "teacher.safetensors"),

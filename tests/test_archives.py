@@ -1,5 +1,6 @@
 import gzip
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -202,7 +203,7 @@ def test_a_bomb_is_stopped_while_it_unpacks(
     with pytest.raises(BadData, match="more than 100 times its size"):
         unpack(archive, into, limits=Limits(small=2**20))
     with pytest.raises(BadData, match="more than 1000000 bytes"):
-        unpack(archive, into, limits=Limits(total=1_000_000))
+        unpack(archive, into / "again", limits=Limits(total=1_000_000))
 
     assert sum(len(content) for content in tree(into).values()) <= 4 * 2**20
 
@@ -291,11 +292,77 @@ def test_a_damaged_archive_is_refused_in_one_line(
     assert str(archive) in str(caught.value)
 
 
-def test_a_file_where_a_folder_goes_is_named(archive: Path, into: Path) -> None:
-    archive.write_bytes(tarred({"a": b"", "a/b": b""}))
+@pytest.mark.parametrize("pack", [zipped, tarred], ids=["zip", "tar"])
+@pytest.mark.parametrize(
+    "names", [["a", "a/b"], ["a/b", "a"], ["a", "b/", "b"]], ids=lambda names: ",".join(names)
+)
+def test_a_file_in_place_of_a_folder_is_refused(
+    names: list[str], pack: Callable[[dict[str, bytes]], bytes], archive: Path, into: Path
+) -> None:
+    if pack is tarred and "b/" in names:
+        archive.write_bytes(tar_of(special(tarfile.DIRTYPE, "b"), tarfile.TarInfo("b")))
+    else:
+        archive.write_bytes(pack(dict.fromkeys(names, b"")))
 
-    with pytest.raises(PdError, match="cannot write '.*into': .*"):
+    with pytest.raises(BadData, match="has two members for one file, '[ab]'; it is refused"):
         unpack(archive, into)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("second", ["a/1.jpg", "./a/1.jpg", "a//1.jpg"])
+def test_two_members_for_one_file_are_refused(second: str, archive: Path, into: Path) -> None:
+    for kind in ("zip", "tar"):
+        if kind == "zip":
+            with zipfile.ZipFile(archive, "w") as packed:
+                packed.writestr("a/1.jpg", "first")
+                packed.writestr(second, "second")
+        else:
+            archive.write_bytes(tar_of(tarfile.TarInfo("a/1.jpg"), tarfile.TarInfo(second)))
+
+        with pytest.raises(BadData, match="has two members for one file, 'a/1.jpg'"):
+            unpack(archive, into / kind)
+
+        assert list(tree(into / kind)) == ["a/1.jpg"]
+
+
+def test_names_that_differ_by_case_or_dots_are_two_files_where_the_file_system_says_so(
+    archive: Path, into: Path
+) -> None:
+    names = ["a/1.jpg", "A/1.jpg", "a/1.jpg.", "a./1.jpg"]
+    archive.write_bytes(zipped({name: name.encode() for name in names}))
+
+    unpack(archive, into)  # one that takes them for one file has the second refused, as above
+
+    assert tree(into) == {name: name.encode() for name in names}
+
+
+def test_an_archive_for_which_the_disk_has_no_room_is_not_begun(
+    archive: Path, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(archive.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5_000))
+    big = {"a": bytes(6_000)}
+    for content in (zipped(big), tarred(big)):
+        archive.write_bytes(content)
+
+        with pytest.raises(PdError, match="unpacking '.*' needs .* where 4.9 KiB are free"):
+            unpack(archive, into)
+
+        assert not tree(into)
+
+
+def test_a_zip_that_claims_too_much_is_refused_before_anything_is_written(
+    archive: Path, into: Path
+) -> None:
+    content = bytearray(zipped({"first": b"1", "second": b"2"}))
+    position = content.rindex(b"PK\x01\x02") + 24
+    content[position : position + 4] = (2**32 - 2).to_bytes(4, "little")
+    archive.write_bytes(content)
+
+    with pytest.raises(BadData, match="more than 100 times its size"):
+        unpack(archive, into)
+
+    assert not tree(into)
 
 
 def test_what_is_wanted_is_placed_and_the_rest_is_not(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import torch
 from pd_core.artifacts import (
     read_json,
     read_tensors,
-    write_folder,
     write_json,
     write_tensors,
     write_text,
 )
+from pd_core.atomic import write_folder
 from pd_core.errors import BadArtifact, MissingFile, PdError, unknown
 
 WRITE = """

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pd_core.artifacts import write_sums
+
 ROOT = Path(__file__).parent.parent
 NAME = "embedded_digits"
 
@@ -90,6 +92,7 @@ def test_a_corrupt_image_is_named_and_nothing_is_left_behind(project: Path) -> N
     with zipfile.ZipFile(archive, "w") as new:
         for name, content in pictures.items():
             new.writestr(name, content[:40] if name.startswith("train/") else content)
+    write_sums(archive.parent)
     line = refused(promptkd(project, "teacher", NAME))
     assert "train/" in line
     assert "not a readable picture" in line

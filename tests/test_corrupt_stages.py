@@ -152,10 +152,10 @@ def test_the_student_is_distilled_on_the_intact_pictures_and_resumes_exactly(
         if epoch == 2:
             raise StopError
 
-    checkpoint = tmp_path / "checkpoint.safetensors"
+    given = {"checkpoints": tiny.checkpoints(tmp_path), **options}
     with pytest.raises(StopError):
-        stages.student(tmp_path / "resumed", checkpoint=checkpoint, on_epoch=stop, **options)
-    stages.student(tmp_path / "resumed", checkpoint=checkpoint, workers=2, **options)
+        stages.student(tmp_path / "resumed", on_epoch=stop, **given)
+    stages.student(tmp_path / "resumed", workers=2, **given)
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 

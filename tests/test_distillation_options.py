@@ -19,7 +19,7 @@ from pd_core.artifacts import read_json, read_tensors
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
 from pd_core.data.images import ImageStore, eval_transform
-from pd_core.data.prepared import read_unlabelled
+from pd_core.data.prepared import read_unlabelled, write_prepared
 from pd_core.data.splits import Item, Protocol, Splits
 from pd_core.errors import BadData, BadParams
 from pd_core.models.clip import ClipTowers
@@ -252,9 +252,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def only(stages: dict[str, Any], folder: Path, **lists: object) -> dict[str, Any]:
     """Copy the prepared data set, with these lists of labelled pictures and no others."""
     split = json.loads((stages["prepared"] / "split.json").read_text())
-    folder.mkdir()
-    (folder / "split.json").write_text(json.dumps({**split, **dict.fromkeys(LISTS, []), **lists}))
-    (folder / "unlabelled.json").write_bytes((stages["prepared"] / "unlabelled.json").read_bytes())
+    unlabelled = read_unlabelled(stages["prepared"])
+    write_prepared(folder, {**split, **dict.fromkeys(LISTS, []), **lists}, unlabelled)
     return {**stages, "prepared": folder}
 
 
@@ -304,8 +303,8 @@ def test_the_epoch_with_the_highest_score_is_kept_also_after_an_interruption(
     student, history = distilled(**given)
     assert [epoch["score"] for epoch in history] == list(scores)
     with pytest.raises(KeyboardInterrupt):
-        distilled(**given, on_epoch=stop, checkpoint=tmp_path / "state")
-    resumed, again = distilled(**given, checkpoint=tmp_path / "state")
+        distilled(**given, on_epoch=stop, checkpoints=tiny.checkpoints(tmp_path))
+    resumed, again = distilled(**given, checkpoints=tiny.checkpoints(tmp_path))
 
     assert student.selection is Selection.BEST_ON_VAL
     assert again == history
@@ -355,8 +354,8 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(
         return tuple(path.read_bytes() for path in sorted((tmp_path / name).iterdir()))
 
     with pytest.raises(KeyboardInterrupt):
-        run("stopped", checkpoint=tmp_path / "state", on_epoch=stop)
-    resumed = run("stopped", checkpoint=tmp_path / "state")
+        run("stopped", checkpoints=tiny.checkpoints(tmp_path), on_epoch=stop)
+    resumed = run("stopped", checkpoints=tiny.checkpoints(tmp_path))
     assert resumed == run("whole")
     for epoch in json.loads(resumed[0]):
         assert epoch.get("score", 100 / 3) == pytest.approx(100 / 3)

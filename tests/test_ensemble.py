@@ -257,17 +257,6 @@ def test_further_teachers_make_another_student_and_the_same_one_every_time(
     assert len({first, *others}) == 4
 
 
-def test_a_checkpoint_with_other_teachers_is_not_taken_up(data: Path, tmp_path: Path) -> None:
-    def stop(_: int, __: dict[str, float]) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(data, tmp_path / "out", wanted(), checkpoint=tmp_path / "state", on_epoch=stop)
-
-    mixed = run(data, tmp_path / "out", wide(data), checkpoint=tmp_path / "state")
-    assert mixed == run(data, tmp_path / "clean", wide(data))
-
-
 def test_vectors_are_built_once_and_every_teacher_sees_every_batch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from pd_core import class_vectors, distill, estimate, evaluate, pretrain, report
-from pd_core.artifacts import read_json, write_json
+from pd_core.artifacts import read_json, write_json, write_sums
 from pd_core.data.prepared import read_prepared, read_unlabelled
 from pd_core.results import read_evaluations, summarise
 
@@ -35,6 +35,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     split = read_json(prepared / "split.json")
     split |= {"protocol": "all_classes", "few_shot": split["test"], "test": []}
     write_json(prepared / "split.json", split)
+    write_sums(prepared)
     teacher, vectors, student = (root / name for name in ("teacher", "vectors", "student"))
     large: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root)}
     small: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root, seed=1)}

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from pd_core import class_vectors, distill, evaluate, pretrain
+from pd_core.artifacts import write_sums
 from pd_core.errors import BadData, MissingFile
 
 LABELS = np.array([0, 1, 2, 3])  # two base classes, two novel ones
@@ -42,7 +43,8 @@ def test_predictions_name_the_best_of_the_half_and_of_all() -> None:
 
 
 @pytest.fixture
-def stages(tmp_path: Path) -> dict[str, Any]:
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(distill, "check_agreement", tiny.agreed)
     prepared = tiny.prepared(tmp_path / "prepare" / "flowers")
     large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
     folders = {name: tmp_path / name / "flowers" for name in ("teacher", "vectors", "student")}
@@ -98,6 +100,7 @@ def test_a_data_set_without_test_images_is_refused(stages: dict[str, Any]) -> No
     path = stages["prepared"] / "split.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "test": []}))
+    write_sums(path.parent)
     with pytest.raises(BadData, match="no labelled test images"):
         evaluate.run(**stages)
 
@@ -111,6 +114,7 @@ def test_a_missing_student_says_what_to_run(stages: dict[str, Any]) -> None:
 def test_where_all_classes_were_taught_only_all_of_them_are_counted(stages: dict[str, Any]) -> None:
     file = stages["prepared"] / "split.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "protocol": "all_classes"}))
+    write_sums(file.parent)
 
     metrics = evaluate.run(**stages)
 

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import Batches
+from tiny import Batches, checkpoints
 from torch import Tensor, nn
 
-from pd_core.errors import BadParams
-from pd_core.fit import WeightedSum, fit, gaussian_weights, learning_rate
+from pd_core.averaging import WeightedSum
+from pd_core.errors import BadParams, Diverged
+from pd_core.fit import fit
 from pd_core.models.compute import autocast, set_threads
 from pd_core.options import Precision
+from pd_core.schedule import gaussian_weights, learning_rate
 
 
 def network() -> nn.Module:
@@ -169,12 +171,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, precision: P
 
     whole, resumed = network(), network()
     expected = train(whole)
-    place = {"checkpoint": tmp_path / "checkpoint.safetensors", "run_key": "this run"}
 
     for last in (2, 4):
         with pytest.raises(StopError):
-            train(network(), **place, on_epoch=stop_after(last))
-    history = train(resumed, **place)
+            train(network(), checkpoints=checkpoints(tmp_path), on_epoch=stop_after(last))
+    history = train(resumed, checkpoints=checkpoints(tmp_path))
 
     assert same(state(resumed), state(whole))
     assert history == expected
@@ -186,10 +187,9 @@ def test_a_run_whose_first_steps_all_overflowed_can_be_resumed(tmp_path: Path) -
             values = step_of(module, Precision.FP16)(indices, images)
             return {name: 1e30 * value for name, value in values.items()}
 
-        batches, place = Batches(8, size=4), tmp_path / "checkpoint.safetensors"
         return fit(
-            module, step, batches, epochs=3, lr=0.1, precision=Precision.FP16, checkpoint=place,
-            **rest,
+            module, step, Batches(8, size=4), epochs=3, lr=0.1, precision=Precision.FP16,
+            checkpoints=checkpoints(tmp_path), **rest,
         )  # fmt: skip
 
     with pytest.raises(StopError):
@@ -210,8 +210,7 @@ def test_the_checkpoint_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
             Batches(16, size=4),
             epochs=2,
             lr=0.1 if key == "a" else 0.2,
-            checkpoint=tmp_path / "checkpoint.safetensors",
-            run_key=key,
+            checkpoints=checkpoints(tmp_path, key=key),
         )
         return state(module)
 
@@ -257,7 +256,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line() -> None:
     def step(indices: Tensor, images: Tensor) -> Mapping[str, Tensor]:
         return {"loss": step_of(module)(indices, images)["loss"] * math.inf}
 
-    with pytest.raises(BadParams, match="loss of epoch 1 is .*lower the learning rate"):
+    with pytest.raises(Diverged, match="the loss is inf at epoch 1, step 1, on .*lower lr"):
         fit(module, step, Batches(8, size=4), epochs=2, lr=0.1)
 
 

@@ -47,7 +47,7 @@ def test_editing_the_distillation_reruns_the_student_and_what_follows_only() -> 
 
 
 def test_editing_the_tuning_reruns_what_tunes_only() -> None:
-    for module in ("tuning.py", "pretrain.py", "models/original.py", "models/unpickle.py"):
+    for module in ("tuning.py", "pretrain.py", "models/original.py"):
         assert stages_with(module) == {"teacher", "tuned_student", "evaluate"}
 
 

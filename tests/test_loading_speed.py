@@ -1,6 +1,5 @@
 """How fast pictures are loaded: next to nothing before the first one, then as fast as PIL alone."""
 
-import json
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from pd_core.data.images import ImageBatches, ImageStore, eval_transform, normalise, train_transform
-from pd_core.data.prepared import read_prepared, read_unlabelled
+from pd_core.data.prepared import read_prepared, read_unlabelled, write_prepared
 
 TRANSFORM = train_transform(224, scale=(0.08, 1.0), flip=True)
 BATCH = 32
@@ -31,8 +30,7 @@ def test_lists_of_50000_pictures_are_ready_in_two_seconds_without_a_look_at_them
         "protocol": "all_classes", "images": str(tmp_path), "few_shot": rows[:16_000],
         "few_shot_val": [], "val": [], "test": rows,
     }  # fmt: skip
-    (folder / "split.json").write_text(json.dumps(content))
-    (folder / "unlabelled.json").write_text(json.dumps([path for path, _ in rows]))
+    write_prepared(folder, content, [path for path, _ in rows])
 
     start = time.perf_counter()
     prepared, unlabelled = read_prepared(folder), read_unlabelled(folder)

@@ -1,6 +1,7 @@
 """The losses are those of the paper, term by term."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -86,10 +87,57 @@ def test_distillation_is_the_divergence_of_student_from_teacher_over_all_element
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_no_gradient_reaches_the_teacher() -> None:
+def test_distillation_has_the_published_weight_and_temperature_unless_told_otherwise() -> None:
+    student, teacher = random(5, 7), random(5, 7, seed=1)
+
+    published = losses.distillation(student, teacher, temperature=1.0, weight=1000.0)
+
+    assert torch.equal(losses.distillation(student, teacher), published)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_distance_of_features_is_a_mean_over_all_elements(squared: bool) -> None:
+    student, teacher = unit(4, 8), unit(4, 8, seed=1)
+
+    loss = losses.feature_distance(student, teacher, squared=squared, weight=10.0)
+
+    differences = (student - teacher).abs().flatten().tolist()
+    expected = 10 * sum(d**2 if squared else d for d in differences) / (4 * 8)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_features_are_compared_by_absolute_differences_with_the_published_weight() -> None:
+    student, teacher = unit(4, 8), unit(4, 8, seed=1)
+
+    published = losses.feature_distance(student, teacher, squared=False, weight=1000.0)
+
+    assert torch.equal(losses.feature_distance(student, teacher), published)
+
+
+@pytest.mark.parametrize("loss", [losses.distillation, losses.feature_distance])
+def test_no_gradient_reaches_the_teacher(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     student, teacher = random(5, 7).requires_grad_(), random(5, 7, seed=1).requires_grad_()
 
-    torch.autograd.backward(losses.distillation(student, teacher))
+    torch.autograd.backward(loss(student, teacher))
 
     assert student.grad is not None
     assert teacher.grad is None
+
+
+def test_an_ensemble_is_sure_only_of_what_its_teachers_agree_on() -> None:
+    first, second = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]])
+
+    agreed = losses.ensemble([first, first]).softmax(dim=1)
+    torn = losses.ensemble([first, second]).softmax(dim=1)
+
+    torch.testing.assert_close(agreed, first.softmax(dim=1))
+    assert torn[0, 0] == pytest.approx(0.5, abs=1e-3)
+    assert torn[0, 1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_teachers_count_the_same_at_temperature_one_unless_told_otherwise() -> None:
+    parts = [random(4, 3, seed=seed) for seed in range(3)]
+
+    told = losses.ensemble(parts, by_confidence=False, temperature=1.0)
+
+    assert torch.equal(losses.ensemble(parts), told)

@@ -1,6 +1,5 @@
 """One parameter chooses fp32, bf16 or fp16 for the towers; what is trained stays fp32."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from pd_core import class_vectors, fit
-from pd_core.artifacts import read_tensors
 from pd_core.distill import distill_student
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
@@ -163,9 +161,9 @@ def test_low_precision_changes_the_losses_but_little(precision: Precision, devic
     assert losses == pytest.approx(full, rel=0.03)
 
 
-def scale_after(checkpoint: Path) -> float:
-    _, metadata = read_tensors(checkpoint, what="checkpoint", remedy="none")
-    return float(json.loads(metadata["scaler"])["scale"])
+def scale_after(folder: Path) -> float:
+    _, numbers = tiny.stored_state(folder)
+    return float(numbers["scaler"]["scale"])
 
 
 class Overflow(nn.Module):
@@ -191,18 +189,16 @@ class Overflow(nn.Module):
 @DEVICES
 def test_a_step_that_overflows_is_skipped_and_the_scale_halved(device: str, tmp_path: Path) -> None:
     module = Overflow().to(device)
-    checkpoint = tmp_path / "checkpoint.safetensors"
-
     fit.fit(
         module, module.step(overflows=2), tiny.Batches(16, size=4),
         epochs=1, lr=0.1, warmup_epochs=0, device=device, precision=Precision.FP16,
-        checkpoint=checkpoint,
+        checkpoints=tiny.checkpoints(tmp_path),
     )  # fmt: skip
 
     assert module.history[:3] == [[1.0] * 3] * 3
     assert module.history[3] != [1.0] * 3
     assert torch.isfinite(module.value).all()
-    assert scale_after(checkpoint) == fit.INITIAL_LOSS_SCALE / 4
+    assert scale_after(tmp_path) == fit.INITIAL_LOSS_SCALE / 4
 
 
 @DEVICES

@@ -16,8 +16,10 @@ from conftest import TinyStudent
 from PIL import Image
 
 from pd_core import predictor
+from pd_core.artifacts import write_sums
 from pd_core.class_vectors import ClassVectors
 from pd_core.data.images import eval_transform
+from pd_core.data.prepared import write_prepared
 from pd_core.errors import BadArtifact, BadData, BadParams, MissingFile
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
@@ -175,6 +177,7 @@ def test_the_example_is_a_small_picture_of_the_test_list(tmp_path: Path) -> None
         "test": [["test.png", 0]],
     }
     (tmp_path / "split.json").write_text(json.dumps(split))
+    write_sums(tmp_path)
     with Image.open(BytesIO(predictor.example_picture(tmp_path))) as image:
         assert (image.size, image.getpixel((0, 0))) == ((336, 168), (90, 0, 0))
 
@@ -183,12 +186,17 @@ def test_the_example_is_a_readable_picture_even_where_none_is_for_testing(tmp_pa
     (tmp_path / "damaged.png").write_bytes(b"<html>")
     Image.new("RGB", (40, 20), (90, 0, 0)).save(tmp_path / "whole.png")
     lists: dict[str, Any] = {"few_shot": [], "few_shot_val": [], "val": [], "test": []}
-    split = {"dataset": "x", "classes": ["a"], "base_classes": 1, "protocol": "all_classes"}
-    (tmp_path / "split.json").write_text(json.dumps({**split, **lists, "images": str(tmp_path)}))
-    (tmp_path / "unlabelled.json").write_text(json.dumps(["damaged.png", "whole.png"]))
+    split: dict[str, Any] = {
+        "dataset": "x",
+        "classes": ["a"],
+        "base_classes": 1,
+        "protocol": "all_classes",
+    }
+    split |= {**lists, "images": str(tmp_path)}
+    write_prepared(tmp_path, split, ["damaged.png", "whole.png"])
     with Image.open(BytesIO(predictor.example_picture(tmp_path))) as image:
         assert image.getpixel((0, 0)) == (90, 0, 0)
-    (tmp_path / "unlabelled.json").write_text(json.dumps(["damaged.png"]))
+    write_prepared(tmp_path, split, ["damaged.png"])
     with pytest.raises(BadData, match="damaged.png"):
         predictor.example_picture(tmp_path)
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONTEXT_LENGTH, NAMES, images, towers
+from open_clip.transformer import TextTransformer
+from tiny import CONFIG, CONTEXT_LENGTH, NAMES, images, towers
 from torch import Tensor
 
 from pd_core.models.prompts import (
+    CoupledPrompts,
     DeepPrompts,
     cut_after_end,
     encode_image,
@@ -21,6 +23,11 @@ def prompts(depth: int, length: int = 2, width: int = 32, seed: int = 1) -> Deep
     made = DeepPrompts(depth, length, width, generator=torch.Generator().manual_seed(seed))
     made.tokens.data.mul_(20)  # large enough to be seen in the features
     return made
+
+
+def coupled(source: DeepPrompts, *, depth: int, width: int = 32, seed: int = 5) -> CoupledPrompts:
+    generator = torch.Generator().manual_seed(seed)
+    return CoupledPrompts(source, width, depth=depth, generator=generator)
 
 
 def tokens() -> Tensor:
@@ -38,7 +45,9 @@ def test_cutting_behind_the_longest_text_changes_no_feature() -> None:
     text = copy.deepcopy(towers().text).double()  # so that rounding cannot hide a difference
     cut = cut_after_end(tokens())
 
-    assert cut.shape[1] < CONTEXT_LENGTH
+    longest = max(len(row[row > 0]) for row in tokens())  # 0 fills what is behind the end of text
+    assert cut.shape == (len(NAMES), longest)
+    assert longest < CONTEXT_LENGTH
     torch.testing.assert_close(
         encode_text(text, cut, prompts(2)),
         encode_text(text, tokens(), prompts(2)),
@@ -147,3 +156,126 @@ def test_a_copy_has_prompts_of_its_own() -> None:
         encode_image(towers().visual, images(2), made),
         encode_image(towers().visual, images(2), copied),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pictures_and_prompts_take_on_the_precision_of_the_tower(dtype: torch.dtype) -> None:
+    clip, made = towers(), prompts(2)
+    visual, text = (copy.deepcopy(tower).to(dtype) for tower in (clip.visual, clip.text))
+
+    features = encode_image(visual, images(3), made), encode_text(text, tokens(), made)
+
+    expected = encode_image(clip.visual, images(3), made), encode_text(clip.text, tokens(), made)
+    for ours, theirs in zip(features, expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.1, atol=0.1)
+
+
+def test_words_get_their_positions_in_the_precision_of_the_tower() -> None:
+    text, made = copy.deepcopy(towers().text).to(torch.bfloat16), prompts(1)
+    text.positional_embedding.data = text.positional_embedding.data.float()
+
+    seen = inputs_of_blocks(text, lambda: encode_text(text, tokens(), made))
+
+    assert all(x.dtype == torch.bfloat16 for x in seen)
+
+
+def test_a_tower_without_a_causal_mask_gets_none() -> None:
+    config = {**CONFIG["text_cfg"], "no_causal_mask": True}
+    tower = TextTransformer(**config, output_dim=16)
+
+    torch.testing.assert_close(encode_text(tower, tokens()), tower(tokens()))
+
+
+@pytest.mark.parametrize(("width", "has_bias"), [(7, True), (7, False), (None, False)])
+def test_features_leave_a_tower_through_whatever_projects_them(
+    width: int | None, has_bias: bool
+) -> None:
+    tower = TextTransformer(**CONFIG["text_cfg"], output_dim=width, proj_bias=has_bias)
+
+    features = encode_text(tower, tokens())
+
+    torch.testing.assert_close(features, tower(tokens()))
+    assert features.shape == (len(NAMES), width or 32)
+
+
+def test_prompts_know_their_depth_and_length_and_start_at_zero_without_a_generator() -> None:
+    made = DeepPrompts(3, 2, 32)
+
+    assert (made.depth, made.length) == (3, 2)
+    assert made.tokens.shape == (3, 2, 32)
+    assert not made.tokens.any()
+    assert made.tokens.requires_grad
+
+
+def test_many_texts_are_encoded_without_gradients_in_fp32() -> None:
+    text = copy.deepcopy(towers().text).double()
+
+    features = encode_many_texts(text, tokens(), prompts(2))
+
+    assert not features.requires_grad
+    assert features.dtype == torch.float32
+
+
+def test_short_texts_are_cut_with_short_ones() -> None:
+    text, short = towers().text, towers().tokenize(["a", "a b c d e f g h i j", "b"])
+    lengths: list[int] = []
+    with text.ln_final.register_forward_pre_hook(
+        lambda _, inputs: lengths.append(inputs[0].shape[1])
+    ):
+        encode_many_texts(text, short, batch_size=2)
+
+    assert lengths == [3, 12]  # a text, its start and its end
+
+
+def test_coupled_image_prompts_are_linear_in_the_text_prompts_layer_by_layer() -> None:
+    text = prompts(3)
+
+    made = coupled(text, depth=2, width=48)
+
+    assert (made.depth, made.length) == (2, 2)
+    assert made.tokens.shape == (2, 2, 48)
+    for row, words, couple in zip(made.tokens, text.tokens, made.couplings, strict=False):
+        torch.testing.assert_close(row, words @ couple.weight.T + couple.bias)
+
+
+def test_couplings_are_trained_and_the_text_prompts_belong_to_somebody_else() -> None:
+    text = prompts(2)
+    made = coupled(text, depth=2)
+
+    torch.autograd.backward(made.tokens.square().sum())
+
+    names = [f"couplings.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")]
+    assert [name for name, _ in made.named_parameters()] == names
+    assert all(parameter.grad is not None for parameter in made.parameters())
+    assert text.tokens.grad is not None
+
+
+def test_couplings_follow_their_generator_and_leave_the_global_one_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, other = (coupled(prompts(2), depth=2, seed=seed) for seed in (5, 5, 6))
+
+    assert torch.equal(first.tokens, second.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_hardly_any_two_seeds_have_the_same_couplings() -> None:
+    text = prompts(1)
+    made = [coupled(text, depth=1, width=1, seed=seed).tokens.tolist() for seed in range(60)]
+
+    assert all(made.count(one) == 1 for one in made)
+
+
+def test_folded_prompts_are_what_the_coupled_ones_compute_and_follow_them_no_more() -> None:
+    text = prompts(2)
+    made = coupled(text, depth=2)
+    folded = made.folded()
+    before = made.tokens.detach().clone()
+
+    text.tokens.data.zero_()
+
+    assert isinstance(folded, DeepPrompts)
+    assert folded.tokens.requires_grad
+    assert torch.equal(folded.tokens, before)
+    assert not torch.equal(folded.tokens, made.tokens)

@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from pd_core.errors import BadParams
-from pd_core.settings import TELEMETRY_OFF, load_settings, telemetry_off
+from pd_core.settings import (
+    TELEMETRY_OFF,
+    Settings,
+    load_settings,
+    telemetry_off,
+    variable_names,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +75,55 @@ def test_a_mirror_is_an_address_of_s3(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(BadParams, match="PD_MIRROR: give s3://<bucket>/<prefix>"):
         load_settings()
+
+
+def test_an_address_of_s3_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_S3_ENDPOINT_URL", "http://me:hidden-word@host")
+
+    with pytest.raises(
+        BadParams, match="PD_S3_ENDPOINT_URL: leave name and password out"
+    ) as caught:
+        load_settings()
+
+    assert "hidden-word" not in str(caught.value)
+
+
+def test_the_tracking_address_may_hold_a_password_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", "http://me:hidden-word@host")
+
+    settings = load_settings()
+
+    assert "hidden-word" not in f"{settings!r} {settings}"
+    assert settings.mlflow_tracking_uri == "http://me:hidden-word@host"
+
+
+def test_the_line_feed_that_a_file_of_a_secret_ends_with_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PD_S3_ACCESS_KEY_ID", "hidden-word\n")
+
+    key = load_settings().s3_access_key_id
+
+    assert key is not None
+    assert key.get_secret_value() == "hidden-word"
+
+
+def test_an_env_file_that_cannot_be_read_is_one_line() -> None:
+    Path(".env").write_bytes(b"PD_DEVICE=\xff\xfe")
+
+    with pytest.raises(BadParams, match=r"'\.env' cannot be read \(it is not UTF-8\)"):
+        load_settings()
+
+
+def test_the_example_names_every_variable_and_sets_none() -> None:
+    example = Path(__file__).parent.parent / ".env.example"
+    lines = example.read_text().splitlines()
+    named = [line[2:].partition("=")[0] for line in lines if line.startswith("# PD_")]
+    assert sorted(named) == sorted(variable_names())
+    Path(".env").write_text(example.read_text())
+    assert load_settings() == Settings(_env_file=None)
+
+    Path(".env").write_text(example.read_text().replace("# PD_", "PD_"))
+    assert load_settings().mirror == "s3://bucket/prefix"

@@ -1,12 +1,9 @@
 import json
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pd_core.data.splits import (
     Item,
@@ -138,24 +135,6 @@ def test_base_classes_are_the_first_half_rounded_up(classes: int, base: int) -> 
     assert base_count(classes) == base
 
 
-@given(
-    counts=st.lists(st.integers(1, 12), min_size=1, max_size=8),
-    shots=st.integers(1, 16),
-    seed=st.integers(0, 99),
-)
-def test_few_shot_draws_distinct_images_and_keeps_small_classes_whole(
-    counts: list[int], shots: int, seed: int
-) -> None:
-    listed = made(dict(enumerate(counts)))
-
-    drawn = few_shot(listed, shots, random.Random(seed))
-
-    assert len(set(drawn)) == len(drawn)
-    assert set(drawn) <= set(listed)
-    per_class = Counter(item.label for item in drawn)
-    assert per_class == {label: min(count, shots) for label, count in enumerate(counts)}
-
-
 def test_a_class_smaller_than_the_shots_takes_no_random_number() -> None:
     rng = random.Random(5)
 
@@ -177,19 +156,64 @@ def test_more_shots_than_any_class_has_are_refused_with_the_largest_valid_number
         )
 
 
+def test_as_many_shots_as_the_largest_class_has_are_allowed() -> None:
+    splits = Splits(made({0: 3, 1: 5}), made({0: 1, 1: 1}), ())
+
+    train, _ = few_shot_split(
+        splits, shots=5, val_shots=4, protocol=Protocol.ALL_CLASSES, rng=random.Random(1)
+    )
+
+    assert sorted(paths(train)) == sorted(paths(splits.train))
+
+
+def test_an_empty_train_list_is_refused() -> None:
+    with pytest.raises(BadParams, match="shots = 1: the largest class has 0 train images"):
+        few_shot_split(
+            Splits((), (), ()),
+            shots=1,
+            val_shots=1,
+            protocol=Protocol.ALL_CLASSES,
+            rng=random.Random(1),
+        )
+
+
 def test_no_shots_are_refused() -> None:
     with pytest.raises(BadParams, match="shots = 0"):
         few_shot(made({0: 3}), 0, random.Random(1))
 
 
-def test_a_class_too_small_for_validation_is_named() -> None:
-    with pytest.raises(BadData, match="'class 1' has 2 images"):
-        train_val(made({0: 10, 1: 2}), random.Random(1))
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_class_too_small_for_validation_is_named(count: int) -> None:
+    with pytest.raises(
+        BadData, match=f"^class 'class 1' has {count} images, too few to keep 20% for validation"
+    ):
+        train_val(made({0: 10, 1: count}), random.Random(1))
 
 
-def test_a_class_too_small_for_three_lists_is_named() -> None:
-    with pytest.raises(BadData, match="'class 1' has 2 images"):
-        train_val_test(made({0: 10, 1: 2}), random.Random(1))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_class_too_small_for_three_lists_is_named(count: int) -> None:
+    with pytest.raises(
+        BadData,
+        match=f"^class 'class 1' has {count} images, too few for train, validation and test: add",
+    ):
+        train_val_test(made({0: 10, 1: count}), random.Random(1))
+
+
+def test_one_image_for_each_of_three_lists_is_enough() -> None:
+    splits = train_val_test(made({0: 3}), random.Random(1), train_fraction=0.34, val_fraction=0.34)
+
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1, 1, 1]
+
+
+def test_no_list_of_the_three_may_be_without_a_class() -> None:
+    for train_fraction, val_fraction in ((0.1, 0.5), (0.5, 0.1), (0.5, 0.5)):
+        with pytest.raises(BadData, match="'class 0' has 4 images, too few"):
+            train_val_test(
+                made({0: 4}),
+                random.Random(1),
+                train_fraction=train_fraction,
+                val_fraction=val_fraction,
+            )
 
 
 def test_class_names_are_in_label_order() -> None:

@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from pd_core import class_vectors, distill, pretrain, supervision, tuning
+from pd_core.artifacts import write_sums
 from pd_core.class_vectors import ClassVectors
 from pd_core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.models.clip import load_clip
@@ -39,7 +40,8 @@ STUDENT: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _restore_torch() -> Iterator[None]:
+def _stages_in_a_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(distill, "check_agreement", tiny.agreed)
     with tiny.torch_restored():
         yield
 
@@ -133,6 +135,7 @@ def test_labels_of_the_unlabelled_pictures_reach_no_weight_of_the_student(
     split = json.loads((prepared / "split.json").read_text())
     # Only what distillation may know stays: where the pictures are.
     (prepared / "split.json").write_text(json.dumps({"images": split["images"]}))
+    write_sums(prepared)
 
     again = run_student(
         prepared, weights, folders["teacher"], folders["vectors"], tmp_path / "without labels"
@@ -146,6 +149,7 @@ def test_an_unlabelled_list_with_labels_is_refused(
 ) -> None:
     folders = run_all(prepared, weights, tmp_path)
     (prepared / "unlabelled.json").write_text(json.dumps([["0_0.png", 0]]))
+    write_sums(prepared)
 
     with pytest.raises(BadArtifact, match="list of paths and nothing else.*prepare@flowers"):
         run_student(prepared, weights, folders["teacher"], folders["vectors"], tmp_path / "out")
@@ -157,6 +161,7 @@ def test_the_teacher_never_sees_a_novel_label(
     split = json.loads((prepared / "split.json").read_text())
     split["few_shot"].append(["4_0.png", 4])
     (prepared / "split.json").write_text(json.dumps(split))
+    write_sums(prepared)
 
     with pytest.raises(BadArtifact, match="label 4 though only the first 3 classes"):
         run_teacher(prepared, weights, tmp_path / "out")
@@ -283,21 +288,20 @@ def test_interrupted_stages_end_with_the_same_bytes(
 
     teacher(tmp_path / "t")
     run_vectors(prepared, weights, tmp_path / "t", tmp_path / "v")
-    checkpoint = tmp_path / "checkpoints" / "one.safetensors"
     for stage, name in ((teacher, "teacher"), (student, "student")):
         whole = stage(tmp_path / f"whole {name}")
         out = tmp_path / f"resumed {name}"
         with pytest.raises(StopError):
-            stage(out, checkpoint=checkpoint, on_epoch=stop)
+            stage(out, checkpoints=tiny.checkpoints(tmp_path), on_epoch=stop)
         assert not out.exists()
-        assert checkpoint.exists()
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
-        epochs: list[int] = []
-        stage(out, checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))  # noqa: B023
+        notes: list[str] = []
+        stage(out, checkpoints=tiny.checkpoints(tmp_path, on_note=notes.append))
 
-        assert epochs == [3, 4]
+        assert [note.partition(" '")[0] for note in notes] == ["continues from checkpoint"]
         assert contents({name: out}) == contents({name: whole})
-        assert not checkpoint.exists()
+        assert not (tmp_path / "checkpoints").exists()
 
 
 def test_missing_stages_say_what_to_run(
@@ -377,7 +381,7 @@ def test_every_option_of_a_stage_is_an_argument_of_its_training(
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    shared = {"seed", "precision", "checkpoint", "run_key", "on_epoch", "on_progress"}
+    shared = {"seed", "precision", "checkpoints", "on_epoch", "on_progress"}
     shared |= {"method", "further", "scorer"}  # arguments of the stage, or made by it
 
     assert set(options.__annotations__) == numbers - shared

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pd_core import class_vectors, distill, pretrain, tuning
 from pd_core.artifacts import read_tensors
+from pd_core.data.prepared import write_prepared
 from pd_core.errors import BadArtifact, BadParams
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import CoupledPrompts, DeepPrompts
@@ -70,8 +71,8 @@ def untrained(method: TeacherMethod, base: ClipTowers | None = None, **sizes: An
     return Teacher.untrained(base or towers(), method=method, **{**SIZES, **sizes})
 
 
-def last_epoch(checkpoint: Path) -> dict[str, Tensor]:
-    tensors, _ = read_tensors(checkpoint)
+def last_epoch(folder: Path) -> dict[str, Tensor]:
+    tensors, _ = tiny.stored_state(folder)
     names = [name for name in tensors if name.startswith("module.")]
     return {name.removeprefix("module."): tensors[name] for name in names}
 
@@ -106,10 +107,10 @@ def test_every_trained_method_lowers_its_loss_and_moves_all_of_its_parameters(
 ) -> None:
     before = untrained(method).state_dict()
 
-    _, history = tune(method, epochs=8, lr=0.002, checkpoint=tmp_path / "state")
+    _, history = tune(method, epochs=8, lr=0.002, checkpoints=tiny.checkpoints(tmp_path))
 
     assert history[-1]["loss"] < history[0]["loss"]
-    after = last_epoch(tmp_path / "state")
+    after = last_epoch(tmp_path)
     assert after.keys() == before.keys()
     assert not any(torch.equal(after[name], before[name]) for name in before)
 
@@ -128,13 +129,14 @@ def test_the_other_methods_minimise_the_cross_entropy_alone(method: TeacherMetho
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_only_promptsrc_averages_its_epochs(method: TeacherMethod, tmp_path: Path) -> None:
-    teacher, _ = tune(method, epochs=3, checkpoint=tmp_path / "state")
+    teacher, _ = tune(method, epochs=3, checkpoints=tiny.checkpoints(tmp_path))
 
     averaged = method is TeacherMethod.PROMPTSRC
-    state, last = teacher.state_dict(), last_epoch(tmp_path / "state")
+    state, last = teacher.state_dict(), last_epoch(tmp_path)
     text = "text_prompts.tokens"
     assert torch.equal(state[text], last[text]) is not averaged
-    averages = {name for name in read_tensors(tmp_path / "state")[0] if name.startswith("average.")}
+    stored, _ = tiny.stored_state(tmp_path)
+    averages = {name for name in stored if name.startswith("average.")}
     assert averages == ({f"average.{name}" for name in BOTH_TOWERS} if averaged else set())
 
 
@@ -182,10 +184,10 @@ def test_maples_depth_is_clipped_to_the_shallower_tower(
 
 
 def test_the_folded_teacher_has_exactly_the_features_of_the_coupled_one(tmp_path: Path) -> None:
-    folded, _ = tune(TeacherMethod.MAPLE, checkpoint=tmp_path / "state")
+    folded, _ = tune(TeacherMethod.MAPLE, checkpoints=tiny.checkpoints(tmp_path))
 
     coupled = untrained(TeacherMethod.MAPLE)
-    coupled.load_state_dict(last_epoch(tmp_path / "state"))
+    coupled.load_state_dict(last_epoch(tmp_path))
     assert isinstance(folded.image_prompts, DeepPrompts)
     assert not folded.training
     assert same(features(folded), features(coupled))
@@ -248,12 +250,11 @@ def test_clip_cannot_be_tuned() -> None:
 
 def test_clip_is_not_trained_and_looks_at_no_picture(data: Path, tmp_path: Path) -> None:
     split = json.loads((data / "flowers" / "split.json").read_text())
-    target = tmp_path / "flowers" / "split.json"
-    target.parent.mkdir()
-    target.write_text(json.dumps({**split, "images": "nowhere"}))
+    folder = tmp_path / "flowers"
+    write_prepared(folder, {**split, "images": "nowhere"}, [])
 
     teacher = pretrain.run(
-        target.parent, tmp_path / "out", model="tiny", weights=data / "tiny-0.safetensors",
+        folder, tmp_path / "out", model="tiny", weights=data / "tiny-0.safetensors",
         method=TeacherMethod.CLIP, template="a drawing of {}.",
     )  # fmt: skip
 

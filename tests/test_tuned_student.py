@@ -129,7 +129,7 @@ def test_the_job_tunes_the_students_clip_with_the_teachers_numbers(
 
     job = jobs.Job.at(tmp_path, block, seed=3, device="cpu", data_root=tmp_path)
     assert block.tuned_student is not None
-    jobs.tuned_student(job, block.tuned_student)
+    jobs.tuned_student(job)
 
     ((paths, given),) = calls
     assert paths == (

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pd_core.checkpoints import Checkpoints
+from pd_core.data.prepared import write_prepared
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
 
@@ -72,12 +74,17 @@ def loaded(name: str, weights: Path, device: str = "cpu") -> ClipTowers:
     return clip.load_clip(name, Path(weights), device=device)
 
 
+def agreed(*_: Any, **__: Any) -> None:
+    """Let a student pass that learns next to nothing in the few steps of a test."""
+
+
 @contextmanager
 def quick_stages(*modules: str) -> Iterator[None]:
     """Let stages read each file of weights once; undo what they set in torch's global state."""
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:
             patch.setattr(f"pd_core.{module}.load_clip", loaded)
+        patch.setattr("pd_core.distill.check_agreement", agreed)
         with torch_restored():
             yield
 
@@ -102,16 +109,34 @@ class Batches:
     def __init__(self, count: int, *, size: int) -> None:
         self._images = images(count)
         self._size = size
+        self.damaged: set[int] = set()
+        self.left_out = 0
 
     @property
     def steps(self) -> int:
         return len(self._images) // self._size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def names(self, indices: Sequence[int]) -> list[str]:
+        return [f"{index}.png" for index in indices]
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(self._images), generator=generator)
-        for chosen in order[: self.steps * self._size].split(self._size):  # type: ignore[no-untyped-call]
+        used = order[start * self._size : self.steps * self._size]
+        for chosen in used.split(self._size):  # type: ignore[no-untyped-call]
             yield chosen, self._images[chosen]
+
+
+def checkpoints(folder: Path, *, key: str = "this run", **rest: Any) -> Checkpoints:
+    """Keep the checkpoints of a training in a folder."""
+    return Checkpoints(folder / "checkpoints", key=key, **rest)
+
+
+def stored_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the numbers of the newest of these checkpoints."""
+    found = checkpoints(folder).latest()
+    assert found is not None
+    return found[0], json.loads(found[1]["state"])
 
 
 def prepared(folder: Path, *, per_class: int = 4) -> Path:
@@ -142,6 +167,5 @@ def prepared(folder: Path, *, per_class: int = 4) -> Path:
         "val": [],
         "test": rows,
     }
-    (folder / "split.json").write_text(json.dumps(split))
-    (folder / "unlabelled.json").write_text(json.dumps([path for path, _ in rows]))
+    write_prepared(folder, split, [path for path, _ in rows])
     return folder

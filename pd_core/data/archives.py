@@ -1,9 +1,9 @@
 """Unpack zip and tar archives that nobody vouches for.
 
 An archive is unpacked whole into a folder of its own; then what is wanted of it is moved to where
-it belongs. Its members may be files and folders only: a link, a device, a path that leads out,
-more members or bytes than are allowed, and the archive is refused. Sizes are counted as the bytes
-come, not taken from headers.
+it belongs. Its members may be files and folders only: a link, a device, a path that leads out, two
+members for one file (as the file system sees names), more members or bytes than are allowed, and
+the archive is refused. Sizes are counted as the bytes come, not only taken from headers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
+from pd_core.atomic import check_space
 from pd_core.data.download import OnProgress, writing
 from pd_core.data.paths import is_below
 from pd_core.data.remote_files import Placement
@@ -27,6 +28,7 @@ from pd_core.errors import BadData
 
 _BLOCK = 2**20
 _LARGEST_READ = 64 * 2**20  # tar headers are read at once; none is near it
+_ZIP_ENTRY = b"PK\x01\x02"
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
 
@@ -82,6 +84,9 @@ def unpack(
             raise BadData(
                 f"archive '{archive}' is damaged or cut off ({error}); delete it and fetch it again"
             ) from None
+        except FileExistsError as error:
+            twice = Path(error.filename).relative_to(folder)
+            raise budget.refusal(f"has two members for one file, '{twice}'") from None
         except NotImplementedError as error:  # zipfile's, for a compression that it lacks
             raise budget.refusal(f"cannot be unpacked ({error})") from None
     for name in nested:
@@ -155,10 +160,13 @@ class _Budget:
     def bytes(self, count: int) -> None:
         """Count bytes that were unpacked."""
         self._total += count
-        if self._total > self._limits.total:
+        self.check(self._total)
+
+    def check(self, total: int) -> None:
+        """Check a number of bytes, those unpacked or those that the archive claims to have."""
+        if total > self._limits.total:
             raise self.refusal(f"unpacks to more than {self._limits.total} bytes")
-        small = self._total <= self._limits.small
-        if not small and self._total > self._limits.ratio * self._packed:
+        if total > max(self._limits.small, self._limits.ratio * self._packed):
             raise self.refusal(f"unpacks to more than {self._limits.ratio} times its size")
 
     def refusal(self, why: str) -> BadData:
@@ -176,8 +184,13 @@ def _unpack_zip(
 ) -> None:
     with zipfile.ZipFile(archive) as packed:
         members = packed.infolist()
+        claimed = sum(member.file_size for member in members)
+        budget.check(claimed)
+        check_space(folder, claimed, f"unpacking '{archive}'")
         total, done = sum(member.compress_size for member in members), 0
         for member in members:
+            if _ZIP_ENTRY in member.comment + member.extra:  # zipfile does not count them
+                raise zipfile.BadZipFile("an entry of its list swallows the next one")
             kind = stat.S_IFMT(member.external_attr >> 16)
             allowed = kind in (0, stat.S_IFREG, stat.S_IFDIR) and not member.flag_bits & 1
             budget.member(member.filename, allowed=allowed, what="encrypted, a link or a device")
@@ -196,6 +209,7 @@ def _unpack_tar(
     archive: Path, folder: Path, budget: _Budget, on_progress: OnProgress | None
 ) -> None:
     total = archive.stat().st_size
+    check_space(folder, total, f"unpacking '{archive}'")  # at the least, if it is packed
     with ExitStack() as stack:
         raw = stack.enter_context(archive.open("rb"))
         zipped = raw.read(2) == b"\x1f\x8b"
@@ -229,7 +243,7 @@ def _write(
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    with target.open("wb") as file:
+    with target.open("xb") as file:
         while block := source.read(_BLOCK):
             if count is not None:
                 count(len(block))

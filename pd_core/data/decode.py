@@ -7,15 +7,27 @@ otherwise, since PIL would clip them to white.
 
 import io
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
+from pd_core.data.paths import clean_path
 from pd_core.errors import BadData, MissingFile
+
+MOST_PIXELS = 100_000_000
+"""Pixels that a picture may have: 300 MB decoded, and twice what the best cameras take."""
+
+MOST_BYTES = 2**30
+"""Size that a picture's file may have; a picture of `MOST_PIXELS` that is not packed is smaller."""
+
+# Formats that are only pictures. PIL knows others as well, such as PostScript, which is a program:
+# PIL would give it to Ghostscript.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # What PIL and zipfile raise for a file that is not the picture it claims to be.
 UNREADABLE = (
@@ -79,7 +91,8 @@ class ImageStore:
             in EXIF is not applied, as in the paper's code.
 
         Raises:
-            MissingFile: There is no such file, or the system does not let it be read.
+            MissingFile: There is no such file, the path leads out of the root, or the system does
+                not let the file be read.
             BadData: The file is no picture, or a damaged one.
         """
         if path in self._kept:
@@ -105,15 +118,22 @@ class ImageStore:
     def _read(self, path: str) -> bytes:
         """Read a file, from wherever the pictures are."""
         missing = f"no picture '{path}' in '{self.root}': restore it, or leave it out of the split"
+        if clean_path(path) is None:
+            raise MissingFile(f"'{path}' leads out of '{self.root}': correct the split")
         if not self._is_zip:
             file = self.root / path
             if not file.is_file():
                 raise MissingFile(missing)
+            _check_size(file.stat().st_size)
             return file.read_bytes()
+        archive = self._archive()
         try:
-            return self._archive().read(path)
+            size = archive.getinfo(path).file_size
         except KeyError:
             raise MissingFile(missing) from None
+        _check_size(size)
+        with archive.open(path) as member:
+            return member.read(size)  # and no more, whatever it unpacks to
 
     def _archive(self) -> zipfile.ZipFile:
         """Return this process's own handle: a forked one shares its position with the parent's."""
@@ -126,10 +146,20 @@ def decode(data: bytes) -> Image.Image:
     """Decode the bytes of a picture file to RGB.
 
     Raises:
+        Exception: One of ``UNREADABLE``, if it is no picture, a damaged one, or too large.
+    """
+    with open_picture(io.BytesIO(data)) as image:
+        return to_rgb(image)
+
+
+def open_picture(source: Path | IO[bytes]) -> Image.Image:
+    """Open a picture without decoding it; its pixels are not counted yet.
+
+    Raises:
         Exception: One of ``UNREADABLE``, if it is no picture or a damaged one.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        return to_rgb(image)
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        return Image.open(source, formats=_FORMATS)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -141,7 +171,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Returns:
         What PIL makes of it. Greyscale with values above 255 is taken to be of 16 bits: 65535 is
         white, and so is whatever lies beyond.
+
+    Raises:
+        Exception: One of ``UNREADABLE``, if it is damaged, or has more than ``MOST_PIXELS``.
     """
+    if image.width * image.height > MOST_PIXELS:  # before there is memory taken for them
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels, more than {MOST_PIXELS}"
+        )
     image.load()
     if image.mode in _DEEP:
         image = _eight_bits(image)
@@ -154,6 +191,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def reason(error: Exception) -> str:
     """Say why a picture is unreadable, in the words of one of ``UNREADABLE``."""
     return str(error).partition("<")[0].strip() or type(error).__name__
+
+
+def _check_size(size: int) -> None:
+    if size > MOST_BYTES:
+        raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

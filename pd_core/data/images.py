@@ -8,6 +8,10 @@ nor on the number of worker processes.
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,7 +118,11 @@ def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, ind
 
 
 class ImageBatches:
-    """The batches of a list of pictures, epoch by epoch or once in order."""
+    """The batches of a list of pictures, epoch by epoch or once in order.
+
+    Attributes:
+        damaged: Positions of the damaged pictures found so far; they are not opened again.
+    """
 
     def __init__(
         self,
@@ -149,7 +157,7 @@ class ImageBatches:
         self._store = store
         self._count = len(paths)
         self._paths = tuple(paths)
-        self._damaged: set[int] = set()
+        self.damaged: set[int] = set()
         self._left_out = 0
         self._views = _Views(store, self._paths, transform, seed, on_corrupt)
         self._queue = _Queue()
@@ -168,23 +176,30 @@ class ImageBatches:
     @property
     def skipped(self) -> tuple[str, ...]:
         """Paths of the damaged pictures found so far, each once, in the list's order."""
-        return tuple(dict.fromkeys(self._paths[index] for index in sorted(self._damaged)))
+        return tuple(dict.fromkeys(self._paths[index] for index in sorted(self.damaged)))
 
     @property
     def intact(self) -> list[int]:
         """Positions of the pictures that are not known to be damaged."""
-        return [index for index in range(self._count) if index not in self._damaged]
+        return [index for index in range(self._count) if index not in self.damaged]
 
     @property
     def left_out(self) -> int:
         """Damaged pictures of the last epoch that was gone through."""
         return self._left_out
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Return the paths of pictures by their positions in the list."""
+        return [self._paths[index] for index in indices]
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches, shuffled, without the last one if it is not full.
 
-        Where damaged pictures are skipped, their batches are smaller, and one without any picture
-        is not yielded.
+        Where damaged pictures are skipped, their batches are smaller, and may be empty.
+
+        Args:
+            epoch: Decides order and views.
+            start: So many of its first batches are left out.
 
         Yields:
             Positions in the list (B,), int64, and random views (B, 3, H, W), fp32.
@@ -201,7 +216,8 @@ class ImageBatches:
             )
         generator = torch.Generator().manual_seed(_hash(self._seed, epoch, "order"))
         order = torch.randperm(self._count, generator=generator).tolist()
-        return self._fetch(epoch, order[: self.steps * self._batch_size])
+        used = order[: self.steps * self._batch_size]
+        return self._counted(self._fetch(epoch, used[start * self._batch_size :]), used)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every picture once, in the list's order; the last batch may be smaller.
@@ -215,14 +231,20 @@ class ImageBatches:
             BadData: A picture is damaged and not to be skipped, or more than half are damaged.
             MissingFile: A picture is missing.
         """
-        return self._fetch(0, list(range(self._count)))
+        for positions, images in self._fetch(0, list(range(self._count))):
+            if len(positions):
+                yield positions, images
+
+    def _counted(self, batches: Iterator[Batch], order: list[int]) -> Iterator[Batch]:
+        yield from batches
+        self._left_out = len(self.damaged.intersection(order))
 
     def _fetch(self, epoch: int, order: list[int]) -> Iterator[Batch]:
         size = self._batch_size
         batches = (order[start : start + size] for start in range(0, len(order), size))
         # A picture once found damaged stays out, so that epochs that come again are the same.
-        left = ([index for index in batch if index not in self._damaged] for batch in batches)
-        requests = [[(epoch, index) for index in batch] for batch in left if batch]
+        left = ([index for index in batch if index not in self.damaged] for batch in batches)
+        requests = [[(epoch, index) for index in batch] for batch in left]
         self._queue.requests = requests
         with _any_number_of_workers():
             answers = iter(
@@ -235,17 +257,16 @@ class ImageBatches:
                 finally:
                     del answer  # as a cycle, error and frame, it would hold the workers for seconds
             self._note(answer.damaged)
-            if answer.positions:
-                yield torch.tensor(answer.positions), _normalised(answer.pixels)
-        self._left_out = len(self._damaged.intersection(order))
+            positions = torch.tensor(answer.positions, dtype=torch.int64)
+            yield positions, _normalised(answer.pixels) if answer.positions else torch.empty(0)
 
     def _note(self, damaged: list[int]) -> None:
         """Remember damaged pictures, up to half of the list: then the list itself is wrong."""
-        self._damaged.update(damaged)
-        if 2 * len(self._damaged) > self._count:
+        self.damaged.update(damaged)
+        if 2 * len(self.damaged) > self._count:
             raise BadData(
-                f"at least {len(self._damaged)} of {self._count} pictures in '{self._store.root}' "
-                f"are damaged, such as '{self._paths[min(self._damaged)]}': too many to skip, "
+                f"at least {len(self.damaged)} of {self._count} pictures in '{self._store.root}' "
+                f"are damaged, such as '{self._paths[min(self.damaged)]}': too many to skip, "
                 "restore the data set"
             )
 
@@ -327,6 +348,7 @@ def _loader(
             num_workers=workers,
             collate_fn=_unchanged,
             persistent_workers=True,
+            worker_init_fn=_obey_the_parent_only,
             generator=torch.Generator(),  # otherwise each epoch takes a number from the global one
         )
 
@@ -337,6 +359,22 @@ def _any_number_of_workers() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")
         yield
+
+
+def _obey_the_parent_only(_worker: int) -> None:
+    """Let a SIGTERM pass that was sent to all: the parent may have its state to save first.
+
+    It ends its workers itself, by a SIGTERM of its own.
+    """
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says_so, daemon=True).start()
+
+
+def _end_when_the_parent_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _unchanged(answer: Any) -> Any:

@@ -149,9 +149,11 @@ def _decode(path: str) -> str:
     """Say why the stages could not decode a picture; nothing if they can."""
     from PIL import Image, UnidentifiedImageError
 
-    from pd_core.data.decode import decode, reason
+    from pd_core.data.decode import MOST_BYTES, decode, reason
 
     try:
+        if os.stat(path).st_size > MOST_BYTES:  # noqa: PTH116 a million times, so without Path
+            return "far larger than a photo"
         decode(Path(path).read_bytes())
     except UnidentifiedImageError:
         return identify_file(path) or "no picture that can be decoded"

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pd_core.errors import BadData, MissingFile
+
+MOST_BYTES = 2**28
+"""Size that a label file may have, unpacked; a list of a million pictures is half as large."""
+
+# MATLAB's format, level 5: a header, then elements of a type, a size and a content.
+_HEADER = 128
+_MATRIX, _PACKED = 14, 15
+_DEEPEST = 16  # matrices in matrices; in the files of the table there are four
 
 
 def read_json(file: Path) -> Any:
@@ -65,6 +75,7 @@ def read_matlab(file: Path, variable: str) -> Any:
 
     content = _bytes(file)
     try:
+        _check_matlab(content)
         variables = loadmat(BytesIO(content), squeeze_me=True)
     except Exception as error:  # damage makes the parser raise anything
         raise BadData(
@@ -90,8 +101,60 @@ def read_text(file: Path) -> str:
 
 def _bytes(file: Path) -> bytes:
     try:
+        size = file.stat().st_size
+        if size > MOST_BYTES:
+            raise BadData(
+                f"'{file}' has {size} bytes, more than the {MOST_BYTES} of any label file: "
+                "download it again"
+            )
         return file.read_bytes()
     except FileNotFoundError:
         raise MissingFile(f"no '{file}': download it") from None
     except OSError as error:
         raise BadData(f"'{file}' cannot be read ({error.strerror}): restore it") from None
+
+
+def _check_matlab(content: bytes) -> None:
+    """Refuse a file whose elements do not lie in each other as they say, or too deep.
+
+    The parser takes memory as they say, and goes down as deep as they go until the process dies.
+
+    Raises:
+        ValueError: It is such a file, or of another level of the format.
+        zlib.error: A packed element is damaged.
+    """
+    if content[124:128] != b"\0\1IM":
+        raise ValueError("not of level 5, little-endian")
+    budget = MOST_BYTES
+    for kind, element in _elements(memoryview(content)[_HEADER:]):
+        matrix = element
+        if kind == _PACKED:
+            unpacker = zlib.decompressobj()
+            matrix = memoryview(unpacker.decompress(element, budget))
+            if unpacker.unconsumed_tail:
+                raise ValueError(f"unpacks to more than {MOST_BYTES} bytes")
+            budget -= len(matrix)
+        _check_depth(matrix)
+
+
+def _check_depth(elements: memoryview) -> None:
+    waiting = [(elements, 0)]
+    while waiting:
+        outer, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ValueError("its matrices lie in each other too deep")
+        waiting += [(inner, depth + 1) for kind, inner in _elements(outer) if kind == _MATRIX]
+
+
+def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield type and content of the elements that follow each other, padded to eight bytes."""
+    start = 0
+    while start + 8 <= len(content):
+        kind, size = struct.unpack_from("<II", content, start)
+        start += 8
+        if kind >> 16:  # a small one: size and content share the eight bytes with the type
+            continue
+        if size > len(content) - start:
+            raise ValueError(f"an element claims {size} bytes, {len(content) - start} are left")
+        yield kind, content[start : start + size]
+        start += size if kind == _PACKED else size + -size % 8

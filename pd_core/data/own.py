@@ -91,8 +91,9 @@ def unlabelled(own: OwnImages, root: Path) -> tuple[str, ...]:
 
     Raises:
         MissingFile: The folder is not there.
-        BadData: The folder has no pictures.
+        BadData: The folder has no pictures, or leads out of the data root.
     """
+    _check_paths(own)
     if own.unlabelled is None:
         return ()
     found = sorted(_pictures(root / own.unlabelled))
@@ -102,7 +103,13 @@ def unlabelled(own: OwnImages, root: Path) -> tuple[str, ...]:
 
 
 def sources(own: OwnImages, root: Path) -> tuple[Path, ...]:
-    """Return what is read: folders and lists, and the pictures that lists name."""
+    """Return what is read: folders and lists, and the pictures that lists name.
+
+    Raises:
+        MissingFile: A list, or a picture that it names, is not there.
+        BadData: A path leads out of the data root, or a list is malformed.
+    """
+    _check_paths(own)
     found: list[Path] = []
     for path in own.given:
         found.append(root / path)
@@ -151,15 +158,19 @@ def _class_folders(path: str, root: Path, split: str) -> Iterator[_Row]:
         yield from ((f"{path}/{entry.name}/{name}", entry.name, split) for name in pictures)
 
 
-def _pictures(folder: Path) -> Iterator[str]:
+def _pictures(folder: Path, inside: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield paths of pictures below a folder, however deep, hidden ones left out."""
     if not folder.is_dir():
         raise MissingFile(f"no folder '{folder}': put the pictures there")
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
+    place = os.path.realpath(folder)
+    if place in inside:
+        raise BadData(f"'{folder}' is a link to a folder that it lies in: remove it")
+    with os.scandir(folder) as scanned:
+        entries = [entry for entry in scanned if not entry.name.startswith(".")]
+    for entry in entries:
         if entry.is_dir():
-            yield from (f"{entry.name}/{path}" for path in _pictures(Path(entry.path)))
+            deeper = _pictures(Path(entry.path), (*inside, place))
+            yield from (f"{entry.name}/{path}" for path in deeper)
         elif is_picture(entry.name):
             yield entry.name
 
@@ -175,11 +186,12 @@ def _listed(path: str, root: Path, split: str) -> Iterator[_Row]:
     ]
     if not rows:
         raise BadData(f"'{file}' lists no pictures: add some")
-    absent = [name for name, _, _ in rows if not (file.parent / name).is_file()]
+    # Of a name that is too long, pathlib's own would raise what the system says.
+    absent = [name for name, _, _ in rows if not os.path.isfile(file.parent / name)]  # noqa: PTH113
     if absent:
         raise MissingFile(
             f"{len(absent)} of the {len(rows)} pictures of '{file}' are not there, the first is "
-            f"'{absent[0]}': paths start at the list's folder"
+            f"'{absent[0][:80]}': paths start at the list's folder"
         )
     yield from ((_joined(parent, name), label, where) for name, label, where in rows)
 

@@ -1,4 +1,9 @@
-"""Names of files as lists and archives give them: which stay below, which are pictures."""
+"""Names of files as lists and archives give them: which stay below, which are pictures.
+
+Names are judged as text. A link that lies below the data root may lead anywhere: whoever can put
+one there owns the data, and data sets are often linked to where there is room. Archives, which come
+from elsewhere, may have no links at all.
+"""
 
 import posixpath
 import re

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pd_core.artifacts import SUMS, check_sum
 from pd_core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
 from pd_core.models.weight_files import OPENAI_ONLY, read_weights
 
@@ -260,7 +261,10 @@ def _existing(name: str, weights: Path | str | None) -> Path:
         raise missing(f"weights of '{name}'", "none given", remedy)
     if not Path(weights).is_file():
         raise missing(f"weights of '{name}'", weights, remedy)
-    return Path(weights)
+    path = Path(weights)
+    if (path.parent / SUMS).is_file():
+        check_sum(path, what="weights", remedy="fetch or copy the file again")
+    return path
 
 
 def _from_tag(name: str, tag: str) -> nn.Module:

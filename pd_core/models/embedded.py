@@ -15,6 +15,7 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 
+from pd_core.artifacts import SUMS, check_sum
 from pd_core.errors import BadArtifact, missing, unknown
 from pd_core.models.clip import ClipTowers, freeze
 
@@ -101,6 +102,8 @@ def load_embedded(
     path = weights or weights_file(name)
     if not path.is_file():
         raise missing(f"weights of '{name}'", path, "give the path of a .safetensors file")
+    if (path.parent / SUMS).is_file():
+        check_sum(path, what="weights", remedy="restore the file")
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:  # safetensors and torch raise many kinds

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pd_core.artifacts import write_tensors, write_text
+from pd_core.artifacts import write_text, write_weights
 from pd_core.errors import missing
 from pd_core.models import embedded
 from pd_core.models.pretraining_corpus import build_corpus, captions, sample_pairs
@@ -192,4 +192,4 @@ def run(
 def save_weights(model: nn.Module, path: Path) -> None:
     """Store a model's tensors in half precision."""
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    write_tensors(path, tensors, {})
+    write_weights(path, tensors)

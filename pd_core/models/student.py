@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pd_core.artifacts import read_tensors, write_tensors
+from pd_core.artifacts import check_numbers, read_tensors, understood, write_tensors
 from pd_core.errors import BadArtifact, BadParams
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts, encode_image
@@ -179,23 +179,30 @@ class Student(nn.Module):
                 f"student '{path}' was trained on model '{metadata.get('model')}', not on"
                 f" '{towers.name}'; set the model back or distil the student again"
             )
+        check_numbers(tensors, path, what="student", remedy=remedy)
         prompts = read_prompts(
             path, tensors, metadata, "image", width=towers.image_width, layers=towers.image_layers
         )
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
-            student = cls(
-                towers.with_changes(read_changes(tensors)),
-                prompts,
-                int(metadata["feature_width"]),
-                layers=int(metadata.get("projector_layers", "2")),
-                text_features=TextFeatures(metadata.get("text_features", "teacher")),
-                selection=Selection(metadata.get("selection", "last")),
-            )
         weights = {
             key.removeprefix("projector."): value
             for key, value in tensors.items()
             if key.startswith("projector.")
         }
+        with understood(path, what="student", remedy=remedy):
+            width, layers = int(metadata["feature_width"]), int(metadata["projector_layers"])
+            text_features = TextFeatures(metadata["text_features"])
+            selection = Selection(metadata["selection"])
+            if (width,) not in [value.shape for value in weights.values()]:
+                raise ValueError(f"feature_width {width}, which its projector has not")
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
+            student = cls(
+                towers.with_changes(read_changes(tensors)),
+                prompts,
+                width,
+                layers=layers,
+                text_features=text_features,
+                selection=selection,
+            )
         try:
             student.projector.load_state_dict(weights)
         except RuntimeError as error:

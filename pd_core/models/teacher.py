@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pd_core.artifacts import read_tensors, write_tensors
+from pd_core.artifacts import check_numbers, read_tensors, understood, write_tensors
 from pd_core.errors import BadArtifact, BadParams
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import (
@@ -222,16 +222,17 @@ class Teacher(nn.Module):
                 f"teacher '{path}' was tuned on model '{metadata.get('model')}', not on"
                 f" '{towers.name}'; set the model back or tune the teacher again"
             )
+        check_numbers(tensors, path, what="teacher", remedy=remedy)
         text = read_prompts(
             path, tensors, metadata, "text", width=towers.text_width, layers=towers.text_layers
         )
         image = read_prompts(
             path, tensors, metadata, "image", width=towers.image_width, layers=towers.image_layers
         )
-        return cls(
-            towers.with_changes(read_changes(tensors)), text, image,
-            method=TeacherMethod(metadata["method"]), template=metadata["template"],
-        ).eval()  # fmt: skip
+        with understood(path, what="teacher", remedy=remedy):
+            method, template = TeacherMethod(metadata["method"]), metadata["template"]
+        changed = towers.with_changes(read_changes(tensors))
+        return cls(changed, text, image, method=method, template=template).eval()
 
 
 def read_changes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -262,9 +263,10 @@ def read_prompts(
         BadArtifact: the depth, length or width does not fit.
     """
     tokens = tensors.get(f"{branch}.tokens")
-    said = [int(metadata.get(f"{branch}_{size}", 0)) for size in ("depth", "length")]
+    with understood(path, what="prompts in", remedy="make it again"):
+        said = [int(metadata.get(f"{branch}_{size}", 0)) for size in ("depth", "length")]
     found = [0, 0] if tokens is None else list(tokens.shape[:2])
-    if said != found:
+    if said != found or (tokens is not None and tokens.dim() != 3):
         raise BadArtifact(
             f"'{path}' says {branch} prompts of depth {said[0]} and length {said[1]} but holds"
             f" depth {found[0]} and length {found[1]}; make it again"

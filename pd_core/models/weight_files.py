@@ -1,8 +1,6 @@
 """Weights of a CLIP in local files: the formats they come in, and whose they are."""
 
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,14 @@ import torch
 from torch import Tensor
 
 from pd_core.errors import BadArtifact
+from pd_core.models.torchscript import read_archive
+from pd_core.models.unpickle import open_records, read_checkpoint
 
 # OpenAI's archives carry these beside the weights; no other publisher's files do.
 OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")
+_WHAT = "weights"
+_FP32 = 4  # bytes
+_MOST_GROWTH = 16  # from file to memory; bytes become numbers of four, and weights may be tied
 _HALF_AT_OPENAI = re.compile(
     r"(conv1|in_proj|out_proj|c_fc|c_proj)[._]weight$|(^|[._])proj(ection)?$"
 )
@@ -26,6 +29,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     formats are recognised by their values: OpenAI published its matrices in
     half precision, so that they survive a round trip through it.
 
+    Nothing in the file is executed.
+
     Args:
         path: `.safetensors`, `.pt` with a state dict, or a TorchScript archive.
 
@@ -33,15 +38,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         The tensors in fp32, and the sign in words.
 
     Raises:
+        MissingFile: there is no such file.
         BadArtifact: the file cannot be read.
     """
-    try:
-        content = _read_any(path)
-    except Exception as error:  # torch and safetensors raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadArtifact(
-            f"weights '{path}' cannot be read ({reason}); give a .pt or .safetensors file"
-        ) from None
+    content = _read_any(path)
+    _check_size(path, content)
     state = {
         key.removeprefix("module."): value.float()
         for key, value in content.items()
@@ -56,20 +57,35 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _read_any(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        return _read_safetensors(path)
+    with open_records(path, what=_WHAT) as records:
+        is_program = records.is_program
+    if is_program:  # what OpenAI publishes
+        return read_archive(path, what=_WHAT)
+    content = read_checkpoint(path, what=_WHAT)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise BadArtifact(f"'state_dict' in {_WHAT} '{path}' is no state dict; save the file again")
+    return state
 
-        return load_file(path)
-    if _is_torchscript(path):  # what OpenAI publishes
-        load_archive: Any = torch.jit.load
-        with warnings.catch_warnings():  # deprecated, but the files are what they are
-            warnings.simplefilter("ignore")
-            return dict(load_archive(str(path), map_location="cpu").state_dict())
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(content.get("state_dict", content))
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)  # which compares shapes with sizes before it takes memory
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadArtifact(
+            f"{_WHAT} '{path}' cannot be read ({error}); give a .pt or .safetensors file"
+        ) from None
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def _check_size(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a file that names the same numbers so often that they would fill the memory."""
+    count = sum(value.numel() for value in content.values() if isinstance(value, Tensor))
+    if _FP32 * count > _MOST_GROWTH * path.stat().st_size:
+        raise BadArtifact(
+            f"{_WHAT} '{path}' cannot be read: {count} numbers are more than it has bytes for;"
+            " copy or save it again"
+        )

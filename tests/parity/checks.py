@@ -26,7 +26,7 @@ from teacher_checks import (
 from torch import nn
 from traces import Trace
 
-from pd_core import fit
+from pd_core import fit, schedule
 
 Check = Callable[[Trace], Differences]
 
@@ -89,7 +89,7 @@ ALL: dict[str, Check] = {
 
 def _rate(trace: Trace, stage: str, epoch: int) -> float:
     optim = trace.info["optim"]
-    return fit.learning_rate(
+    return schedule.learning_rate(
         epoch,
         epochs=optim["max_epoch"],
         peak=trace.info["config"][PEAKS[stage]],

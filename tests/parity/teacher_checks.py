@@ -21,7 +21,8 @@ from differences import (
 from torch import Tensor
 from traces import DEEPER, INPUT, Trace
 
-from pd_core import class_vectors, fit, tuning
+from pd_core import class_vectors, schedule, tuning
+from pd_core.averaging import WeightedSum
 from pd_core.models.clip import imagenet_templates
 from pd_core.models.teacher import Teacher
 
@@ -119,14 +120,14 @@ def averaging(trace: Trace) -> Differences:
     found = Differences()
     epochs = trace.info["optim"]["max_epoch"]
     mean, deviation = trace.info["config"]["gpa"]
-    weights = fit.gaussian_weights(epochs, mean=mean, deviation=deviation)
+    weights = schedule.gaussian_weights(epochs, mean=mean, deviation=deviation)
     recorded = trace.tensors["teacher/gpa_weights"]
     found.add("averaging", "weights", torch.tensor(weights).double(), recorded, ARITHMETIC)
     ends = [trace.last_step("teacher", epoch) for epoch in range(1, epochs + 1)]
     if None in ends:  # only the first steps of a long run were recorded
         return found
     teacher = trace.teacher("teacher/init/")
-    total = fit.WeightedSum(teacher, weights)
+    total = WeightedSum(teacher, weights)
     for epoch, end in enumerate(ends, start=1):
         total.add(epoch, trace.teacher(f"teacher/step{end}/param/"))
     total.copy_to(teacher)

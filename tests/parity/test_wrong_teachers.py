@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from variants import Changed, Patch, patch
 
-from pd_core import class_vectors, fit, losses
+from pd_core import class_vectors, fit, losses, schedule
+from pd_core.averaging import WeightedSum
 from pd_core.class_vectors import ClassVectors
 from pd_core.models import prompts as prompts_module
 from pd_core.models import teacher as teacher_module
@@ -27,8 +28,8 @@ from pd_core.models.clip import ClipTowers, imagenet_templates
 from pd_core.models.prompts import DeepPrompts, cut_after_end, encode_image, encode_text
 from pd_core.models.teacher import Teacher
 
-promptsrc, fit_rate = losses.promptsrc, fit.learning_rate
-make_optimizer, weighted = fit.make_optimizer, fit.gaussian_weights
+promptsrc, fit_rate = losses.promptsrc, schedule.learning_rate
+make_optimizer, weighted = fit.make_optimizer, schedule.gaussian_weights
 build_vectors, mean_of_templates = class_vectors.build, class_vectors.template_features
 untrained = Teacher.untrained
 
@@ -122,7 +123,7 @@ def weights_without_their_sum(epochs: int, *, mean: float, deviation: float) -> 
     return tuple(math.exp(-0.5 * distance**2) / density for distance in distances)
 
 
-def last_epoch_only(total: fit.WeightedSum, epoch: int, module: nn.Module) -> None:
+def last_epoch_only(total: WeightedSum, epoch: int, module: nn.Module) -> None:
     del epoch
     total.sums.update({name: value.detach() for name, value in module.named_parameters()})
 
@@ -249,10 +250,10 @@ VARIANTS: dict[str, tuple[Patch, str]] = {
         "teacher_steps",
     ),
     "rate that reaches zero": (
-        patch(fit, "learning_rate", rate_that_reaches_zero),
+        patch(schedule, "learning_rate", rate_that_reaches_zero),
         "learning_rates",
     ),
-    "no warm-up": (patch(fit, "learning_rate", rate_without_warmup), "learning_rates"),
+    "no warm-up": (patch(schedule, "learning_rate", rate_without_warmup), "learning_rates"),
     "Nesterov momentum": (patch(fit, "make_optimizer", nesterov), "optimiser"),
     "damped momentum": (patch(fit, "make_optimizer", damped), "optimiser"),
     "no weight decay": (patch(fit, "make_optimizer", no_decay), "optimiser"),
@@ -261,15 +262,15 @@ VARIANTS: dict[str, tuple[Patch, str]] = {
         "optimiser",
     ),
     "averaging counted from epoch zero": (
-        patch(fit, "gaussian_weights", weights_from_epoch_zero),
+        patch(schedule, "gaussian_weights", weights_from_epoch_zero),
         "averaging",
     ),
     "averaging without normalising": (
-        patch(fit, "gaussian_weights", weights_without_their_sum),
+        patch(schedule, "gaussian_weights", weights_without_their_sum),
         "averaging",
     ),
     "last epoch instead of the average": (
-        patch(fit.WeightedSum, "add", last_epoch_only),
+        patch(WeightedSum, "add", last_epoch_only),
         "averaging",
     ),
     "class vectors not normalised": (

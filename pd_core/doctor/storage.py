@@ -1,0 +1,258 @@
+"""Checks of where copies are kept: DVC's remotes, and rights on S3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from pd_core.doctor import Finding, Mark
+from pd_core.doctor.machine import existing
+from pd_core.errors import PdError
+
+_DVC_SECONDS = 25.0
+_SERVER_SECONDS = 5
+_LOST = ("NoSuchBucket", "404")
+_BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY"
+_DVC_KEYS = "`dvc remote modify --local`"
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a bucket is reached; boto3 looks for what is None.
+
+    Attributes:
+        location: `s3://bucket/prefix`.
+        endpoint: The server; None for Amazon's.
+        key_id: Credential.
+        secret: Credential.
+        token: Credential, of a session.
+        region: Amazon's.
+        profile: Of boto3's own files.
+    """
+
+    location: str
+    endpoint: str | None = None
+    key_id: SecretStr | None = None
+    secret: SecretStr | None = None
+    token: SecretStr | None = None
+    region: str | None = None
+    profile: str | None = None
+
+
+@dataclass(frozen=True)
+class DvcProject:
+    """A DVC project.
+
+    Attributes:
+        root: The folder that holds `.dvc`.
+        config: Its settings, the user's and the machine's merged in; may hold secrets.
+    """
+
+    root: Path
+    config: Mapping[str, SecretStr]
+
+    def get(self, key: str) -> str | None:
+        """Return a setting that is no secret."""
+        value = self.config.get(key)
+        return None if value is None else value.get_secret_value()
+
+    @property
+    def cache(self) -> Path:
+        """Where outputs are kept."""
+        return self.root / ".dvc" / (self.get("cache.dir") or "cache")
+
+
+def read_dvc(folder: Path) -> DvcProject:
+    """Ask DVC for the project that a folder is in.
+
+    Raises:
+        PdError: It is in none, or DVC does not answer.
+    """
+    root = (folder / _dvc(folder, "root").strip()).resolve()
+    lines = _dvc(folder, "config", "--list").splitlines()
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return DvcProject(root, {key: SecretStr(value) for key, _, value in pairs})
+
+
+def dvc(project: DvcProject) -> Iterator[Finding]:
+    """Reach a DVC project's remotes."""
+    yield Finding("DVC", Mark.OK, f"project '{project.root}', cache '{project.cache}'")
+    names = [
+        key.removeprefix("remote.").removesuffix(".url")
+        for key in project.config
+        if key.startswith("remote.") and key.endswith(".url")
+    ]
+    if not names:
+        remedy = "`dvc remote add --default <name> <address>` gives `dvc push` a place for copies"
+        yield Finding("DVC remote", Mark.WARNING, "none: results are on this disk only", remedy)
+    elif project.get("core.remote") is None:
+        remedy = f"run `dvc remote default {names[0]}`"
+        yield Finding("DVC remote", Mark.WARNING, "none is the default", remedy)
+    for name in names:
+        yield _remote(name, project)
+
+
+def s3(subject: str, access: Access, keys: str = _KEYS) -> Finding:
+    """Write, read and delete a small object of a name of its own.
+
+    Args:
+        subject: What the bucket is for.
+        access: How it is reached.
+        keys: Where the user's credentials are set, for the remedy.
+    """
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        EndpointConnectionError,
+        HTTPClientError,
+    )
+
+    bucket, _, prefix = access.location.removeprefix("s3://").partition("/")
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    where = {"Bucket": bucket, "Key": f"{prefix}promptkd-doctor-{uuid.uuid4().hex}"}
+    place = f"'{access.location}'" + (f" at {access.endpoint}" if access.endpoint else "")
+    try:
+        client = _client(access)
+        refused = _refused_rights(client, where)
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _LOST:
+            remedy = "make it, or correct the address"
+            return Finding(subject, Mark.WRONG, f"no bucket '{bucket}' for {place}", remedy)
+        if code in _BAD_KEYS:
+            found = f"{place} refuses the credentials ({code})"
+            return Finding(subject, Mark.WRONG, found, f"correct {keys}")
+        found = f"{place} fails: {error.operation_name}, {code}"
+        return Finding(subject, Mark.WRONG, found, "see the server's log")
+    except (EndpointConnectionError, HTTPClientError):
+        remedy = "correct its server's address, or see why it is down"
+        return Finding(subject, Mark.WRONG, f"{place} does not answer", remedy)
+    except (BotoCoreError, ValueError) as error:
+        return Finding(subject, Mark.WRONG, f"{place}: {error}", f"correct the address or {keys}")
+    if not refused:
+        return Finding(subject, Mark.OK, f"{place}: list, write, read and delete are allowed")
+    mark = Mark.WARNING if set(refused) <= {_DELETE} else Mark.WRONG
+    left = (
+        f"; '{where['Key']}' is left there" if _DELETE in refused and _WRITE not in refused else ""
+    )
+    return Finding(
+        subject,
+        mark,
+        f"{place} does not allow to {', '.join(refused)}{left}",
+        "give these rights to the credentials' user",
+    )
+
+
+_LIST = "list (s3:ListBucket)"
+_WRITE = "write (s3:PutObject)"
+_READ = "read (s3:GetObject)"
+_DELETE = "delete (s3:DeleteObject)"
+
+
+def _refused_rights(client: Any, where: Mapping[str, str]) -> list[str]:
+    """Return the rights that are missing; without writing, the others cannot be tried."""
+    refused = []
+    bucket, folder = where["Bucket"], where["Key"].rpartition("/")[0]
+    if not _allowed(lambda: client.list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=1)):
+        refused.append(_LIST)
+    if not _allowed(lambda: client.put_object(**where, Body=b"promptkd doctor")):
+        return [*refused, _WRITE]
+    if not _allowed(lambda: client.get_object(**where)["Body"].read()):
+        refused.append(_READ)
+    if not _allowed(lambda: client.delete_object(**where)):
+        refused.append(_DELETE)
+    return refused
+
+
+def _allowed(call: Callable[[], object]) -> bool:
+    from botocore.exceptions import ClientError
+
+    try:
+        call()
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in ("403", "AccessDenied"):
+            return False
+        raise
+    return True
+
+
+def _client(access: Access) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.Session(profile_name=access.profile, region_name=access.region)
+    return session.client(
+        "s3",
+        endpoint_url=access.endpoint,
+        aws_access_key_id=_plain(access.key_id),
+        aws_secret_access_key=_plain(access.secret),
+        aws_session_token=_plain(access.token),
+        config=Config(
+            connect_timeout=_SERVER_SECONDS,
+            read_timeout=_SERVER_SECONDS,
+            retries={"total_max_attempts": 1},
+            request_checksum_calculation="when_required",  # as the mirror does
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path"} if access.endpoint else {},
+        ),
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _remote(name: str, project: DvcProject) -> Finding:
+    subject = f"DVC remote {name}"
+    options = {
+        key: project.config.get(f"remote.{name}.{key}")
+        for key in ("access_key_id", "secret_access_key", "session_token")
+    }
+    url = project.get(f"remote.{name}.url") or ""
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme == "s3":
+        access = Access(
+            url,
+            endpoint=project.get(f"remote.{name}.endpointurl"),
+            key_id=options["access_key_id"],
+            secret=options["secret_access_key"],
+            token=options["session_token"],
+            region=project.get(f"remote.{name}.region"),
+            profile=project.get(f"remote.{name}.profile"),
+        )
+        return s3(subject, access, _DVC_KEYS)
+    if scheme:
+        return Finding(subject, Mark.OK, f"'{url}', not asked: only folders and S3 are")
+    path = project.root / url
+    place = existing(path)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        remedy = f"mount it, make it writable, or run `dvc remote modify {name} url <folder>`"
+        return Finding(subject, Mark.WRONG, f"'{path}' cannot be written", remedy)
+    made = "" if path.exists() else ", which the first `dvc push` will make"
+    return Finding(subject, Mark.OK, f"'{path}'{made}")
+
+
+def _dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC of this environment; a message of its own is not repeated, it may hold an address."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_DVC_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise PdError(f"`dvc {' '.join(arguments)}` does not answer; run it by hand") from None
+    if done.returncode != 0:
+        raise PdError(
+            f"DVC finds no project at '{folder.resolve()}', or cannot read it; run `dvc status` "
+            "there, it says why"
+        )
+    return done.stdout

@@ -1,0 +1,98 @@
+"""Secrets stay out of every text that leaves the process: messages, logs, tags, tracebacks."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from dotenv import dotenv_values
+
+MASK = "***"
+ENV_FILE = Path(".env")
+"""Variables in place of, or beside, those of the environment."""
+
+# To the last @, so that a password with a slash or an @ in it does not end too early.
+_LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
+_QUERY = re.compile(
+    r"([?&][\w-]*(?:password|token|secret|key|signature|credential)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+_SECRET = re.compile(
+    r"(PASSWORD|PASSWD|SECRET|TOKEN|KEY|KEY_ID|AUTH_STRING|CONNECTION_STRING)$", re.IGNORECASE
+)
+_SHORTEST = 8  # characters; a shorter value would be found inside ordinary words
+
+
+def masked(text: str) -> str:
+    """Return a text without secrets.
+
+    Masked are: what stands before the host of an address, passwords and signatures after its
+    question mark, and the values of variables that are secrets by their name, wherever they occur.
+
+    Args:
+        text: of any length.
+    """
+    for value in sorted(_secrets(), key=len, reverse=True):  # one may be a part of another
+        text = text.replace(value, MASK)
+    return _QUERY.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
+
+
+def without_login(address: str) -> str:
+    """Return an address without name and password, to ask it something that needs none."""
+    scheme, separator, rest = address.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+
+
+def has_login(address: str) -> bool:
+    """Whether a name or a password stands before the host of an address."""
+    return _LOGIN.search(address) is not None
+
+
+@contextmanager
+def masked_tracebacks() -> Iterator[None]:
+    """Print the traceback of an unexpected exception without secrets, and exit with status 1.
+
+    (Not by `sys.excepthook`, which typer replaces.)
+    """
+    try:
+        yield
+    except Exception:
+        sys.stderr.write(masked(traceback.format_exc()))
+        raise SystemExit(1) from None
+
+
+def variables() -> dict[str, str]:
+    """Return the variables of the environment, and those of the file `.env` behind them."""
+    try:
+        file = dotenv_values(ENV_FILE)
+    except (OSError, UnicodeDecodeError):  # reading the settings says so
+        file = {}
+    return {**{name: value for name, value in file.items() if value}, **os.environ}
+
+
+def _secrets() -> set[str]:
+    found: set[str] = set()
+    for name, value in variables().items():
+        if _SECRET.search(name):
+            found.add(value)
+        if _LOGIN.search(value):
+            found |= _passwords(value)
+    return {value for value in found if len(value) >= _SHORTEST}
+
+
+def _passwords(address: str) -> set[str]:
+    """Return an address's password, as it stands there and decoded."""
+    login = _LOGIN.findall(address)[0].removesuffix("@")
+    password = login.partition(":")[2]
+    try:
+        of_host = urlsplit(address).password or ""
+    except ValueError:
+        of_host = ""
+    return {password, unquote(password), of_host, unquote(of_host)}

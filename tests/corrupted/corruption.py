@@ -1,0 +1,332 @@
+"""Damage things in a small project, and see what the command line says and leaves behind.
+
+    def cases() -> Iterator[Case]: ...   # in each module: what is damaged, and who reads it
+
+A case passes if the verb ends with status 2 and one line that names the file, and nothing in the
+project or around it is other than before: no output, no temporary file, no changed time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import open_clip
+import pytest
+import tiny
+from PIL import Image
+from ruamel.yaml import YAML
+
+from pd_core import cli, cli_import, tracking
+from pd_core.data.prepared import write_prepared
+from pd_core.results import KEYS, WHO
+
+ROOT = Path(__file__).parents[2]
+OWN = "mine"
+ZIPPED = "embedded_greek"
+CLASSES = ("ash tree", "beech", "cedar", "douglas fir")
+STAGES = ("prepare", "teacher", "class-vectors", "student", "evaluate")
+
+PREPARED = Path("data/prepare") / OWN
+TEACHER = Path("data/teacher") / OWN / "teacher.safetensors"
+VECTORS = Path("data/class_vectors") / OWN / "class_vectors.safetensors"
+STUDENT = Path("data/student") / OWN / "student.safetensors"
+RAW = Path("data/raw") / OWN
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to damage, who reads it, and what the line has to name.
+
+    Attributes:
+        name: what is damaged and how.
+        damage: does it, in the project's folder.
+        verb: the arguments of `promptkd`.
+        names: a part of the refusal.
+    """
+
+    name: str
+    damage: Callable[[Path], object]
+    verb: tuple[str, ...]
+    names: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a verb ended, and what it said on stderr."""
+
+    status: object
+    err: str
+
+
+Content = dict[str, tuple[object, ...]]
+
+
+def promptkd(project: Path, *arguments: str) -> Done:
+    """Run a verb in this process, in a project's folder."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as change:
+        change.chdir(project)
+        change.setattr(sys, "argv", ["promptkd", *arguments])
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(said),
+            pytest.raises(SystemExit) as end,
+        ):
+            cli.main()
+    return Done(end.value.code, said.getvalue())
+
+
+def check_refused(case: Case, project: Path) -> None:
+    """Damage a copy of the project, and make sure that it is refused without any trace."""
+    case.damage(project)
+    before = contents(project.parent)
+    done = promptkd(project, *case.verb)
+    check_line(done, case.names)
+    assert contents(project.parent) == before
+
+
+def check_harmless(case: Case, project: Path) -> None:
+    """Damage what the verb has no need of, and make sure that it writes what it wrote before."""
+    before = {path: what[-1] for path, what in contents(project.parent).items()}
+    case.damage(project)
+    damaged = {path: what[-1] for path, what in contents(project.parent).items()}
+    assert damaged != before
+    assert promptkd(project, *case.verb).status == 0
+    assert {path: what[-1] for path, what in contents(project.parent).items()} == damaged
+
+
+def check_line(done: Done, names: str) -> None:
+    """Make sure that a verb was refused, in one line that names something."""
+    lines = done.err.splitlines()
+    assert (done.status, len(lines)) == (2, 1), done.err
+    assert lines[0].startswith("error: ")
+    assert names in lines[0]
+
+
+def contents(folder: Path) -> Content:
+    """Return all that is below a folder: kind, and of files time and content.
+
+    Checkpoints are left out: a training may have gone some way before it meets what is damaged.
+    """
+    found = {path.relative_to(folder).as_posix(): _content(path) for path in folder.rglob("*")}
+    return {path: what for path, what in found.items() if "data/checkpoints/" not in path}
+
+
+def _content(path: Path) -> tuple[object, ...]:
+    if path.is_symlink():
+        return "link", str(path.readlink())
+    if path.is_dir():
+        return ("folder",)
+    info = path.stat()
+    return "file", info.st_size, info.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Damages: each takes a path in the project, and returns what does it
+
+
+Change = Callable[[bytes], bytes]
+
+
+def shortened(share: float) -> Change:
+    """Keep the first part of some bytes."""
+    return lambda data: data[: int(share * len(data))]
+
+
+def turned(place: float, bit: int = 0) -> Change:
+    """Turn a bit over; the place is a share of the length."""
+
+    def change(data: bytes) -> bytes:
+        content = bytearray(data)
+        content[int(place * len(data))] ^= 1 << bit
+        return bytes(content)
+
+    return change
+
+
+def replaced(other: bytes) -> Change:
+    """Take other bytes instead."""
+    return lambda _: other
+
+
+def changed(path: Path, change: Change) -> Callable[[Path], object]:
+    """Change a file's bytes."""
+
+    def damage(project: Path) -> None:
+        data = (project / path).read_bytes()
+        (project / path).write_bytes(change(data))
+
+    return damage
+
+
+def cut(path: Path, share: float) -> Callable[[Path], object]:
+    """Keep the first part of a file."""
+    return changed(path, shortened(share))
+
+
+def flip(path: Path, place: float, bit: int = 0) -> Callable[[Path], object]:
+    """Turn a bit of a file over; the place is a share of its length."""
+    return changed(path, turned(place, bit))
+
+
+def put(path: Path, data: bytes) -> Callable[[Path], object]:
+    """Write other bytes in place of a file's."""
+    return lambda project: (project / path).write_bytes(data)
+
+
+def folder_for(path: Path) -> Callable[[Path], object]:
+    """Put a folder where a file is."""
+
+    def damage(project: Path) -> None:
+        (project / path).unlink()
+        (project / path).mkdir()
+
+    return damage
+
+
+def dangling(path: Path) -> Callable[[Path], object]:
+    """Put a link to nowhere where a file is."""
+
+    def damage(project: Path) -> None:
+        (project / path).unlink()
+        (project / path).symlink_to("nowhere")
+
+    return damage
+
+
+def unreadable(path: Path) -> Callable[[Path], object]:
+    """Put a file there whose reading fails, as on a broken disk; even for the superuser."""
+
+    def damage(project: Path) -> None:
+        (project / path).unlink()
+        (project / path).symlink_to("/proc/self/mem")
+
+    return damage
+
+
+WRONG = {
+    "empty": b"",
+    "text": b"this is no such file\n",
+    "page": b"<!doctype html><html><body>404</body></html>",
+    "zeros": bytes(1000),
+    "zip": b"PK\x03\x04" + bytes(100),
+    "pickle": b"\x80\x02cposix\nsystem\nX\x10\x00\x00\x00touch ../touched\x85R.",
+}
+"""Files of another kind, whatever their name says."""
+
+
+# The project
+
+
+@cache
+def pristine(base: Path) -> Path:
+    """Make a project all of whose stages have run, once a session; it must not be changed."""
+    project = base / "pristine" / "project"
+    project.mkdir(parents=True)
+    (base / "pristine" / "beside.txt").write_text("what lies beside the project")
+    _write_pictures(project / RAW)
+    _write_zipped(project / "data" / "prepare" / ZIPPED)
+    _write_params(project, base)
+    (project / "reports").mkdir()
+    with in_process():
+        for verb in (("data", "fingerprint", "--full"), *((stage,) for stage in STAGES)):
+            done = promptkd(project, *verb, OWN)
+            assert done.status == 0, done.err
+    for who in (OWN, ZIPPED):
+        metrics = project / "data" / "evaluate" / who / "metrics.json"
+        metrics.parent.mkdir(exist_ok=True)
+        scores = dict(zip((*KEYS, "all"), (60.0, 30.0, 40.0, 25.0), strict=True))
+        metrics.write_text(json.dumps(dict.fromkeys(WHO, scores), indent=2))
+    return project
+
+
+def copied(base: Path, place: Path) -> Path:
+    """Copy the project and what is beside it."""
+    shutil.copytree(pristine(base).parent, place / "around", symlinks=True)
+    return place / "around" / "project"
+
+
+@contextlib.contextmanager
+def in_process() -> Any:
+    """Let verbs run in this process: no record, weights read once, torch left as it was."""
+    stages = ("pretrain", "class_vectors", "distill", "evaluate")
+    with tiny.quick_stages(*stages), pytest.MonkeyPatch.context() as change:
+        for module in (cli, cli_import):
+            change.setattr(module, "compute_with", lambda _: None)  # it sets the environment
+        change.setattr(cli, "_register", lambda *_: None)
+        change.setattr(tracking, "open_store", lambda *_: None)
+        change.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))  # it is slow
+        with patch.dict("os.environ"):
+            yield
+
+
+def picture(seed: int) -> Image.Image:
+    """Draw a picture of coarse noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((24, 24))
+
+
+def _write_pictures(folder: Path) -> None:
+    """Write labelled pictures with a list, test pictures in class folders, and unlabelled ones."""
+    rows = ["path,label"]
+    for label, name in enumerate(CLASSES):
+        for number in range(3):
+            seed = 10 * label + number
+            for part in ("labelled", f"test/{name}", "unlabelled"):
+                suffix = "jpg" if part == "unlabelled" else "png"
+                path = folder / part / f"{label}-{number}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture(seed + 100 * len(part)).save(path)
+            rows.append(f"labelled/{label}-{number}.png,{name}")
+    (folder / "labelled.csv").write_text("\n".join(rows) + "\n")
+
+
+def _write_zipped(folder: Path) -> None:
+    """Write a prepared data set that brings its pictures, as embedded ones do."""
+    import zipfile
+
+    folder.mkdir(parents=True)
+    rows = [(f"{label}-{number}.png", label) for label in range(4) for number in range(3)]
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for seed, (path, _) in enumerate(rows):
+            file = io.BytesIO()
+            picture(seed).save(file, "PNG")
+            archive.writestr(path, file.getvalue())
+    split = {
+        "dataset": ZIPPED, "title": "Greek", "classes": CLASSES, "base_classes": 2,
+        "protocol": "base_to_novel", "images": "images.zip", "few_shot_val": [], "val": [],
+        "few_shot": [row for row in rows if row[1] < 2], "test": rows,
+    }  # fmt: skip
+    write_prepared(folder, split, [path for path, _ in rows])
+
+
+def _write_params(project: Path, base: Path) -> None:
+    """Write the shipped parameters with the tiny CLIP and small numbers."""
+    params: dict[str, Any] = YAML(typ="safe").load(ROOT / "params.yaml")
+    clip = {"model": "tiny", "batch_size": 4, "image_depth": 2, "epochs": 2}
+    (base / "clips").mkdir()
+    large, small = (str(tiny.weights(base / "clips", seed=seed)) for seed in (0, 1))
+    params["teacher"].update(clip, weights=large, text_depth=2, templates=2, gpa_mean=2)
+    params["student"].update(clip, weights=small, view_epochs=None)
+    params["prepare"].update(shots=3, val_shots=1)
+    own = {"labelled": f"{OWN}/labelled.csv", "unlabelled": f"{OWN}/unlabelled"}
+    row = {"own": {**own, "test": f"{OWN}/test"}, "protocol": "base_to_novel"}
+    params["datasets"] = {OWN: {"prepare": row}, ZIPPED: {}}
+    write_params(project, params)
+
+
+def write_params(project: Path, params: Mapping[str, Any]) -> None:
+    """Write parameters as YAML."""
+    with (project / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(dict(params), file)

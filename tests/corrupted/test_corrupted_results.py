@@ -1,0 +1,185 @@
+"""Results that are damaged, checkpoints of a training that are, and how many cases there are."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_corrupted_archives as archives
+import test_corrupted_lists as lists
+import test_corrupted_params as params
+import test_corrupted_tensors as tensors
+from corruption import (
+    OWN,
+    PREPARED,
+    ROOT,
+    TEACHER,
+    WRONG,
+    Case,
+    Change,
+    Done,
+    check_line,
+    check_refused,
+    copied,
+    cut,
+    folder_for,
+    in_process,
+    promptkd,
+    put,
+    replaced,
+    shortened,
+    turned,
+    unreadable,
+)
+
+from pd_core.errors import Interrupted
+from pd_core.fit import fit
+
+pytestmark = pytest.mark.timeout(30)
+
+METRICS = Path("data/evaluate") / OWN / "metrics.json"
+
+
+def score(value: object) -> Callable[[Path], object]:
+    """Set one number of a result."""
+
+    def damage(project: Path) -> None:
+        metrics: dict[str, Any] = json.loads((project / METRICS).read_text())
+        metrics["student"]["base"] = value
+        (project / METRICS).write_text(json.dumps(metrics))
+
+    return damage
+
+
+def cases() -> Iterator[Case]:
+    damages: dict[str, Callable[[Path], object]] = {
+        **{f"cut at {share}": cut(METRICS, share) for share in (0, 0.3, 0.9)},
+        **{kind: put(METRICS, data) for kind, data in WRONG.items()},
+        **{f"score {value}": score(value) for value in (101, -1, "high", True, None, [1])},
+        "score nan": score(float("nan")),
+        "a list": put(METRICS, b"[]"),
+        "empty scores": put(METRICS, b"{}"),
+        "brackets": put(METRICS, b"[" * 100_000),
+        "a folder": folder_for(METRICS),
+        "on a broken disk": unreadable(METRICS),
+    }
+    for name, damage in damages.items():
+        yield Case(f"metrics: {name}", damage, ("report",), str(METRICS))
+    split = PREPARED / "split.json"
+    for name, data in {"a list": b"[]", "no title": b"{}", **WRONG}.items():
+        yield Case(f"report, split.json: {name}", put(split, data), ("report",), str(split))
+
+
+CASES = list(cases())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_process() -> Iterator[None]:
+    with in_process():
+        yield
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_corrupted_result_is_refused(
+    case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    check_refused(case, copied(tmp_path_factory.getbasetemp(), tmp_path))
+
+
+CHECKPOINTS: dict[str, Change] = {
+    **{f"cut at {share}": shortened(share) for share in (0.0, 0.01, 0.5, 0.999)},
+    **{f"a bit at {share}": turned(share, 3) for share in (0.0, 0.02, 0.2, 0.5, 0.8, 0.9999)},
+    **{kind: replaced(data) for kind, data in WRONG.items()},
+}
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
+    stage: str,
+    name: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = copied(tmp_path_factory.getbasetemp(), tmp_path)
+    output = project / "data" / stage / OWN / f"{stage}.safetensors"
+    expected = output.read_bytes()
+    module = {"teacher": "pd_core.tuning", "student": "pd_core.distill"}[stage]
+
+    def stopped(*given: Any, **rest: Any) -> Any:
+        def on_epoch(epoch: int, _: Any) -> None:
+            if epoch == 2:
+                raise Interrupted("stopped")
+
+        return fit(*given, **{**rest, "on_epoch": on_epoch})
+
+    with monkeypatch.context() as change:
+        change.setattr(f"{module}.fit", stopped)
+        assert promptkd(project, stage, OWN).status == 75
+    newest = max((project / "data" / "checkpoints" / stage / OWN).glob("*.safetensors"))
+    newest.write_bytes(CHECKPOINTS[name](newest.read_bytes()))
+    output.unlink()
+
+    done = promptkd(project, stage, OWN)
+
+    assert done.status == 0, done.err
+    assert sum(newest.name in line for line in done.err.splitlines()) == 1
+    assert "Traceback" not in done.err
+    assert output.read_bytes() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("path", "data", "verb"),
+    [
+        (Path("params.yaml"), params.LAUGHS.encode(), "prepare"),
+        (TEACHER, b"", "class-vectors"),
+        (PREPARED / "split.json", WRONG["pickle"], "class-vectors"),
+    ],
+    ids=["params", "teacher", "prepared"],
+)
+def test_a_process_of_its_own_says_the_same(
+    path: Path,
+    data: bytes,
+    verb: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_database: Path,
+) -> None:
+    project = copied(tmp_path_factory.getbasetemp(), tmp_path)
+    shutil.copy(empty_database, project / empty_database.name)
+    clips = ROOT / "pd_core" / "models" / "weights"
+    params_file = project / "params.yaml"
+    text = (ROOT / "params.yaml").read_text().partition("datasets:")[0]
+    own = f"{{labelled: {OWN}/labelled.csv}}"
+    text += f"datasets:\n  {OWN}: {{prepare: {{own: {own}}}}}\n"
+    params_file.write_text(text.replace("pd_core/models/weights", str(clips)))
+    (project / path).write_bytes(data)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pd_core.cli", verb, OWN],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    check_line(Done(done.returncode, done.stderr), path.name)
+
+
+def test_there_are_more_than_two_hundred_cases() -> None:
+    named = [*tensors.CASES, *params.CASES, *lists.CASES, *archives.FOREIGN, *CASES]
+    others = [*archives.REFUSED, *archives.WEIGHTS, *lists.COMMUNITY]
+    harmless = [*lists.EQUAL, *CHECKPOINTS]
+
+    assert len({case.name for case in named}) == len(named)
+    assert len(named) + len(others) > 400
+    assert len(harmless) > 10

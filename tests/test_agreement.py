@@ -1,0 +1,97 @@
+"""A student that has learnt nothing of its teacher is a failed run, not a model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pd_core import class_vectors, distill, pretrain
+from pd_core.agreement import SAMPLE, check_agreement
+from pd_core.class_vectors import build
+from pd_core.classifier import Classifier
+from pd_core.errors import FailedRun
+from pd_core.models.teacher import Teacher
+from pd_core.supervision import Supervisor
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    """Make a teacher that does not say the same of all pictures, as one with random texts does."""
+    teacher = Teacher(tiny.towers()).eval()
+    features = teacher.image_features(tiny.images(200))
+    vectors = F.normalize(features[: len(tiny.NAMES)] - features.mean(dim=0), dim=-1)
+    return Supervisor(teacher, replace(build(teacher, tiny.NAMES), vectors=vectors))
+
+
+def judged(supervisor: Supervisor, encode: Any, batches: Any = None) -> None:
+    student = Classifier(encode, supervisor.vectors, 1.0)
+    check_agreement(student, [supervisor], batches or tiny.Batches(200, size=20), device=CPU)
+
+
+def test_the_teacher_itself_agrees_with_itself(supervisor: Supervisor) -> None:
+    judged(supervisor, supervisor.teacher.image_features)
+
+
+def test_one_that_is_right_more_often_than_chance_passes(supervisor: Supervisor) -> None:
+    def mostly(images: Tensor) -> Tensor:
+        features = supervisor.teacher.image_features(images)
+        features[::4] = torch.randn(len(images[::4]), 16)
+        return features
+
+    torch.manual_seed(0)
+    judged(supervisor, mostly)
+
+
+def test_one_that_guesses_is_a_failed_run(supervisor: Supervisor) -> None:
+    torch.manual_seed(0)
+
+    with pytest.raises(FailedRun, match=r"agrees .* on [\d.]+% of 200 .* by chance .*not a model"):
+        judged(supervisor, lambda images: torch.randn(len(images), 16))
+
+
+def test_one_that_always_says_the_same_is_a_failed_run_however_often_that_is_right(
+    supervisor: Supervisor,
+) -> None:
+    counts = torch.bincount(
+        supervisor.vectors.logits(supervisor.teacher.image_features(tiny.images(200))).argmax(1)
+    )
+    favourite = supervisor.vectors.vectors[int(counts.argmax())]
+
+    with pytest.raises(FailedRun):
+        judged(supervisor, lambda images: favourite.expand(len(images), -1))
+
+
+def test_no_more_pictures_are_looked_at_than_it_takes(supervisor: Supervisor) -> None:
+    seen: list[int] = []
+
+    def encode(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return supervisor.teacher.image_features(images)
+
+    judged(supervisor, encode, tiny.Batches(1000, size=100))
+
+    assert sum(seen) == -(-SAMPLE // 100) * 100
+
+
+def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
+    prepared = tiny.prepared(tmp_path / "prepare" / "flowers")
+    large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
+    clip: dict[str, Any] = {"model": "tiny", "weights": large}
+    with tiny.torch_restored():
+        pretrain.run(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
+        class_vectors.run(prepared, tmp_path / "teacher", tmp_path / "vectors", **clip)
+        folders = [tmp_path / name for name in ("teacher", "vectors", "student")]
+        with pytest.raises(FailedRun, match="20 pictures"):
+            distill.run(
+                prepared, *folders, model="tiny", weights=small, teacher_model="tiny",
+                teacher_weights=large, epochs=1, batch_size=4,
+            )  # fmt: skip
+
+    assert not (tmp_path / "student").exists()

@@ -1,0 +1,298 @@
+"""The doctor asks servers, remotes and buckets; none of them can make it hang."""
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import requests
+from moto.server import ThreadedMotoServer
+from pydantic import SecretStr
+from test_doctor import NOWHERE, dvc, only, place
+
+from pd_core import tracking
+from pd_core.doctor import Mark, examine, services, storage
+from pd_core.errors import PdError
+
+__all__ = ["place"]  # a fixture that every test uses
+
+BUCKET = "promptkd-doctor-test"
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Accept connections and never answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def answering(status: int, password: str | None = None) -> Iterator[str]:
+    """Answer every request with a status; 401 to all but /health where a password is asked for."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = self.headers["Authorization"] == password or self.path.endswith("/health")
+            self.send_response(status if password is None or good else 401)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+# Servers
+
+
+def test_a_local_database_is_made_by_the_first_stage_not_by_the_doctor(place: Path) -> None:
+    finding = only(services.mlflow(place, None))
+
+    assert (finding.mark, finding.found) == (
+        Mark.OK,
+        f"the first stage will make '{place / 'mlflow.db'}'",
+    )
+    assert not list(place.iterdir())
+
+
+def test_a_local_database_is_read_and_junk_in_its_place_is_wrong(
+    place: Path, empty_database: Path
+) -> None:
+    shutil.copy(empty_database, place / tracking.DATABASE)
+    assert only(services.mlflow(place, None)).found.endswith(", 0 runs")
+
+    (place / "other.db").write_text("no database" * 100)
+    finding = only(services.mlflow(place, f"sqlite:///{place}/other.db"))
+    assert finding.mark is Mark.WRONG
+    assert "is no database of MLflow" in finding.found
+
+
+def test_a_tracking_server_that_is_down_is_wrong(place: Path) -> None:
+    finding = only(examine("MLflow", lambda: services.mlflow(place, NOWHERE)))
+
+    assert finding.mark is Mark.WRONG
+    assert f"no MLflow server answers at '{NOWHERE}'" in finding.found
+    assert "start it" in finding.remedy
+
+
+@pytest.mark.parametrize("given", [None, "wrong", "right"])
+def test_the_tracking_servers_password_is_tried(place: Path, given: str | None) -> None:
+    with answering(200, password="Basic bWU6cmlnaHQ=") as server:  # me:right
+        user, secret = ("me", SecretStr(given)) if given else (None, None)
+        finding = only(services.mlflow(place, server, user=user, password=secret))
+        in_address = server.replace("://", f"://me:{given}@")
+        assert only(services.mlflow(place, in_address)).mark is (
+            Mark.OK if given == "right" else Mark.WRONG
+        )
+
+    match given:
+        case None:
+            assert "asks for a password" in finding.found
+        case "wrong":
+            assert "refuses the password" in finding.found
+        case _:
+            assert finding.mark is Mark.OK
+
+
+def test_servers_that_accept_and_never_answer_do_not_hang_the_doctor(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_SERVER_SECONDS", 0.2)
+    monkeypatch.setattr(services, "_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "_SERVER_SECONDS", 0.2)
+    begun = time.monotonic()
+    with silent_server() as server:
+        access = storage.Access("s3://bucket", server, SecretStr("id"), SecretStr("secret"))
+        findings = [
+            *examine("MLflow", lambda: services.mlflow(place, server)),
+            *examine("Prefect", lambda: services.prefect(f"{server}/api")),
+            *examine("mirror", lambda: [storage.s3("mirror", access)]),
+        ]
+
+    assert [finding.mark for finding in findings] == [Mark.WRONG] * 3
+    assert time.monotonic() - begun < 10
+    assert "(timed out)" in findings[0].found
+    assert "(timed out)" in findings[1].found
+    assert "does not answer" in findings[2].found
+
+
+def test_prefect_need_not_be_set_and_is_asked_where_it_is() -> None:
+    assert only(services.prefect(None)).mark is Mark.OK
+    with answering(200) as server:
+        assert only(services.prefect(f"{server}/api")).mark is Mark.OK
+    with answering(404) as server:
+        finding = only(services.prefect(server))
+        assert (finding.mark, finding.remedy) == (
+            Mark.WRONG,
+            "correct PREFECT_API_URL: it ends with /api",
+        )
+    assert "prefect server start" in only(services.prefect(f"{NOWHERE}/api")).remedy
+    assert "PREFECT_API_AUTH_STRING" in only(services.prefect("http://me:pw@host/api")).remedy
+
+
+# DVC and S3
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    client("s3", address).create_bucket(Bucket=BUCKET)
+    yield address
+    server.stop()
+
+
+def client(service: str, endpoint: str) -> Any:
+    return boto3.client(
+        service,
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="id",
+        aws_secret_access_key="secret",
+    )
+
+
+def user_with(endpoint: str, *actions: str) -> storage.Access:
+    """Make a user who may do some things only."""
+    iam, name = client("iam", endpoint), f"user-{abs(hash(actions))}"
+    iam.create_user(UserName=name)
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    allowed = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=policy)
+    return storage.Access(
+        f"s3://{BUCKET}/some/prefix",
+        endpoint,
+        SecretStr(key["AccessKeyId"]),
+        SecretStr(key["SecretAccessKey"]),
+    )
+
+
+@contextmanager
+def rights_checked(endpoint: str) -> Iterator[None]:
+    """Let the server look at rights from the next request on."""
+    requests.post(f"{endpoint}/moto-api/reset-auth", data=b"0", timeout=5)
+    yield
+    requests.post(f"{endpoint}/moto-api/reset-auth", data=b"Infinity", timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("actions", "mark", "missing"),
+    [
+        (("List", "Put", "Get", "Delete"), Mark.OK, ()),
+        (("List", "Put", "Get"), Mark.WARNING, ("delete",)),
+        (("List", "Put", "Delete"), Mark.WRONG, ("read",)),
+        (("List", "Get", "Delete"), Mark.WRONG, ("write",)),
+        (("Put", "Get", "Delete"), Mark.WRONG, ("list",)),
+    ],
+)
+def test_the_missing_right_is_named(
+    endpoint: str, actions: tuple[str, ...], mark: Mark, missing: tuple[str, ...]
+) -> None:
+    names = {
+        "List": "s3:ListBucket",
+        "Put": "s3:PutObject",
+        "Get": "s3:GetObject",
+        "Delete": "s3:DeleteObject",
+    }
+    access = user_with(endpoint, *(names[action] for action in actions))
+
+    with rights_checked(endpoint):
+        finding = storage.s3("mirror", access)
+
+    assert finding.mark is mark, finding
+    for right in ("list", "write", "read", "delete"):
+        assert (f"{right} (s3:" in finding.found) == (right in missing)
+
+
+def test_nothing_is_left_in_the_bucket(endpoint: str) -> None:
+    access = storage.Access(f"s3://{BUCKET}/tidy", endpoint, SecretStr("id"), SecretStr("secret"))
+
+    assert storage.s3("mirror", access).mark is Mark.OK
+
+    assert "Contents" not in client("s3", endpoint).list_objects_v2(Bucket=BUCKET, Prefix="tidy")
+
+
+def test_wrong_credentials_a_missing_bucket_and_a_dead_server_are_told_apart(
+    endpoint: str,
+) -> None:
+    keys = SecretStr("id"), SecretStr("secret")
+    with rights_checked(endpoint):
+        stranger = storage.s3("mirror", storage.Access(f"s3://{BUCKET}", endpoint, *keys))
+    nowhere = storage.s3("mirror", storage.Access("s3://no-such-bucket", endpoint, *keys))
+    dead = storage.s3("mirror", storage.Access(f"s3://{BUCKET}", NOWHERE, *keys))
+
+    assert "refuses the credentials (InvalidAccessKeyId)" in stranger.found
+    assert "PD_S3_ACCESS_KEY_ID" in stranger.remedy
+    assert "no bucket 'no-such-bucket'" in nowhere.found
+    assert "does not answer" in dead.found
+    assert {stranger.mark, nowhere.mark, dead.mark} == {Mark.WRONG}
+
+
+def test_a_folder_without_dvc_is_wrong(place: Path) -> None:
+    with pytest.raises(PdError, match="DVC finds no project at"):
+        storage.read_dvc(place)
+
+
+def test_results_without_a_remote_are_a_warning(place: Path) -> None:
+    dvc(place)
+
+    project, remote = storage.dvc(storage.read_dvc(place))
+
+    assert project.found == f"project '{place}', cache '{place / '.dvc' / 'cache'}'"
+    assert remote.mark is Mark.WARNING
+
+
+def test_remotes_of_dvc_are_reached_and_their_secrets_not_shown(place: Path, endpoint: str) -> None:
+    (place / "file").touch()
+    dvc(
+        place,
+        f"""
+            ['remote "disk"']
+            url = ../copies
+            ['remote "blocked"']
+            url = {place}/file/copies
+            ['remote "bucket"']
+            url = s3://{BUCKET}/dvc
+            endpointurl = {endpoint}
+            ['remote "shell"']
+            url = ssh://me:hidden-word@host/x
+        """,
+        """
+            ['remote "bucket"']
+            access_key_id = key-of-nobody
+            secret_access_key = hidden-word
+        """,
+    )
+    configured = storage.read_dvc(place)
+    found = {one.subject: one for one in examine("DVC", lambda: storage.dvc(configured))}
+
+    assert found["DVC"].mark is Mark.OK
+    assert found["DVC remote"].found == "none is the default"
+    assert found["DVC remote disk"].found.startswith(f"'{place / 'copies'}'")
+    assert found["DVC remote disk"].mark is Mark.OK
+    assert not (place / "copies").exists()
+    assert found["DVC remote blocked"].mark is Mark.WRONG
+    assert found["DVC remote bucket"].mark is Mark.OK
+    assert "not asked" in found["DVC remote shell"].found
+    assert "hidden-word" not in f"{found} {configured}"
+    with rights_checked(endpoint):
+        refused = {one.subject: one for one in storage.dvc(configured)}["DVC remote bucket"]
+    assert "refuses the credentials" in refused.found
+    assert "dvc remote modify --local" in refused.remedy

@@ -1,0 +1,132 @@
+"""A training that is told to end stores its state, and goes on as if nothing had been."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from point import STEPS, Point, Step, downhill, train
+from tiny import Batches, checkpoints
+from torch import Tensor
+
+from pd_core.errors import Interrupted
+
+
+class Told:
+    """Says after so many steps that the run is to end."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def step(self, step: Step) -> Step:
+        def counted(indices: Tensor, images: Tensor) -> Mapping[str, Tensor]:
+            self.left -= 1
+            return step(indices, images)
+
+        return counted
+
+    def __call__(self) -> bool:
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("after", range(1, 2 * STEPS + 1))
+@pytest.mark.parametrize("kind", ["plain", "averaging", "score"])
+def test_a_run_told_to_end_at_any_step_goes_on_there_and_ends_the_same(
+    tmp_path: Path, after: int, kind: str
+) -> None:
+    def whole(point: Point, step: Step, **rest: Any) -> list[dict[str, float]]:
+        given: dict[str, Any] = {"momentum": 0.9, "batches": Batches(6, size=2)}
+        match kind:
+            case "averaging":
+                given["averaging"] = (0.25, 0.75)
+            case "score":
+                given["score"] = lambda: float(point.value.detach().sum())  # the first is best
+        return train(point, step, **{**given, **rest})
+
+    def slope(indices: Tensor) -> float:
+        return 1.0 + float(indices[0])
+
+    expected = Point()
+    history = whole(expected, downhill(expected, slope))
+    told, stopped, resumed = Told(after), Point(), Point()
+    reported: list[tuple[int, dict[str, float]]] = []
+
+    kept = checkpoints(tmp_path, interrupted=told)
+    with pytest.raises(Interrupted) as caught:
+        whole(stopped, told.step(downhill(stopped, slope)), checkpoints=kept)
+    again = whole(
+        resumed,
+        downhill(resumed, slope),
+        checkpoints=checkpoints(tmp_path),
+        on_epoch=lambda number, metrics: reported.append((number, metrics)),
+    )
+
+    epoch, done = (after - 1) // STEPS + 1, (after - 1) % STEPS + 1
+    path = tmp_path / "checkpoints" / f"checkpoint-{epoch:06}-{done:09}.safetensors"
+    assert str(caught.value) == (
+        f"told to end at epoch {epoch}, after {done} of its 3 steps; the state is in '{path}':"
+        " start the same command again to go on"
+    )
+    assert torch.equal(resumed.value, expected.value)
+    assert again == history
+    assert reported == list(enumerate(history, start=1))
+
+
+def test_a_run_goes_on_after_the_step_at_which_it_was_told_to_end(tmp_path: Path) -> None:
+    told, stopped, resumed = Told(after=2), Point(), Point()
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(Interrupted, match="at epoch 1, after 2 of its 3 steps"):
+        train(
+            stopped,
+            told.step(downhill(stopped)),
+            checkpoints=checkpoints(tmp_path, interrupted=told),
+        )
+
+    train(
+        resumed,
+        checkpoints=checkpoints(tmp_path),
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+
+    assert seen == [(done, 6) for done in (3, 4, 5, 6)]
+
+
+def test_states_are_stored_within_an_epoch_only_when_they_are_due(tmp_path: Path) -> None:
+    names: list[list[str]] = []
+
+    def look(*_: int) -> None:
+        names.append(sorted(file.name for file in (tmp_path / "checkpoints").glob("*.safetensors")))
+
+    for minutes in (60, 0):
+        names.clear()
+        train(
+            Point(),
+            epochs=1,
+            checkpoints=checkpoints(tmp_path, key=str(minutes), minutes=minutes),
+            on_progress=look,
+        )
+        if minutes:
+            assert names == [[]] * STEPS
+    assert names == [
+        [],
+        ["checkpoint-000001-000000001.safetensors"],
+        ["checkpoint-000001-000000001.safetensors", "checkpoint-000001-000000002.safetensors"],
+    ]
+
+
+def test_damaged_pictures_are_still_known_after_an_interruption(tmp_path: Path) -> None:
+    told, stopped, batches = Told(after=2), Point(), Batches(6, size=2)
+    batches.damaged = {5, 1}
+    with pytest.raises(Interrupted):
+        train(
+            stopped,
+            told.step(downhill(stopped)),
+            batches=batches,
+            checkpoints=checkpoints(tmp_path, interrupted=told),
+        )
+    again = Batches(6, size=2)
+
+    train(Point(), batches=again, checkpoints=checkpoints(tmp_path))
+
+    assert again.damaged == {1, 5}

@@ -1,0 +1,104 @@
+"""`promptkd repro`: DVC's own files are whole after a kill, and what it left is cleared away."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from zc.lockfile import LockFile
+
+PIPELINE = """
+stages:
+  first: {cmd: echo one > data/one, outs: [data/one]}
+  second: {cmd: cp data/one data/two, deps: [data/one], outs: [data/two]}
+"""
+
+# Dies when the lock file has been written for the first time, and is not yet in its place.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pd_core import cli
+
+replace = Path.replace
+
+
+def killing(self, target):
+    if Path(target).name == "dvc.lock":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+
+
+Path.replace = killing
+sys.argv = ["promptkd", "repro"]
+cli.main()
+"""
+LEFT = f".{'A1b2C3d4E5' * 2}zz.tmp"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    return tmp_path
+
+
+def python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True
+    )
+
+
+def repro(project: Path, *arguments: str) -> str:
+    done = python(project, "-m", "pd_core.cli", "repro", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def stages(project: Path) -> set[str]:
+    return set(yaml.safe_load((project / "dvc.lock").read_text())["stages"])
+
+
+def test_a_kill_while_the_lock_file_is_written_needs_no_manual_step(project: Path) -> None:
+    repro(project, "first")
+    before = (project / "dvc.lock").read_bytes()
+
+    assert python(project, "-c", KILLED).returncode == -signal.SIGKILL
+    assert (project / "dvc.lock").read_bytes() == before
+    assert len(list(project.glob(".dvc.lock.*"))) == 1
+
+    repro(project)
+    assert stages(project) == {"first", "second"}
+    assert not list(project.glob(".dvc.lock.*"))
+    assert (project / "data" / "two").read_text() == "one\n"
+
+
+def test_it_takes_the_arguments_of_dvc_and_gives_its_status(project: Path) -> None:
+    assert "Stage 'first' didn't change" not in repro(project)
+    assert "Running stage 'first'" in repro(project, "--force", "--single-item", "first")
+
+    done = python(project, "-m", "pd_core.cli", "repro", "third")
+    assert done.returncode == 255
+    assert "'third'" in done.stderr
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_temporary_files_of_dvc_go_unless_one_is_at_work(project: Path, busy: bool) -> None:
+    left, mine = project / "data" / "deep" / LEFT, project / "data" / "deep" / ".mine.tmp"
+    for path in (left, mine):
+        path.write_text("")
+    lock = LockFile(str(project / ".dvc" / "tmp" / "lock")) if busy else None
+    script = "from pathlib import Path; from pd_core.reproduce import _clear; "
+    script += "_clear(Path('data'), Path('.dvc/tmp/lock'))"
+
+    assert python(project, "-c", script).returncode == 0
+
+    if lock is not None:
+        lock.close()
+    assert left.exists() is busy
+    assert mine.exists()

@@ -1,0 +1,84 @@
+"""How the learning rate and the weight of each epoch's state change over the epochs."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pd_core.errors import BadParams
+from pd_core.schedule import gaussian_weights, learning_rate
+
+examples = settings(max_examples=50)
+EPOCHS = st.integers(1, 60)
+
+
+def rates(epochs: int, **given: float) -> list[float]:
+    numbers: dict[str, float] = {"peak": 0.1, **given}
+    return [learning_rate(e, epochs=epochs, **numbers) for e in range(1, epochs + 1)]  # type: ignore[arg-type]
+
+
+def test_the_published_rates_come_without_saying_so() -> None:
+    assert rates(20) == rates(20, warmup_epochs=1, warmup_lr=1e-5)
+    assert rates(1) == [1e-5]
+
+
+def test_without_warm_up_the_first_epoch_has_the_peak() -> None:
+    expected = [0.05 * (1 + math.cos(math.pi * done / 4)) for done in range(4)]
+
+    assert rates(4, warmup_epochs=0) == pytest.approx(expected)
+    assert rates(4, warmup_epochs=0)[0] == pytest.approx(0.1)
+
+
+@examples
+@given(epochs=EPOCHS, warm=st.integers(0, 60), peak=st.floats(1e-4, 1))
+def test_after_the_warm_up_the_rate_falls_from_the_peak_and_stays_positive(
+    epochs: int, warm: int, peak: float
+) -> None:
+    made = rates(epochs, peak=peak, warmup_epochs=warm, warmup_lr=0.5)
+    first, rest = made[:warm], made[warm:]
+
+    assert first == [0.5] * min(warm, epochs)
+    assert not rest or rest[0] == pytest.approx(peak)
+    assert all(0 < later < earlier for earlier, later in zip(rest, rest[1:], strict=False))
+
+
+@examples
+@given(epochs=EPOCHS, deviation=st.floats(0.3, 50), data=st.data())
+def test_weights_add_up_to_one_and_are_a_normal_distribution_around_their_mean(
+    epochs: int, deviation: float, data: st.DataObject
+) -> None:
+    mean = data.draw(st.integers(1, epochs))
+
+    weights = gaussian_weights(epochs, mean=mean, deviation=deviation)
+
+    assert len(weights) == epochs
+    assert sum(weights) == pytest.approx(1)
+    for epoch, weight in enumerate(weights, start=1):
+        away = (epoch - mean) / deviation
+        assert weight == pytest.approx(
+            weights[mean - 1] * math.exp(-(away**2) / 2), rel=1e-9, abs=1e-99
+        )
+
+
+@pytest.mark.parametrize("deviation", [0.0, -1.0])
+def test_a_deviation_that_is_not_positive_is_refused(deviation: float) -> None:
+    with pytest.raises(BadParams) as caught:
+        gaussian_weights(20, mean=15, deviation=deviation)
+
+    assert str(caught.value) == f"averaging deviation = {deviation}; give a number above 0"
+
+
+def test_a_small_deviation_is_no_mistake() -> None:
+    assert gaussian_weights(3, mean=2, deviation=0.01) == (0.0, 1.0, 0.0)
+    assert gaussian_weights(3, mean=2, deviation=0.5)[0] > 0
+
+
+def test_a_mean_so_far_away_that_all_weights_vanish_is_refused() -> None:
+    with pytest.raises(BadParams) as caught:
+        gaussian_weights(3, mean=500, deviation=1)
+
+    assert str(caught.value) == (
+        "averaging mean = 500 with deviation 1 gives none of the 3 epochs a weight;"
+        " choose a mean between 1 and 3"
+    )

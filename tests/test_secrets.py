@@ -1,0 +1,339 @@
+"""No secret leaves: not in output, logs, records, parameters, tracebacks or reports.
+
+Every secret gets a value of its own that occurs nowhere else; then real commands are run, many of
+which fail, and all that they printed and wrote is searched for these values.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import benchmark
+from pd_core import cli, tracking
+from pd_core.errors import BadParams, PdError
+from pd_core.masking import MASK, masked, without_login
+
+ROOT = Path(__file__).parent.parent
+NAME = "embedded_digits"
+CANARY = "canary"
+
+SECRETS = {
+    "PD_S3_ACCESS_KEY_ID": "canary-s3-id",
+    "PD_S3_SECRET_ACCESS_KEY": "canary-s3-secret",
+    "AWS_ACCESS_KEY_ID": "canary-aws-id",
+    "AWS_SECRET_ACCESS_KEY": "canary-aws-secret",
+    "MLFLOW_TRACKING_USERNAME": "me",
+    "MLFLOW_TRACKING_PASSWORD": "canary-mlflow",
+    "PREFECT_API_KEY": "canary-prefect",
+}
+LOGIN = "me:canary-login"
+
+# A stage with a bug, all of whose variables are secrets.
+CRASH = """
+import os
+from pd_core import cli, jobs
+def prepare(job):
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    raise RuntimeError("a bug" + {told})
+jobs.prepare = prepare
+cli.main()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, empty_database: Path) -> Path:
+    """Return a folder with the embedded profile and a database for its runs."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("params.yaml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "fingerprints", folder / "fingerprints")
+    shutil.copyfile(empty_database, folder / tracking.DATABASE)
+    return folder
+
+
+def run(place: Path, *command: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with every secret set; make sure that no secret was printed."""
+    usual = {key: value for key, value in os.environ.items() if not key.startswith("PD_")}
+    quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=place,
+        env={**usual, **quick, **SECRETS, **changes},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert CANARY not in done.stdout + done.stderr
+    return done
+
+
+def promptkd(place: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return run(place, "-m", "pd_core.cli", *arguments, **changes)
+
+
+def dvc(place: Path, config: str = "") -> None:
+    """Make a folder a DVC project."""
+    (place / ".dvc" / "tmp").mkdir(parents=True)
+    (place / ".dvc" / "config").write_text(f"[core]\n    no_scm = True\n{config}")
+
+
+def search(folder: Path) -> list[Path]:
+    """Return the files below a folder that hold a secret."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [path for path in files if CANARY.encode() in path.read_bytes()]
+
+
+def with_login(address: str) -> str:
+    return address.replace("://", f"://{LOGIN}@")
+
+
+@contextmanager
+def hostile_server(healthy: bool) -> Iterator[str]:
+    """Refuse everything and repeat what was asked; `healthy` answers /health."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            good = healthy and self.path.endswith("/health")
+            body = f"<Code>AccessDenied</Code>{self.path} {self.headers}".encode()
+            self.send_response(200 if good else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_POST = do_PUT = do_HEAD = answer  # noqa: N815 http.server's names
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+# What is masked
+
+
+def test_logins_and_query_passwords_of_addresses_are_masked_wherever_they_stand() -> None:
+    text = "no 'http://me:pa/ss@w@host/x' nor postgresql://me:pw@host/db?a=1&password=pw&b=2, no"
+
+    assert (
+        masked(text)
+        == f"no 'http://{MASK}@host/x' nor postgresql://{MASK}@host/db?a=1&password={MASK}&b=2, no"
+    )
+    assert masked("models:/promptkd-x@champion https://host/a") == (
+        "models:/promptkd-x@champion https://host/a"
+    )
+
+
+def test_values_of_secret_variables_are_masked_wherever_they_stand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOME_API_KEY", "hidden-word-and-more")
+    monkeypatch.setenv("SOME_TOKEN", "hidden-word")
+    monkeypatch.setenv("SOME_URL", "http://me:hid%20den%2Fpw@host")
+    Path(".env").write_text("PD_S3_SECRET_ACCESS_KEY=of-the-file\nOTHER=plain-value\n")
+
+    told = masked("hidden-word hidden-word-and-more hid%20den%2Fpw hid den/pw of-the-file")
+
+    assert told == " ".join([MASK] * 5)
+    assert masked("plain-value") == "plain-value"
+
+
+def test_short_values_do_not_shred_ordinary_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", "run")
+
+    assert masked("this run") == "this run"
+
+
+def test_an_address_without_its_login_can_be_asked() -> None:
+    assert without_login("http://me:p@ss@host:1/a@b") == "http://host:1/a@b"
+    assert without_login("sqlite:///x.db") == "sqlite:///x.db"
+
+
+# What is printed and recorded
+
+
+def test_the_doctor_shows_none(place: Path) -> None:
+    with hostile_server(healthy=True) as server:
+        remotes = f"""
+            ['remote "s3"']
+            url = s3://bucket
+            endpointurl = {server}
+            access_key_id = canary-dvc-id
+            secret_access_key = canary-dvc
+            ['remote "web"']
+            url = {with_login(server)}
+        """
+        dvc(place, remotes)
+        done = promptkd(
+            place,
+            "doctor",
+            PD_MIRROR="s3://bucket/prefix",
+            PD_S3_ENDPOINT_URL=server,
+            PD_MLFLOW_TRACKING_URI=with_login(server),
+            PREFECT_API_URL=f"{with_login(server)}/api",
+        )
+
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert done.returncode == 1, done.stderr
+    assert "does not allow to" in lines["mirror:"]
+    assert f"the server at 'http://{MASK}@127" in lines["MLflow:"]
+    assert f"'http://{MASK}@127" in lines["Prefect:"]
+    assert not search(place / "fingerprints")
+
+
+@pytest.mark.timeout(300)  # MLflow is imported three times
+def test_a_stage_records_none_whether_it_ends_well_or_not(place: Path) -> None:
+    assert promptkd(place, "prepare", NAME).returncode == 0
+    silent = run(place, "-c", CRASH.format(told="''"), "prepare", NAME)
+    telling = run(place, "-c", CRASH.format(told="' ' + secret"), "prepare", NAME)
+
+    assert silent.stderr.endswith("RuntimeError: a bug\n")
+    assert telling.stderr.endswith(f"RuntimeError: a bug {MASK}\n")
+    runs = tracking.client(f"sqlite:///{place / tracking.DATABASE}").search_runs(["1"])
+    assert [(run.info.status, run.data.tags.get("error")) for run in runs] == [
+        ("FAILED", f"RuntimeError: a bug {MASK}"),
+        ("FAILED", "RuntimeError: a bug"),
+        ("FINISHED", None),
+    ]
+    assert not search(place)
+
+
+def test_the_page_of_the_runs_is_shown_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for address in ("https://name:CANARY@host/mlflow", "postgresql://name:CANARY@host/mlflow"):
+        monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", address.replace("CANARY", CANARY))
+        assert CANARY not in cli._mlflow_page()
+        assert "host/mlflow" in cli._mlflow_page()
+
+
+@pytest.mark.parametrize("port", ["9", "port"], ids=["down", "malformed"])
+def test_a_tracking_server_that_is_not_there_gives_one_line_without_its_password(
+    place: Path, port: str
+) -> None:
+    uri = f"http://me:cana/ry@canary-login@127.0.0.1:{port}"
+
+    done = promptkd(place, "prepare", NAME, PD_MLFLOW_TRACKING_URI=uri)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: no MLflow server answers at 'http://{MASK}@127.0.0.1:")
+    assert done.stderr.count("\n") == 1
+    assert "cana" not in done.stderr  # a slash in the password ends no part of it
+    assert not search(place)
+
+
+def test_a_tracking_server_that_fails_after_the_work_gives_a_warning_without_its_password(
+    place: Path,
+) -> None:
+    with hostile_server(healthy=True) as server:
+        done = promptkd(place, "prepare", NAME, PD_MLFLOW_TRACKING_URI=with_login(server))
+
+    assert done.returncode == 0
+    assert f"is not recorded in 'http://{MASK}@127" in done.stderr
+    assert not search(place)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["weights", "mirror", "pull", "ViT-B-16.pt"], ["data", "mirror", "pull", "dtd"]],
+    ids=["weights", "data"],
+)
+def test_a_mirror_that_refuses_gives_one_line_without_credentials(
+    place: Path, verb: list[str]
+) -> None:
+    with hostile_server(healthy=False) as server:
+        done = promptkd(place, *verb, PD_MIRROR="s3://bucket", PD_S3_ENDPOINT_URL=server)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no rights for s3://bucket/")
+    assert not search(place)
+
+
+def test_addresses_of_s3_with_a_password_are_refused(place: Path) -> None:
+    for variable, address in (
+        ("PD_S3_ENDPOINT_URL", f"http://{LOGIN}@127.0.0.1:9"),
+        ("PD_MIRROR", f"s3://{LOGIN}@bucket/prefix"),
+    ):
+        done = promptkd(place, "weights", "mirror", "pull", **{variable: address})
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: environment variable {variable}: ")
+
+
+def test_the_prefect_server_is_not_given_a_password_in_its_address() -> None:
+    with pytest.raises(BadParams, match="PREFECT_API_AUTH_STRING") as caught:
+        benchmark.check_server(f"http://{LOGIN}@127.0.0.1:9/api")
+
+    assert CANARY not in str(caught.value)
+
+
+def test_a_pipeline_that_dvc_refuses_is_quoted_without_secrets(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["AWS_SECRET_ACCESS_KEY"])
+    dvc(place)
+    stage = {"cmd": "x", SECRETS["AWS_SECRET_ACCESS_KEY"]: 1}
+    (place / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"a": stage}}))
+
+    with pytest.raises(PdError, match="DVC refuses") as caught:
+        benchmark.read_graph(place)
+
+    assert MASK in str(caught.value)
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_flow_records_no_secret_that_its_stages_print(place: Path) -> None:
+    dvc(place)
+    printed = "echo told: $AWS_SECRET_ACCESS_KEY $PD_MLFLOW_TRACKING_URI; mkdir -p out"
+    stage = f"{sys.executable} -m pd_core.cli prepare {NAME}"
+    names = {"foreach": ["digits"]}
+    stages = {
+        "prepare": {**names, "do": {"cmd": printed, "outs": ["out"]}},
+        "evaluate": {**names, "do": {"cmd": stage, "deps": ["out"]}},
+    }
+    (place / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+    done = run(
+        place,
+        "-m",
+        "flows.benchmark",
+        PREFECT_HOME=str(place / "prefect"),
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="200",  # a busy machine takes long
+        PD_MLFLOW_TRACKING_URI=with_login("http://127.0.0.1:9"),
+    )
+
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
+    assert f"told: {MASK} http://{MASK}@127.0.0.1:9" in output
+    assert "no MLflow server answers" in output
+    assert "error: stage 'evaluate@digits' failed" in done.stderr
+    (database,) = (place / "prefect").glob("*.db")
+    assert b"told: " in b"".join(file.read_bytes() for file in database.parent.glob("*.db*"))
+    assert not search(place)
+
+
+def test_git_ignores_files_of_secrets_and_keeps_the_example() -> None:
+    for name, ignored in ((".env", 0), ("paper/.env", 0), (".env.example", 1)):
+        done = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT, check=False)
+        assert done.returncode == ignored, name
