@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from pd_core import report, report_pictures, results
+from pd_core.artifacts import write_sums
 from pd_core.errors import BadArtifact, MissingFile, PdError
 
 
@@ -202,6 +203,7 @@ def _prepare(folder: Path, name: str, colour: tuple[int, int, int]) -> None:
     test = [[f"{number}.png", 0] for number in range(5)]
     split = {"images": "images.zip", "test": test, "title": f"The {name} ones"}
     (target / "split.json").write_text(json.dumps(split))
+    write_sums(target)
 
 
 def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> None:

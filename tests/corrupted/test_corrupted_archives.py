@@ -196,12 +196,16 @@ WEIGHTS: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("with_sums", [True, False])
-@pytest.mark.parametrize("name", WEIGHTS)
+# Without checksums beside them nothing tells that turned bits are not the right ones.
+ALONE = [name for name in WEIGHTS if not name.startswith("a bit at") or name == "a bit at 0.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "with_sums"),
+    [*((name, True) for name in WEIGHTS), *((name, False) for name in ALONE)],
+)
 def test_corrupted_weights_are_refused(name: str, with_sums: bool, tmp_path: Path) -> None:
     shipped = weights_file("embedded-student")
-    if name.startswith("a bit at") and name != "a bit at 0.0" and not with_sums:
-        pytest.skip("nothing tells that they are others")
     path = tmp_path / shipped.name
     path.write_bytes(WEIGHTS[name](shipped.read_bytes()))
     if with_sums:

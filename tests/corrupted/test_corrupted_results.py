@@ -1,10 +1,6 @@
 """Results that are damaged, checkpoints of a training that are, and how many cases there are."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +13,9 @@ import test_corrupted_tensors as tensors
 from corruption import (
     OWN,
     PREPARED,
-    ROOT,
-    TEACHER,
     WRONG,
     Case,
     Change,
-    Done,
-    check_line,
     check_refused,
     copied,
     cut,
@@ -132,47 +124,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     assert sum(newest.name in line for line in done.err.splitlines()) == 1
     assert "Traceback" not in done.err
     assert output.read_bytes() == expected
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("path", "data", "verb"),
-    [
-        (Path("params.yaml"), params.LAUGHS.encode(), "prepare"),
-        (TEACHER, b"", "class-vectors"),
-        (PREPARED / "split.json", WRONG["pickle"], "class-vectors"),
-    ],
-    ids=["params", "teacher", "prepared"],
-)
-def test_a_process_of_its_own_says_the_same(
-    path: Path,
-    data: bytes,
-    verb: str,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    empty_database: Path,
-) -> None:
-    project = copied(tmp_path_factory.getbasetemp(), tmp_path)
-    shutil.copy(empty_database, project / empty_database.name)
-    clips = ROOT / "pd_core" / "models" / "weights"
-    params_file = project / "params.yaml"
-    text = (ROOT / "params.yaml").read_text().partition("datasets:")[0]
-    own = f"{{labelled: {OWN}/labelled.csv}}"
-    text += f"datasets:\n  {OWN}: {{prepare: {{own: {own}}}}}\n"
-    params_file.write_text(text.replace("pd_core/models/weights", str(clips)))
-    (project / path).write_bytes(data)
-
-    done = subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", verb, OWN],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    check_line(Done(done.returncode, done.stderr), path.name)
 
 
 def test_there_are_more_than_two_hundred_cases() -> None:
