@@ -74,8 +74,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 # The two take turns, so that other work on the machine slows down both, and what counts is the
 # fastest turn of each, which it disturbs least; they go on while a disturbance may be the reason.
-# Without any, 0.89 to 1.03 are reached; the bound leaves room for a machine that is never quiet.
-BOUND = 0.8
+# Without any, one worker reaches 0.98 to 1.03, and two 0.78 to 0.95 of two cores, which they share
+# with the process that they work for; the bounds leave room for a machine that is never quiet.
+BOUND = {1: 0.8, 2: 0.7}
 
 
 @pytest.mark.slow
@@ -102,7 +103,7 @@ def test_worker_processes_are_about_as_fast_as_bare_pil_in_as_many(
         for turn in range(1, 21):
             theirs.append(seconds(lambda: list(pool.imap(bare, chunks))))
             ours.append(seconds(lambda: load(turn)))  # noqa: B023
-            if turn >= 5 and min(theirs) / min(ours) >= BOUND:
+            if turn >= 5 and min(theirs) / min(ours) >= BOUND[workers]:
                 break
 
-    assert min(theirs) / min(ours) >= BOUND
+    assert min(theirs) / min(ours) >= BOUND[workers]
