@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install quickstart ablations test test-slow faults mutation check format clean audit audit-tools licences sbom
+.PHONY: help install quickstart ablations test test-slow bench faults mutation check format clean audit audit-tools licences sbom
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ test: install ## set up and run the tests (no network, no GPU)
 
 test-slow: install ## run the tests that take long
 	@python3 -m pytest -m slow
+
+# ONLY=distillation,startup measures these parts; the rows of the others stay.
+bench: install ## measure every step against a plain path (45 minutes on two quiet cores), see reports/bench
+	@cd tests && python3 -m benchmarks --only "$(ONLY)"
 
 faults: install ## kill runs at 60 random times and start them again (an hour; goes on where it stopped)
 	@python3 tests/faults/faults.py

@@ -11,7 +11,7 @@ from pd_core.errors import FailedRun
 from pd_core.fit import Batches
 from pd_core.models.compute import autocast
 from pd_core.options import Precision
-from pd_core.supervision import Supervisor, make_targets
+from pd_core.supervision import Look, Recorded, Supervisor, make_targets
 
 SAMPLE = 256  # pictures; the teacher has to look at them once more
 
@@ -21,7 +21,7 @@ _DEVIATIONS = 2.0  # above chance; a student that guesses is 2 above it in one o
 @torch.no_grad()
 def check_agreement(
     student: Classifier,
-    supervisors: Sequence[Supervisor],
+    supervisors: Sequence[Supervisor | Recorded],
     batches: Batches,
     *,
     device: torch.device,
@@ -50,7 +50,8 @@ def check_agreement(
         on_device = images.to(device)
         with autocast(device, precision):
             logits = student.logits(on_device)  # (B, C)
-        targets = make_targets(supervisors, on_device, precision=precision)
+        look = Look(1, indices.to(device))
+        targets = make_targets(supervisors, on_device, look=look, precision=precision)
         mine.append(logits.argmax(dim=1).cpu())
         theirs.append(targets.argmax(dim=1).cpu())
         seen += len(indices)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pd_core.data.splits import Protocol
 from pd_core.options import (
+    Computed,
     Form,
     OnCorrupt,
     OnNonFinite,
@@ -77,6 +78,9 @@ class RunParams(Block):
     workers: CountOrZero
     on_corrupt: OnCorrupt
     checkpoint_minutes: Positive
+    compile: bool
+    features_gb: Positive
+    features_precision: Literal["fp16", "fp32"]
 
 
 class OwnParams(Block):
@@ -104,6 +108,7 @@ class _Training(Block):
     weights: str | None
     epochs: Count
     batch_size: Count
+    accumulate: Count
     lr: Positive
     warmup_epochs: CountOrZero
     warmup_lr: Positive
@@ -138,6 +143,9 @@ class TeacherParams(_Training):
     gpa_mean: Positive
     gpa_std: Positive
     templates: Count
+    text_memory_gb: Positive
+    view_epochs: Count | None
+    frozen_features: Computed
 
 
 class ClassVectorsParams(Block):
@@ -165,6 +173,7 @@ class StudentParams(_Training):
     further_teachers: tuple[FurtherTeacherParams, ...]
     teacher_weighting: TeacherWeighting
     view_epochs: Count | None
+    teacher_targets: Computed
     selection: Selection
 
 

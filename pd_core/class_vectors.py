@@ -147,11 +147,12 @@ def template_features(teacher: Teacher, names: Sequence[str], templates: Sequenc
         (C, D), the mean of un-normalised features, fp32.
     """
     towers = teacher.towers
-    texts = [
-        template.replace("{}", name.replace("_", " ")) for template in templates for name in names
-    ]
-    features = encode_many_texts(towers.text, towers.tokenize(texts).to(towers.device))
-    return features.view(len(templates), len(names), -1).mean(dim=0)
+    plain = [name.replace("_", " ") for name in names]
+    features = []
+    for template in templates:  # whose words in front of the names are then computed once
+        tokens = towers.tokenize([template.replace("{}", name) for name in plain])
+        features.append(encode_many_texts(towers.text, tokens.to(towers.device)))
+    return torch.stack(features).mean(dim=0)
 
 
 def run(

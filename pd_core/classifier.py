@@ -14,7 +14,7 @@ from torch import Tensor
 from pd_core.class_vectors import ClassVectors, build
 from pd_core.data.images import ImageBatches
 from pd_core.models.clip import ClipTowers
-from pd_core.models.compute import autocast
+from pd_core.models.compute import autocast, to_device
 from pd_core.models.student import Student
 from pd_core.models.teacher import TEMPLATE, Teacher
 from pd_core.options import Precision, TextFeatures
@@ -99,7 +99,7 @@ def logits_of(
     done = 0
     with torch.inference_mode(), autocast(device, precision):
         for indices, images in batches.in_order():
-            on_device = images.to(device, non_blocking=True)
+            on_device = to_device(images, device)
             for who, classifier in classifiers.items():
                 parts[who].append(classifier.logits(on_device).float().cpu())
             done += len(indices)

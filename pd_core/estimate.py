@@ -35,7 +35,7 @@ from pd_core.data.prepared import (
 )
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
-from pd_core.options import OnCorrupt, Precision
+from pd_core.options import Computed, OnCorrupt, Precision
 
 UNKNOWN: dict[str, str] = {"accuracy": "unknown"}
 """What `metrics.json` says besides its numbers."""
@@ -103,8 +103,9 @@ def run(
     """
     set_threads(threads)
     recipe = _Recipe(
-        tuning=dict(tuning),
-        distillation=dict(distillation),
+        # Nothing comes twice in the folds, so nothing is worth storing.
+        tuning={**tuning, "frozen_features": Computed.ONLINE},
+        distillation={**distillation, "teacher_targets": Computed.ONLINE},
         seed=seed,
         batch_size=batch_size,
         computing={

@@ -18,6 +18,7 @@ from pd_core.averaging import BestState, WeightedSum
 from pd_core.checkpoints import Checkpoints
 from pd_core.errors import BadParams, Interrupted
 from pd_core.finite import LossWatch
+from pd_core.models.compute import to_device
 from pd_core.options import OnNonFinite, Precision
 from pd_core.schedule import learning_rate
 from pd_core.training_state import Metrics, TrainingState
@@ -89,6 +90,7 @@ def fit(
     max_grad_norm: float | None = None,
     on_non_finite: OnNonFinite = OnNonFinite.FAIL,
     least_batch: int = 1,
+    accumulate: int = 1,
     averaging: Sequence[float] | None = None,
     score: Score | None = None,
     device: torch.device | str = "cpu",
@@ -113,6 +115,8 @@ def fit(
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
         on_non_finite: what to do about a batch whose loss is not finite.
         least_batch: batches with fewer images are passed over.
+        accumulate: batches whose gradients are averaged for one step of the optimiser; those left
+            over at the end of an epoch make a smaller step of their own.
         averaging: one weight per epoch; the module ends as the weighted sum of
             its states after each epoch. None keeps the last state.
         score: called after each epoch, with the module in evaluation mode; the
@@ -156,6 +160,7 @@ def fit(
         max_grad_norm=max_grad_norm,
         skips=on_non_finite is OnNonFinite.SKIP,
         least_batch=least_batch,
+        accumulate=accumulate,
     )
     loop.resume()
     history = loop.state.history
@@ -204,6 +209,7 @@ class _Loop:
         max_grad_norm: float | None,
         skips: bool,
         least_batch: int,
+        accumulate: int,
     ) -> None:
         self.state = state
         self._step = step
@@ -213,6 +219,8 @@ class _Loop:
         self._max_grad_norm = max_grad_norm
         self._skips = skips
         self._least_batch = least_batch
+        self._accumulate = accumulate
+        self._added = 0  # batches whose gradients wait for the step
         self._watch = LossWatch(
             batches.names, checkpoints.newest if checkpoints is not None else lambda: None
         )
@@ -226,12 +234,15 @@ class _Loop:
                 continue
             self._train_on(indices, images)
             report(state.done)
-            if self._checkpoints is not None and self._checkpoints.due():
+            # Between two steps of the optimiser only, since gradients are not stored.
+            if self._added == 0 and self._checkpoints is not None and self._checkpoints.due():
                 self.save(indices)
                 self.end_if_told()
 
     def finish_epoch(self) -> Metrics:
         """Return the epoch's metrics; the next one begins."""
+        if self._added and not self._update():
+            self.state.skipped_steps += 1
         self._watch.look()
         state = self.state
         if state.counted == 0:
@@ -279,20 +290,28 @@ class _Loop:
             )
 
     def _train_on(self, indices: Tensor, images: Tensor) -> None:
-        values = self._step(indices.to(self._device), images.to(self._device, non_blocking=True))
-        self.state.optimizer.zero_grad(set_to_none=True)
+        values = self._step(to_device(indices, self._device), to_device(images, self._device))
+        if self._added == 0:
+            self.state.optimizer.zero_grad(set_to_none=True)
         if self._skips and not math.isfinite(values["loss"].detach()):
             self._leave_out(indices, values["loss"])
             return
-        scaler = self.state.scaler
-        torch.autograd.backward(scaler.scale(values["loss"]))
-        if not self._clipped():
+        torch.autograd.backward(self.state.scaler.scale(values["loss"] / self._accumulate))
+        self._added += 1
+        if self._added == self._accumulate and not self._update():
             self._leave_out(indices, values["loss"])
             return
-        scaler.step(self.state.optimizer)
-        scaler.update()
         self.state.add(values)
         self._watch.note(self.state.epoch, self.state.done, indices, values["loss"])
+
+    def _update(self) -> bool:
+        """Let the optimiser take a step; return whether the gradients could be used."""
+        self._added = 0
+        if not self._clipped():
+            return False
+        self.state.scaler.step(self.state.optimizer)
+        self.state.scaler.update()
+        return True
 
     def _clipped(self) -> bool:
         """Scale the gradients down; return whether they can be used."""

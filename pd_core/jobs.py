@@ -19,6 +19,7 @@ from pd_core.params import PARAMS, DatasetParams
 
 if TYPE_CHECKING:
     from pd_core.checkpoints import Checkpoints
+    from pd_core.feature_store import FeatureStore
 
 Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -48,6 +49,7 @@ class Job:
     evaluation: Path
     fingerprint: Path | None = None  # of the pictures, if they have to be what they were
     checkpoints: Path | None = None  # None: a training that is stopped starts anew
+    features: Path | None = None  # of frozen towers, kept between runs; None: not kept
 
     @classmethod
     def at(
@@ -60,6 +62,7 @@ class Job:
         data_root: Path,
         fingerprint: Path | None = None,
         checkpoints: Path | None = None,
+        features: Path | None = None,
         suffix: str = "",
         source: str | None = None,
     ) -> Job:
@@ -74,6 +77,7 @@ class Job:
             fingerprint: of the data set's pictures; None to compare them with none.
             checkpoints: folder for the checkpoints of all stages, outside their outputs; None for
                 trainings that start anew when they were stopped.
+            features: folder for what frozen towers say, outside all outputs; None to keep nothing.
             suffix: added to every name.
             source: the data set whose teacher is used, if it is another one.
         """
@@ -91,6 +95,7 @@ class Job:
             evaluation=folder / "evaluate" / f"{cross}{suffix}",
             fingerprint=fingerprint,
             checkpoints=checkpoints,
+            features=features,
         )
 
     @property
@@ -182,6 +187,7 @@ def teacher(
     pretrain.run(
         job.prepared,
         job.teacher,
+        features=features(job, "teacher", on_note=on_note),
         checkpoints=checkpoints(job, "teacher", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
@@ -224,9 +230,11 @@ def student(
         job.vectors,
         job.student,
         seed=job.seed,
+        features=features(job, "student", on_note=on_note),
         checkpoints=checkpoints(job, "student", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
+        compile=job.params.run.compile,
         **_teachers_clip(job),
         **_computing(job),
         **job.params.student.model_dump(),
@@ -297,6 +305,7 @@ def tuned_student(
         job.baseline,
         split=job.params.evaluate.split,
         evaluation_batch_size=job.params.evaluate.batch_size,
+        features=features(job, "tuned_student", on_note=on_note),
         checkpoints=checkpoints(job, "tuned_student", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
@@ -333,14 +342,40 @@ def checkpoints(
         "code": [provenance.content_hash(path) for path in lineage.stage_code(stage)],
         "data": {str(path): provenance.content_hash(path) for path in inputs(job, stage)},
         "params": getattr(job.params, stage).model_dump(mode="json"),
-        "run": [job.seed, job.device, run.threads, run.precision, run.on_corrupt],
+        "run": [
+            job.seed, job.device, run.threads, run.precision, run.on_corrupt, run.compile,
+            run.features_precision,
+        ],
         "versions": [provenance.version(name) for name in _VERSIONS],
-    }
+    }  # fmt: skip
     return Checkpoints(
         job.checkpoints / stage / output(job, stage).name,
         key=provenance.params_hash(decisive),
         minutes=run.checkpoint_minutes,
         interrupted=interrupted,
+        on_note=on_note,
+    )
+
+
+def features(job: Job, stage: str, *, on_note: OnNote | None = None) -> FeatureStore | None:
+    """Return where what frozen towers say is kept, known by code, versions and pictures."""
+    if job.features is None:
+        return None
+    from pd_core.feature_store import FeatureStore
+
+    run = job.params.run
+    code = lineage.code_of("pd_core.answers" if stage == "student" else "pd_core.frozen")
+    decisive = {
+        "code": [provenance.content_hash(path) for path in code],
+        "pictures": provenance.content_hash(job.fingerprint) if job.fingerprint else None,
+        "run": [job.device, run.threads, run.compile],
+        "versions": [provenance.version(name) for name in _VERSIONS],
+    }
+    return FeatureStore(
+        job.features,
+        key=provenance.params_hash(decisive),
+        limit=int(run.features_gb * 2**30),
+        half=run.features_precision == "fp16",
         on_note=on_note,
     )
 
@@ -352,7 +387,8 @@ def _weights(*models: TeacherParams | StudentParams | FurtherTeacherParams) -> l
 
 
 def _teacher_options(job: Job, block: TeacherParams) -> dict[str, Any]:
-    return {"seed": job.seed, **_computing(job), **block.model_dump()}
+    compiled = job.params.run.compile
+    return {"seed": job.seed, "compile": compiled, **_computing(job), **block.model_dump()}
 
 
 def _teachers_clip(job: Job) -> dict[str, Any]:

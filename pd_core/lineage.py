@@ -20,14 +20,19 @@ STAGE_MODULES = {
 
 def stage_code(stage: str) -> tuple[Path, ...]:
     """Return the files whose change could change a stage's outputs, sorted."""
+    return code_of(STAGE_MODULES[stage])
+
+
+def code_of(module: str) -> tuple[Path, ...]:
+    """Return the files of a module and of those that it imports, near and far, sorted."""
     seen: set[str] = set()
-    queue = [STAGE_MODULES[stage]]
+    queue = [module]
     while queue:
-        module = queue.pop()
-        if module not in seen:
-            seen.add(module)
-            queue.extend(_imports(module))
-    return tuple(sorted(_file(module) for module in seen))
+        name = queue.pop()
+        if name not in seen:
+            seen.add(name)
+            queue.extend(_imports(name))
+    return tuple(sorted(_file(name) for name in seen))
 
 
 @cache

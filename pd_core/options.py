@@ -59,6 +59,13 @@ class TeacherWeighting(StrEnum):
     CONFIDENCE = "confidence"  # by the probability of each teacher's own best class
 
 
+class Computed(StrEnum):
+    """When a frozen tower looks at the views of a training."""
+
+    ONLINE = "online"  # at every step
+    CACHED = "cached"  # beforehand; what it said is stored, and serves every further run
+
+
 class OnCorrupt(StrEnum):
     """What to do about a picture that cannot be decoded."""
 

@@ -9,17 +9,20 @@ import torch
 from pd_core.artifacts import file_hash, write_json
 from pd_core.atomic import write_folder
 from pd_core.checkpoints import Checkpoints
-from pd_core.data.images import ImageBatches, ImageStore, train_transform
 from pd_core.data.prepared import read_prepared
 from pd_core.errors import BadArtifact
+from pd_core.feature_store import FeatureStore, identity, required
 from pd_core.fit import OnEpoch, OnProgress
+from pd_core.frozen import frozen_images, frozen_texts
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
 from pd_core.models.original import import_teacher
+from pd_core.models.residual import compile_blocks
 from pd_core.models.teacher import TEMPLATE, Teacher
-from pd_core.options import OnCorrupt, Precision, TeacherMethod
+from pd_core.options import Computed, OnCorrupt, Precision, TeacherMethod
 from pd_core.training_state import Metrics
-from pd_core.tuning import TuneOptions, tune_teacher
+from pd_core.tuning import EPOCHS, TEMPLATES, TuneOptions, tune_teacher
+from pd_core.views import distinct_epochs, training_views
 
 FILE = "teacher.safetensors"
 
@@ -49,6 +52,9 @@ def run(
     on_corrupt: OnCorrupt = OnCorrupt.FAIL,
     device: torch.device | str = "cpu",
     precision: Precision = Precision.FP32,
+    compile: bool = False,
+    frozen_features: Computed = Computed.ONLINE,
+    features: FeatureStore | None = None,
     checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
@@ -77,6 +83,9 @@ def run(
         on_corrupt: what to do about a damaged picture; a skipped one is counted.
         device: where to compute.
         precision: what the towers compute in.
+        compile: whether torch compiles the towers' blocks.
+        frozen_features: whether the frozen image tower looks at the views in training, or before.
+        features: where what frozen towers say is kept; the texts' features are in either case.
         checkpoints: outside `out`; they make an interrupted run resumable.
         on_epoch: called after each epoch with its metrics.
         on_progress: called after each step with steps done and steps in all.
@@ -93,6 +102,7 @@ def run(
         Diverged, Interrupted: as in `fit`.
     """
     set_threads(threads)
+    compile_blocks(on=compile)
     split = read_prepared(prepared, data_root=data_root)
     towers = load_clip(model, weights, device=device)
     history: list[Metrics] = []
@@ -102,21 +112,34 @@ def run(
         case TeacherMethod.CLIP:
             teacher = Teacher(towers, template=options.get("template", TEMPLATE)).eval()
         case _:
-            batches = ImageBatches(
-                ImageStore(split.images),
-                [path for path, _ in split.few_shot],
-                train_transform(towers.image_size, scale=crop_scale, flip=flip),
-                batch_size=batch_size,
-                seed=seed,
-                workers=workers,
-                on_corrupt=on_corrupt,
-            )
+            views = training_views(
+                prepared, split.images, [path for path, _ in split.few_shot],
+                image_size=towers.image_size, batch_size=batch_size, crop_scale=crop_scale,
+                flip=flip, seed=seed, workers=workers, on_corrupt=on_corrupt,
+            )  # fmt: skip
+            text, images = None, None
+            if method is TeacherMethod.PROMPTSRC and features is not None:
+                text = frozen_texts(
+                    features, towers, split.taught,
+                    clip=identity(model, weights), templates=options.get("templates", TEMPLATES),
+                )  # fmt: skip
+            if method is TeacherMethod.PROMPTSRC and frozen_features is Computed.CACHED:
+                images = frozen_images(
+                    required(features), towers, views,
+                    clip=identity(model, weights), precision=precision,
+                    epochs=distinct_epochs(
+                        options.get("epochs", EPOCHS), options.get("view_epochs")
+                    ),
+                    checkpoints=checkpoints, on_progress=on_progress,
+                )  # fmt: skip
             teacher, history = tune_teacher(
                 towers,
-                batches,
+                views.batches,
                 torch.tensor([label for _, label in split.few_shot]),
                 split.taught,
                 method=method,
+                frozen_text=text,
+                frozen_images=images,
                 seed=seed,
                 precision=precision,
                 checkpoints=checkpoints,

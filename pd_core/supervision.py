@@ -3,8 +3,7 @@
 Shapes: B images, C classes.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -15,11 +14,11 @@ from torch import Tensor
 from pd_core import losses
 from pd_core.class_vectors import ClassVectors, build
 from pd_core.errors import BadParams
-from pd_core.fit import Batches
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import Teacher
 from pd_core.options import Form, Precision, TeacherWeighting, TextFeatures
+from pd_core.views import RecordedViews
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -39,13 +38,26 @@ class Supervisor:
     teacher: Teacher
     vectors: ClassVectors
 
-    def content_hash(self) -> str:
-        """Hash what decides its answers, beside the model that the teacher names."""
-        prompts, changes = self.teacher.state_dict(), self.teacher.towers.changes
-        digest = hashlib.sha256()
-        for tensor in (self.vectors.vectors, *prompts.values(), *changes.values()):
-            digest.update(tensor.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()
+
+@dataclass(frozen=True)
+class Recorded:
+    """A teacher's answers to all views of a training, computed before.
+
+    Attributes:
+        views: its logits (B, C), or its features (B, D), of unit length.
+        vectors: what to compare the features with; None if these are logits.
+    """
+
+    views: RecordedViews
+    vectors: ClassVectors | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """A batch of views as it was recorded: epoch of the views, positions in the list (B,)."""
+
+    epoch: int
+    indices: Tensor
 
 
 def load_further(
@@ -97,9 +109,10 @@ def teacher_logits(
 
 @torch.no_grad()
 def make_targets(
-    supervisors: Sequence[Supervisor],
+    supervisors: Sequence[Supervisor | Recorded],
     images: Tensor,
     *,
+    look: Look | None = None,
     form: Form = Form.LOGITS_KL,
     temperature: float = 1.0,
     weighting: TeacherWeighting = TeacherWeighting.EQUAL,
@@ -108,8 +121,9 @@ def make_targets(
     """Let the teachers say what the student should imitate on a batch.
 
     Args:
-        supervisors: teachers with their own class vectors.
+        supervisors: teachers with their own class vectors, or what they said before.
         images: (B, 3, H, W), the very views that the student sees.
+        look: which views these are; needed for what was recorded.
         form: predictions, or features (of the first teacher).
         temperature: at which several teachers are averaged.
         weighting: how they are averaged.
@@ -118,20 +132,40 @@ def make_targets(
     Returns:
         Logits (B, C), or unit features (B, D); without gradient, fp32.
     """
-    first = supervisors[0]
     if form is not Form.LOGITS_KL:
-        with autocast(images.device, precision):
-            return first.teacher.image_features(images)
-    logits = [
-        teacher_logits(one.teacher, images, one.vectors, precision=precision) for one in supervisors
-    ]
+        return _features(supervisors[0], images, look, precision)
+    logits = [_logits(one, images, look, precision) for one in supervisors]
     if len(logits) == 1:
         return logits[0]
     by_confidence = weighting is TeacherWeighting.CONFIDENCE
     return losses.ensemble(logits, by_confidence=by_confidence, temperature=temperature)
 
 
-def check_form(form: Form, text: TextFeatures, further: Sequence[Supervisor]) -> None:
+def _features(
+    one: Supervisor | Recorded, images: Tensor, look: Look | None, precision: Precision
+) -> Tensor:
+    if isinstance(one, Recorded):
+        return _recorded(one, look)
+    with autocast(images.device, precision):
+        return one.teacher.image_features(images)
+
+
+def _logits(
+    one: Supervisor | Recorded, images: Tensor, look: Look | None, precision: Precision
+) -> Tensor:
+    if isinstance(one, Supervisor):
+        return teacher_logits(one.teacher, images, one.vectors, precision=precision)
+    numbers = _recorded(one, look)
+    return numbers if one.vectors is None else one.vectors.logits(numbers)
+
+
+def _recorded(one: Recorded, look: Look | None) -> Tensor:
+    if look is None:
+        raise ValueError("say which views these are: what was recorded is known by them")
+    return one.views.at(look.epoch, look.indices)
+
+
+def check_form(form: Form, text: TextFeatures, *, teachers: int = 1) -> None:
     """Refuse features as targets where there is no one feature to imitate.
 
     Raises:
@@ -144,7 +178,7 @@ def check_form(form: Form, text: TextFeatures, further: Sequence[Supervisor]) ->
             f"student.form = {form} imitates the teacher's features, which its own text features"
             " do not share a space with; set student.text_features: teacher"
         )
-    if further:
+    if teachers > 1:
         raise BadParams(
             f"student.form = {form} imitates one teacher's features; set"
             " student.further_teachers: [], or student.form: logits_kl"
@@ -164,64 +198,6 @@ def check_views(supervisors: Sequence[Supervisor], image_size: int) -> None:
                 f"teacher '{towers.name}' looks at {towers.image_size} pixels, the student at"
                 f" {image_size}, and both see the same views; choose models of one image size"
             )
-
-
-class Views:
-    """Batches whose epochs come round again, with what the teachers said about them.
-
-    Attributes:
-        place: which batch is out: epoch of the views, and number in it.
-        answers: the targets of a batch, by place.
-    """
-
-    def __init__(self, batches: Batches, view_epochs: int | None) -> None:
-        """Wrap batches.
-
-        Args:
-            batches: new views in every epoch.
-            view_epochs: after so many epochs their batches come again; None: never.
-
-        Raises:
-            BadParams: `view_epochs` is not positive.
-        """
-        if view_epochs is not None and view_epochs < 1:
-            raise BadParams(f"view_epochs = {view_epochs}; give a number from 1 upwards, or none")
-        self._batches = batches
-        self._period = view_epochs
-        self.place = (0, 0)
-        self.answers: dict[tuple[int, int], Tensor] = {}
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return self._batches.steps
-
-    @property
-    def damaged(self) -> set[int]:
-        """Positions of the images found damaged so far."""
-        return self._batches.damaged
-
-    @property
-    def left_out(self) -> int:
-        """Damaged images of the last epoch that was gone through."""
-        return self._batches.left_out
-
-    def names(self, indices: Sequence[int]) -> list[str]:
-        """Return the names of images by their positions in the list."""
-        return self._batches.names(indices)
-
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions (B,) and images (B, 3, H, W), and note the place of each batch."""
-        source = epoch if self._period is None else (epoch - 1) % self._period + 1
-        batches = self._batches.epoch(source, start=start)
-        for number, batch in enumerate(batches, start=start):
-            self.place = (source, number)
-            yield batch
-
-    def remember(self, targets: Tensor) -> None:
-        """Keep the targets of the batch that is out, if it comes again."""
-        if self._period is not None:
-            self.answers[self.place] = targets
 
 
 def _load(

@@ -17,9 +17,14 @@ from pd_core.fit import Batches, OnEpoch, OnProgress, fit
 from pd_core.models.clip import ClipTowers, imagenet_templates
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import TEMPLATE, Teacher
+from pd_core.models.texts import TextPlan
 from pd_core.options import OnNonFinite, Precision, TeacherMethod
 from pd_core.schedule import gaussian_weights
 from pd_core.training_state import Metrics
+from pd_core.views import RecordedViews, Views
+
+EPOCHS = 20  # PromptSRC, implementation details
+TEMPLATES = 60  # the published code: the first 60 of OpenAI's 80
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class TuneOptions(TypedDict, total=False):
     template: str
     templates: int
     epochs: int
+    accumulate: int
     lr: float
     momentum: float
     weight_decay: float
@@ -63,6 +69,8 @@ class TuneOptions(TypedDict, total=False):
     logits_loss_weight: float
     gpa_mean: float
     gpa_std: float
+    text_memory_gb: float
+    view_epochs: int | None
     max_grad_norm: float | None
     on_non_finite: OnNonFinite
 
@@ -72,8 +80,9 @@ def promptsrc_step(
     images: Tensor,
     labels: Tensor,
     *,
-    tokens: Tensor,
+    tokens: Tensor | TextPlan,
     frozen_text: Tensor,
+    frozen_image: Tensor | None = None,
     text_loss_weight: float = 25.0,
     image_loss_weight: float = 10.0,
     logits_loss_weight: float = 1.0,
@@ -85,8 +94,9 @@ def promptsrc_step(
         teacher: with prompts in both towers.
         images: (B, 3, H, W), augmented views.
         labels: (B,) class numbers.
-        tokens: (C, L) of the teacher's own texts.
+        tokens: (C, L) of the teacher's own texts, or a plan of them.
         frozen_text: (C, D) features of the frozen model, unit length.
+        frozen_image: (B, D) the same of these views; computed here if not given.
         text_loss_weight: weight of the text term.
         image_loss_weight: weight of the image term.
         logits_loss_weight: weight of the divergence.
@@ -96,7 +106,8 @@ def promptsrc_step(
         The loss, and the features and logits that it is made of.
     """
     with autocast(images.device, precision):
-        frozen_image = teacher.frozen_image_features(images)  # (B, D)
+        if frozen_image is None:
+            frozen_image = teacher.frozen_image_features(images)  # (B, D)
         image = teacher.image_features(images)  # (B, D)
         text = teacher.text_features(tokens)  # (C, D)
     logits = teacher.logit_scale * image @ text.T  # (B, C)
@@ -121,7 +132,7 @@ def cross_entropy_step(
     images: Tensor,
     labels: Tensor,
     *,
-    tokens: Tensor,
+    tokens: Tensor | TextPlan,
     precision: Precision = Precision.FP32,
 ) -> tuple[Tensor, Tensor]:
     """Compute the loss of the methods without regularisation for one batch.
@@ -130,7 +141,7 @@ def cross_entropy_step(
         teacher: with its prompts.
         images: (B, 3, H, W), augmented views.
         labels: (B,) class numbers.
-        tokens: (C, L) of the teacher's own texts.
+        tokens: (C, L) of the teacher's own texts, or a plan of them.
         precision: what the towers compute in; the loss is always fp32.
 
     Returns:
@@ -155,8 +166,9 @@ def tune_teacher(
     image_depth: int = 9,
     image_length: int = 4,
     template: str = TEMPLATE,
-    templates: int = 60,
-    epochs: int = 20,
+    templates: int = TEMPLATES,
+    epochs: int = EPOCHS,
+    accumulate: int = 1,
     lr: float = 0.0025,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
@@ -167,6 +179,10 @@ def tune_teacher(
     logits_loss_weight: float = 1.0,
     gpa_mean: float = 15.0,
     gpa_std: float = 1.0,
+    text_memory_gb: float = 4.0,
+    view_epochs: int | None = None,
+    frozen_text: Tensor | None = None,
+    frozen_images: RecordedViews | None = None,
     max_grad_norm: float | None = None,
     on_non_finite: OnNonFinite = OnNonFinite.FAIL,
     seed: int = 1,
@@ -195,6 +211,7 @@ def tune_teacher(
         template: the text of a class, with `{}` for its name.
         templates: how many of OpenAI's templates the frozen text features average.
         epochs: number of epochs.
+        accumulate: as in `fit`.
         lr: peak learning rate.
         momentum: of SGD.
         weight_decay: of SGD.
@@ -205,6 +222,14 @@ def tune_teacher(
         logits_loss_weight: weight of the divergence.
         gpa_mean: epoch that counts most in the final average.
         gpa_std: how fast the others count less, in epochs.
+        text_memory_gb: GiB that the text tower may keep for its gradients; what
+            takes more is computed twice. The gradients are exact in any case.
+        view_epochs: after so many epochs their batches come again; None shows
+            new views in every epoch, as published.
+        frozen_text: (C, D), what `frozen_text_features` returns for these names;
+            computed here if not given.
+        frozen_images: what the frozen image tower gives for all views; computed
+            in each step if not given.
         max_grad_norm: as in `fit`.
         on_non_finite: as in `fit`.
         seed: of the random prompts.
@@ -233,16 +258,21 @@ def tune_teacher(
         seed=seed,
     )
     labels = labels.to(towers.device)
-    tokens = teacher.tokens(names)
+    tokens = teacher.text_plan(names, memory=int(text_memory_gb * 2**30))
+    views = Views(batches, view_epochs)
     regularised = method is TeacherMethod.PROMPTSRC
-    if regularised:
-        frozen_text = F.normalize(
-            template_features(teacher, names, imagenet_templates(templates)), dim=-1
-        )
+    if regularised and frozen_text is None:
+        frozen_text = frozen_text_features(towers, names, templates=templates)
+
+    def look(indices: Tensor, images: Tensor) -> Tensor:
+        if frozen_images is not None:
+            return frozen_images.at(views.place[0], indices)
+        with autocast(images.device, precision):
+            return teacher.frozen_image_features(images)
 
     def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:
         chosen = labels[indices]
-        if not regularised:
+        if frozen_text is None:
             loss, logits = cross_entropy_step(
                 teacher, images, chosen, tokens=tokens, precision=precision
             )
@@ -253,6 +283,7 @@ def tune_teacher(
             chosen,
             tokens=tokens,
             frozen_text=frozen_text,
+            frozen_image=views.answer(lambda: look(indices, images)),
             text_loss_weight=text_loss_weight,
             image_loss_weight=image_loss_weight,
             logits_loss_weight=logits_loss_weight,
@@ -271,8 +302,9 @@ def tune_teacher(
     history = fit(
         teacher,
         step,
-        batches,
+        views,
         epochs=epochs,
+        accumulate=accumulate,
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
@@ -288,6 +320,20 @@ def tune_teacher(
         on_progress=on_progress,
     )
     return teacher.folded(), history
+
+
+def frozen_text_features(
+    towers: ClipTowers, names: Sequence[str], *, templates: int = TEMPLATES
+) -> Tensor:
+    """Compute what PromptSRC's text term pulls towards: (C, D), unit length.
+
+    Args:
+        towers: the frozen CLIP.
+        names: C names of the classes.
+        templates: how many of OpenAI's templates are averaged.
+    """
+    means = template_features(Teacher(towers), names, imagenet_templates(templates))
+    return F.normalize(means, dim=-1)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from pd_core import class_vectors, distill, evaluate, pretrain, tuned_student
+from pd_core import class_vectors, distill, distilling, evaluate, pretrain, tuned_student
 from pd_core.data.images import ImageStore, eval_transform
 from pd_core.errors import BadData
 from pd_core.models.student import Student
@@ -165,13 +165,13 @@ def test_views_that_come_again_meet_the_answers_to_the_same_pictures(
     stages.teacher()
     stages.damage()
     seen: list[tuple[Tensor, Tensor]] = []
-    original = distill.distillation_step
+    original = distilling.distillation_step
 
     def watched(student: Any, images: Tensor, targets: Tensor, *rest: Any, **more: Any) -> Any:
         seen.append((images.clone(), targets.clone()))
         return original(student, images, targets, *rest, **more)
 
-    monkeypatch.setattr(distill, "distillation_step", watched)
+    monkeypatch.setattr(distilling, "distillation_step", watched)
     stages.student(tmp_path / "s", on_corrupt=OnCorrupt.SKIP, view_epochs=2)
 
     half = len(seen) // 2

@@ -14,7 +14,7 @@ import torch
 from tiny import NAMES, images
 from torch import Tensor, nn
 
-from pd_core import class_vectors, distill, evaluate, prepare
+from pd_core import class_vectors, distill, distilling, evaluate, prepare
 from pd_core.artifacts import read_json, read_tensors
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
@@ -56,7 +56,7 @@ def vectors() -> ClassVectors:
 
 def distilled(**options: Any) -> tuple[Student, list[dict[str, float]]]:
     options = {"batches": tiny.Batches(8, size=8), "epochs": 1, **options}
-    return distill.distill_student(small(), teacher(), vectors(), **options)
+    return distilling.distill_student(small(), teacher(), vectors(), **options)
 
 
 def fresh(**options: Any) -> Student:
@@ -99,8 +99,8 @@ def stop(epoch: int, _: dict[str, float]) -> None:
 
 
 def test_the_defaults_are_the_papers() -> None:
-    signature = inspect.signature(distill.distill_student).parameters
-    defaults = {name: signature[name].default for name in distill.DistillOptions.__annotations__}
+    signature = inspect.signature(distilling.distill_student).parameters
+    defaults = {name: signature[name].default for name in distilling.DistillOptions.__annotations__}
     block = load_params(Path(__file__).parent.parent / "paper" / "params.yaml").student
 
     assert defaults == {name: getattr(block, name) for name in defaults}
@@ -144,7 +144,7 @@ def test_gradients_reach_the_student_and_not_the_teacher(form: Form) -> None:
     targets = vectors().logits(features) if form is Form.LOGITS_KL else features
     assert targets.requires_grad
 
-    step = distill.distillation_step(student, images(8), targets, vectors(), form=form)
+    step = distilling.distillation_step(student, images(8), targets, vectors(), form=form)
     torch.autograd.backward(step.loss)
 
     assert all(parameter.grad is not None for parameter in student.parameters())

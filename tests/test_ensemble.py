@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny import NAMES, images
 from torch import Tensor
 
-from pd_core import class_vectors, distill, losses, supervision
+from pd_core import class_vectors, distill, distilling, losses, supervision
 from pd_core.blocks import FurtherTeacherParams
 from pd_core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.models.student import Student
@@ -222,7 +222,7 @@ def test_the_student_imitates_the_average_and_uses_the_first_teachers_vectors(da
     everybody = [supervisor(tuned()), *load(data, wide(data))]
     first, small = everybody[0], tiny.towers("small", joint_width=8, seed=1)
 
-    student, history = distill.distill_student(
+    student, history = distilling.distill_student(
         small, first.teacher, first.vectors, tiny.Batches(8, size=8), further=everybody[1:],
         teacher_weighting=TeacherWeighting.CONFIDENCE, temperature=2.0, epochs=1,
     )  # fmt: skip

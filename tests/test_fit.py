@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pd_core.averaging import WeightedSum
 from pd_core.errors import BadParams, Diverged
+from pd_core.finite import EVERY
 from pd_core.fit import fit
 from pd_core.models.compute import autocast, set_threads
 from pd_core.options import Precision
@@ -266,3 +267,22 @@ def test_no_epochs_and_no_threads_are_refused() -> None:
         fit(module, step_of(module), Batches(8, size=4), epochs=0, lr=0.1)
     with pytest.raises(BadParams, match="threads = 0"):
         set_threads(0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu() -> None:
+    device, module = torch.device("cuda"), network().cuda()
+    count = 2 * EVERY  # the losses are looked at after so many steps, which does wait
+    waits: list[int] = []
+
+    def step(indices: Tensor, images: Tensor) -> Mapping[str, Tensor]:
+        waits.append(1)
+        torch.cuda.set_sync_debug_mode("default" if len(waits) % EVERY == 0 else "error")
+        return step_of(module)(indices, images)
+
+    try:
+        fit(module, step, Batches(2 * count, size=2), epochs=1, lr=0.1, device=device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert len(waits) == count

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pd_core import (
     class_vectors,
     distill,
+    distilling,
     estimate,
     evaluate,
     options,
@@ -40,7 +41,7 @@ STAGES: dict[str, Callable[..., Any]] = {
 }
 TRAINING: dict[str, tuple[Any, Callable[..., Any]]] = {
     "teacher": (tuning.TuneOptions, tuning.tune_teacher),
-    "student": (distill.DistillOptions, distill.distill_student),
+    "student": (distilling.DistillOptions, distilling.distill_student),
 }
 """What the stages take in `**options`, and the function that they hand it to."""
 

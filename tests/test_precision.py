@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from pd_core import class_vectors, fit
-from pd_core.distill import distill_student
+from pd_core.distilling import distill_student
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student

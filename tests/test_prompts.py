@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from open_clip.transformer import TextTransformer
-from tiny import CONFIG, CONTEXT_LENGTH, NAMES, images, towers
+from tiny import CONFIG, NAMES, images, towers
 from torch import Tensor
 
 from pd_core.models.prompts import (
     CoupledPrompts,
     DeepPrompts,
-    cut_after_end,
     encode_image,
     encode_many_texts,
     encode_text,
@@ -37,46 +36,36 @@ def tokens() -> Tensor:
 def test_without_prompts_the_features_are_the_towers_own() -> None:
     clip = towers()
 
-    assert torch.equal(encode_image(clip.visual, images(3)), clip.visual(images(3)))
-    assert torch.equal(encode_text(clip.text, tokens()), clip.text(tokens()))
-
-
-def test_cutting_behind_the_longest_text_changes_no_feature() -> None:
-    text = copy.deepcopy(towers().text).double()  # so that rounding cannot hide a difference
-    cut = cut_after_end(tokens())
-
-    longest = max(len(row[row > 0]) for row in tokens())  # 0 fills what is behind the end of text
-    assert cut.shape == (len(NAMES), longest)
-    assert longest < CONTEXT_LENGTH
-    torch.testing.assert_close(
-        encode_text(text, cut, prompts(2)),
-        encode_text(text, tokens(), prompts(2)),
-        rtol=0,
-        atol=1e-12,
-    )
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_many_texts_keep_their_order_whatever_their_lengths(batch_size: int) -> None:
-    clip = towers()
-
-    many = encode_many_texts(clip.text, tokens(), prompts(2), batch_size=batch_size)
-
-    alone = encode_text(clip.text, tokens(), prompts(2))
-    torch.testing.assert_close(many, alone, rtol=0, atol=1e-5)
+    for tower, ours, its_own in (
+        (clip.visual, encode_image, images(3)),
+        (clip.text, encode_text, tokens()),
+    ):
+        exact = copy.deepcopy(tower).double()
+        features = ours(tower, its_own)
+        torch.testing.assert_close(features, tower(its_own), rtol=0, atol=1e-5)
+        given = its_own.double() if its_own.is_floating_point() else its_own
+        torch.testing.assert_close(ours(exact, given), exact(given), rtol=0, atol=1e-13)
 
 
 def inputs_of_blocks(tower: Any, run: Any) -> list[Tensor]:
-    """Record what each block of a tower is given."""
-    seen: list[Tensor] = []
+    """Record what each block of a tower is given, by its first layer norm.
+
+    The text tower gives it what texts have in common, then the rest of each text.
+    """
+    seen: list[list[Tensor]] = []
     handles = [
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-        for block in tower.transformer.resblocks
+        block.ln_1.register_forward_pre_hook(
+            lambda _, inputs, number=number: seen[number].append(inputs[0])
+        )
+        for number, block in enumerate(tower.transformer.resblocks)
     ]
+    seen.extend([] for _ in handles)
     run()
     for handle in handles:
         handle.remove()
-    return seen
+    return [
+        torch.cat([parts[0].expand(len(parts[-1]), -1, -1), *parts[1:]], dim=1) for parts in seen
+    ]
 
 
 def test_image_prompts_stand_behind_the_patches_and_are_replaced_layer_by_layer() -> None:
@@ -180,13 +169,6 @@ def test_words_get_their_positions_in_the_precision_of_the_tower() -> None:
     assert all(x.dtype == torch.bfloat16 for x in seen)
 
 
-def test_a_tower_without_a_causal_mask_gets_none() -> None:
-    config = {**CONFIG["text_cfg"], "no_causal_mask": True}
-    tower = TextTransformer(**config, output_dim=16)
-
-    torch.testing.assert_close(encode_text(tower, tokens()), tower(tokens()))
-
-
 @pytest.mark.parametrize(("width", "has_bias"), [(7, True), (7, False), (None, False)])
 def test_features_leave_a_tower_through_whatever_projects_them(
     width: int | None, has_bias: bool
@@ -215,67 +197,3 @@ def test_many_texts_are_encoded_without_gradients_in_fp32() -> None:
 
     assert not features.requires_grad
     assert features.dtype == torch.float32
-
-
-def test_short_texts_are_cut_with_short_ones() -> None:
-    text, short = towers().text, towers().tokenize(["a", "a b c d e f g h i j", "b"])
-    lengths: list[int] = []
-    with text.ln_final.register_forward_pre_hook(
-        lambda _, inputs: lengths.append(inputs[0].shape[1])
-    ):
-        encode_many_texts(text, short, batch_size=2)
-
-    assert lengths == [3, 12]  # a text, its start and its end
-
-
-def test_coupled_image_prompts_are_linear_in_the_text_prompts_layer_by_layer() -> None:
-    text = prompts(3)
-
-    made = coupled(text, depth=2, width=48)
-
-    assert (made.depth, made.length) == (2, 2)
-    assert made.tokens.shape == (2, 2, 48)
-    for row, words, couple in zip(made.tokens, text.tokens, made.couplings, strict=False):
-        torch.testing.assert_close(row, words @ couple.weight.T + couple.bias)
-
-
-def test_couplings_are_trained_and_the_text_prompts_belong_to_somebody_else() -> None:
-    text = prompts(2)
-    made = coupled(text, depth=2)
-
-    torch.autograd.backward(made.tokens.square().sum())
-
-    names = [f"couplings.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")]
-    assert [name for name, _ in made.named_parameters()] == names
-    assert all(parameter.grad is not None for parameter in made.parameters())
-    assert text.tokens.grad is not None
-
-
-def test_couplings_follow_their_generator_and_leave_the_global_one_alone() -> None:
-    before = torch.get_rng_state()
-    first, second, other = (coupled(prompts(2), depth=2, seed=seed) for seed in (5, 5, 6))
-
-    assert torch.equal(first.tokens, second.tokens)
-    assert not torch.equal(first.tokens, other.tokens)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_hardly_any_two_seeds_have_the_same_couplings() -> None:
-    text = prompts(1)
-    made = [coupled(text, depth=1, width=1, seed=seed).tokens.tolist() for seed in range(60)]
-
-    assert all(made.count(one) == 1 for one in made)
-
-
-def test_folded_prompts_are_what_the_coupled_ones_compute_and_follow_them_no_more() -> None:
-    text = prompts(2)
-    made = coupled(text, depth=2)
-    folded = made.folded()
-    before = made.tokens.detach().clone()
-
-    text.tokens.data.zero_()
-
-    assert isinstance(folded, DeepPrompts)
-    assert folded.tokens.requires_grad
-    assert torch.equal(folded.tokens, before)
-    assert not torch.equal(folded.tokens, made.tokens)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from pd_core import class_vectors, distill, pretrain, supervision, tuning
+from pd_core import class_vectors, distill, distilling, pretrain, supervision, tuning
 from pd_core.artifacts import write_sums
 from pd_core.class_vectors import ClassVectors
 from pd_core.errors import BadArtifact, BadParams, MissingFile
@@ -195,7 +195,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher() -> None:
     vectors = class_vectors.build(teacher, tiny.NAMES)
     batches = tiny.Batches(32, size=16)
 
-    student, history = distill.distill_student(
+    student, history = distilling.distill_student(
         tiny.towers(seed=1), teacher, vectors, batches, epochs=20, lr=1e-4
     )
 
@@ -230,7 +230,7 @@ def test_low_precision_changes_the_losses_little_and_trains_fp32(precision: Prec
             tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
             epochs=2, gpa_mean=2, templates=2, precision=kind,
         )  # fmt: skip
-        student, second = distill.distill_student(
+        student, second = distilling.distill_student(
             tiny.towers(seed=1), teacher, vectors, tiny.Batches(16, size=8),
             epochs=2, lr=1e-4, precision=kind,
         )  # fmt: skip
@@ -322,7 +322,7 @@ def test_vectors_of_another_width_are_refused() -> None:
     vectors = class_vectors.build(Teacher(tiny.towers(joint_width=8)), tiny.NAMES)
 
     with pytest.raises(BadArtifact, match="width 8 do not fit a teacher of width 16"):
-        distill.distill_student(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
+        distilling.distill_student(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
 
 
 def test_a_teacher_that_looks_at_larger_images_is_refused() -> None:
@@ -353,7 +353,7 @@ def test_a_choice_of_the_epoch_without_scores_is_refused() -> None:
     vectors = class_vectors.build(teacher, tiny.NAMES)
 
     with pytest.raises(BadParams, match="selection = best_on_val: give a scorer"):
-        distill.distill_student(
+        distilling.distill_student(
             tiny.towers(), teacher, vectors, tiny.Batches(8, size=4),
             selection=Selection.BEST_ON_VAL,
         )  # fmt: skip
@@ -370,7 +370,7 @@ def test_a_batch_of_one_is_refused(
     ("options", "function"),
     [
         (tuning.TuneOptions, tuning.tune_teacher),
-        (distill.DistillOptions, distill.distill_student),
+        (distilling.DistillOptions, distilling.distill_student),
     ],
 )
 def test_every_option_of_a_stage_is_an_argument_of_its_training(
@@ -382,6 +382,7 @@ def test_every_option_of_a_stage_is_an_argument_of_its_training(
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     shared = {"seed", "precision", "checkpoints", "on_epoch", "on_progress"}
-    shared |= {"method", "further", "scorer"}  # arguments of the stage, or made by it
+    # arguments of the stage, or made by it
+    shared |= {"method", "further", "scorer", "recorded", "frozen_text", "frozen_images"}
 
     assert set(options.__annotations__) == numbers - shared

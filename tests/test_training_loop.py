@@ -66,6 +66,42 @@ def test_gradients_are_scaled_down_to_the_largest_norm(largest: float | None, st
     assert moved(point) == pytest.approx([-STEPS * 0.1 * step] * 4, rel=1e-4)
 
 
+def test_accumulated_gradients_are_averaged_and_what_is_left_over_makes_a_smaller_step() -> None:
+    for batches, steps in ((1, 5), (2, 2.5), (5, 1), (7, 5 / 7)):
+        point = Point()
+
+        train(point, epochs=1, accumulate=batches, batches=Batches(10, size=2))
+
+        assert moved(point) == pytest.approx([-0.1 * steps] * 4, rel=1e-5)
+
+
+def test_accumulated_batches_are_as_good_as_one_large_batch() -> None:
+    moves = []
+    for size, accumulate in ((6, 1), (2, 3)):
+        point = Point()
+        slope = downhill(point, lambda indices: float(indices.float().mean()))
+        train(point, slope, accumulate=accumulate, batches=Batches(12, size=size), momentum=0.9)
+        moves.append(moved(point))
+
+    assert moves[0] == pytest.approx(moves[1], rel=1e-5)
+
+
+def test_a_step_whose_accumulated_gradient_is_not_finite_is_left_out() -> None:
+    point = Point()
+
+    history = train(
+        point,
+        poisoned(point, 2, by=math.inf),
+        epochs=1,
+        accumulate=2,
+        batches=Batches(12, size=2),
+        on_non_finite=OnNonFinite.SKIP,
+    )
+
+    assert history[0]["non_finite"] == 1
+    assert moved(point) == pytest.approx([-0.1 * 2.5] * 4, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("precision", "scale"), [(Precision.FP32, 1), (Precision.BF16, 1), (Precision.FP16, 64)]
 )

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pd_core.errors import BadParams
 from pd_core.options import Precision
@@ -14,6 +15,13 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     """Make the context in which towers run at a precision."""
     dtype = torch.float16 if precision is Precision.FP16 else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision is not Precision.FP32)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor to a device; to a GPU from pinned memory, so that nothing waits for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def set_threads(threads: int) -> None:

@@ -23,7 +23,8 @@ from pd_core.errors import missing
 from pd_core.models import embedded
 from pd_core.models.pretraining_corpus import build_corpus, captions, sample_pairs
 from pd_core.models.pretraining_pictures import Augmenter
-from pd_core.models.prompts import cut_after_end, encode_text
+from pd_core.models.prompts import encode_text
+from pd_core.models.texts import cut_after_end
 
 
 def contrastive_loss(

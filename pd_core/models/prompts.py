@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pd_core.models.residual import advance
+from pd_core.models.texts import TextBatch, TextPlan
 
 
 class DeepPrompts(nn.Module):
@@ -129,7 +133,8 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
     x = tower._embeds(images.to(tower.conv1.weight.dtype))  # (B, 1 + P, W), after ln_pre
     kept = x.shape[1]
     rows = None if prompts is None else prompts.tokens  # (depth, n, W)
-    for layer, block in enumerate(tower.transformer.resblocks):
+    blocks = tower.transformer.resblocks
+    for layer, block in enumerate(blocks):
         if prompts is not None and rows is not None and layer < prompts.depth:
             row = rows[layer].to(x.dtype)  # (n, W)
             if layer == 0:
@@ -137,76 +142,95 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
                 row = tower.ln_pre(row)
             row = row.expand(len(x), -1, -1)
             x = torch.cat([x[:, :kept], row], dim=1)  # (B, 1 + P + n, W)
-        x = block(x)
+        keys = queries = block.ln_1(x)
+        if layer == len(blocks) - 1 and tower.pool_type == "tok":
+            x, queries = x[:, :1], keys[:, :1]  # of the last block only the class token is read
+        x = advance(block, x, queries, keys)
     pooled, _ = tower._pool(x)  # (B, W)
     return _project(pooled, tower.proj)
 
 
-def encode_text(tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
+def encode_text(
+    tower: Any, texts: Tensor | TextBatch, prompts: DeepPrompts | None = None
+) -> Tensor:
     """Encode texts, with prompts in place of the tokens at positions 1..n.
 
     Row 0 stands for word embeddings, so it gets the positional embedding; the
-    deeper rows replace the hidden states as they are.
+    deeper rows replace the hidden states as they are. The tower is causal, so
+    the positions in front that all texts share are computed once.
 
     Args:
-        tower: open_clip's `TextTransformer`.
-        tokens: (C, L), of the full context length or cut by `cut_after_end`.
+        tower: open_clip's `TextTransformer`, with a causal mask.
+        texts: (C, L) tokens, or a batch made of them for prompts of this length.
         prompts: of the tower's width, n < L - 1.
 
     Returns:
         (C, D), the features at end-of-text, not normalised.
+
+    Raises:
+        BadParams: a text ends among the prompts.
     """
-    length = tokens.shape[1]
-    x, mask = tower._embeds(tokens)  # (C, L, W)
-    mask = mask if mask is None else mask[..., :length, :length]
-    for layer, block in enumerate(tower.transformer.resblocks):
+    length = 0 if prompts is None else prompts.length
+    batch = texts if isinstance(texts, TextBatch) else TextBatch.of(texts, length)
+    embedded, mask = tower._embeds(batch.tokens)  # (C, L, W)
+    front, x = embedded[:1, : batch.shared], embedded[:, batch.shared :]
+    size, total = batch.shared, embedded.shape[1]
+    blocks = tower.transformer.resblocks
+    for layer, block in enumerate(blocks):
         if prompts is not None and layer < prompts.depth:
             row = prompts.tokens[layer].to(x.dtype)  # (n, W)
             if layer == 0:
-                row = row + tower.positional_embedding[1 : 1 + prompts.length].to(x.dtype)
-            row = row.expand(len(x), -1, -1)
-            x = torch.cat([x[:, :1], row, x[:, 1 + prompts.length :]], dim=1)
-        x = block(x, attn_mask=mask)
-    x = tower.ln_final(x)
-    pooled = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # (C, W)
+                row = row + tower.positional_embedding[1 : 1 + length].to(x.dtype)
+            front = torch.cat([front[:, :1], row[None], front[:, 1 + length :]], dim=1)
+        before, queries = block.ln_1(front), block.ln_1(x)
+        keys = torch.cat([before.expand(len(x), -1, -1), queries], dim=1)  # (C, L, W)
+        if layer < len(blocks) - 1:
+            x = advance(block, x, queries, keys, mask[size:total, :total])
+            front = advance(block, front, before, before, mask[:size, :size])
+        else:  # of the last block only the end of each text is read
+            x, queries = batch.at_end(x), batch.at_end(queries)
+            x = advance(block, x, queries, keys, mask[batch.end, :total][:, None, None])
+    pooled = tower.ln_final(x[:, 0])  # (C, W)
     return _project(pooled, tower.text_projection)
 
 
-def cut_after_end(tokens: Tensor) -> Tensor:
-    """Drop the positions behind the last end-of-text of a batch.
-
-    The text tower is causal, so no feature at end-of-text sees them.
+def encode_texts(tower: Any, plan: TextPlan, prompts: DeepPrompts | None = None) -> Tensor:
+    """Encode any number of texts within the plan's memory; the gradients are exact.
 
     Args:
-        tokens: (C, L); end-of-text has the largest id of each row.
+        tower: open_clip's `TextTransformer`.
+        plan: of the texts, for prompts of this length.
+        prompts: as in `encode_text`.
 
     Returns:
-        (C, L') with L' <= L.
+        (C, D), in the order of the texts, not normalised.
     """
-    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+    features = []
+    for number, batch in enumerate(plan.batches):
+        if number < plan.kept:
+            features.append(encode_text(tower, batch, prompts))
+        else:
+            again: Tensor = checkpoint(
+                encode_text, tower, batch, prompts, use_reentrant=False, preserve_rng_state=False
+            )
+            features.append(again)
+    return torch.cat(features)[plan.place]
 
 
 @torch.no_grad()
-def encode_many_texts(
-    tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None, *, batch_size: int = 256
-) -> Tensor:
+def encode_many_texts(tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
     """Encode any number of texts without gradients, short ones with short ones.
 
     Args:
         tower: open_clip's `TextTransformer`.
         tokens: (C, L).
         prompts: as in `encode_text`.
-        batch_size: texts at a time.
 
     Returns:
         (C, D), in the order of `tokens`, not normalised, fp32.
     """
-    order = tokens.argmax(dim=-1).argsort(stable=True)
-    features = [
-        encode_text(tower, cut_after_end(tokens[chosen]), prompts).float()
-        for chosen in torch.split(order, batch_size)
-    ]
-    return torch.cat(features)[order.argsort()]
+    length = 0 if prompts is None else prompts.length
+    return encode_texts(tower, TextPlan.of(tower, tokens, length), prompts).float()
 
 
 def _project(pooled: Tensor, projection: Any) -> Tensor:

@@ -18,10 +18,11 @@ from pd_core.models.prompts import (
     CoupledPrompts,
     DeepPrompts,
     ImagePrompts,
-    cut_after_end,
     encode_image,
     encode_text,
+    encode_texts,
 )
+from pd_core.models.texts import TextPlan, cut_after_end
 from pd_core.options import TeacherMethod
 
 TEMPLATE = "a photo of a {}."
@@ -165,9 +166,29 @@ class Teacher(nn.Module):
         """Encode images with the prompts: (B, 3, H, W) -> (B, D), unit length, fp32."""
         return _unit(encode_image(self.towers.visual, images, self.image_prompts))
 
-    def text_features(self, tokens: Tensor) -> Tensor:
-        """Encode tokens with the prompts: (C, L) -> (C, D), unit length, fp32."""
-        return _unit(encode_text(self.towers.text, tokens, self.text_prompts))
+    def text_plan(self, names: Sequence[str], *, memory: int | None = None) -> TextPlan:
+        """Plan how the text of each class goes through the text tower.
+
+        Args:
+            names: C class names.
+            memory: bytes that may be kept for the gradients; None for as many as it takes.
+
+        Raises:
+            BadParams: the prompts take all positions.
+        """
+        length = self.text_prompts.length if self.text_prompts is not None else 0
+        return TextPlan.of(self.towers.text, self.tokens(names), length, memory=memory)
+
+    def text_features(self, texts: Tensor | TextPlan) -> Tensor:
+        """Encode texts with the prompts: tokens (C, L), or a plan of C texts -> (C, D).
+
+        Returns:
+            Features of unit length, fp32.
+        """
+        tower, prompts = self.towers.text, self.text_prompts
+        if isinstance(texts, TextPlan):
+            return _unit(encode_texts(tower, texts, prompts))
+        return _unit(encode_text(tower, texts, prompts))
 
     def folded(self) -> "Teacher":
         """Return this teacher with image prompts of its own, whatever computes them now."""

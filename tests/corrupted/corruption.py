@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -118,10 +119,12 @@ def check_line(done: Done, names: str) -> None:
 def contents(folder: Path) -> Content:
     """Return all that is below a folder: kind, and of files time and content.
 
-    Checkpoints are left out: a training may have gone some way before it meets what is damaged.
+    Checkpoints and stored features are left out, which are no results: a training may have gone
+    some way before it meets what is damaged.
     """
     found = {path.relative_to(folder).as_posix(): _content(path) for path in folder.rglob("*")}
-    return {path: what for path, what in found.items() if "data/checkpoints/" not in path}
+    no_results = re.compile(r"data/(checkpoints/|features)")
+    return {path: what for path, what in found.items() if not no_results.search(path)}
 
 
 def _content(path: Path) -> tuple[object, ...]:

@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     project = copied(tmp_path_factory.getbasetemp(), tmp_path)
     output = project / "data" / stage / OWN / f"{stage}.safetensors"
     expected = output.read_bytes()
-    module = {"teacher": "pd_core.tuning", "student": "pd_core.distill"}[stage]
+    module = {"teacher": "pd_core.tuning", "student": "pd_core.distilling"}[stage]
 
     def stopped(*given: Any, **rest: Any) -> Any:
         def on_epoch(epoch: int, _: Any) -> None:

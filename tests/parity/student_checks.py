@@ -22,7 +22,7 @@ from differences import (
 from teacher_checks import add_spread
 from traces import DEEPER, INPUT, PROJECTOR, Trace
 
-from pd_core import classifier, distill, evaluate, supervision
+from pd_core import classifier, distilling, evaluate, supervision
 from pd_core.class_vectors import ClassVectors
 from pd_core.data import splits
 from pd_core.models.student import Student
@@ -141,7 +141,7 @@ def _student_step(trace: Trace, number: int, known: ClassVectors) -> Callable[[f
     def measure(noise: float) -> Values:
         student = trace.student_before(number)
         shake_parameters(student, noise)
-        step = distill.distillation_step(
+        step = distilling.distillation_step(
             student,
             shake(trace.tensors[place + "image"], noise),
             trace.tensors[place + "teacher_logits"],

@@ -9,7 +9,7 @@ import checks
 import pytest
 import traces
 
-from pd_core.distill import distill_student
+from pd_core.distilling import distill_student
 from pd_core.tuning import tune_teacher
 
 

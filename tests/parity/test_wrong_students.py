@@ -15,7 +15,7 @@ import traces
 from torch import Tensor, nn
 from variants import Changed, Patch, patch
 
-from pd_core import classifier, distill, evaluate, losses
+from pd_core import classifier, distilling, evaluate, losses
 from pd_core.class_vectors import ClassVectors
 from pd_core.data import splits
 from pd_core.models import student as student_module
@@ -23,7 +23,7 @@ from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.student import Student
 
-distillation, right_step = losses.distillation, distill.distillation_step
+distillation, right_step = losses.distillation, distilling.distillation_step
 right_predictions, right_classifier = evaluate.predictions, classifier.distilled
 untrained = Student.untrained
 
@@ -56,11 +56,11 @@ def image_without_ln_pre(tower: Any, images: Tensor, prompts: DeepPrompts | None
     return encode_image(Changed(tower, ln_pre=nn.Identity()), images, prompts)
 
 
-def frozen_batch_norm(student: Student, *args: Any, **rest: Any) -> distill.DistillationStep:
+def frozen_batch_norm(student: Student, *args: Any, **rest: Any) -> distilling.DistillationStep:
     return right_step(student.eval(), *args, **rest)
 
 
-def slow_batch_norm(student: Student, *args: Any, **rest: Any) -> distill.DistillationStep:
+def slow_batch_norm(student: Student, *args: Any, **rest: Any) -> distilling.DistillationStep:
     norm = student.projector[1]
     assert isinstance(norm, nn.BatchNorm1d)
     norm.momentum = 0.01
@@ -73,13 +73,13 @@ def rescaled(student: Student) -> Student:
     return student
 
 
-def step_at_another_scale(student: Student, *args: Any, **rest: Any) -> distill.DistillationStep:
+def step_at_another_scale(student: Student, *args: Any, **rest: Any) -> distilling.DistillationStep:
     return right_step(rescaled(student), *args, **rest)
 
 
 def base_classes_only(
     student: Student, images: Tensor, targets: Tensor, vectors: ClassVectors, **rest: Any
-) -> distill.DistillationStep:
+) -> distilling.DistillationStep:
     base = splits.base_count(len(vectors.names))
     step = right_step(student, images, targets[:, :base], vectors.select(range(base)), **rest)
     return replace(step, student_logits=vectors.logits(student(images)))
@@ -155,7 +155,7 @@ VARIANTS: dict[str, tuple[Patch, str]] = {
         "distillation_steps",
     ),
     "base classes only in the softmax": (
-        patch(distill, "distillation_step", base_classes_only),
+        patch(distilling, "distillation_step", base_classes_only),
         "distillation_steps",
     ),
     "image prompts without ln_pre": (
@@ -163,15 +163,15 @@ VARIANTS: dict[str, tuple[Patch, str]] = {
         "distillation_steps",
     ),
     "batch norm in evaluation mode": (
-        patch(distill, "distillation_step", frozen_batch_norm),
+        patch(distilling, "distillation_step", frozen_batch_norm),
         "distillation_steps",
     ),
     "batch norm with another momentum": (
-        patch(distill, "distillation_step", slow_batch_norm),
+        patch(distilling, "distillation_step", slow_batch_norm),
         "distillation_steps",
     ),
     "another logit scale": (
-        patch(distill, "distillation_step", step_at_another_scale),
+        patch(distilling, "distillation_step", step_at_another_scale),
         "distillation_steps",
     ),
     "evaluation among all classes": (

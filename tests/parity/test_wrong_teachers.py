@@ -25,11 +25,13 @@ from pd_core.class_vectors import ClassVectors
 from pd_core.models import prompts as prompts_module
 from pd_core.models import teacher as teacher_module
 from pd_core.models.clip import ClipTowers, imagenet_templates
-from pd_core.models.prompts import DeepPrompts, cut_after_end, encode_image, encode_text
+from pd_core.models.prompts import DeepPrompts, encode_image, encode_text
 from pd_core.models.teacher import Teacher
+from pd_core.models.texts import TextBatch, cut_after_end
 
 promptsrc, fit_rate = losses.promptsrc, schedule.learning_rate
 make_optimizer, weighted = fit.make_optimizer, schedule.gaussian_weights
+right_batch = TextBatch.of
 build_vectors, mean_of_templates = class_vectors.build, class_vectors.template_features
 untrained = Teacher.untrained
 
@@ -73,6 +75,11 @@ def image_with_first_row_only(tower: Any, images: Tensor, prompts: Any = None) -
     shallow = None if prompts is None else Changed(prompts, depth=1)
     features = encode_image(tower, images, cast(DeepPrompts, shallow))
     return features if prompts is None else features + 0 * prompts.tokens.sum()
+
+
+def read_too_early(tokens: Tensor, prompt_length: int = 0) -> TextBatch:
+    batch = right_batch(tokens, prompt_length)
+    return replace(batch, end=batch.end - 1)
 
 
 def cut_before_the_end(tokens: Tensor) -> Tensor:
@@ -217,8 +224,8 @@ VARIANTS: dict[str, tuple[Patch, str]] = {
         patch(class_vectors, "template_features", normalised_templates),
         "frozen_text",
     ),
-    "templates cut before their end": (
-        patch(prompts_module, "cut_after_end", cut_before_the_end),
+    "templates read before their end": (
+        patch(TextBatch, "of", read_too_early),
         "frozen_text",
     ),
     "divergence divided by the batch only": (

@@ -1,0 +1,123 @@
+"""`make bench`: every part in a process of its own, one table of all.
+
+What a part found is stored as soon as it is done, in place of what it found the last time; the
+rows of other parts stay. Ends with 0 even if a target is missed, which the table says.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import outcome
+from benchmarks.outcome import PICTURE, Outcome
+from benchmarks.timing import to_stderr
+
+ROOT = Path(__file__).parents[2]
+THREADS = 2
+
+PARTS = (
+    "distillation",
+    "promptsrc",
+    "frozen_text",
+    "text_gradients",
+    "evaluation",
+    "embedded",
+    "scaling",
+    "startup",
+)
+
+Run = Callable[[str, argparse.Namespace], Outcome]
+
+
+def main(arguments: Sequence[str] | None = None, *, run: Run | None = None) -> int:
+    """Run parts; `run` says how one is run, by default in a process of its own."""
+    given = _parser().parse_args(arguments)
+    if given.child is not None:
+        _child(given)
+        return 0
+    chosen = [part.strip() for part in given.only.split(",")] if given.only else list(PARTS)
+    wrong = [part for part in chosen if part not in PARTS]
+    if wrong:
+        sys.stderr.write(f"no part '{wrong[0]}'; there are: {', '.join(PARTS)}\n")
+        return 2
+    failed = [part for part in chosen if not _stored(part, given, run or in_a_process_of_its_own)]
+    if failed:
+        sys.stderr.write(f"failed: {', '.join(failed)}\n")
+    return 1 if failed else 0
+
+
+def measure(part: str, given: argparse.Namespace) -> Outcome:
+    """Run a part in this process."""
+    import torch
+
+    from benchmarks.sizes import machine
+
+    module: Any = importlib.import_module(f"benchmarks.{part}")
+    size = module.TINY if given.tiny else module.REAL
+    if given.rounds is not None:
+        size = replace(size, rounds=given.rounds)
+    torch.set_num_threads(1 if given.tiny else THREADS)
+    facts = machine()
+    found: Outcome = module.measure(size, to_stderr(part))
+    return replace(found, machine=facts)
+
+
+def in_a_process_of_its_own(part: str, given: argparse.Namespace) -> Outcome:
+    """Run a part where nothing else is in memory.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outcome.json"
+        command = [sys.executable, "-m", "benchmarks", "--child", part, "--out", str(file)]
+        command += ["--tiny"] if given.tiny else []
+        command += ["--rounds", str(given.rounds)] if given.rounds is not None else []
+        tests = ROOT / "tests"
+        paths = [str(ROOT), str(tests), os.environ.get("PYTHONPATH", "")]
+        found = os.pathsep.join(path for path in paths if path)
+        subprocess.run(command, check=True, cwd=tests, env={**os.environ, "PYTHONPATH": found})
+        return Outcome.from_json(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _stored(part: str, given: argparse.Namespace, run: Run) -> bool:
+    """Run a part and store what it found; return whether it did not fail."""
+    try:
+        found = run(part, given)
+    except subprocess.CalledProcessError:  # it has said itself why
+        return False
+    known = {**outcome.read(given.out), part: found}
+    outcome.write(given.out, outcome.of_all(PARTS, known))
+    if found.series:
+        from benchmarks.picture import draw
+
+        (given.out / PICTURE).write_bytes(draw(found.series))
+    sys.stderr.write(f"{part}: stored in {given.out.name}/{outcome.TABLE}\n")
+    return True
+
+
+def _child(given: argparse.Namespace) -> None:
+    found = measure(given.child, given)
+    given.out.write_text(json.dumps(found.as_json()), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--only", default="", help="parts, with commas between them")
+    parser.add_argument("--rounds", type=int, help="how often each side is measured")
+    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+"""What frozen towers say is computed once, stored, and changes no result."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from pd_core import answers, class_vectors, distill, frozen, pretrain, tuning
+from pd_core.artifacts import read_tensors
+from pd_core.errors import BadParams, Interrupted
+from pd_core.feature_store import FeatureStore
+from pd_core.models.clip import ClipTowers
+from pd_core.models.teacher import Teacher
+from pd_core.options import Computed, Form, OnCorrupt, Precision, TeacherMethod, TeacherWeighting
+from pd_core.supervision import Look, Supervisor, make_targets
+from pd_core.views import TrainingViews, training_views
+
+GIB = 2**30
+TEACHER: dict[str, Any] = {
+    "model": "tiny", "epochs": 3, "batch_size": 4, "lr": 0.05, "gpa_mean": 2, "templates": 3,
+    "text_depth": 2, "image_depth": 2,
+}  # fmt: skip
+STUDENT: dict[str, Any] = {
+    "model": "tiny", "teacher_model": "tiny", "epochs": 3, "batch_size": 4, "lr": 0.01,
+    "image_depth": 2,
+}  # fmt: skip
+
+
+class Project:
+    """A prepared data set, weights, a tuned teacher and its class vectors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.prepared = tiny.prepared(folder / "prepare" / "flowers")
+        self.teachers_clip = tiny.weights(folder)
+        self.students_clip = tiny.weights(folder, seed=1)
+        self.loaded: list[Path] = []
+        self.notes: list[str] = []
+        self.teacher("tuned", features=None)
+        class_vectors.run(
+            self.prepared, folder / "tuned", folder / "v", model="tiny", weights=self.teachers_clip
+        )
+
+    def store(self, **options: Any) -> FeatureStore:
+        defaults: dict[str, Any] = {"limit": GIB, "on_note": self.notes.append}
+        return FeatureStore(self.folder / "features", **{**defaults, **options})
+
+    def teacher(self, out: str, **options: Any) -> bytes:
+        pretrain.run(
+            self.prepared, self.folder / out, weights=self.teachers_clip, **{**TEACHER, **options}
+        )
+        return (self.folder / out / "teacher.safetensors").read_bytes()
+
+    def student(self, out: str, **options: Any) -> bytes:
+        distill.run(
+            self.prepared,
+            self.folder / "tuned",
+            self.folder / "v",
+            self.folder / out,
+            weights=self.students_clip,
+            teacher_weights=self.teachers_clip,
+            **{**STUDENT, **options},
+        )
+        return (self.folder / out / "student.safetensors").read_bytes()
+
+    def cached(self, out: str, *, store: FeatureStore | None = None, **options: Any) -> bytes:
+        store = store or self.store()
+        return self.student(out, teacher_targets=Computed.CACHED, features=store, **options)
+
+    def loads_of_the_teacher(self) -> int:
+        return self.loaded.count(self.teachers_clip)
+
+    def stored(self) -> set[str]:
+        return {
+            path.relative_to(self.folder / "features").as_posix()
+            for path in (self.folder / "features").rglob("*.safetensors")
+        }
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    monkeypatch.setattr(distill, "check_agreement", tiny.agreed)
+    with tiny.torch_restored():
+        made = Project(tmp_path)
+
+        def load(name: str, weights: Path, *, device: Any = "cpu") -> ClipTowers:
+            made.loaded.append(weights)
+            return tiny.loaded(name, weights, device)
+
+        monkeypatch.setattr(distill, "load_clip", load)
+        yield made
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"view_epochs": 2},
+        {"form": Form.FEATURES_L1},
+        {"further_teachers": [{"folder": None, "model": None, "weights": None}]},
+        {
+            "further_teachers": [{"folder": None, "model": None, "weights": None}],
+            "teacher_weighting": TeacherWeighting.CONFIDENCE, "temperature": 2.0,
+        },
+        {"precision": Precision.BF16},
+        {"accumulate": 2},
+        {"workers": 1},
+    ],
+)  # fmt: skip
+def test_recorded_answers_in_full_precision_give_the_same_bytes_as_a_teacher_online(
+    project: Project, options: dict[str, Any]
+) -> None:
+    online = project.student("online", **options)
+
+    assert project.cached("first", **options) == online
+    assert project.cached("again", **options) == online
+
+
+def test_once_recorded_the_teacher_is_not_even_loaded(project: Project) -> None:
+    project.cached("first")
+    assert project.loads_of_the_teacher() == 1
+
+    for changed in (
+        {"temperature": 2.0},
+        {"kd_weight": 10.0},
+        {"projector_layers": 3},
+        {"lr": 0.1},
+        {"image_depth": 1},
+        {"epochs": 2},
+    ):
+        project.cached("other", **changed)
+    assert project.loads_of_the_teacher() == 1
+
+
+def test_more_epochs_record_only_what_is_new(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.cached("short")
+    before = project.stored()
+    asked: list[int] = []
+
+    def counted(*args: Any, **rest: Any) -> Tensor:
+        asked.append(1)
+        return make_targets(*args, **rest)
+
+    monkeypatch.setattr(answers, "make_targets", counted)
+    project.cached("long", epochs=5)
+
+    assert len(project.stored() - before) == 2
+    assert len(asked) == 2 * 5  # five batches an epoch
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 2},
+        {"batch_size": 5},
+        {"crop_scale": (0.5, 1.0)},
+        {"flip": False},
+        {"precision": Precision.BF16},
+        {"form": Form.FEATURES_MSE},
+        {"on_corrupt": OnCorrupt.SKIP},
+    ],
+)
+def test_other_views_or_other_answers_are_recorded_anew(
+    project: Project, changed: dict[str, Any]
+) -> None:
+    project.cached("first")
+    before = project.stored()
+
+    project.cached("other", **changed)
+
+    assert len(project.stored() - before) == 3
+    assert project.loads_of_the_teacher() == 2
+
+
+def test_another_teacher_is_asked_anew(project: Project) -> None:
+    project.cached("first")
+    project.teacher("tuned", seed=2)
+
+    online = project.student("online")
+
+    assert project.cached("other") == online
+
+
+def test_half_precision_moves_the_student_by_no_more_than_it_rounds(project: Project) -> None:
+    exact, store = project.student("online", epochs=2), project.store(half=True)
+    project.cached("half", store=store, epochs=2)
+
+    files = (project.folder / name / "student.safetensors" for name in ("online", "half"))
+    online, half = (read_tensors(file)[0] for file in files)
+    assert (project.folder / "half" / "student.safetensors").read_bytes() != exact
+    for name, value in online.items():
+        torch.testing.assert_close(half[name], value, rtol=0, atol=2e-3)
+
+
+def views_of(prepared: Path, *, count: int = 20) -> TrainingViews:
+    paths = [f"{n % 5}_{n // 5}.png" for n in range(count)]
+    return training_views(
+        prepared, prepared.parent.parent / "prepare" / "pictures", paths,
+        image_size=16, batch_size=4, crop_scale=(0.5, 1.0), flip=True, seed=1, workers=0,
+        on_corrupt=OnCorrupt.FAIL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("classes", "kind", "width"), [(5, "logits", 5), (20, "features", 16)])
+@pytest.mark.parametrize("half", [False, True])
+def test_whichever_is_smaller_is_stored_and_gives_the_same_logits(
+    tmp_path: Path, classes: int, kind: str, width: int, *, half: bool
+) -> None:
+    teacher = Teacher(tiny.towers()).eval()
+    names = [f"class {n}" for n in range(classes)]
+    vectors = class_vectors.build(teacher, names)
+    views = views_of(tiny.prepared(tmp_path / "prepare" / "flowers"))
+    store = FeatureStore(tmp_path / "features", limit=GIB, half=half)
+
+    (recorded,) = answers.teachers_answers(
+        store, vectors, views, lambda: [Supervisor(teacher, vectors)],
+        teachers=[["tiny"]], epochs=2, form=Form.LOGITS_KL, precision=Precision.FP32,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+    (folder,) = (tmp_path / "features").iterdir()
+    assert folder.name.startswith(f"teacher-{kind}-")
+    stored = store.read(folder, "epoch-0002")
+    assert stored is not None
+    assert stored.shape == (20, width)
+    assert stored.dtype == (torch.float16 if half else torch.float32)
+    for indices, images in views.batches.epoch(2):
+        expected = make_targets([Supervisor(teacher, vectors)], images)
+        found = make_targets([recorded], images, look=Look(2, indices))
+        if not half:
+            assert torch.equal(found, expected)
+        torch.testing.assert_close(found.log_softmax(1), expected.log_softmax(1), rtol=0, atol=0.02)
+
+
+def test_what_is_stored_is_said_beforehand(project: Project) -> None:
+    project.cached("s", store=project.store(half=True))
+
+    said = "records the teacher's logits: 3 epochs of 20 images, 5 numbers each, 600 bytes in"
+    assert project.notes[0].startswith(said)
+
+
+def test_more_than_the_limit_is_refused_before_anything_is_computed(project: Project) -> None:
+    with pytest.raises(BadParams, match=r"logits take 1\.2 KiB, and run\.features_gb allows 1\.0"):
+        project.cached("s", store=project.store(limit=1024))
+
+    assert project.stored() == set()
+    assert project.loads_of_the_teacher() == 0
+    project.cached("s", store=project.store(limit=1024), view_epochs=2)
+
+
+def test_what_was_used_longest_ago_makes_room_for_new_features(project: Project) -> None:
+    project.cached("s")
+    size = sum(path.stat().st_size for path in (project.folder / "features").rglob("*.*"))
+    store = project.store(limit=2 * size)
+    for seed in (2, 1, 3):
+        project.cached("s", store=store, seed=seed)
+
+    assert sum("removed" in note for note in project.notes) == 1
+    assert len(project.stored()) == 2 * 3
+    before = project.loads_of_the_teacher()
+    for seed, loads in ((1, 0), (3, 0), (2, 1)):
+        project.cached("s", store=store, seed=seed)
+        assert project.loads_of_the_teacher() == before + loads
+
+
+def test_a_damaged_record_is_made_again(project: Project) -> None:
+    online = project.cached("first")
+    (file,) = (project.folder / "features").glob("*/epoch-0002.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+    assert project.cached("again") == online
+    assert any("is damaged" in note for note in project.notes)
+
+
+def test_a_run_that_is_stopped_while_it_records_goes_on_with_the_epoch(project: Project) -> None:
+    online = project.student("online")
+    steps = iter(range(100))
+    checkpoints = tiny.checkpoints(project.folder, interrupted=lambda: next(steps) >= 7)
+
+    with pytest.raises(Interrupted, match="while views of epoch 2 were recorded"):
+        project.cached("s", checkpoints=checkpoints)
+
+    assert [name.split("/")[1] for name in project.stored()] == ["epoch-0001.safetensors"]
+    assert project.cached("s", checkpoints=tiny.checkpoints(project.folder)) == online
+
+
+def test_damaged_pictures_are_left_out_as_they_are_online(project: Project) -> None:
+    (project.prepared.parent / "pictures" / "2_1.png").write_bytes(b"no picture")
+    skip: dict[str, Any] = {"on_corrupt": OnCorrupt.SKIP}
+    online = project.student("online", **skip)
+
+    assert project.cached("first", **skip) == online
+    assert project.cached("again", **skip) == online
+
+
+def test_a_student_without_store_cannot_be_trained_on_recorded_answers(project: Project) -> None:
+    with pytest.raises(BadParams, match="need a store"):
+        project.student("s", teacher_targets=Computed.CACHED)
+
+
+@pytest.mark.parametrize("options", [{}, {"view_epochs": 2}, {"precision": Precision.BF16}])
+def test_a_teacher_tuned_on_recorded_frozen_features_has_the_same_bytes(
+    project: Project, options: dict[str, Any]
+) -> None:
+    online = project.teacher("online", **options)
+    kept = {"features": project.store(), "frozen_features": Computed.CACHED, **options}
+
+    assert project.teacher("first", **kept) == online
+    assert project.teacher("again", **kept) == online
+    epochs = options.get("view_epochs", 3)
+    assert sum(name.startswith("frozen-images-") for name in project.stored()) == epochs
+
+
+def test_frozen_images_are_looked_at_once_for_all_teachers_of_a_sweep(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"features": project.store(), "frozen_features": Computed.CACHED}
+    project.teacher("first", **kept)
+
+    def fail(*_: Any) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(Teacher, "frozen_image_features", fail)
+    for changed in ({"lr": 0.1}, {"text_loss_weight": 1.0}, {"image_depth": 1}, {"text_length": 2}):
+        project.teacher("other", **kept, **changed)
+
+
+def test_frozen_texts_are_computed_once_for_a_clip_its_names_and_templates(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    compute = tuning.frozen_text_features
+
+    def counted(towers: Any, names: Any, *, templates: int) -> Tensor:
+        calls.append(templates)
+        return compute(towers, names, templates=templates)
+
+    for module in (frozen, tuning):
+        monkeypatch.setattr(module, "frozen_text_features", counted)
+    online = project.teacher("online")
+    for _ in range(3):
+        assert project.teacher("kept", features=project.store()) == online
+    project.teacher("other", features=project.store(), templates=4)
+    project.teacher("other", features=project.store(), method=TeacherMethod.IVLP)
+
+    assert calls == [3, 3, 4]
