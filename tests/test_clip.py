@@ -341,8 +341,19 @@ def test_a_file_that_is_no_weights_is_refused_in_one_line(tmp_path: Path, suffix
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_cannot_take_deep_prompts_is_refused() -> None:
-    config = tiny.CONFIG | {"text_cfg": tiny.CONFIG["text_cfg"] | {"pool_type": "last"}}
+@pytest.mark.parametrize(
+    ("tower", "changed"),
+    [
+        ("text_cfg", {"pool_type": "last"}),
+        ("text_cfg", {"no_causal_mask": True}),
+        ("text_cfg", {"block_type": "custom"}),
+        ("vision_cfg", {"block_type": "custom"}),
+    ],
+)
+def test_a_model_that_cannot_take_deep_prompts_is_refused(
+    tower: str, changed: dict[str, Any]
+) -> None:
+    config = tiny.CONFIG | {tower: tiny.CONFIG[tower] | changed}
     model = open_clip.CustomTextCLIP(**config)
 
     with pytest.raises(BadParams, match="cannot take deep prompts"):

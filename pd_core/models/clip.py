@@ -316,7 +316,7 @@ def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -
 
 
 def _check_plain(name: str, model: Any) -> None:
-    from open_clip.transformer import TextTransformer, VisionTransformer
+    from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 
     visual, text = model.visual, getattr(model, "text", None)
     plain = (
@@ -325,13 +325,17 @@ def _check_plain(name: str, model: Any) -> None:
         and visual.attn_pool is None
         and text.cls_emb is None
         and text.pool_type == "argmax"
-        and visual.transformer.batch_first
-        and text.transformer.batch_first
+        and text.attn_mask is not None
+        and all(
+            isinstance(block, ResidualAttentionBlock)
+            for tower in (visual, text)
+            for block in tower.transformer.resblocks
+        )
     )
     if not plain:
         raise BadParams(
-            f"model '{name}' cannot take deep prompts; use one of two plain transformers"
-            " with end-of-text pooling, such as 'ViT-B-16-quickgelu'"
+            f"model '{name}' cannot take deep prompts; use one of two plain transformers, causal"
+            " for texts and with end-of-text pooling, such as 'ViT-B-16-quickgelu'"
         )
 
 
