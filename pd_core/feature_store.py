@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -105,13 +106,12 @@ class FeatureStore:
                 f"{what} take {readable(size)}, and run.features_gb allows"
                 f" {readable(self.limit)}; raise it, or {remedy}"
             )
-        others = [path for path in self.folder.glob("*-*") if path != place and path.is_dir()]
-        others.sort(key=lambda path: path.stat().st_mtime)
-        taken = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
-        while others and sum(taken.values()) + size > self.limit:
-            oldest = others.pop(0)
+        others = {path: _size(path) for path in self.folder.glob("*-*") if path != place}
+        for oldest in sorted(others, key=_last_use):
+            if sum(others.values()) + size <= self.limit:
+                break
             shutil.rmtree(oldest, ignore_errors=True)
-            del taken[oldest]
+            del others[oldest]
             self.note(f"removed '{oldest}' to stay below {readable(self.limit)}")
         check_space(self.folder, size, what)
 
@@ -131,6 +131,22 @@ def required(store: FeatureStore | None) -> FeatureStore:
     if store is None:
         raise BadParams("features computed beforehand need a store; give one, or compute online")
     return store
+
+
+def _size(place: Path) -> int:
+    """Return the bytes of the files in a folder, as far as no other process is at work there."""
+    total = 0
+    for file in place.glob("*"):
+        with suppress(FileNotFoundError):  # it had a temporary name, or has been removed
+            total += file.stat().st_size
+    return total
+
+
+def _last_use(place: Path) -> float:
+    try:
+        return place.stat().st_mtime
+    except FileNotFoundError:  # another process has removed it
+        return 0.0
 
 
 def _file(place: Path, name: str) -> Path:

@@ -269,6 +269,21 @@ def test_what_was_used_longest_ago_makes_room_for_new_features(project: Project)
         assert project.loads_of_the_teacher() == before + loads
 
 
+def test_files_that_other_processes_write_and_remove_meanwhile_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(tmp_path, limit=1000)
+    mine, other = store.place("kind", {"number": 1}), store.place("kind", {"number": 2})
+    store.write(other, "all", torch.zeros(200))
+    gone = other / ".all.safetensors.x.partial"
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, mask: [*glob(self, mask), gone / "x", gone])
+
+    store.make_room(mine, 500, what="features", remedy="need less")
+
+    assert not other.exists()
+
+
 def test_a_damaged_record_is_made_again(project: Project) -> None:
     online = project.cached("first")
     (file,) = (project.folder / "features").glob("*/epoch-0002.safetensors")
