@@ -1,5 +1,8 @@
 """What all tests share."""
 
+import atexit
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +19,15 @@ compute_with(1)  # tiny models gain nothing from more threads, and lose much on 
 # The same examples every time, and no complaint when a busy machine takes long.
 settings.register_profile("promptkd", derandomize=True, deadline=None, database=None)
 settings.load_profile("promptkd")
+
+
+@pytest.fixture(autouse=True)
+def _collector_as_before() -> Iterator[None]:
+    """Undo what the command line sets for its own process, where a test runs it in this one."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    atexit.unregister(gc.freeze)
 
 
 @pytest.fixture(scope="session")
