@@ -13,7 +13,6 @@ from pd_core.models.prompts import (
     CoupledPrompts,
     DeepPrompts,
     encode_image,
-    encode_many_texts,
     encode_text,
 )
 
@@ -190,10 +189,54 @@ def test_prompts_know_their_depth_and_length_and_start_at_zero_without_a_generat
     assert made.tokens.requires_grad
 
 
-def test_many_texts_are_encoded_without_gradients_in_fp32() -> None:
-    text = copy.deepcopy(towers().text).double()
+def test_coupled_image_prompts_are_linear_in_the_text_prompts_layer_by_layer() -> None:
+    text = prompts(3)
 
-    features = encode_many_texts(text, tokens(), prompts(2))
+    made = coupled(text, depth=2, width=48)
 
-    assert not features.requires_grad
-    assert features.dtype == torch.float32
+    assert (made.depth, made.length) == (2, 2)
+    assert made.tokens.shape == (2, 2, 48)
+    for row, words, couple in zip(made.tokens, text.tokens, made.couplings, strict=False):
+        torch.testing.assert_close(row, words @ couple.weight.T + couple.bias)
+
+
+def test_couplings_are_trained_and_the_text_prompts_belong_to_somebody_else() -> None:
+    text = prompts(2)
+    made = coupled(text, depth=2)
+
+    torch.autograd.backward(made.tokens.square().sum())
+
+    names = [f"couplings.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")]
+    assert [name for name, _ in made.named_parameters()] == names
+    assert all(parameter.grad is not None for parameter in made.parameters())
+    assert text.tokens.grad is not None
+
+
+def test_couplings_follow_their_generator_and_leave_the_global_one_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, other = (coupled(prompts(2), depth=2, seed=seed) for seed in (5, 5, 6))
+
+    assert torch.equal(first.tokens, second.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_hardly_any_two_seeds_have_the_same_couplings() -> None:
+    text = prompts(1)
+    made = [coupled(text, depth=1, width=1, seed=seed).tokens.tolist() for seed in range(60)]
+
+    assert all(made.count(one) == 1 for one in made)
+
+
+def test_folded_prompts_are_what_the_coupled_ones_compute_and_follow_them_no_more() -> None:
+    text = prompts(2)
+    made = coupled(text, depth=2)
+    folded = made.folded()
+    before = made.tokens.detach().clone()
+
+    text.tokens.data.zero_()
+
+    assert isinstance(folded, DeepPrompts)
+    assert folded.tokens.requires_grad
+    assert torch.equal(folded.tokens, before)
+    assert not torch.equal(folded.tokens, made.tokens)

@@ -102,6 +102,24 @@ def test_a_step_whose_accumulated_gradient_is_not_finite_is_left_out() -> None:
     assert moved(point) == pytest.approx([-0.1 * 2.5] * 4, rel=1e-5)
 
 
+@pytest.mark.parametrize(("number", "moves"), [(2, 1.5), (4, 1.5), (5, 2.0)])
+def test_a_sum_of_gradients_that_is_not_finite_is_left_out_whole(number: int, moves: float) -> None:
+    point, count = Point(), iter(range(1, 10))
+
+    def step(indices: Tensor, images: Tensor) -> Mapping[str, Tensor]:
+        if next(count) != number:
+            return downhill(point)(indices, images)
+        return {"loss": (point.value - point.value.detach()).sqrt().sum()}  # 0, infinitely steep
+
+    history = train(
+        point, step, epochs=1, accumulate=2, batches=Batches(10, size=2),
+        on_non_finite=OnNonFinite.SKIP,
+    )  # fmt: skip
+
+    assert history[0]["non_finite"] == 1
+    assert moved(point) == pytest.approx([-0.1 * moves] * 4, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("precision", "scale"), [(Precision.FP32, 1), (Precision.BF16, 1), (Precision.FP16, 64)]
 )
