@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from open_clip.transformer import TextTransformer
-from tiny import CONFIG, NAMES, images, towers
+from open_clip.transformer import TextTransformer, VisionTransformer
+from tiny import CONFIG, NAMES, biased, images, towers
 from torch import Tensor
 
 from pd_core.models.prompts import (
@@ -39,7 +39,7 @@ def test_without_prompts_the_features_are_the_towers_own() -> None:
         (clip.visual, encode_image, images(3)),
         (clip.text, encode_text, tokens()),
     ):
-        exact = copy.deepcopy(tower).double()
+        exact = biased(tower)
         features = ours(tower, its_own)
         torch.testing.assert_close(features, tower(its_own), rtol=0, atol=1e-5)
         given = its_own.double() if its_own.is_floating_point() else its_own
@@ -65,6 +65,29 @@ def inputs_of_blocks(tower: Any, run: Any) -> list[Tensor]:
     return [
         torch.cat([parts[0].expand(len(parts[-1]), -1, -1), *parts[1:]], dim=1) for parts in seen
     ]
+
+
+def test_of_the_last_block_of_the_image_tower_only_the_class_token_is_computed() -> None:
+    rows: list[torch.Size] = []
+    blocks = towers().visual.transformer.resblocks
+    handles = [
+        block.mlp.register_forward_hook(lambda _, __, out: rows.append(out.shape[:2]))
+        for block in blocks
+    ]
+
+    encode_image(towers().visual, images(3), prompts(2))
+    for handle in handles:
+        handle.remove()
+
+    assert rows == [(3, 7), (3, 7), (3, 1)]  # class token, four patches, two prompts
+
+
+def test_a_tower_that_pools_all_tokens_gets_all_of_them() -> None:
+    tower = biased(VisionTransformer(16, 8, 32, 3, 2, 4.0, pool_type="avg", output_dim=16).eval())
+
+    features = encode_image(tower, images(3).double())
+
+    torch.testing.assert_close(features, tower(images(3).double()), rtol=0, atol=1e-12)
 
 
 def test_image_prompts_stand_behind_the_patches_and_are_replaced_layer_by_layer() -> None:

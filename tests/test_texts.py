@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONTEXT_LENGTH, NAMES, towers
+from tiny import CONTEXT_LENGTH, NAMES, biased, towers
 from torch import Tensor
 
 from pd_core.errors import BadParams
@@ -22,7 +22,7 @@ EXACT: dict[str, Any] = {
 
 @cache
 def exact() -> Any:
-    return copy.deepcopy(towers().text).double()
+    return biased(towers().text)
 
 
 def prompts(depth: int = 2, length: int = 2) -> DeepPrompts:
@@ -78,6 +78,17 @@ def test_texts_that_share_nothing_but_their_start_are_encoded_too() -> None:
 
     assert TextBatch.of(different).shared == 1
     torch.testing.assert_close(encode_text(exact(), different), plainly(different), **EXACT)
+
+
+@pytest.mark.parametrize("made", [None, prompts()])
+def test_texts_may_differ_where_prompts_stand(made: DeepPrompts | None) -> None:
+    different = towers().tokenize(["one dog runs.", "two cats run fast.", "a hen"])
+
+    assert TextBatch.of(different, 2).shared == 3  # the start and two prompts
+    expected = plainly(different, made)
+    torch.testing.assert_close(encode_text(exact(), different, made), expected, **EXACT)
+    many = encode_many_texts(exact(), different, made).double()
+    torch.testing.assert_close(many, expected, rtol=0, atol=1e-6)
 
 
 def test_a_batch_is_cut_behind_its_longest_text() -> None:

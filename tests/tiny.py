@@ -1,5 +1,6 @@
 """Tiny real CLIPs, pictures and data sets for the tests."""
 
+import copy
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,19 @@ def model(*, width: int = 32, joint_width: int = 16, seed: int = 0) -> open_clip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return open_clip.CustomTextCLIP(**config)
+
+
+def biased(tower: Any) -> Any:
+    """Copy a tower in fp64 and give it random biases, which are zero in a new one.
+
+    Without rounding and zeros, no mistake can hide.
+    """
+    exact = copy.deepcopy(tower).double()
+    generator = torch.Generator().manual_seed(7)
+    for name, value in exact.named_parameters():
+        if name.endswith("bias"):
+            value.data = torch.randn(value.shape, generator=generator, dtype=value.dtype) / 4
+    return exact
 
 
 @cache
