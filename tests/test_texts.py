@@ -155,6 +155,10 @@ def test_batches_are_kept_as_long_as_the_memory_suffices() -> None:
     batches, kept = planned(80 * one)
     assert batches == 7  # of 20 texts
     assert 3 <= kept < 7
+    needed = [
+        batch.memory(tower) for batch in TextPlan.of(tower, texts, 2, memory=80 * one).batches
+    ]
+    assert sum(needed[:kept]) + needed[-1] <= 80 * one < sum(needed[: kept + 1]) + needed[-1]
     assert planned(one) == (8, 0)  # of 16 texts, the least that is worth while
     assert planned(0) == (8, 0)
 
@@ -205,7 +209,10 @@ def kept_bytes(tower: Any, plan: TextPlan, prompts: DeepPrompts) -> int:
 def test_prompts_that_reach_beyond_a_text_are_refused() -> None:
     short = towers().tokenize(["a photo of a dog", "hm"])
 
-    with pytest.raises(BadParams, match="a text ends at position 2, among prompts of length 2"):
+    with pytest.raises(
+        BadParams,
+        match="at position 2, among prompts of length 2; use shorter prompts, or longer texts$",
+    ):
         TextBatch.of(short, prompt_length=2)
 
 
