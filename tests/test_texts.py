@@ -87,6 +87,9 @@ def test_texts_may_differ_where_prompts_stand(made: DeepPrompts | None) -> None:
     assert TextBatch.of(different, 2).shared == 3  # the start and two prompts
     expected = plainly(different, made)
     torch.testing.assert_close(encode_text(exact(), different, made), expected, **EXACT)
+    if made is None:
+        planned = encode_texts(exact(), TextPlan.of(exact(), different))
+        torch.testing.assert_close(planned, expected, **EXACT)
     many = encode_many_texts(exact(), different, made).double()
     torch.testing.assert_close(many, expected, rtol=0, atol=1e-6)
 
