@@ -64,7 +64,7 @@ test-slow: install ## run the tests that take long
 	@python3 -m pytest -m slow
 
 # ONLY=distillation,startup measures these parts; the rows of the others stay.
-bench: install ## measure every step against a plain path (45 minutes on two quiet cores), see reports/bench
+bench: install ## measure every step against a plain path (35 minutes on two quiet cores), see reports/bench
 	@cd tests && python3 -m benchmarks --only "$(ONLY)"
 
 faults: install ## kill runs at 60 random times and start them again (an hour; goes on where it stopped)
