@@ -23,7 +23,13 @@ OnRun = Callable[[str, int], None]
 
 
 def make_base(
-    out: Path, params: DatasetParams, *, seeds: Sequence[int], device: str, data_root: Path
+    out: Path,
+    params: DatasetParams,
+    *,
+    seeds: Sequence[int],
+    device: str,
+    data_root: Path,
+    features: Path | None = None,
 ) -> None:
     """Prepare a data set, tune its teacher and compute its class vectors, for every seed.
 
@@ -33,10 +39,11 @@ def make_base(
         seeds: of the draws and the training.
         device: where to compute.
         data_root: folder that holds the photo data sets.
+        features: folder for what frozen towers say, for all variants; None to keep nothing.
     """
     with write_folder(out) as folder:
         for seed in seeds:
-            job = _job(folder, params, seed, device, data_root)
+            job = _job(folder, params, seed, device, data_root, features)
             jobs.prepare(job)
             jobs.teacher(job)
             jobs.class_vectors(job)
@@ -51,6 +58,7 @@ def run_variant(
     seeds: Sequence[int],
     device: str,
     data_root: Path,
+    features: Path | None = None,
     on_run: OnRun | None = None,
 ) -> None:
     """Run one variant on every data set with every seed; write `<data set>/metrics.json`.
@@ -65,6 +73,7 @@ def run_variant(
         seeds: of the draws and the training.
         device: where to compute.
         data_root: folder that holds the photo data sets.
+        features: folder for what frozen towers say, for all variants; None to keep nothing.
         on_run: called before each run with the data set's name and the seed.
 
     Raises:
@@ -79,14 +88,16 @@ def run_variant(
             for seed in seeds:
                 if on_run is not None:
                     on_run(mine.name, seed)
-                results[str(seed)] = _run(_job(base, mine, seed, device, data_root), changed)
+                job = _job(base, mine, seed, device, data_root, features)
+                results[str(seed)] = _run(job, changed)
             write_json(folder / mine.name / "metrics.json", results)
 
 
 def _run(base: Job, changed: set[str]) -> dict[str, Any]:
     """Run one variant once; return the evaluation's content."""
     with TemporaryDirectory() as scratch:
-        own = _job(Path(scratch), base.params, base.seed, base.device, base.data_root)
+        where = base.device, base.data_root, base.features
+        own = _job(Path(scratch), base.params, base.seed, *where)
         job = replace(base, student=own.student, evaluation=own.evaluation)
         if "prepare" in changed:
             job = replace(job, prepared=own.prepared)
@@ -110,5 +121,15 @@ def _measured(changed: set[str]) -> list[str] | None:
     return ["teacher", "student"] if "teacher" in changed else ["student"]
 
 
-def _job(folder: Path, params: DatasetParams, seed: int, device: str, data_root: Path) -> Job:
-    return Job.at(folder, params, seed=seed, device=device, data_root=data_root, suffix=f"-{seed}")
+def _job(
+    folder: Path,
+    params: DatasetParams,
+    seed: int,
+    device: str,
+    data_root: Path,
+    features: Path | None,
+) -> Job:
+    return Job.at(
+        folder, params,
+        seed=seed, device=device, data_root=data_root, features=features, suffix=f"-{seed}",
+    )  # fmt: skip

@@ -27,12 +27,13 @@ class _Setting:
 
     @property
     def computing(self) -> dict[str, Any]:
-        """Seeds, device and data root, for the functions that run stages."""
+        """Seeds, device and folders, for the functions that run stages."""
         settings = load_settings()
         return {
             "seeds": self.params.seeds,
             "device": settings.device or self.profile.run.device,
             "data_root": settings.data_root or DATA / "raw",
+            "features": DATA / "features",
         }
 
 

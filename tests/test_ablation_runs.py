@@ -22,6 +22,7 @@ from pd_core.artifacts import write_sums
 from pd_core.cli_ablations import BASES, FOLDER, REPORT, RESULTS
 from pd_core.errors import MissingFile
 from pd_core.jobs import Job
+from pd_core.options import Computed
 from pd_core.params import DatasetRow
 
 ROOT = Path(__file__).parent.parent
@@ -262,6 +263,36 @@ def run_fast(bases: Path, out: Path, names: Sequence[str] = NAMES) -> None:
         device="cpu",
         data_root=Path("nowhere"),
     )
+
+
+def test_variants_of_the_student_share_what_the_teacher_said(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, profile = load_ablations(FOLDER / "params.yaml")
+    mine = params.for_dataset(profile, NAMES[0], "fast")
+    kept, loaded = tmp_path / "features", list[int]()
+
+    def load_further(*_: Any, **__: Any) -> list[Any]:  # which is called with every load
+        loaded.append(1)
+        return []
+
+    monkeypatch.setattr(distill, "load_further", load_further)
+
+    def run(**changed: Any) -> None:
+        student = mine.student.model_copy(update={"teacher_targets": Computed.CACHED, **changed})
+        ablations.run_variant(
+            world / BASES, tmp_path / "out", [mine.model_copy(update={"student": student})],
+            changed={"student"}, seeds=SEEDS, device="cpu", data_root=Path("nowhere"),
+            features=kept,
+        )  # fmt: skip
+
+    run()
+    recorded = contents(kept)
+    assert len(loaded) == len(SEEDS)
+    for changed in ({"temperature": 2.0}, {"projector_layers": 1}, {"kd_weight": 10.0}):
+        run(**changed)
+    assert contents(kept) == recorded != {}
+    assert len(loaded) == len(SEEDS)
 
 
 def test_an_interrupted_variant_leaves_nothing_and_an_earlier_result_as_it_was(
