@@ -16,7 +16,7 @@ from pd_core import jobs
 from pd_core.artifacts import read_json, write_json
 from pd_core.atomic import write_folder
 from pd_core.errors import missing
-from pd_core.jobs import Job
+from pd_core.layout import Job
 from pd_core.params import DatasetParams
 
 OnRun = Callable[[str, int], None]

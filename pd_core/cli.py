@@ -31,7 +31,7 @@ from pd_core import (
 )
 from pd_core.data import fingerprint
 from pd_core.errors import Interrupted, PdError
-from pd_core.jobs import Job
+from pd_core.layout import Job, inputs, output, tuning_of_student
 from pd_core.masking import masked, masked_tracebacks
 from pd_core.params import DATA, PARAMS, load_params
 from pd_core.progress import Reporter
@@ -168,7 +168,7 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
 def tuned_student(name: Name, seed: Seed = None) -> None:
     """Stage: the paper's main baseline, prompts tuned on the student's own CLIP."""
     setting = _setting(name, seed)
-    jobs.tuning_of_student(setting.job)  # refuses a data set without it
+    tuning_of_student(setting.job)  # refuses a data set without it
     with _training("tuned_student", setting) as (run, report, interrupted):
         metrics = jobs.tuned_student(
             setting.job,
@@ -244,7 +244,7 @@ def _training(
 ) -> Iterator[tuple[StageRun, Reporter, Callable[[], bool]]]:
     """Surround a training: threads, record, progress, and what tells it to save and end."""
     compute_with(setting.job.params.run.threads)
-    title = f"{stage.replace('_', ' ')} {jobs.output(setting.job, stage).name}"
+    title = f"{stage.replace('_', ' ')} {output(setting.job, stage).name}"
     with (
         preemption.postponed() as interrupted,
         _tracked(stage, setting) as run,
@@ -259,7 +259,7 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
     from pd_core import tracking
 
     job, settings = setting.job, setting.settings
-    out = jobs.output(job, stage)
+    out = output(job, stage)
     store = tracking.open_store(setting.root, settings.mlflow_tracking_uri)
     block = getattr(job.params, stage)
     with tracking.stage_run(
@@ -271,7 +271,7 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
             "run": job.params.run.model_dump(mode="json"),
             stage: block.model_dump(mode="json"),
         },
-        deps=[*lineage.stage_code(stage), *jobs.inputs(job, stage)],
+        deps=[*lineage.stage_code(stage), *inputs(job, stage)],
         outs=[out],
         seed=job.seed,
         protocol=job.params.prepare.protocol,

@@ -21,7 +21,7 @@ from pd_core.ablation_params import load_ablations
 from pd_core.artifacts import write_sums
 from pd_core.cli_ablations import BASES, FOLDER, REPORT, RESULTS
 from pd_core.errors import MissingFile
-from pd_core.jobs import Job
+from pd_core.layout import Job
 from pd_core.options import Computed
 from pd_core.params import DatasetRow
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pd_core import jobs, lineage
+from pd_core import kept, lineage
 from pd_core.blocks import FurtherTeacherParams
 from pd_core.errors import Interrupted, NoSpace
 from pd_core.fit import fit
+from pd_core.layout import Job
 from pd_core.options import Precision
 from pd_core.params import load_params
 from pd_core.schedule import gaussian_weights
@@ -224,10 +225,10 @@ def test_room_for_all_of_them_is_looked_for_before_training(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> jobs.Job:
+def job(tmp_path: Path) -> Job:
     """A data set of the shipped profile whose inputs are there."""
     params = load_params(Path(__file__).parent.parent / "params.yaml")
-    made = jobs.Job.at(
+    made = Job.at(
         tmp_path / "data", params.for_dataset("embedded_digits"), seed=1, device="cpu",
         data_root=tmp_path, checkpoints=tmp_path / "checkpoints",
     )  # fmt: skip
@@ -237,19 +238,19 @@ def job(tmp_path: Path) -> jobs.Job:
     return made
 
 
-def known_by(job: jobs.Job, stage: str) -> str:
-    made = jobs.checkpoints(job, stage)
+def known_by(job: Job, stage: str) -> str:
+    made = kept.checkpoints(job, stage)
     assert made is not None
     assert made.folder == Path(job.checkpoints or "") / stage / "embedded_digits"
     return made.key
 
 
-def changed(job: jobs.Job, block: str, **values: object) -> jobs.Job:
+def changed(job: Job, block: str, **values: object) -> Job:
     new = getattr(job.params, block).model_copy(update=values)
     return replace(job, params=job.params.model_copy(update={block: new}))
 
 
-def test_they_are_known_by_data_parameters_seed_and_device(job: jobs.Job) -> None:
+def test_they_are_known_by_data_parameters_seed_and_device(job: Job) -> None:
     first = known_by(job, "student")
     assert known_by(job, "student") == first
     others = [
@@ -271,7 +272,7 @@ def test_they_are_known_by_data_parameters_seed_and_device(job: jobs.Job) -> Non
     assert len({first, *others}) == len(others) + 1
 
 
-def test_what_changes_no_weight_does_not_set_them_aside(job: jobs.Job) -> None:
+def test_what_changes_no_weight_does_not_set_them_aside(job: Job) -> None:
     first = known_by(job, "teacher")
 
     assert known_by(changed(job, "run", workers=3, checkpoint_minutes=1.0), "teacher") == first
@@ -281,7 +282,7 @@ def test_what_changes_no_weight_does_not_set_them_aside(job: jobs.Job) -> None:
 
 
 def test_they_are_known_by_the_code_of_their_stage(
-    job: jobs.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = tmp_path / "module.py"
     module.write_text("1")
@@ -292,5 +293,5 @@ def test_they_are_known_by_the_code_of_their_stage(
     assert known_by(job, "teacher") != first
 
 
-def test_a_job_without_a_place_for_them_keeps_none(job: jobs.Job) -> None:
-    assert jobs.checkpoints(replace(job, checkpoints=None), "teacher") is None
+def test_a_job_without_a_place_for_them_keeps_none(job: Job) -> None:
+    assert kept.checkpoints(replace(job, checkpoints=None), "teacher") is None

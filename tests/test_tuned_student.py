@@ -16,6 +16,7 @@ from tiny import NAMES
 from pd_core import class_vectors, evaluate, jobs, report, report_pictures, results, tuned_student
 from pd_core.data.images import ImageStore, eval_transform
 from pd_core.errors import BadArtifact, BadData, MissingFile
+from pd_core.layout import Job
 from pd_core.models.teacher import Teacher
 from pd_core.options import TeacherMethod
 from pd_core.params import DatasetRow, Params, load_params
@@ -127,7 +128,7 @@ def test_the_job_tunes_the_students_clip_with_the_teachers_numbers(
     calls: list[tuple[tuple[Path, ...], dict[str, Any]]] = []
     monkeypatch.setattr(tuned_student, "run", lambda *paths, **rest: calls.append((paths, rest)))
 
-    job = jobs.Job.at(tmp_path, block, seed=3, device="cpu", data_root=tmp_path)
+    job = Job.at(tmp_path, block, seed=3, device="cpu", data_root=tmp_path)
     assert block.tuned_student is not None
     jobs.tuned_student(job)
 

@@ -13,7 +13,7 @@ from benchmarks.sizes import SMALL, TINY_SMALL, build, images
 from benchmarks.timing import Line, Note, Turns, Work, take_turns
 from pd_core import jobs
 from pd_core.data.prepared import read_unlabelled
-from pd_core.jobs import Job
+from pd_core.layout import Job
 from pd_core.options import Computed
 
 PROMPTSRC, ONLINE = "step of PromptSRC", "distillation, online"

@@ -20,7 +20,7 @@ from pd_core.averaging import WeightedSum
 from pd_core.data.images import ImageBatches
 from pd_core.data.prepared import image_root, read_prepared, read_unlabelled
 from pd_core.fit import make_optimizer, set_rate
-from pd_core.jobs import Job
+from pd_core.layout import Job
 from pd_core.models.clip import ClipTowers, imagenet_templates, load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
