@@ -24,7 +24,7 @@ from pd_core.artifacts import read_json, write_json
 from pd_core.atomic import write_folder
 from pd_core.classifier import OnProgress, logits_of
 from pd_core.data.decode import ImageStore
-from pd_core.data.images import ImageBatches, eval_transform
+from pd_core.data.images import ImageBatches
 from pd_core.data.prepared import (
     Labelled,
     image_root,
@@ -33,6 +33,7 @@ from pd_core.data.prepared import (
     read_unlabelled,
     write_prepared,
 )
+from pd_core.data.transforms import eval_transform
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
 from pd_core.options import Computed, OnCorrupt, Precision

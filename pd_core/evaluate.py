@@ -20,9 +20,10 @@ from pd_core.atomic import write_folder
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import Classifier, OnProgress, distilled, logits_of, zero_shot
-from pd_core.data.images import ImageBatches, ImageStore, eval_transform
+from pd_core.data.images import ImageBatches, ImageStore
 from pd_core.data.prepared import Labelled, Prepared, read_prepared
 from pd_core.data.splits import Protocol
+from pd_core.data.transforms import eval_transform
 from pd_core.errors import BadArtifact, BadData
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads

@@ -25,8 +25,8 @@ from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
 from pd_core.data.decode import UNREADABLE, ImageStore, open_picture, reason, to_rgb
-from pd_core.data.images import eval_transform, normalise
 from pd_core.data.prepared import read_prepared, read_unlabelled
+from pd_core.data.transforms import eval_transform, normalise
 from pd_core.errors import BadArtifact, BadData, BadParams, missing
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student

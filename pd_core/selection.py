@@ -7,8 +7,9 @@ import numpy as np
 
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import Classifier, logits_of
-from pd_core.data.images import ImageBatches, ImageStore, eval_transform
+from pd_core.data.images import ImageBatches, ImageStore
 from pd_core.data.prepared import Labelled, Prepared, read_prepared
+from pd_core.data.transforms import eval_transform
 from pd_core.errors import BadData
 from pd_core.models.student import Student
 from pd_core.options import OnCorrupt, Precision, Selection

@@ -14,7 +14,8 @@ from torch import Tensor
 from pd_core.artifacts import SUMS, file_hash
 from pd_core.atomic import readable
 from pd_core.checkpoints import Checkpoints
-from pd_core.data.images import ImageBatches, ImageStore, train_transform
+from pd_core.data.images import ImageBatches, ImageStore
+from pd_core.data.transforms import train_transform
 from pd_core.errors import BadParams, Interrupted, MissingFile
 from pd_core.feature_store import FeatureStore
 from pd_core.fit import Batches, OnProgress

@@ -8,8 +8,9 @@ import numpy as np
 
 from pd_core.artifacts import write_json, write_text
 from pd_core.classifier import OnProgress, logits_of, zero_shot
-from pd_core.data.images import ImageBatches, ImageStore, eval_transform
+from pd_core.data.images import ImageBatches, ImageStore
 from pd_core.data.prepared import read_prepared
+from pd_core.data.transforms import eval_transform
 from pd_core.evaluate import accuracy
 from pd_core.models.clip import load_clip
 from pd_core.models.compute import set_threads

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pd_core.data.images import ImageBatches, ImageStore, eval_transform, train_transform, view
+from pd_core.data.images import ImageBatches, ImageStore, view
+from pd_core.data.transforms import eval_transform, train_transform
 from pd_core.errors import BadData, MissingFile
 from pd_core.options import OnCorrupt
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pd_core import class_vectors, distill, distilling, evaluate, pretrain, tuned_student
-from pd_core.data.images import ImageStore, eval_transform
+from pd_core.data.images import ImageStore
+from pd_core.data.transforms import eval_transform
 from pd_core.errors import BadData
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher

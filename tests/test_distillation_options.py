@@ -18,9 +18,10 @@ from pd_core import class_vectors, distill, distilling, evaluate, prepare
 from pd_core.artifacts import read_json, read_tensors
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
-from pd_core.data.images import ImageStore, eval_transform
+from pd_core.data.images import ImageStore
 from pd_core.data.prepared import read_unlabelled, write_prepared
 from pd_core.data.splits import Item, Protocol, Splits
+from pd_core.data.transforms import eval_transform
 from pd_core.errors import BadData, BadParams
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student

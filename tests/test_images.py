@@ -11,13 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pd_core.data.images import (
-    ImageBatches,
-    ImageStore,
-    eval_transform,
-    train_transform,
-    view,
-)
+from pd_core.data.images import ImageBatches, ImageStore, view
+from pd_core.data.transforms import eval_transform, train_transform
 from pd_core.errors import BadData, MissingFile
 
 RECORDED = Path(__file__).parent / "parity" / "data" / "transforms"

@@ -18,8 +18,8 @@ from PIL import Image
 from pd_core import predictor
 from pd_core.artifacts import write_sums
 from pd_core.class_vectors import ClassVectors
-from pd_core.data.images import eval_transform
 from pd_core.data.prepared import write_prepared
+from pd_core.data.transforms import eval_transform
 from pd_core.errors import BadArtifact, BadData, BadParams, MissingFile
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student

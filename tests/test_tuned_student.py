@@ -14,7 +14,8 @@ from rich.console import Console
 from tiny import NAMES
 
 from pd_core import class_vectors, evaluate, jobs, report, report_pictures, results, tuned_student
-from pd_core.data.images import ImageStore, eval_transform
+from pd_core.data.images import ImageStore
+from pd_core.data.transforms import eval_transform
 from pd_core.errors import BadArtifact, BadData, MissingFile
 from pd_core.layout import Job
 from pd_core.models.teacher import Teacher

@@ -1,8 +1,7 @@
-"""Pictures as tensors: transforms, and reproducible batches.
+"""Reproducible batches of pictures.
 
-The transforms are CLIP's and draw the random numbers that torchvision's own classes draw. Every
-view of a picture is seeded by (seed, epoch, index), so batches depend neither on what ran before
-nor on the number of worker processes.
+Every view of a picture is seeded by (seed, epoch, index), so batches depend neither on what ran
+before nor on the number of worker processes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,84 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import (
-    CenterCrop,
-    Compose,
-    InterpolationMode,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    Resize,
-)
 
 from pd_core.data.decode import ImageStore
+from pd_core.data.transforms import Transform, normalised
 from pd_core.errors import BadData, MissingFile
 from pd_core.options import OnCorrupt
 
-__all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "Batch",
-    "ImageBatches",
-    "ImageStore",
-    "Transform",
-    "eval_transform",
-    "normalise",
-    "train_transform",
-    "view",
-]
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on, per channel
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+__all__ = ["Batch", "ImageBatches", "ImageStore", "view"]
 
 Batch = tuple[Tensor, Tensor]  # positions in the list (B,), pictures (B, 3, H, W)
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A picture's way to a tensor: cropping and resizing, then CLIP's normalisation.
-
-    Attributes:
-        crop: From an RGB picture to one of the model's size; may draw from torch's global
-            generator.
-    """
-
-    crop: Callable[[Image.Image], Image.Image]
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return the picture as a normalised tensor (3, H, W)."""
-        return normalise([self.crop(image)])[0]
-
-
-def train_transform(size: int, *, scale: tuple[float, float], flip: bool) -> Transform:
-    """Make the random transform for training.
-
-    Args:
-        size: Height and width of the result, pixels.
-        scale: Least and largest area of the crop, as a share of the picture.
-        flip: Whether half of the views are mirrored.
-    """
-    crop = RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-    return Transform(Compose([crop, RandomHorizontalFlip()]) if flip else crop)
-
-
-def eval_transform(size: int) -> Transform:
-    """Make the fixed transform: shorter side to ``size`` pixels, then the centre square."""
-    resize = Resize(size, interpolation=InterpolationMode.BICUBIC)
-    return Transform(Compose([resize, CenterCrop(size)]))
-
-
-def normalise(images: Sequence[Image.Image]) -> Tensor:
-    """Stack RGB pictures of one size and apply CLIP's normalisation: (B, 3, H, W), fp32."""
-    return _normalised(np.stack([np.asarray(image) for image in images]))
-
-
-def _normalised(pixels: NDArray[np.uint8]) -> Tensor:
-    """Turn pixels (B, H, W, 3) into CLIP's input (B, 3, H, W)."""
-    values = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    values = values.to(torch.float32, memory_format=torch.contiguous_format)
-    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD).view(3, 1, 1)
-    return values.div_(255).sub_(mean).div_(std)
 
 
 def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, index: int) -> Tensor:
@@ -258,7 +187,7 @@ class ImageBatches:
                     del answer  # as a cycle, error and frame, it would hold the workers for seconds
             self._note(answer.damaged)
             positions = torch.tensor(answer.positions, dtype=torch.int64)
-            yield positions, _normalised(answer.pixels) if answer.positions else torch.empty(0)
+            yield positions, normalised(answer.pixels) if answer.positions else torch.empty(0)
 
     def _note(self, damaged: list[int]) -> None:
         """Remember damaged pictures, up to half of the list: then the list itself is wrong."""

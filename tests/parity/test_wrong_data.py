@@ -30,9 +30,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from variants import Patch, patch
 
 from pd_core import prepare
-from pd_core.data import images, splits
-from pd_core.data.images import Transform
+from pd_core.data import splits, transforms
 from pd_core.data.splits import Item, Items, Protocol, Splits
+from pd_core.data.transforms import Transform
 
 few_shot, few_shot_split = splits.few_shot, splits.few_shot_split
 train_val, train_val_test = splits.train_val, splits.train_val_test
@@ -225,7 +225,7 @@ def never_flipped(size: int, *, scale: tuple[float, float], **_: Any) -> Transfo
 
 
 def centred(size: int, **_: Any) -> Transform:
-    return images.eval_transform(size)
+    return transforms.eval_transform(size)
 
 
 def between_zero_and_one(pictures: list[Image.Image]) -> Tensor:
@@ -243,25 +243,25 @@ def images_of(pictures: list[Image.Image]) -> Tensor:
 
 
 PIXELS: dict[str, tuple[Patch, str]] = {
-    "bilinear": (patch(images, "eval_transform", bilinear), "evaluation_pixels"),
-    "nearest": (patch(images, "eval_transform", nearest), "evaluation_pixels"),
-    "no centre crop": (patch(images, "eval_transform", squeezed), "evaluation_pixels"),
+    "bilinear": (patch(transforms, "eval_transform", bilinear), "evaluation_pixels"),
+    "nearest": (patch(transforms, "eval_transform", nearest), "evaluation_pixels"),
+    "no centre crop": (patch(transforms, "eval_transform", squeezed), "evaluation_pixels"),
     "a margin around the crop": (
-        patch(images, "eval_transform", larger_before_the_crop),
+        patch(transforms, "eval_transform", larger_before_the_crop),
         "evaluation_pixels",
     ),
-    "no normalisation": (patch(images, "normalise", between_zero_and_one), "evaluation_pixels"),
-    "ImageNet's normalisation": (patch(images, "normalise", of_imagenet), "evaluation_pixels"),
-    "bilinear views": (patch(images, "train_transform", bilinear_views), "training_pixels"),
-    "large views only": (patch(images, "train_transform", large_views), "training_pixels"),
+    "no normalisation": (patch(transforms, "normalise", between_zero_and_one), "evaluation_pixels"),
+    "ImageNet's normalisation": (patch(transforms, "normalise", of_imagenet), "evaluation_pixels"),
+    "bilinear views": (patch(transforms, "train_transform", bilinear_views), "training_pixels"),
+    "large views only": (patch(transforms, "train_transform", large_views), "training_pixels"),
     "flipped before the crop": (
-        patch(images, "train_transform", flipped_first),
+        patch(transforms, "train_transform", flipped_first),
         "training_pixels",
     ),
-    "never flipped": (patch(images, "train_transform", never_flipped), "training_pixels"),
-    "no random crop": (patch(images, "train_transform", centred), "training_pixels"),
+    "never flipped": (patch(transforms, "train_transform", never_flipped), "training_pixels"),
+    "no random crop": (patch(transforms, "train_transform", centred), "training_pixels"),
     "views without normalisation": (
-        patch(images, "normalise", between_zero_and_one),
+        patch(transforms, "normalise", between_zero_and_one),
         "training_pixels",
     ),
 }

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from pd_core.data.images import Batch, ImageBatches, ImageStore, train_transform, view
+from pd_core.data.images import Batch, ImageBatches, ImageStore, view
+from pd_core.data.transforms import train_transform
 
 COUNT = 12
 NAMES = tuple(f"{number}.png" for number in range(COUNT))
