@@ -287,11 +287,12 @@ def _note(text: str) -> None:
 
 
 def _register(setting: Setting, metrics: jobs.Metrics, run_id: str | None) -> None:
-    from pd_core import estimate, predictor, registry, tracking
+    from pd_core import estimate, predictor, tracking
+    from pd_core.registry.register import register
 
     job, settings = setting.job, setting.settings
     block = job.params.student
-    registry.register(
+    register(
         tracking.open_store(setting.root, settings.mlflow_tracking_uri),
         profile=setting.profile,
         dataset=job.student.name,

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from conftest import TinyStudent
 
-from pd_core import predictor, registry, tracking
+from pd_core import predictor, tracking
 from pd_core.class_vectors import ClassVectors
 from pd_core.errors import MissingFile, PdError
+from pd_core.registry import register as registry
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-_SCRIPT = Path(__file__).with_name("serving.py")
+_SCRIPT = Path(__file__).parent.with_name("serving.py")
 _ARTIFACT = "student"  # what serving.py calls it
 _REQUIREMENTS = (
     "mlflow",
