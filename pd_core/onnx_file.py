@@ -46,6 +46,7 @@ def write(path: Path, network: Network) -> None:
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # it is, unless a file is given
     model = program.model_proto
     _forget_sources(model)
     write_bytes(path, model.SerializeToString(deterministic=True))
