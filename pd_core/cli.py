@@ -25,6 +25,7 @@ from pd_core import (
     cli_embedded,
     cli_fetch,
     cli_import,
+    cli_registry,
     jobs,
     lineage,
     preemption,
@@ -55,6 +56,7 @@ app.add_typer(cli_doctor.app)
 app.add_typer(cli_ablations.app, name="ablation")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_fetch.weights, name="weights")
+app.add_typer(cli_registry.app, name="registry")
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
