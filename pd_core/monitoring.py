@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from scipy.stats import chi2_contingency, ks_2samp
 
 from pd_core.artifacts import understood
 from pd_core.atomic import write_bytes
@@ -34,7 +33,6 @@ from pd_core.errors import BadArtifact, missing
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-REFERENCE_FILE = "reference.safetensors"
 WINDOW = 1000  # pictures; the last so many are compared
 FEWEST = 50  # different pictures; with fewer, only the crassest drift could be told from chance
 LEVEL = 0.001  # one look in a thousand is a false alarm; once in six weeks, if it is one an hour
@@ -65,8 +63,8 @@ class Reference:
     def __post_init__(self) -> None:
         """Refuse what is no such thing."""
         count = len(self.features)
-        if self.features.ndim != 2 or count < 2:
-            raise ValueError(f"features of shape {self.features.shape}, not of at least (2, D)")
+        if self.features.ndim != 2 or not count:
+            raise ValueError(f"features of shape {self.features.shape}, not (N, D)")
         for name in ("predicted", "confidence"):
             if (shape := getattr(self, name).shape) != (count,):
                 raise ValueError(f"{name} of shape {shape}, not ({count},)")
@@ -315,6 +313,8 @@ def _furthest(reference: Floats, window: Floats) -> tuple[float, float]:
     Returns:
         The largest distance of two distribution functions, and the smallest p, corrected for K.
     """
+    from scipy.stats import ks_2samp
+
     found = ks_2samp(reference, window, axis=0, method="asymp")
     p = min(1.0, float(found.pvalue.min()) * reference.shape[1])
     return float(found.statistic.max()), p
@@ -326,6 +326,8 @@ def _classes_apart(reference: Labels, window: Labels) -> tuple[float, float]:
     Returns:
         Their distance (half the sum of the differences of the shares), and p.
     """
+    from scipy.stats import chi2_contingency
+
     shares = np.abs(reference / reference.sum() - window / window.sum())
     table = _pooled(np.stack([reference, window]))
     p = float(chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
