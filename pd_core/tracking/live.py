@@ -64,6 +64,7 @@ class Recorder:
         self._inputs = list(inputs)
         self._project = project
         self._sender: _Sender | None = None
+        self._described = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_sending, name="tracking", daemon=True)
 
@@ -92,7 +93,9 @@ class Recorder:
             self._sender = _Sender(mlflow, experiment, self._run, self._store)
         if self._run.run_id is None:
             self._sender.make_run()
+        if not self._described:
             self._sender.describe(self._params, _dataset_inputs(self._inputs, self._project))
+            self._described = True
         return self._sender
 
     def _keep_sending(self) -> None:

@@ -34,6 +34,30 @@ class DataInput:
     context: str
 
 
+class _Pace:
+    """Steps done, and how fast. One thread notes, another takes."""
+
+    def __init__(self) -> None:
+        self._now: tuple[float, int, int] | None = None  # when, steps done, steps in all
+        self._last: tuple[float, int] | None = None  # when, steps done
+
+    def note(self, done: int, total: int) -> None:
+        self._now = (time.monotonic(), done, total)
+        if self._last is None:
+            self._last = self._now[:2]
+
+    def take(self) -> tuple[dict[str, float], int] | None:
+        """Return what is new since the last time, and the steps done; None if nothing is."""
+        if self._now is None or self._last is None:
+            return None
+        (when, done, total), (before, done_before) = self._now, self._last
+        self._last = (when, done)
+        if when == before or done < done_before:  # or another part of the work, counted from 0
+            return None
+        metrics = {"progress/steps_per_second": (done - done_before) / (when - before)}
+        return {**metrics, "progress/percent": 100 * done / total if total else 0.0}, done
+
+
 @dataclass
 class StageRun:
     """What one stage wants recorded.
@@ -51,7 +75,7 @@ class StageRun:
     headline: dict[str, float] = field(default_factory=dict)
     files: list[tuple[Path, str]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
-    _pace: _Pace = field(default_factory=lambda: _Pace())
+    _pace: _Pace = field(default_factory=_Pace)
 
     def epoch(self, epoch: int, metrics: Mapping[str, object]) -> None:
         """Record the numbers of an epoch; what is not a number is left out."""
@@ -89,32 +113,6 @@ class StageRun:
             for name, value in metrics.items()
             if _is_number(value)
         ]
-
-
-class _Pace:
-    """Steps done, and how fast. One thread notes, another takes."""
-
-    def __init__(self) -> None:
-        self._now: tuple[float, int, int] | None = None  # when, steps done, steps in all
-        self._last: tuple[float, int] | None = None  # when, steps done
-
-    def note(self, done: int, total: int) -> None:
-        self._now = (time.monotonic(), done, total)
-        if self._last is None:
-            self._last = self._now[:2]
-
-    def take(self) -> tuple[dict[str, float], int] | None:
-        """Return what is new since the last time, and the steps done; None if nothing is."""
-        if self._now is None or self._last is None:
-            return None
-        (when, done, total), (before, done_before) = self._now, self._last
-        self._last = (when, done)
-        if done < done_before:  # another part of the stage's work, counted from 0 again
-            return None
-        if when == before:
-            return None
-        metrics = {"progress/steps_per_second": (done - done_before) / (when - before)}
-        return {**metrics, "progress/percent": 100 * done / total if total else 0.0}, done
 
 
 def flat(values: Mapping[str, object], separator: str) -> dict[str, object]:

@@ -37,6 +37,7 @@ _SQLITE = "sqlite:///"
 _SERVER_SCHEMES = ("http", "https")
 _DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
 _SERVER_SECONDS = 5.0
+_LOCK_SECONDS = 60.0  # who holds it is done in one, unless it has been stopped
 _ATTEMPTS = "4"  # half a minute for a server to come back; MLflow's own 7 are minutes a call
 
 
@@ -128,7 +129,7 @@ def exclusive(store: str) -> Iterator[None]:
     if not store.startswith(_SQLITE):
         yield
         return
-    with FileLock(f"{store.removeprefix(_SQLITE)}.lock"):
+    with FileLock(f"{store.removeprefix(_SQLITE)}.lock", timeout=_LOCK_SECONDS):
         yield
 
 
