@@ -39,7 +39,7 @@ from pd_core.progress import Reporter
 from pd_core.settings import Settings, compute_with, load_settings, telemetry_off
 
 if TYPE_CHECKING:
-    from pd_core.tracking import StageRun
+    from pd_core.tracking import DataInput, StageRun
 
 REPORTS = Path("reports")
 
@@ -116,7 +116,7 @@ def prepare(name: Name, seed: Seed = None) -> None:
 def teacher(name: Name, seed: Seed = None) -> None:
     """Stage: tune the teacher's prompts on the few labels."""
     setting = _setting(name, seed)
-    with _training("teacher", setting) as (run, report, interrupted):
+    with _training("teacher", setting) as (_, report, interrupted):
         jobs.teacher(
             setting.job,
             interrupted=interrupted,
@@ -124,7 +124,6 @@ def teacher(name: Name, seed: Seed = None) -> None:
             on_progress=report.progress,
             on_note=_note,
         )
-        run.log_epochs(report.history)
 
 
 @app.command("class-vectors")
@@ -140,7 +139,7 @@ def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
 def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: distil the student on the unlabelled pictures."""
     setting = _setting(name, seed, source)
-    with _training("student", setting) as (run, report, interrupted):
+    with _training("student", setting) as (_, report, interrupted):
         jobs.student(
             setting.job,
             interrupted=interrupted,
@@ -148,7 +147,6 @@ def student(name: Name, seed: Seed = None, source: Source = None) -> None:
             on_progress=report.progress,
             on_note=_note,
         )
-        run.log_epochs(report.history)
 
 
 @app.command()
@@ -159,7 +157,7 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     compute_with(job.params.run.threads)
     with (
         _tracked("evaluate", setting) as run,
-        Reporter(f"evaluate {job.evaluation.name}") as report,
+        Reporter(f"evaluate {job.evaluation.name}", record=run) as report,
     ):
         metrics = jobs.evaluate(job, on_progress=report.progress, on_note=_note)
         run.log_metrics(metrics)
@@ -180,7 +178,6 @@ def tuned_student(name: Name, seed: Seed = None) -> None:
             on_note=_note,
         )
         run.log_metrics(metrics)
-        run.log_epochs(report.history)
 
 
 @app.command(
@@ -250,7 +247,7 @@ def _training(
     with (
         preemption.postponed() as interrupted,
         _tracked(stage, setting) as run,
-        Reporter(title) as report,
+        Reporter(title, record=run) as report,
     ):
         yield run, report, interrupted
 
@@ -277,11 +274,22 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
         outs=[out],
         seed=job.seed,
         protocol=job.params.prepare.protocol,
+        inputs=_data_inputs(stage, job),
         experiment=settings.mlflow_experiment,
     ) as run:
         yield run
         if (history := out / "history.json").is_file():
             run.log_file(history)
+
+
+def _data_inputs(stage: str, job: Job) -> list[DataInput]:
+    """Return the data set that a stage reads: what `prepare` made of it, or its fingerprint."""
+    from pd_core.tracking import DataInput
+
+    name = job.params.name
+    if stage == "prepare":
+        return [DataInput(name, job.fingerprint, "preparation")] if job.fingerprint else []
+    return [DataInput(name, job.prepared, "evaluation" if stage == "evaluate" else "training")]
 
 
 def _note(text: str) -> None:
