@@ -9,12 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from pd_core.cli_registry import DryRun, open_store, say
-from pd_core.errors import BadArtifact, MissingFile, PdError, UnknownName, missing
-from pd_core.layout import Job
-from pd_core.params import DATA, PARAMS, load_params
+from pd_core.cli_common import note, open_store, say, setting_of
+from pd_core.cli_registry import DryRun
+from pd_core.errors import BadArtifact, MissingFile, UnknownName, missing
 from pd_core.settings import compute_with, load_settings
 
 if TYPE_CHECKING:
@@ -147,7 +145,7 @@ def _champion_or_newest(store: str, reference: str) -> Version:
         return registry.find(store, reference, default=registry.CHAMPION)
     except UnknownName:
         version = registry.find(store, reference)  # what is not there at all is refused here
-        _note(f"'{version.name}' has no champion; version {version.number} answers, its newest")
+        note(f"'{version.name}' has no champion; version {version.number} answers, its newest")
         return version
 
 
@@ -164,7 +162,7 @@ def _embed(version: Version, student: PortableStudent) -> Embed:
     from pd_core.models.teacher import Teacher
     from pd_core.options import TextFeatures
 
-    job = _job(version)
+    job = setting_of(version.dataset).job
     compute_with(job.params.run.threads)
     mine = job.params.student
     if student.info.get("text_features") == TextFeatures.STUDENT:
@@ -178,18 +176,6 @@ def _embed(version: Version, student: PortableStudent) -> Embed:
         large = load_clip(job.params.teacher.model, job.params.teacher.weights)
         source = Teacher.load(file, large)
     return lambda names: build(source, names).vectors
-
-
-def _job(version: Version) -> Job:
-    params, settings = load_params(PARAMS), load_settings()
-    name = version.dataset
-    return Job.at(
-        DATA,
-        params.for_dataset(name),
-        seed=params.run.seed,
-        device="cpu",
-        data_root=settings.data_root or Path(params.profile.root) / DATA / "raw",
-    )
 
 
 def _check_hash(version: Version, file: Path, remedy: str) -> None:
@@ -215,7 +201,3 @@ def _as_rows(images: Sequence[Path], rankings: Sequence[Ranking]) -> list[dict[s
         }
         for image, ranking in zip(images, rankings, strict=True)
     ]
-
-
-def _note(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)

@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pd_core.errors import BadParams, PdError
+from pd_core.cli_common import note, open_store, register, say, setting_of
+from pd_core.errors import BadParams, PdError, missing
 from pd_core.params import DATA, PARAMS, load_params
 from pd_core.settings import compute_with, load_settings
 
@@ -36,13 +37,35 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@app.command("register")
+def register_(
+    name: Annotated[str | None, typer.Argument(help="A data set; all by default.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Register the students that DVC holds, each once; fills an empty store."""
+    names = [name] if name else list(load_params(PARAMS).datasets)
+    settings = [setting_of(one) for one in names]
+    there = [one for one in settings if (one.job.evaluation / "metrics.json").is_file()]
+    if not there:
+        raise missing("evaluation", DATA / "evaluate", "run `dvc repro`, or `dvc pull`")
+    for setting in there:
+        model = f"promptkd-{setting.job.student.name}"
+        if dry_run:
+            say(f"{model}  would be registered, if it is not")
+            continue
+        made = register(setting)
+        say(f"{model}  version {made.version}, {'new' if made.created else 'there already'}")
+    if len(there) < len(settings):
+        note(f"{len(settings) - len(there)} data sets have no evaluated student here")
+
+
 @app.command("list")
 def list_(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this data set.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show all models, or the versions of one."""
-    store = _store()
+    store = open_store()
     from pd_core.registry import store as registry
 
     names = registry.models(store) if name is None else [registry.model_name(name)]
@@ -52,13 +75,13 @@ def list_(
     elif known:
         Console().print(_versions_table(known))
     else:
-        _say("no student is registered; run `promptkd registry register`")
+        say("no student is registered; run `promptkd registry register`")
 
 
 @app.command()
 def show(reference: Reference, as_json: AsJson = False) -> None:
     """Show all that is known of a version; by default the newest."""
-    store = _store()
+    store = open_store()
     from pd_core.registry import store as registry
 
     version = registry.find(store, reference)
@@ -86,13 +109,13 @@ def promote(
     """Make a version the champion, if it passes the gate."""
     params = load_params(PARAMS)
     compute_with(params.run.threads)
-    store = _store()
+    store = open_store()
     from pd_core.registry import gate, promotion
     from pd_core.registry import store as registry
 
     version = registry.find(store, reference or _only_model(registry.models(store)))
     examine = partial(
-        gate.examine, store, exam=_exam(version.dataset, accept_unknown), on_note=_note
+        gate.examine, store, exam=_exam(version.dataset, accept_unknown), on_note=note
     )
     reference = f"{version.name}/{version.number}"
     decision = promotion.promote(store, reference, examine, who=_who(), dry_run=dry_run)
@@ -102,12 +125,12 @@ def promote(
 @app.command()
 def rollback(name: Name, dry_run: DryRun = False) -> None:
     """Make the champion before the present one the champion again."""
-    store = _store()
+    store = open_store()
     from pd_core.registry import promotion
 
     decision = promotion.rollback(store, name, who=_who(), dry_run=dry_run)
     would = "would be" if dry_run else "is"
-    _say(
+    say(
         f"version {decision.version.number} of '{decision.version.name}' {would} champion again, "
         f"after version {_number(decision.champion)}"
     )
@@ -116,7 +139,7 @@ def rollback(name: Name, dry_run: DryRun = False) -> None:
 @app.command()
 def history(name: Name, as_json: AsJson = False) -> None:
     """Show what was decided about a model's versions, the newest first."""
-    store = _store()
+    store = open_store()
     from pd_core.registry import promotion
 
     entries = promotion.history(store, name)
@@ -125,14 +148,7 @@ def history(name: Name, as_json: AsJson = False) -> None:
     elif entries:
         Console().print(_history_table(entries))
     else:
-        _say("nothing was decided yet")
-
-
-def _store() -> str:
-    from pd_core import tracking
-
-    params, settings = load_params(PARAMS), load_settings()
-    return tracking.open_store(Path(params.profile.root), settings.mlflow_tracking_uri)
+        say("nothing was decided yet")
 
 
 def _exam(dataset: str, accept_unknown: bool) -> Exam:
@@ -181,10 +197,10 @@ def _report(decision: Decision, *, dry_run: bool) -> None:
     version = decision.version
     name = f"version {version.number} of '{version.name}'"
     if not decision.checks:
-        _say(f"{name} is the champion already; nothing to do")
+        say(f"{name} is the champion already; nothing to do")
         return
     for check in decision.checks:
-        _say(f"{'pass' if check.passed else 'FAIL'}  {check.name:<9} {check.finding}")
+        say(f"{'pass' if check.passed else 'FAIL'}  {check.name:<9} {check.finding}")
     if not decision.accepted:
         reasons = decision.reasons
         raise PdError(
@@ -192,7 +208,7 @@ def _report(decision: Decision, *, dry_run: bool) -> None:
             f"{reasons[0]}"
         )
     would = "would become" if dry_run else "is"
-    _say(f"{name} {would} champion, after {_number(decision.champion)}")
+    say(f"{name} {would} champion, after {_number(decision.champion)}")
 
 
 def _number(version: Version | None) -> str:
@@ -246,13 +262,5 @@ def _clock(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _say(text: str) -> None:
-    Console().print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-def _note(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
-
-
 def _print_json(value: object) -> None:
-    _say(json.dumps(value, indent=2, ensure_ascii=False))
+    say(json.dumps(value, indent=2, ensure_ascii=False))
