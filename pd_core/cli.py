@@ -25,6 +25,7 @@ from pd_core import (
     cli_embedded,
     cli_fetch,
     cli_import,
+    cli_serve,
     jobs,
     lineage,
     preemption,
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_embedded.app, name="embedded")
 app.add_typer(cli_import.app)
+app.add_typer(cli_serve.app)
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_ablations.app, name="ablation")
 app.add_typer(cli_data.app, name="data")

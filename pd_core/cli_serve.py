@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -47,16 +47,55 @@ def serve(
     It ends with status 0 at SIGTERM or Ctrl-C, after it answered what had come.
     """
     from pd_core.service import server
+
+    settings, cores = load_settings(), os.cpu_count() or 1
+    listening = server.listen(host, port)
+    compute_with(threads or cores)  # at most; before torch is imported
+    from pd_core import tracking
+    from pd_core.service import app as service
+    from pd_core.service import champion
     from pd_core.service.limits import Limits
 
-    limits = Limits(
-        batch=batch,
-        waiting=waiting,
-        pictures=most_pictures,
-        picture_bytes=most_bytes,
-        pixels=most_pixels,
-        upload_seconds=upload_seconds,
-        answer_seconds=answer_seconds,
+    store = tracking.open_store(_root(), settings.mlflow_tracking_uri)
+    keeper = champion.keep(store, model)
+    application = service.build(
+        service.Service.of(
+            keeper,
+            Limits(
+                batch=batch,
+                waiting=waiting,
+                pictures=most_pictures,
+                picture_bytes=most_bytes,
+                pixels=most_pixels,
+                upload_seconds=upload_seconds,
+                answer_seconds=answer_seconds,
+            ),
+            prepare=partial(champion.warm_up, keeper.current.student, threads, cores),
+        ),
+        poll=poll,
     )
-    listening = server.listen(host, port)
-    ...
+    _log_to_stderr()
+    version = keeper.current.version
+    typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")
+    server.run(application, listening, drain_seconds=answer_seconds)
+
+
+def _root() -> Path:
+    """Return where the local database is: the project's root, or here if there is no project."""
+    return Path(load_params(PARAMS).profile.root) if PARAMS.is_file() else Path()
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in ("uvicorn", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Masked(logging.Formatter):
+    """Hides passwords, wherever they come from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record's lines."""
+        return masked(super().format(record))

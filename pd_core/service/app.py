@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -20,6 +21,7 @@ from pd_core.service.keeper import Keeper
 from pd_core.service.limits import Limits
 from pd_core.service.served import Ranking, Served
 from pd_core.service.telemetry import CONTENT_TYPE, Counted, Telemetry
+from pd_core.service.uploads import Room
 
 _LOG = logging.getLogger(__name__)
 _PAGE = Path(__file__).with_name("page.html")
@@ -27,18 +29,49 @@ _TOP = 5
 _FACTS = ("dataset", "profile", "protocol", "seed", "kind", "accuracy")  # of a version's tags
 
 
-def build(
-    keeper: Keeper, engine: Engine, telemetry: Telemetry, *, limits: Limits, poll: float
-) -> FastAPI:
-    """Put the service together.
+@dataclass(frozen=True)
+class Service:
+    """The parts of the service.
 
-    Args:
+    Attributes:
         keeper: holds the version that answers.
+        limits: of requests.
+        room: what is held at a time.
         engine: answers; it starts and ends with the application.
         telemetry: counts.
-        limits: of requests.
+    """
+
+    keeper: Keeper
+    limits: Limits
+    room: Room
+    engine: Engine
+    telemetry: Telemetry
+
+    @classmethod
+    def of(
+        cls, keeper: Keeper, limits: Limits, *, prepare: Callable[[], None] = lambda: None
+    ) -> Self:
+        """Make the parts.
+
+        Args:
+            keeper: holds the version that answers.
+            limits: of requests.
+            prepare: called once in the model's thread, before its first batch.
+        """
+        telemetry, room = Telemetry(), Room(limits)
+        telemetry.watch(lambda: room.pictures, lambda: keeper.current)
+        engine = Engine(limits, prepare=prepare, on_batch=telemetry.batch)
+        return cls(keeper, limits, room, engine, telemetry)
+
+
+def build(service: Service, *, poll: float) -> FastAPI:
+    """Make the application.
+
+    Args:
+        service: its parts.
         poll: seconds between looks for a newer version.
     """
+    keeper, engine, room, limits = service.keeper, service.engine, service.room, service.limits
 
     @asynccontextmanager
     async def alive(_app: FastAPI) -> AsyncIterator[None]:
@@ -51,8 +84,6 @@ def build(
         await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="PromptKD", docs_url=None, redoc_url=None, lifespan=alive)
-    room = uploads.Room(limits)
-    telemetry.watch(lambda: room.pictures, lambda: keeper.current)
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
@@ -93,7 +124,7 @@ def build(
     @app.get("/metrics")
     async def metrics() -> Response:
         """Return numbers for Prometheus."""
-        return Response(await asyncio.to_thread(telemetry.text), media_type=CONTENT_TYPE)
+        return Response(await asyncio.to_thread(service.telemetry.text), media_type=CONTENT_TYPE)
 
     @app.get("/monitoring")
     async def monitoring() -> Response:
@@ -112,7 +143,9 @@ def build(
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _broken)
     app.add_middleware(
-        Counted, telemetry=telemetry, routes=[getattr(route, "path", "") for route in app.routes]
+        Counted,
+        telemetry=service.telemetry,
+        routes=[getattr(route, "path", "") for route in app.routes],
     )
     return app
 

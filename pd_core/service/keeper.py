@@ -80,7 +80,5 @@ class Keeper:
     def _tell(self, trouble: str) -> None:
         """Log what is wrong, once."""
         if trouble != self._trouble:
-            _LOG.warning(
-                "version %d goes on answering: %s", self.current.version.number, trouble
-            )
+            _LOG.warning("version %d goes on answering: %s", self.current.version.number, trouble)
         self._trouble = trouble
