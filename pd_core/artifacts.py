@@ -162,13 +162,14 @@ def check_numbers(tensors: "Mapping[str, Tensor]", path: Path, *, what: str, rem
 
 
 def write_sums(folder: Path) -> None:
-    """Record the hashes of a folder's files, which holds no folders, in its `SHA256SUMS`.
+    """Record the hashes of all files in a folder in its `SHA256SUMS`.
 
     Raises:
         PdError: the folder cannot be written.
     """
-    files = sorted(file for file in folder.iterdir() if file.name != SUMS)
-    write_text(folder / SUMS, "".join(f"{file_hash(file)}  {file.name}\n" for file in files))
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS)
+    lines = [f"{file_hash(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    write_text(folder / SUMS, "".join(lines))
 
 
 def check_sum(path: Path, *, what: str = "file", remedy: str) -> None:

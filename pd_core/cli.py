@@ -163,7 +163,7 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     ):
         metrics = jobs.evaluate(job, on_progress=report.progress, on_note=_note)
         run.log_metrics(metrics)
-    _register(setting, metrics, run.run_id)
+    _register(setting, run.run_id)
 
 
 @app.command("tuned-student")
@@ -288,29 +288,16 @@ def _note(text: str) -> None:
     Console(stderr=True).print(text, soft_wrap=True, markup=False)
 
 
-def _register(setting: Setting, metrics: jobs.Metrics, run_id: str | None) -> None:
-    from pd_core import estimate, predictor, tracking
-    from pd_core.registry.register import register
+def _register(setting: Setting, run_id: str | None) -> None:
+    from pd_core import registration, tracking
 
-    job, settings = setting.job, setting.settings
-    block = job.params.student
-    register(
-        tracking.open_store(setting.root, settings.mlflow_tracking_uri),
+    registration.register_student(
+        tracking.open_store(setting.root, setting.settings.mlflow_tracking_uri),
+        setting.job,
         profile=setting.profile,
-        dataset=job.student.name,
-        student=job.student / "student.safetensors",
-        vectors=job.vectors / "class_vectors.safetensors",
-        metrics=metrics,
-        example=predictor.example_picture(job.prepared, data_root=job.data_root),
-        weights=block.weights,
-        tags={
-            "seed": str(job.seed),
-            "protocol": job.params.prepare.protocol,
-            "selection": block.selection,
-            **({} if "student" in metrics else estimate.UNKNOWN),
-        },
+        experiment=setting.settings.mlflow_experiment,
         run_id=run_id,
-        experiment=settings.mlflow_experiment,
+        on_note=_note,
     )
 
 

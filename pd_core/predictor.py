@@ -1,61 +1,41 @@
 """Classify pictures with a distilled student: the student, its class vectors, nothing else.
 
-A student is used from a folder, either the `student` stage's output or a bundle: the same files
-together with the class vectors and `model.json`, which is what the registry holds.
+The student comes from a folder, either the `student` stage's output or a bundle, see `bundle`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
-from pd_core.artifacts import read_json, read_tensors, write_json
-from pd_core.atomic import write_folder
+from pd_core.artifacts import read_tensors
 from pd_core.class_vectors import FILE as VECTORS_FILE
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
-from pd_core.data.decode import UNREADABLE, ImageStore, open_picture, reason, to_rgb
-from pd_core.data.prepared import read_prepared, read_unlabelled
-from pd_core.data.transforms import eval_transform, normalise
 from pd_core.errors import BadArtifact, BadData, BadParams, missing
 from pd_core.models.clip import load_clip
+from pd_core.models.fold import fold
 from pd_core.models.student import Student
+from pd_core.portable.pictures import BadPicture, Picture
+from pd_core.portable.student import DESCRIPTION, PortableStudent, Ranking
 
 STUDENT_FILE = "student.safetensors"
-MODEL_FILE = "model.json"
-
-Picture = Any  # a path, encoded bytes, base64 text, an array (H, W, 3) of uint8, or a PIL image
-Ranking = list[tuple[str, float]]  # class names with their probabilities, the likeliest first
 
 
 class Predictor:
-    """A student ready to classify.
+    """A student ready to classify; what a user can put right is a `PdError`.
 
     Attributes:
         names: C class names, by label.
+        student: what answers.
     """
 
-    def __init__(self, student: Student, vectors: ClassVectors) -> None:
-        """Join a student and the class vectors of the teacher that it learnt from.
-
-        Args:
-            student: in evaluation mode, on the device to compute on.
-            vectors: C classes, as wide as the student's features.
-        """
-        self.names = vectors.names
-        self._student = student
-        self._vectors = vectors.to(student.towers.device)
-        self._transform = eval_transform(student.towers.image_size)
+    def __init__(self, student: PortableStudent) -> None:
+        """Take a student."""
+        self.names = student.names
+        self.student = student
 
     @classmethod
     def load(
@@ -69,11 +49,10 @@ class Predictor:
         """Load a student from a bundle or from the `student` stage's output.
 
         Args:
-            folder: a folder that `write_bundle` made, or `data/student/<data set>`.
+            folder: a bundle, or `data/student/<data set>`.
             vectors: class vectors, if they are neither in the folder nor at
                 `class_vectors/<data set>` beside its parent.
-            weights: of the student's CLIP, if they neither ship with the package nor are named
-                in the bundle.
+            weights: of the student's CLIP, if they do not ship with the package.
             device: where to compute.
 
         Raises:
@@ -81,17 +60,11 @@ class Predictor:
             BadArtifact: a file does not hold what it should.
         """
         folder = Path(folder)
-        remedy = f"run `dvc repro student@{folder.name}`, or give another folder"
-        path = folder / STUDENT_FILE
-        _, metadata = read_tensors(path, what="student", remedy=remedy)
-        if (folder / MODEL_FILE).is_file():
-            weights = weights or read_json(folder / MODEL_FILE)["weights"]
-        towers = load_clip(metadata.get("model", ""), weights, device=device)
-        student = Student.load(path, towers, remedy=remedy)
+        if (folder / DESCRIPTION).is_file():
+            return cls(load_bundle(folder, device=device))
         found = Path(vectors) if vectors else _vectors_beside(folder)
-        known = for_student(student, ClassVectors.load(found))
-        _check_width(found, known, int(metadata["feature_width"]))
-        return cls(student, known)
+        remedy = f"run `dvc repro student@{folder.name}`, or give another folder"
+        return cls(stand_alone(folder / STUDENT_FILE, found, weights, device=device, remedy=remedy))
 
     def classify(self, picture: Picture, *, top: int = 5) -> Ranking:
         """Name what is in a picture.
@@ -105,6 +78,7 @@ class Predictor:
             Names with probabilities, the likeliest first.
 
         Raises:
+            MissingFile: the path leads nowhere.
             BadData: it is not a readable picture.
             BadParams: `top` is not positive.
         """
@@ -125,24 +99,11 @@ class Predictor:
         """
         if top < 1:
             raise BadParams(f"top = {top}; ask for at least one name")
-        rankings: list[Ranking] = []
-        for start in range(0, len(pictures), batch_size):
-            images = [decode(picture) for picture in pictures[start : start + batch_size]]
-            crops = normalise([self._transform.crop(image) for image in images])
-            rankings.extend(self._rank(self.probabilities(crops), top))
-        return rankings
-
-    @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Return the probability of every class: (B, 3, H, W) normalised pictures -> (B, C)."""
-        features = self._student(images.to(self._vectors.vectors.device))  # (B, D)
-        logits = self._vectors.logits(features, logit_scale=self._student.logit_scale)
-        return logits.softmax(dim=-1).cpu()
-
-    def _rank(self, probabilities: Tensor, top: int) -> Iterator[Ranking]:
-        best = probabilities.topk(min(top, len(self.names)))
-        for values, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            yield [(self.names[label], value) for label, value in zip(labels, values, strict=True)]
+        for picture in pictures:
+            if isinstance(picture, Path) and not picture.is_file():
+                raise missing("picture", picture, "check the path")
+        with _refusals():
+            return self.student.classify_many(pictures, top=top, batch_size=batch_size)
 
 
 def load_student(
@@ -156,122 +117,58 @@ def load_student(
     return Predictor.load(folder, vectors=vectors, weights=weights, device=device)
 
 
-def write_bundle(
-    folder: Path, *, student: Path, vectors: Path, weights: Path | str | None = None
-) -> None:
-    """Put what `Predictor.load` needs into one folder; the same input gives the same bytes.
-
-    Args:
-        folder: to make or replace.
-        student: the `student` stage's safetensors file.
-        vectors: the class vectors that it was trained on.
-        weights: of the student's CLIP, as in the parameters; None if they ship with the package.
+def load_bundle(folder: Path, *, device: str = "cpu") -> PortableStudent:
+    """Load a student from a bundle.
 
     Raises:
-        MissingFile: one of the files is not there.
-        BadArtifact: it is not a safetensors file.
-        PdError: the folder cannot be written.
+        BadArtifact: a file is missing, or does not hold what it should.
     """
-    _, metadata = read_tensors(student, what="student", remedy="run the student stage")
-    names = ClassVectors.load(vectors).names
-    with write_folder(folder) as new:
-        shutil.copyfile(student, new / STUDENT_FILE)
-        shutil.copyfile(vectors, new / VECTORS_FILE)
-        write_json(
-            new / MODEL_FILE,
-            {
-                "model": metadata.get("model", ""),
-                "weights": None if weights is None else str(weights),
-                "classes": len(names),
-            },
-        )
-
-
-def example_picture(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
-    """Return a picture of a prepared data set as a PNG file, to show what the input is like.
-
-    It is the first readable test picture, or unlabelled one where none is for testing.
-
-    Args:
-        prepared: folder written by the stage `prepare`.
-        data_root: folder that holds the photo data sets.
-        size: longest side in pixels; larger pictures are made smaller.
-
-    Raises:
-        MissingFile: the data set is not prepared, or its picture is not there.
-        BadData: all of them are damaged.
-    """
-    split = read_prepared(prepared, data_root=data_root)
-    store = ImageStore(split.images)
-    image = _first_readable(store, [path for path, _ in split.test] or read_unlabelled(prepared))
-    image.thumbnail((size, size))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
-
-
-def _first_readable(store: ImageStore, paths: Sequence[str]) -> Image.Image:
-    """Open the first picture that is not damaged; the last one's damage is told if all are."""
-    for path in paths[:-1]:
-        try:
-            return store.open(path).copy()
-        except BadData:
-            continue
-    return store.open(paths[-1]).copy()
-
-
-def decode(picture: Picture) -> Image.Image:
-    """Turn any kind of picture into an RGB image.
-
-    Text is a path if there is such a file, and base64 (also as a data URL) otherwise.
-
-    Raises:
-        MissingFile: a `Path` leads nowhere.
-        BadData: it is not a readable picture.
-    """
-    name = f"'{picture}'" if isinstance(picture, Path) else f"the picture ({_kind(picture)})"
     try:
-        if isinstance(picture, Image.Image):
-            return to_rgb(picture)
-        if isinstance(picture, str | Path | bytes | bytearray | memoryview):
-            with open_picture(_source(picture)) as image:
-                return to_rgb(image)
-        array = np.asarray(picture)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3):
-            raise ValueError(f"{array.dtype} of shape {array.shape}")
-        return Image.fromarray(array).convert("RGB")
-    except (*UNREADABLE, TypeError) as error:
-        raise BadData(
-            f"{name} cannot be read ({reason(error)}); give a path, the bytes of a picture file, "
-            f"base64 text, or an array of (H, W, 3) uint8"
+        return PortableStudent.load(folder, device=device)
+    except Exception as error:  # JSON, safetensors and torch raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise BadArtifact(
+            f"'{folder}' holds no student ({reason}); fetch or register it again"
         ) from None
 
 
-def _source(picture: str | Path | bytes | bytearray | memoryview) -> Path | io.BytesIO:
-    if isinstance(picture, Path):
-        if not picture.is_file():
-            raise missing("picture", picture, "check the path")
-        return picture
-    if not isinstance(picture, str):
-        return io.BytesIO(picture)
-    if _is_file(picture):
-        return Path(picture)
-    text = picture.partition(",")[2] if picture.startswith("data:") else picture
+def stand_alone(
+    student: Path,
+    vectors: Path,
+    weights: Path | str | None = None,
+    *,
+    device: str = "cpu",
+    remedy: str = "run the student stage",
+) -> PortableStudent:
+    """Join what the stages made into a student that stands alone.
+
+    Args:
+        student: the `student` stage's safetensors file.
+        vectors: the class vectors that it was trained on.
+        weights: of the student's CLIP; None if they ship with the package.
+        device: where to compute.
+        remedy: what to do when there is no student.
+
+    Raises:
+        MissingFile: a file is not there.
+        BadArtifact: they do not fit together.
+    """
+    _, metadata = read_tensors(student, what="student", remedy=remedy)
+    towers = load_clip(metadata.get("model", ""), weights, device=device)
+    trained = Student.load(student, towers, remedy=remedy)
+    known = for_student(trained, ClassVectors.load(vectors))
+    _check_width(vectors, known, int(metadata["feature_width"]))
+    network = fold(trained, known.vectors).to(device)
+    info = {"names": known.names, "model": towers.name, "vectors": known.source}
+    return PortableStudent(network, info)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        return io.BytesIO(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        raise ValueError(f"'{text[:60]}' is neither a file nor base64") from None
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
-        return False
-
-
-def _kind(picture: object) -> str:
-    return f"{len(picture)} bytes" if isinstance(picture, bytes) else type(picture).__name__
+        yield
+    except BadPicture as error:
+        raise BadData(str(error)) from None
 
 
 def _check_width(path: Path, vectors: ClassVectors, wanted: int) -> None:

@@ -32,12 +32,8 @@ def model(tiny_student: TinyStudent) -> predictor.Predictor:
 
 
 def _bundle(tiny: TinyStudent, folder: Path) -> Path:
-    predictor.write_bundle(
-        folder,
-        student=tiny.folder / "student.safetensors",
-        vectors=tiny.vectors,
-        weights=tiny.weights,
-    )
+    student = predictor.load_student(tiny.folder, weights=tiny.weights).student
+    bundle.write_student(folder, student, {"dataset": "greek"})
     return folder
 
 

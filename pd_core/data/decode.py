@@ -1,51 +1,22 @@
-"""Pictures, stored in a folder or a zip and opened as RGB, as the paper's code has it.
-
-Its rule is PIL's ``convert("RGB")``: transparency is dropped, of an animation the first frame is
-taken, and a rotation noted in EXIF is *not* applied. Only values beyond 8 bits are treated
-otherwise, since PIL would clip them to white.
-"""
+"""Pictures, stored in a folder or a zip and opened as RGB; ``to_rgb`` says how."""
 
 import io
 import os
-import warnings
 import zipfile
-import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from pd_core.data.paths import clean_path
 from pd_core.errors import BadData, MissingFile
-
-MOST_PIXELS = 100_000_000
-"""Pixels that a picture may have: 300 MB decoded, and twice what the best cameras take."""
+from pd_core.portable.pictures import UNREADABLE, open_picture, reason, to_rgb
 
 MOST_BYTES = 2**30
-"""Size that a picture's file may have; a picture of `MOST_PIXELS` that is not packed is smaller."""
-
-# Formats that are only pictures. PIL knows others as well, such as PostScript, which is a program:
-# PIL would give it to Ghostscript.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-
-# What PIL and zipfile raise for a file that is not the picture it claims to be.
-UNREADABLE = (
-    EOFError,
-    Image.DecompressionBombError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+"""Size that a picture's file may have; a picture of most pixels that is not packed is smaller."""
 
 # Enough for every embedded data set (a 32x32 picture takes 3 KiB), little beside a CLIP model.
 _KEEP_BYTES = 256 * 2**20
-
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # PIL's modes beyond 8 bits, all greyscale
-_WHITE = 65535  # of 16 bits; the modes of 32 bits do not say what their white is
 
 
 class ImageStore:
@@ -87,7 +58,7 @@ class ImageStore:
             path: Path below the root, with forward slashes.
 
         Returns:
-            The picture in RGB; see ``decode`` for what becomes of other modes. A rotation noted
+            The picture in RGB; see ``to_rgb`` for what becomes of other modes. A rotation noted
             in EXIF is not applied, as in the paper's code.
 
         Raises:
@@ -152,54 +123,6 @@ def decode(data: bytes) -> Image.Image:
         return to_rgb(image)
 
 
-def open_picture(source: Path | IO[bytes]) -> Image.Image:
-    """Open a picture without decoding it; its pixels are not counted yet.
-
-    Raises:
-        Exception: One of ``UNREADABLE``, if it is no picture or a damaged one.
-    """
-    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-        return Image.open(source, formats=_FORMATS)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any picture to RGB, in 8 bits per channel.
-
-    Args:
-        image: Of any mode; left as it is.
-
-    Returns:
-        What PIL makes of it. Greyscale with values above 255 is taken to be of 16 bits: 65535 is
-        white, and so is whatever lies beyond.
-
-    Raises:
-        Exception: One of ``UNREADABLE``, if it is damaged, or has more than ``MOST_PIXELS``.
-    """
-    if image.width * image.height > MOST_PIXELS:  # before there is memory taken for them
-        raise Image.DecompressionBombError(
-            f"{image.width} x {image.height} pixels, more than {MOST_PIXELS}"
-        )
-    image.load()
-    if image.mode in _DEEP:
-        image = _eight_bits(image)
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.copy()
-        del image.info["transparency"]  # PIL ignores it, but with a warning
-    return image.convert("RGB")
-
-
-def reason(error: Exception) -> str:
-    """Say why a picture is unreadable, in the words of one of ``UNREADABLE``."""
-    return str(error).partition("<")[0].strip() or type(error).__name__
-
-
 def _check_size(size: int) -> None:
     if size > MOST_BYTES:
         raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))  # (H, W)
-    if values.max() <= 255:
-        return image
-    return Image.fromarray((values.clip(0, _WHITE) * (255 / _WHITE)).round().astype(np.uint8))

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pd_core.data.decode import ImageStore
-from pd_core.data.transforms import Transform, normalised
+from pd_core.data.transforms import Transform
 from pd_core.errors import BadData, MissingFile
 from pd_core.options import OnCorrupt
+from pd_core.portable.pixels import normalised
 
 __all__ = ["Batch", "ImageBatches", "ImageStore", "view"]
 
@@ -187,7 +188,8 @@ class ImageBatches:
                     del answer  # as a cycle, error and frame, it would hold the workers for seconds
             self._note(answer.damaged)
             positions = torch.tensor(answer.positions, dtype=torch.int64)
-            yield positions, normalised(answer.pixels) if answer.positions else torch.empty(0)
+            pixels = torch.from_numpy(answer.pixels)
+            yield positions, normalised(pixels) if answer.positions else torch.empty(0)
 
     def _note(self, damaged: list[int]) -> None:
         """Remember damaged pictures, up to half of the list: then the list itself is wrong."""

@@ -149,7 +149,8 @@ def _decode(path: str) -> str:
     """Say why the stages could not decode a picture; nothing if they can."""
     from PIL import Image, UnidentifiedImageError
 
-    from pd_core.data.decode import MOST_BYTES, decode, reason
+    from pd_core.data.decode import MOST_BYTES, decode
+    from pd_core.portable.pictures import reason
 
     try:
         if os.stat(path).st_size > MOST_BYTES:  # noqa: PTH116 a million times, so without Path

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import (
-    CenterCrop,
     Compose,
     InterpolationMode,
     RandomHorizontalFlip,
     RandomResizedCrop,
-    Resize,
 )
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on, per channel
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from pd_core.portable.pictures import centre_square
+from pd_core.portable.pixels import normalised
 
 
 @dataclass(frozen=True)
@@ -56,19 +54,9 @@ def train_transform(size: int, *, scale: tuple[float, float], flip: bool) -> Tra
 
 def eval_transform(size: int) -> Transform:
     """Make the fixed transform: shorter side to ``size`` pixels, then the centre square."""
-    resize = Resize(size, interpolation=InterpolationMode.BICUBIC)
-    return Transform(Compose([resize, CenterCrop(size)]))
+    return Transform(partial(centre_square, size=size))
 
 
 def normalise(images: Sequence[Image.Image]) -> Tensor:
     """Stack RGB pictures of one size and apply CLIP's normalisation: (B, 3, H, W), fp32."""
-    return normalised(np.stack([np.asarray(image) for image in images]))
-
-
-def normalised(pixels: NDArray[np.uint8]) -> Tensor:
-    """Turn pixels (B, H, W, 3) into CLIP's input (B, 3, H, W)."""
-    values = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    values = values.to(torch.float32, memory_format=torch.contiguous_format)
-    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD).view(3, 1, 1)
-    return values.div_(255).sub_(mean).div_(std)
+    return normalised(torch.from_numpy(np.stack([np.asarray(image) for image in images])))

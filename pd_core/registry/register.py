@@ -1,44 +1,35 @@
-"""The model registry: the distilled student as a version of `promptkd-<data set>`.
+"""Register students: as versions of `promptkd-<data set>`, each once.
 
-A version holds the student's bundle (see `predictor.write_bundle`) and the code in `serving.py`;
-weights are safetensors, nothing is pickled. Its metrics are tags, and metrics of its run.
+A version is a folder that MLflow loads (see `model_folder`) with the student's bundle in it. Its
+metrics are tags, and metrics of its run.
 """
 
 from __future__ import annotations
 
-import base64
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pd_core import predictor, provenance, tracking
-from pd_core.errors import PdError
-from pd_core.masking import masked
+from pd_core import bundle, tracking
+from pd_core.monitoring import Reference
+from pd_core.portable.student import PortableStudent
+from pd_core.registry import model_folder
+from pd_core.registry.card import Metrics, card
+from pd_core.registry.store import model_name, refusals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
+    from PIL import Image
 
-_SCRIPT = Path(__file__).parent.with_name("serving.py")
-_ARTIFACT = "student"  # what serving.py calls it
-_REQUIREMENTS = (
-    "mlflow",
-    "numpy",
-    "open_clip_torch",
-    "pandas",
-    "pillow",
-    "safetensors",
-    "torch",
-    "torchvision",
-)
+KIND = "kind"
+DISTILLED = "distilled"
+
+_ARTIFACT = "student"  # the bundle's name in the model's folder
 
 
 @dataclass(frozen=True)
@@ -48,8 +39,8 @@ class Registered:
     Attributes:
         name: `promptkd-<data set>`.
         version: counts from 1.
-        created: whether it was added now; False if the same weights were registered before.
-        weights: hash of the bundle.
+        created: whether it was added now; False if the same student was registered before.
+        weights: the student's hash.
     """
 
     name: str
@@ -63,82 +54,107 @@ class Registered:
         return f"models:/{self.name}/{self.version}"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a student comes from.
+
+    Attributes:
+        profile: `quickstart` or `paper`; part of the experiment's name.
+        dataset: what it was distilled on.
+        metrics: who -> base, novel, hm, ... in percent.
+        counts: see `samples.counts`.
+        tags: of the version: seed, protocol, hashes, ...
+        run_id: the run to log to, the `evaluate` stage's; None for a new one.
+        experiment: first part of the experiment's name, for a new run.
+        card: the model card; None to write it.
+    """
+
+    profile: str
+    dataset: str
+    metrics: Metrics = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    run_id: str | None = None
+    experiment: str = "promptkd"
+    card: str | None = None
+
+
 def register(
     store: str,
+    student: PortableStudent,
+    origin: Origin,
     *,
-    profile: str,
-    dataset: str,
-    student: Path,
-    vectors: Path,
-    metrics: Mapping[str, Mapping[str, float]],
     example: bytes,
-    weights: Path | str | None = None,
-    tags: Mapping[str, str] | None = None,
-    run_id: str | None = None,
-    experiment: str = "promptkd",
+    reference: Iterable[Image.Image] | Reference | None = None,
 ) -> Registered:
-    """Log a student as a loadable model and register it, once per weights.
+    """Log a student as a loadable model and register it, once.
 
     Args:
         store: what `tracking.open_store` returned.
-        profile: `quickstart` or `paper`; part of the experiment's name.
-        dataset: what the student was distilled on.
-        student: the `student` stage's safetensors file.
-        vectors: the class vectors that it was trained on.
-        metrics: who -> base, novel, hm, ... in percent.
+        student: on any device.
+        origin: where it comes from.
         example: a picture file's bytes, the model's input example.
-        weights: of the student's CLIP, as in the parameters; None if they ship with the package.
-        tags: added to the version: seed, protocol, hashes, ...
-        run_id: the run to log to, the `evaluate` stage's; by default a new one.
-        experiment: first part of the experiment's name, for a new run.
+        reference: pictures that it was trained on, or what it says about them, for monitoring.
 
     Returns:
-        The version: a new one, or the one that has these weights already.
+        The version: a new one, or the one that is this student already, whose tags are brought up
+        to date.
 
     Raises:
-        MissingFile: the student or its class vectors are not there.
         PdError: MLflow refused.
     """
-    with TemporaryDirectory() as folder:
-        bundle = Path(folder) / _ARTIFACT
-        predictor.write_bundle(bundle, student=student, vectors=vectors, weights=weights)
-        digest = provenance.content_hash(bundle)
+    name = model_name(origin.dataset)
+    with TemporaryDirectory() as temporary, refusals(f"register '{name}'", store):
+        folder = Path(temporary) / _ARTIFACT
+        digest = bundle.write_student(folder, student, {"dataset": origin.dataset})
         mlflow = tracking.client(store)
-        name = model_name(dataset)
-        with _refusals(f"register '{name}'", store):
-            if known := _find(mlflow, name, digest):
-                return Registered(name, int(known.version), created=False, weights=digest)
-            run_id = run_id or _new_run(
-                mlflow, store, f"{experiment}-{profile}", {"profile": profile, "dataset": dataset}
-            )
-            numbers = {
-                f"{who}.{key}": float(value)
-                for who, scores in metrics.items()
-                for key, value in scores.items()
-            }
-            _log_metrics(mlflow, run_id, numbers)
-            logged = _log_model(mlflow, run_id, bundle, example)
-            _make_model(mlflow, name)
-            described = {**{key: f"{value:.2f}" for key, value in numbers.items()}, **(tags or {})}
-            made = mlflow.create_model_version(
-                name,
-                logged.artifact_location,
-                run_id=run_id,
-                model_id=logged.model_id,
-                tags={
-                    **described,
-                    "profile": profile,
-                    "dataset": dataset,
-                    "weights": digest,
-                    "model_id": logged.model_id,
-                },
-            )
+        if known := _find(mlflow, name, digest):
+            for key, value in _lineage(origin.tags).items():
+                mlflow.set_model_version_tag(name, known.version, key, value)
+            return Registered(name, int(known.version), created=False, weights=digest)
+        if not isinstance(reference, Reference | None):
+            reference = bundle.reference_of(student, reference)
+        text = origin.card or card(
+            name, bundle.read_info(folder), origin.metrics, origin.counts, origin.tags
+        )
+        whole = bundle.complete(folder, student, card=text, reference=reference)
+        numbers = _numbers(origin.metrics)
+        run_id = origin.run_id or _new_run(mlflow, store, origin)
+        _log_metrics(mlflow, run_id, numbers)
+        logged = _log_model(mlflow, run_id, folder, example)
+        _make_model(mlflow, name)
+        tags = {
+            KIND: DISTILLED,
+            **{key: f"{value:.2f}" for key, value in numbers.items()},
+            **origin.tags,
+            "profile": origin.profile,
+            "dataset": origin.dataset,
+            "weights": digest,
+            "bundle": whole,
+            "model_id": logged.model_id,
+        }
+        made = mlflow.create_model_version(
+            name,
+            logged.artifact_location,
+            run_id=run_id,
+            model_id=logged.model_id,
+            tags=tags,
+            description=text,
+        )
     return Registered(name, int(made.version), created=True, weights=digest)
 
 
-def model_name(dataset: str) -> str:
-    """Return the name that a data set's students are registered under."""
-    return f"promptkd-{dataset}"
+def _lineage(tags: Mapping[str, str]) -> dict[str, str]:
+    """Choose the tags that may become right later, as when the code is committed."""
+    return {key: value for key, value in tags.items() if key.startswith(("git_", "out:"))}
+
+
+def _numbers(metrics: Metrics) -> dict[str, float]:
+    return {
+        f"{who}.{key}": float(value)
+        for who, scores in metrics.items()
+        for key, value in scores.items()
+    }
 
 
 def _find(mlflow: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -156,11 +172,11 @@ def _make_model(mlflow: MlflowClient, name: str) -> None:
             raise
 
 
-def _new_run(mlflow: MlflowClient, store: str, experiment: str, tags: Mapping[str, str]) -> str:
+def _new_run(mlflow: MlflowClient, store: str, origin: Origin) -> str:
     run = mlflow.create_run(
-        tracking.experiment_id(mlflow, store, experiment),
-        run_name=f"register@{tags['dataset']}",
-        tags={**tags, "stage": "register"},
+        tracking.experiment_id(mlflow, store, f"{origin.experiment}-{origin.profile}"),
+        run_name=f"register@{origin.dataset}",
+        tags={"profile": origin.profile, "dataset": origin.dataset, "stage": "register"},
     )
     mlflow.set_terminated(run.info.run_id)
     return str(run.info.run_id)
@@ -173,7 +189,7 @@ def _log_metrics(mlflow: MlflowClient, run_id: str, numbers: Mapping[str, float]
     mlflow.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in numbers.items()])
 
 
-def _log_model(mlflow: MlflowClient, run_id: str, bundle: Path, example: bytes) -> LoggedModel:
+def _log_model(mlflow: MlflowClient, run_id: str, student: Path, example: bytes) -> LoggedModel:
     """Log the bundle and the code as a model of a run.
 
     It is saved locally first, because MLflow notes the local path of code and weights in it, which
@@ -181,63 +197,12 @@ def _log_model(mlflow: MlflowClient, run_id: str, bundle: Path, example: bytes) 
     """
     from mlflow.models import Model
 
-    folder = bundle.with_name("model")
-    _save(folder, bundle, example)
+    folder = student.with_name("model")
+    model_folder.save(folder, student, example)
     experiment = mlflow.get_run(run_id).info.experiment_id
     logged = mlflow.create_logged_model(experiment, name="student", source_run_id=run_id)
     description = Model.load(str(folder))
     description.run_id, description.model_id = run_id, logged.model_id
-    flavour = description.flavors["python_function"]
-    flavour["model_code_path"] = _SCRIPT.name
-    flavour["artifacts"][_ARTIFACT]["uri"] = _ARTIFACT
     description.save(str(folder / "MLmodel"))
     mlflow.log_model_artifacts(logged.model_id, str(folder))
     return mlflow.finalize_logged_model(logged.model_id, "READY")
-
-
-def _save(folder: Path, bundle: Path, example: bytes) -> None:
-    with warnings.catch_warnings():  # MLflow's own, about its own type hints
-        warnings.simplefilter("ignore")
-        from mlflow import pyfunc
-
-        pyfunc.save_model(
-            str(folder),
-            python_model=str(_SCRIPT),
-            artifacts={_ARTIFACT: str(bundle)},
-            signature=_signature(),
-            input_example=[base64.b64encode(example).decode()],
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
-        )
-
-
-def _signature() -> ModelSignature:
-    """Describe input, output and parameters; the input may be text or bytes, so of any type."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array
-
-    anything: Any = AnyType
-    outputs: list[Any] = [
-        ColSpec(Array(DataType.string), "names"),
-        ColSpec(Array(DataType.double), "probabilities"),
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(anything())]),
-        outputs=Schema(outputs),
-        params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
-    )
-
-
-@contextmanager
-def _refusals(what: str, store: str) -> Iterator[None]:
-    """Turn MLflow's errors into one line."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        reason = masked(" ".join(str(error).split()))[:300]
-        raise PdError(
-            f"cannot {what} in '{masked(store)}': {reason}; see that the tracking server "
-            f"is up and has a registry"
-        ) from None

@@ -1,0 +1,170 @@
+"""The network: CLIP's vision transformer with its prompts, the projector and the class vectors.
+
+It computes what the trained student computes, in the same order, so that the answers are the
+same; prompts are constants, and of the last block only the class token is computed.
+
+Shapes: B pictures, S their side, P patches, W the tower's width, n prompts a layer, d the width of
+the CLIP's joint space, D of the teacher's, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pixels import normalised
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the network's weights do not tell, or what is needed before they are read.
+
+    Attributes:
+        image_size: S.
+        patch_size: side of a patch, in pixels.
+        width: W.
+        layers: blocks.
+        heads: of the attention.
+        hidden: width of a block's MLP.
+        activation: `gelu` or `quick_gelu`.
+        prompt_depth: blocks with prompts; 0 for none.
+        prompt_length: n.
+        joint_width: d.
+        feature_width: D.
+        projector_layers: 1 to 3.
+        classes: C.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    activation: str
+    prompt_depth: int
+    prompt_length: int
+    joint_width: int
+    feature_width: int
+    projector_layers: int
+    classes: int
+
+
+class QuickGELU(nn.Module):
+    """The approximation of GELU that OpenAI's CLIPs were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x * sigmoid(1.702 x)."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class Block(nn.Module):
+    """A residual block: attention, then an MLP."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        """Make it with weights yet to be filled in."""
+        super().__init__()
+        self.heads = sizes.heads
+        self.norm_1 = nn.LayerNorm(sizes.width)
+        self.qkv = nn.Linear(sizes.width, 3 * sizes.width)
+        self.out = nn.Linear(sizes.width, sizes.width)
+        self.norm_2 = nn.LayerNorm(sizes.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(sizes.width, sizes.hidden),
+            ACTIVATIONS[sizes.activation](),
+            nn.Linear(sizes.hidden, sizes.width),
+        )
+
+    def forward(self, x: Tensor, *, first_only: bool) -> Tensor:
+        """Take tokens (B, L, W) through; of the last block, only the first: (B, 1, W)."""
+        keys = queries = self.norm_1(x)
+        if first_only:
+            x, queries = x[:, :1], keys[:, :1]
+        x = x + self.out(self._attention(queries, keys))
+        mlp: Tensor = self.mlp(self.norm_2(x))
+        return x + mlp
+
+    def _attention(self, queries: Tensor, keys: Tensor) -> Tensor:
+        if queries is keys:
+            query, key, value = self.qkv(keys).chunk(3, dim=-1)
+        else:
+            width = keys.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            query = F.linear(queries, weight[:width], bias[:width])
+            key, value = F.linear(keys, weight[width:], bias[width:]).chunk(2, dim=-1)
+        query, key, value = (self._split(part) for part in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Divide the width among the heads: (B, L, W) -> (B, heads, L, W / heads)."""
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class Network(nn.Module):
+    """Pictures to probabilities, with everything that it takes."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        """Make it with weights yet to be filled in.
+
+        Raises:
+            KeyError: there is no such activation.
+        """
+        super().__init__()
+        width, side = sizes.width, sizes.image_size // sizes.patch_size
+        self.sizes = sizes
+        self.patches = nn.Conv2d(3, width, sizes.patch_size, sizes.patch_size, bias=False)
+        self.class_token = nn.Parameter(torch.zeros(width))
+        self.positions = nn.Parameter(torch.zeros(side * side + 1, width))
+        self.norm_before = nn.LayerNorm(width)
+        # Row 0 has gone through `norm_before` already.
+        self.prompts = nn.Parameter(torch.zeros(sizes.prompt_depth, sizes.prompt_length, width))
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.norm_after = nn.LayerNorm(width)
+        self.projection = nn.Parameter(torch.zeros(width, sizes.joint_width))
+        self.projector = projector(sizes.joint_width, sizes.feature_width, sizes.projector_layers)
+        self.class_vectors = nn.Parameter(torch.zeros(sizes.classes, sizes.feature_width))
+        self.logit_scale = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare pictures with all classes.
+
+        Args:
+            pixels: (B, S, S, 3), uint8.
+
+        Returns:
+            Probabilities (B, C), and the pictures' features (B, D) of unit length.
+        """
+        features = self.features(normalised(pixels))
+        logits = self.logit_scale.float() * (features @ self.class_vectors.T)
+        return logits.softmax(dim=-1), features
+
+    def features(self, images: Tensor) -> Tensor:
+        """Encode CLIP's input into the teacher's space: (B, 3, S, S) -> (B, D), unit length."""
+        patches = self.patches(images).flatten(2).transpose(1, 2)  # (B, P, W)
+        first = self.class_token.expand(images.shape[0], 1, -1)
+        x = self.norm_before(torch.cat([first, patches], dim=1) + self.positions)
+        kept, last = x.shape[1], len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            if layer < len(self.prompts):
+                row = self.prompts[layer].expand(images.shape[0], -1, -1)
+                x = torch.cat([x[:, :kept], row], dim=1)  # (B, 1 + P + n, W)
+            x = block(x, first_only=layer == last)
+        pooled = self.norm_after(x)[:, 0]  # (B, W)
+        projected = self.projector(pooled @ self.projection)  # (B, D)
+        return F.normalize(projected, dim=-1)
+
+
+def projector(width: int, feature_width: int, layers: int) -> nn.Sequential:
+    """Make d -> D -> ... -> D, with batch norm and ReLU between the linear layers."""
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        parts += [nn.Linear(width, feature_width), nn.BatchNorm1d(feature_width), nn.ReLU()]
+        width = feature_width
+    return nn.Sequential(*parts, nn.Linear(width, feature_width))

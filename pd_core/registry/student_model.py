@@ -1,0 +1,104 @@
+"""The student as an MLflow model: MLflow copies this file and runs it to load the model.
+
+It needs nothing of the project: the student's code lies with its weights. Input: a DataFrame,
+Series or list with one picture per row, each base64 text, encoded bytes, a path or an array
+(H, W, 3). Output: a DataFrame with the lists `names` and `probabilities` per row, the likeliest
+first. Parameter: `top`, how many names at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Mapping
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+ARTIFACT = "student"  # the folder's name among the model's artifacts
+CODE = "promptkd_student"  # the code in it
+DEFAULT_TOP = 5
+
+
+class StudentModel(PythonModel):
+    """Answers MLflow's calls with a `PortableStudent`.
+
+    Attributes:
+        student: it, once loaded.
+    """
+
+    student: Any
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the student that lies with the model."""
+        folder = Path(context.artifacts[ARTIFACT])
+        self.student = _code(folder / CODE).PortableStudent.load(folder)
+
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002 MLflow's signature
+        model_input: pd.DataFrame,
+        params: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Classify the pictures of the first column.
+
+        Raises:
+            MlflowException: a picture cannot be read; MLflow's server answers 400.
+        """
+        top = (params or {}).get("top", DEFAULT_TOP)
+        pictures = [_picture(given) for given in model_input.iloc[:, 0]]
+        try:
+            rankings = self.student.classify_many(pictures, top=top)
+        except ValueError as error:
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
+        return pd.DataFrame(
+            {
+                "names": [[name for name, _ in ranking] for ranking in rankings],
+                "probabilities": [[value for _, value in ranking] for ranking in rankings],
+            }
+        )
+
+
+def _picture(given: Any) -> Any:
+    """Make an array of what JSON has made lists of."""
+    if not isinstance(given, list):
+        return given
+    try:
+        values = np.asarray(given)
+        return values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else values
+    except (TypeError, ValueError) as error:
+        raise MlflowException(
+            f"a list that is no array of (H, W, 3) from 0 to 255 ({error})", INVALID_PARAMETER_VALUE
+        ) from None
+
+
+def _code(folder: Path) -> Any:
+    """Import the student's code under a name of its own: versions may differ in it."""
+    files = sorted(folder.glob("*.py"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    name = f"{CODE}_{digest[:16]}"
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder stays as it is
+    try:
+        if name not in sys.modules:
+            place = [str(folder)]
+            spec = spec_from_file_location(
+                name, folder / "__init__.py", submodule_search_locations=place
+            )
+            if spec is None or spec.loader is None:
+                raise ImportError(f"no code in '{folder}'")
+            sys.modules[name] = package = module_from_spec(spec)
+            spec.loader.exec_module(package)
+        return importlib.import_module(f"{name}.student")
+    finally:
+        sys.dont_write_bytecode = writes
+
+
+set_model(StudentModel())
