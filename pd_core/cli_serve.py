@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -55,25 +54,19 @@ def serve(
     from pd_core.service import app as service
     from pd_core.service import champion
     from pd_core.service.limits import Limits
+    from pd_core.service.worker import Power
 
     store = tracking.open_store(_root(), settings.mlflow_tracking_uri)
-    keeper = champion.keep(store, model)
-    application = service.build(
-        service.Service.of(
-            keeper,
-            Limits(
-                batch=batch,
-                waiting=waiting,
-                pictures=most_pictures,
-                picture_bytes=most_bytes,
-                pixels=most_pixels,
-                upload_seconds=upload_seconds,
-                answer_seconds=answer_seconds,
-            ),
-            prepare=partial(champion.warm_up, keeper.current.student, threads, cores),
-        ),
-        poll=poll,
+    keeper = champion.keep(store, model, Power(most_pixels, cores, threads))
+    limits = Limits(
+        batch=batch,
+        waiting=waiting,
+        pictures=most_pictures,
+        picture_bytes=most_bytes,
+        upload_seconds=upload_seconds,
+        answer_seconds=answer_seconds,
     )
+    application = service.build(service.Service.of(keeper, limits), poll=poll)
     _log_to_stderr()
     version = keeper.current.version
     typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class Service:
         keeper: holds the version that answers.
         limits: of requests.
         room: what is held at a time.
-        engine: answers; it starts and ends with the application.
+        engine: answers.
         telemetry: counts.
     """
 
@@ -48,19 +48,11 @@ class Service:
     telemetry: Telemetry
 
     @classmethod
-    def of(
-        cls, keeper: Keeper, limits: Limits, *, prepare: Callable[[], None] = lambda: None
-    ) -> Self:
-        """Make the parts.
-
-        Args:
-            keeper: holds the version that answers.
-            limits: of requests.
-            prepare: called once in the model's thread, before its first batch.
-        """
+    def of(cls, keeper: Keeper, limits: Limits) -> Self:
+        """Make the parts around a keeper."""
         telemetry, room = Telemetry(), Room(limits)
         telemetry.watch(lambda: room.pictures, lambda: keeper.current)
-        engine = Engine(limits, prepare=prepare, on_batch=telemetry.batch)
+        engine = Engine(limits, on_batch=telemetry.batch)
         return cls(keeper, limits, room, engine, telemetry)
 
 
@@ -75,13 +67,11 @@ def build(service: Service, *, poll: float) -> FastAPI:
 
     @asynccontextmanager
     async def alive(_app: FastAPI) -> AsyncIterator[None]:
-        engine.start()
         following = asyncio.create_task(keeper.follow(poll))
         yield
         following.cancel()
         with suppress(asyncio.CancelledError):
             await following
-        await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="PromptKD", docs_url=None, redoc_url=None, lifespan=alive)
 
@@ -112,8 +102,8 @@ def build(service: Service, *, poll: float) -> FastAPI:
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         """Say whether predictions can be asked for."""
-        if not engine.alive:
-            raise HTTPException(refusals.BUSY, "the model has ended; start the service again")
+        if keeper.current.worker.broken:
+            raise refusals.gone()
         return {"status": "ready"}
 
     @app.get("/model")
@@ -163,16 +153,16 @@ def _about(ranking: Ranking) -> dict[str, Any]:
 
 
 def _described(served: Served) -> dict[str, Any]:
-    version, student = served.version, served.student
+    version, facts = served.version, served.worker.facts
     return {
         "name": version.name,
         "version": version.number,
         "aliases": list(version.aliases),
         "dataset": version.dataset,
-        "image_size": student.image_size,
-        "clip": student.info.get("model"),
+        "image_size": facts.image_size,
+        "clip": facts.info.get("model"),
         "facts": {key: version.tags[key] for key in _FACTS if key in version.tags},
-        "classes": list(student.names),
+        "classes": list(facts.names),
     }
 
 

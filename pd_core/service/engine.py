@@ -1,158 +1,80 @@
-"""Requests answered together: decoded in threads, then all that wait go through the model at once.
+"""Requests answered together: all pictures that wait go to the model's process at once.
 
-There is no waiting for company: the model takes whatever is there as soon as it is free. The more
-requests come, the larger the batches are.
+There is no waiting for company: the process is given whatever is there as soon as it is free. The
+more requests come, the larger the batches are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
 
 from pd_core.service import refusals
 from pd_core.service.limits import Limits
-from pd_core.service.served import Answers, Ranking, Served
+from pd_core.service.served import Ranking, Served
+from pd_core.service.worker import Judged
+
+_AT_A_TIME = 2  # batches: one in work, one on its way, so that the process never waits
 
 
 class _Waiting(NamedTuple):
     served: Served
-    pixels: NDArray[Any]  # (S, S, 3)
-    answer: asyncio.Future[Ranking]
+    picture: bytes
+    answer: asyncio.Future[Ranking | str]  # or why it is no picture
 
 
 class Engine:
-    """Decodes and classifies; every method is called in the event loop's thread."""
+    """Makes batches of what waits; all of it happens in the event loop's thread."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        *,
-        prepare: Callable[[], None] = lambda: None,
-        on_batch: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """Make the threads; `start` sets them to work.
+    def __init__(self, limits: Limits, *, on_batch: Callable[[int], None] = lambda _: None) -> None:
+        """Wait for work.
 
         Args:
-            limits: pictures in a batch, pixels, seconds, threads.
-            prepare: called once in the model's thread, before its first batch.
-            on_batch: called there with the size of every batch.
+            limits: pictures in a batch, and seconds until the answer.
+            on_batch: called with the size of every batch.
         """
         self._limits = limits
-        self._prepare = prepare
         self._on_batch = on_batch
-        self._decoders = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
         self._queue: deque[_Waiting] = deque()
-        self._filled = threading.Condition()
-        self._ended = False
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-
-    @property
-    def waiting(self) -> int:
-        """Decoded pictures that the model has not taken yet."""
-        return len(self._queue)
-
-    @property
-    def alive(self) -> bool:
-        """Whether there is somebody to answer."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        """Start to answer, in the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Answer what waits, then end the threads."""
-        with self._filled:
-            self._ended = True
-            self._filled.notify()
-        self._thread.join()
-        self._decoders.shutdown()
+        self._batches: set[asyncio.Task[None]] = set()
 
     async def answer(self, served: Served, pictures: Sequence[bytes]) -> list[Ranking]:
         """Classify the pictures of one request, all by the same version.
 
         Raises:
-            HTTPException: 400, a picture is none, with its place if there are several; 504.
+            HTTPException: 400, a picture is none, with its place if there are several; 503; 504.
         """
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting(served, picture, loop.create_future()) for picture in pictures]
+        self._queue.extend(waiting)
+        self._send()
         try:
             async with asyncio.timeout(self._limits.answer_seconds):
-                crops = await self.decode(served, pictures)
-                return list(await asyncio.gather(*(self._ask(served, crop) for crop in crops)))
+                answers = await asyncio.gather(*(one.answer for one in waiting))
         except TimeoutError:
             raise refusals.late(self._limits.answer_seconds) from None
+        except BrokenProcessPool:
+            raise refusals.gone() from None
+        return [_ranking(answer, place, len(answers)) for place, answer in enumerate(answers)]
 
-    async def decode(self, served: Served, pictures: Sequence[bytes]) -> list[NDArray[Any]]:
-        """Turn pictures into what the model takes, (S, S, 3) each.
+    def _send(self) -> None:
+        """Give the process what it can take."""
+        while self._queue and len(self._batches) < _AT_A_TIME:
+            if batch := self._take():
+                self._on_batch(len(batch))
+                task = asyncio.create_task(_judge(batch))
+                self._batches.add(task)
+                task.add_done_callback(self._done)
 
-        Raises:
-            HTTPException: 400, a picture is none.
-        """
-        jobs = (
-            self._loop.run_in_executor(self._decoders, self._crop, served, picture)
-            for picture in pictures
-        )
-        crops: list[NDArray[Any]] = []
-        for place, crop in enumerate(await asyncio.gather(*jobs, return_exceptions=True)):
-            match crop:
-                case ValueError():
-                    where = f"picture {place}: " if len(pictures) > 1 else ""
-                    raise refusals.bad(f"{where}{crop}")
-                case BaseException():
-                    raise crop
-                case _:
-                    crops.append(crop)
-        return crops
-
-    def _crop(self, served: Served, picture: bytes) -> NDArray[Any]:
-        return served.student.crop(picture, most_pixels=self._limits.pixels)
-
-    def _ask(self, served: Served, pixels: NDArray[Any]) -> asyncio.Future[Ranking]:
-        waiting = _Waiting(served, pixels, self._loop.create_future())
-        with self._filled:
-            self._queue.append(waiting)
-            self._filled.notify()
-        return waiting.answer
-
-    def _work(self) -> None:
-        self._prepare()
-        while self._answer_some():
-            pass
-
-    def _answer_some(self) -> bool:
-        """Answer a batch; False at the end. It keeps nothing: old versions leave memory."""
-        batch = self._next()
-        if not batch:
-            return False
-        self._on_batch(len(batch))
-        served = batch[0].served
-        try:
-            answers = served.student.answers(np.stack([one.pixels for one in batch]))
-            if served.monitor is not None:
-                served.monitor.observe(answers.probabilities, answers.features)
-        except Exception as error:  # whatever it is: these requests fail, others go on
-            self._loop.call_soon_threadsafe(_fail, batch, error)
-        else:
-            self._loop.call_soon_threadsafe(_deliver, batch, answers)
-        return True
-
-    def _next(self) -> list[_Waiting]:
-        """Wait for work, and take a batch of one version; nothing at the end."""
-        with self._filled:
-            while True:
-                self._filled.wait_for(lambda: self._queue or self._ended)
-                batch = self._take()
-                if batch or self._ended:
-                    return batch
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        self._send()
 
     def _take(self) -> list[_Waiting]:
+        """Take a batch of one version off the queue."""
         batch: list[_Waiting] = []
         while self._queue and len(batch) < self._limits.batch:
             first = self._queue[0]
@@ -164,13 +86,28 @@ class Engine:
         return batch
 
 
-def _deliver(batch: Sequence[_Waiting], answers: Answers) -> None:
-    for one, probabilities in zip(batch, answers.probabilities, strict=True):
-        if not one.answer.done():
-            one.answer.set_result(Ranking(probabilities, one.served))
+async def _judge(batch: Sequence[_Waiting]) -> None:
+    served = batch[0].served
+    try:
+        judged = await served.worker.judge([one.picture for one in batch])
+        if served.monitor is not None and len(judged.features):
+            served.monitor.observe(judged.probabilities, judged.features)
+        _deliver(batch, judged)
+    except Exception as error:  # whatever it is: these requests fail, others go on
+        for one in batch:
+            if not one.answer.done():
+                one.answer.set_exception(error)
 
 
-def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
-    for one in batch:
+def _deliver(batch: Sequence[_Waiting], judged: Judged) -> None:
+    rows = iter(judged.probabilities)
+    for one, reason in zip(batch, judged.reasons, strict=True):
+        answer = reason or Ranking(next(rows), one.served)
         if not one.answer.done():
-            one.answer.set_exception(error)
+            one.answer.set_result(answer)
+
+
+def _ranking(answer: Ranking | str, place: int, count: int) -> Ranking:
+    if isinstance(answer, str):
+        raise refusals.bad(f"picture {place}: {answer}" if count > 1 else answer)
+    return answer

@@ -65,7 +65,8 @@ class Keeper:
 
     async def _take(self, meant: Version) -> None:
         now = self.current.version
-        if (meant.name, meant.number) == (now.name, now.number):
+        same = (meant.name, meant.number) == (now.name, now.number)
+        if same and not self.current.worker.broken:
             if meant != now:  # its aliases or tags are others
                 self.current = replace(self.current, version=meant)
             return

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -17,10 +16,8 @@ class Limits:
         picture_bytes: of one uploaded picture.
         batch_bytes: of a request with many pictures.
         held_bytes: of all uploads that are held at a time.
-        pixels: of a picture.
         upload_seconds: until a request has arrived.
         answer_seconds: from then until it is answered.
-        decoders: threads that decode pictures.
     """
 
     batch: int = 32
@@ -29,7 +26,5 @@ class Limits:
     picture_bytes: int = 20 * 2**20
     batch_bytes: int = 64 * 2**20
     held_bytes: int = 512 * 2**20
-    pixels: int = 50_000_000  # 150 MB decoded, in each of the threads
     upload_seconds: float = 30.0
     answer_seconds: float = 30.0
-    decoders: int = field(default_factory=lambda: os.cpu_count() or 1)

@@ -40,6 +40,13 @@ def busy() -> HTTPException:
     )
 
 
+def gone() -> HTTPException:
+    """Say that there is nobody to answer just now."""
+    return HTTPException(
+        BUSY, "the model's process has ended and is started again", headers={"Retry-After": "5"}
+    )
+
+
 def late(seconds: float) -> HTTPException:
     """Give up on an answer."""
     return HTTPException(
