@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pd_core.cli_common import open_store, say
 from pd_core.masking import masked
-from pd_core.params import PARAMS, load_params
-from pd_core.settings import compute_with, load_settings
+from pd_core.settings import compute_with
 
 app = typer.Typer()
 
@@ -47,17 +46,15 @@ def serve(
     """
     from pd_core.service import server
 
-    settings, cores = load_settings(), os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     listening = server.listen(host, port)
     compute_with(threads or cores)  # at most; before torch is imported
-    from pd_core import tracking
     from pd_core.service import app as service
     from pd_core.service import champion
     from pd_core.service.limits import Limits
     from pd_core.service.worker import Power
 
-    store = tracking.open_store(_root(), settings.mlflow_tracking_uri)
-    keeper = champion.keep(store, model, Power(most_pixels, cores, threads))
+    keeper = champion.keep(open_store(), model, Power(most_pixels, cores, threads))
     limits = Limits(
         batch=batch,
         waiting=waiting,
@@ -71,11 +68,6 @@ def serve(
     version = keeper.current.version
     typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")
     server.run(application, listening, drain_seconds=answer_seconds)
-
-
-def _root() -> Path:
-    """Return where the local database is: the project's root, or here if there is no project."""
-    return Path(load_params(PARAMS).profile.root) if PARAMS.is_file() else Path()
 
 
 def _log_to_stderr() -> None:

@@ -56,9 +56,18 @@ def hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]
         paths: files and folders, in `project`.
         project: folder that the paths are named from.
     """
-    hashes = {_name(path, project): content_hash(project / path) for path in paths}
+    hashes = {name_in(project, path): content_hash(project / path) for path in paths}
     tags = {f"{kind}:{path}": value for path, value in hashes.items()}
     return {**tags, f"{kind}s_md5": params_hash(hashes)}
+
+
+def name_in(project: Path, path: Path) -> str:
+    """Return a path as seen from the project, not from this machine's root.
+
+    MLflow refuses names with `..`, so those of files outside the project go without.
+    """
+    seen = Path(os.path.relpath(project / path, project))
+    return Path(*(part for part in seen.parts if part != "..")).as_posix()
 
 
 def commit_tags(project: Path) -> dict[str, str]:
@@ -89,15 +98,6 @@ def peak_memory() -> float:
     """Return the most memory that this process has held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)  # bytes there, KiB here
-
-
-def _name(path: Path, project: Path) -> str:
-    """Return a path as seen from the project, not from this machine's root.
-
-    MLflow refuses names with `..`, so those of files outside the project go without.
-    """
-    seen = Path(os.path.relpath(project / path, project))
-    return Path(*(part for part in seen.parts if part != "..")).as_posix()
 
 
 def _git(project: Path, *arguments: str) -> str | None:

@@ -78,7 +78,10 @@ class PortableStudent:
         info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         with torch.device("meta"):  # what is made here is replaced at once
             network = Network(Sizes(**info["network"]))
-        network.load_state_dict(load_file(folder / WEIGHTS, device=device), assign=True)
+        # Copies lie where torch puts them: at other addresses it may compute other last bits.
+        weights = {name: value.clone() for name, value in load_file(folder / WEIGHTS).items()}
+        network.load_state_dict(weights, assign=True)
+        network.to(device)
         return cls(network, info)
 
     def classify(self, picture: Picture, *, top: int = 5) -> Ranking:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from pd_core.service import refusals, uploads
+from pd_core.service import page, refusals, uploads
 from pd_core.service.engine import Engine
 from pd_core.service.keeper import Keeper
 from pd_core.service.limits import Limits
@@ -23,8 +21,6 @@ from pd_core.service.served import Ranking, Served
 from pd_core.service.telemetry import CONTENT_TYPE, Counted, Telemetry
 from pd_core.service.uploads import Room
 
-_LOG = logging.getLogger(__name__)
-_PAGE = Path(__file__).with_name("page.html")
 _TOP = 5
 _FACTS = ("dataset", "profile", "protocol", "seed", "kind", "accuracy")  # of a version's tags
 
@@ -109,7 +105,7 @@ def build(service: Service, *, poll: float) -> FastAPI:
     @app.get("/model")
     async def model() -> dict[str, Any]:
         """Describe the version that answers."""
-        return _described(keeper.current)
+        return _described(keeper.current, limits)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -125,9 +121,9 @@ def build(service: Service, *, poll: float) -> FastAPI:
         return JSONResponse(await asyncio.to_thread(monitor.report))
 
     @app.get("/", include_in_schema=False)
-    async def page() -> Response:
+    async def upload_page() -> Response:
         """Return the upload page."""
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+        return HTMLResponse(page.TEXT, headers=page.HEADERS)
 
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(ClientDisconnect, _gone)
@@ -152,7 +148,7 @@ def _about(ranking: Ranking) -> dict[str, Any]:
     return {"model": version.name, "version": version.number}
 
 
-def _described(served: Served) -> dict[str, Any]:
+def _described(served: Served, limits: Limits) -> dict[str, Any]:
     version, facts = served.version, served.worker.facts
     return {
         "name": version.name,
@@ -162,6 +158,7 @@ def _described(served: Served) -> dict[str, Any]:
         "image_size": facts.image_size,
         "clip": facts.info.get("model"),
         "facts": {key: version.tags[key] for key in _FACTS if key in version.tags},
+        "max_upload_bytes": limits.picture_bytes,
         "classes": list(facts.names),
     }
 

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pd_core.bundle import REFERENCE
+from pd_core.monitoring import Monitor, Reference
 from pd_core.registry import loading
-from pd_core.registry.store import CHAMPION, Version, fetch, find
+from pd_core.registry.store import BUNDLE, CHAMPION, Version, fetch, find
 from pd_core.service.keeper import Keeper
 from pd_core.service.served import Served
 from pd_core.service.worker import Power, Worker
@@ -38,4 +40,8 @@ def load(store: str, version: Version, power: Power) -> Served:
     """
     with TemporaryDirectory() as folder:
         model = fetch(store, version, Path(folder))
-        return Served(version, Worker(partial(loading.load, model), power))
+        worker = Worker(partial(loading.load, model), power)
+        reference = model / BUNDLE / REFERENCE
+        known = Reference.load(reference) if reference.is_file() else None
+    monitor = Monitor(known, worker.facts.names) if known is not None else None
+    return Served(version, worker, monitor)

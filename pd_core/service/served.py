@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pd_core.monitoring import Monitor
 from pd_core.registry.store import Version
 from pd_core.service.worker import Worker
-
-
-class Monitor(Protocol):
-    """What keeps statistics of the answers; `pd_core.monitoring` has it."""
-
-    def observe(self, probabilities: NDArray[np.float32], features: NDArray[np.float32]) -> None:
-        """Take note of answers (B, C) and (B, D)."""
-
-    def report(self) -> dict[str, Any]:
-        """Compare with the training pictures."""
-
-    def gauges(self) -> dict[str, float]:
-        """Return the same as numbers by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +20,7 @@ class Served:
     Attributes:
         version: where it comes from.
         worker: what answers.
-        monitor: what watches the answers, if anything does.
+        monitor: what compares the answers with those to training pictures; None without these.
     """
 
     version: Version
