@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pd_core.cli_common import open_store, say
+from pd_core.cli_common import open_store
 from pd_core.masking import masked
 from pd_core.settings import compute_with
 
