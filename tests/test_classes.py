@@ -115,7 +115,7 @@ def test_the_new_version_knows_its_parent_and_its_card_and_reference_follow(
     tags = {"seed": "1", "git_commit": "abc", "out:data/teacher/greek/teacher.safetensors": "123"}
     metrics = {"student": {"all": 50.0}}
     origin = Origin(profile="quickstart", dataset="greek", metrics=metrics, tags=tags)
-    pictures = predictor.PortableStudent.answers(student, noise(10))
+    pictures = student.answers(noise(10))
     reference = Reference.of(pictures.probabilities, pictures.features)
     register(store, student, origin, example=picture, reference=reference)
     parent = registry.find(store, "greek/1")

@@ -247,6 +247,7 @@ def test_the_card_says_what_a_user_has_to_know(
     tags = {"protocol": "base_to_novel", "seed": "1", "selection": "last", "git_commit": "abc"}
     _register(store, tiny_student, picture, counts=counts, tags=tags)
     text = tracking.client(store).get_model_version("promptkd-greek", "1").description
+    assert text is not None
     for phrase in (
         "the teacher saw 32 labelled pictures of 2 of 3 classes",
         "the student 300 pictures without labels",
