@@ -129,7 +129,7 @@ def test_more_numbers_than_one_call_takes_all_arrive(project: Path) -> None:
     assert len(tracking.client(store).get_metric_history(run.run_id, "loss")) == 1200
 
 
-def test_the_commit_and_uncommitted_code_are_recorded_but_not_the_lock_file(project: Path) -> None:
+def test_the_commit_and_uncommitted_code_are_recorded_but_not_what_stages_write(project: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
         command = ["git", *identity, *arguments]
@@ -138,12 +138,15 @@ def test_the_commit_and_uncommitted_code_are_recorded_but_not_the_lock_file(proj
         ).stdout.strip()
 
     git("init", "-q")
-    for name in ("code.py", "dvc.lock"):
+    written = ("dvc.lock", "data/evaluate/greek/.gitignore", "reports/quickstart/summary.md")
+    for name in ("code.py", *written):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("old")
-    git("add", "code.py", "dvc.lock")
+    git("add", "code.py", *written)
     git("commit", "-q", "-m", "m")
     store = tracking.open_store(project)
-    (project / "dvc.lock").write_text("new")
+    for name in written:
+        (project / name).write_text("new")
     with _stage(store, dataset="clean", project=project):
         pass
     (project / "code.py").write_text("new")
