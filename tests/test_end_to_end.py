@@ -17,12 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import requests
+import torch
+from readme import blocks
 from serving import Running, serving
 
 from pd_core.artifacts import read_json
+from pd_core.class_vectors import ClassVectors
+from pd_core.classifier import distilled
 from pd_core.data.prepared import read_prepared
+from pd_core.evaluate import judge
+from pd_core.models.clip import load_clip
+from pd_core.models.student import Student
+from pd_core.predictor import load_bundle
+from pd_core.registry.store import BUNDLE, fetch, find
 
 ROOT = Path(__file__).parents[1]
 NAME = "embedded_digits"
@@ -96,21 +106,59 @@ def answered_by(service: Running, version: int) -> None:
         time.sleep(0.2)
 
 
+def evaluated(project: Path) -> tuple[list[int], Any]:
+    """Let evaluate's own classifier judge the test pictures: best labels, probabilities (N, C)."""
+    data = project / "data"
+    towers = load_clip("embedded-student", None)
+    student = Student.load(data / "student" / NAME / "student.safetensors", towers)
+    vectors = ClassVectors.load(data / "class_vectors" / NAME / "class_vectors.safetensors")
+    judged = judge(
+        {"student": distilled(student, vectors)},
+        read_prepared(data / "prepare" / NAME),
+        split="test",
+        image_size=towers.image_size,
+        batch_size=256,
+        device=towers.device,
+    )
+    best = [row["student"][1] for row in judged.rows()]  # type: ignore[index]
+    return best, torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
+
+
 def test_every_test_picture_is_served_as_evaluate_predicted_it(
     project: Path, service: Running
 ) -> None:
     files, rows = pictures(project)
     names = service.get("/model").json()["classes"]
-    wanted = [names[row["student"][1]] for row in rows]
-    served = []
+    best, probabilities = evaluated(project)
+    assert best == [row["student"][1] for row in rows]
+    off = 0.0
     for start in range(0, len(files), 50):
         batch = [base64.b64encode(file).decode() for file in files[start : start + 50]]
-        answer = service.post("/predict/batch?top=1", json={"images": batch})
+        answer = service.post(f"/predict/batch?top={len(names)}", json={"images": batch})
         assert answer.status_code == 200, answer.text
-        served += [prediction[0]["name"] for prediction in answer.json()["predictions"]]
-    assert served == wanted
+        for place, ranking in enumerate(answer.json()["predictions"], start=start):
+            assert ranking[0]["name"] == names[best[place]]
+            served = {guess["name"]: guess["probability"] for guess in ranking}
+            row = [served[name] for name in names]
+            off = max(off, float(np.abs(row - probabilities[place]).max()))
+    assert off < 1e-5
     single = service.post("/predict?top=1", files[0], headers={"Content-Type": "image/png"})
-    assert single.json()["predictions"][0]["name"] == wanted[0]
+    assert single.json()["predictions"][0]["name"] == names[best[0]]
+
+
+def test_onnx_answers_as_evaluate_did_for_every_test_picture(
+    project: Path, promoted: str, tmp_path: Path
+) -> None:
+    assert promoted
+    store = f"sqlite:///{project / 'mlflow.db'}"
+    folder = fetch(store, find(store, f"{NAME}/1"), tmp_path) / BUNDLE
+    student = load_bundle(folder)
+    pixels = np.stack([student.crop(file) for file in pictures(project)[0]])
+    session = onnxruntime.InferenceSession(str(folder / "student.onnx"))
+    found = session.run(["probabilities"], {"pixels": pixels})[0]
+    best, probabilities = evaluated(project)
+    assert found.argmax(axis=1).tolist() == best
+    assert np.abs(found - probabilities).max() < 1e-4
 
 
 def test_a_class_is_added_promoted_served_and_rolled_back(project: Path, service: Running) -> None:
@@ -155,6 +203,14 @@ def test_code_that_is_not_committed_is_refused_and_the_champion_stays(
         project, "registry", "promote", f"{NAME}/2", "--dry-run"
     )
     assert service.get("/model").json()["version"] == 1
+
+
+def test_the_readmes_lines_use_the_champion(project: Path, promoted: str) -> None:
+    assert promoted
+    (lines,) = [block for block in blocks("python") if "import mlflow" in block]
+    (project / "picture.png").write_bytes(pictures(project)[0][0])
+    said = run(project, sys.executable, "-c", lines.replace("embedded_greek", NAME))
+    assert "digit" in said
 
 
 def test_mlflow_serves_the_same_model_as_it_is(project: Path, promoted: str) -> None:

@@ -129,7 +129,7 @@ def test_more_numbers_than_one_call_takes_all_arrive(project: Path) -> None:
     assert len(tracking.client(store).get_metric_history(run.run_id, "loss")) == 1200
 
 
-def test_the_commit_and_uncommitted_code_are_recorded_but_not_what_stages_write(project: Path) -> None:
+def test_the_commit_and_uncommitted_code_are_recorded_not_what_stages_write(project: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
         command = ["git", *identity, *arguments]
