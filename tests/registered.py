@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from promoting import NAME
 
 from pd_core import provenance, tracking
 from pd_core.artifacts import write_json, write_sums
@@ -17,7 +18,6 @@ from pd_core.registry import model_folder
 from pd_core.registry import store as registry
 from pd_core.registry.store import Version
 
-NAME = "promptkd-tiny"
 SCRIPT = Path(__file__).with_name("brightness_model.py")
 OUTPUTS = (
     "data/prepare/tiny",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import registered
 import yaml
-from registered import NAME, good, own_project, project, publish, store
+from promoting import NAME
+from registered import good, own_project, project, publish, store
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
