@@ -71,9 +71,7 @@ def promote_when_told(store: str, number: int, pipe: Connection) -> None:
 
 def spawner() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["mlflow.store.model_registry.sqlalchemy_store", "pd_core.registry.promotion"]
-    )
+    context.set_forkserver_preload([STORE, "pd_core.registry.promotion"])
     return context
 
 

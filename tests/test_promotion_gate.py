@@ -8,18 +8,8 @@ from typing import Any
 import pytest
 import registered
 import tiny
-from registered import (
-    LEVELS,
-    NAME,
-    champion,
-    good,
-    own_project,
-    project,
-    publish,
-    store,
-    stored,
-    worse,
-)
+from promoting import NAME
+from registered import LEVELS, champion, good, own_project, project, publish, store, stored, worse
 
 from pd_core.errors import MissingFile, PdError
 from pd_core.registry import gate, promotion
