@@ -34,7 +34,7 @@ class Brightness(PythonModel):
 
     def _rank(self, picture: bytes) -> list[tuple[str, float]]:
         mean = float(np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).mean())
-        scores = {name: np.exp(-(((level - mean) / 9) ** 2)) for name, level in self.levels.items()}
+        scores = {name: np.exp(-abs(level - mean) / 9) for name, level in self.levels.items()}
         total = sum(scores.values())
         ranked = sorted(scores.items(), key=lambda pair: -pair[1])
         return [(name, float(score / total)) for name, score in ranked]

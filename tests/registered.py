@@ -3,13 +3,14 @@
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
 import yaml
+from promoting import NAME
 
 from pd_core import provenance, tracking
 from pd_core.artifacts import write_json, write_sums
@@ -17,7 +18,6 @@ from pd_core.registry import model_folder
 from pd_core.registry import store as registry
 from pd_core.registry.store import Version
 
-NAME = "promptkd-tiny"
 SCRIPT = Path(__file__).with_name("brightness_model.py")
 OUTPUTS = (
     "data/prepare/tiny",
@@ -76,11 +76,10 @@ def stored(store: str, version: Version) -> Path:
     return Path(client.get_model_version_download_uri(version.name, str(version.number)))
 
 
-def project(folder: Path) -> Path:
+def make_project(folder: Path) -> Path:
     """Make a project whose stages have run, and commit it."""
     folder.mkdir()
-    code = Path(__file__).parents[1] / "params.yaml"
-    shutil.copyfile(code, folder / "params.yaml")
+    shutil.copyfile(Path(__file__).parents[1] / "params.yaml", folder / "params.yaml")
     (folder / "train.py").write_text("print('trained')\n")
     tiny.prepared(folder / OUTPUTS[0])
     for path in (OUTPUTS[1], f"{OUTPUTS[2]}/class_vectors.safetensors", OUTPUTS[3]):
@@ -141,11 +140,22 @@ def champion(store: str) -> int | None:
     return next((v.number for v in registry.versions(store, NAME) if "champion" in v.aliases), None)
 
 
-def numbers(values: Sequence[Any]) -> list[int]:
-    return [value.version for value in values]
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("registered") / "project")
 
 
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[str]:
-    """Run MLflow's own tracking server on the loopback address."""
-    raise NotImplementedError
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_database: Path) -> str:
+    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
+    return tracking.open_store(tmp_path)
+
+
+@pytest.fixture
+def own_project(project: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(project, tmp_path / "own", symlinks=True))

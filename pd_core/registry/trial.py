@@ -132,7 +132,8 @@ def main(model: Path, task: Task, out: Path) -> None:
         _write(out, reached)
         reached = _ask(loaded, task, out, reached)
     except Exception as error:  # noqa: BLE001 foreign code may raise whatever it likes
-        reached = replace(reached, problem=_one_line(f"{type(error).__name__}: {error}"))
+        reason = f"{type(error).__name__}: {error}".replace(f"{model}{os.sep}", "")
+        reached = replace(reached, problem=_one_line(reason))
     _write(out, reached)
 
 
