@@ -183,3 +183,15 @@ class EvaluateParams(Block):
     split: Literal["test", "val"]
     batch_size: Count
     folds: Annotated[int, Field(ge=2)]
+
+
+class PromotionParams(Block):
+    """What a version has to show before it becomes the champion."""
+
+    margin: Annotated[float, Field(ge=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    latency_ms: Positive
+    megabytes: Positive
+    warm_ups: CountOrZero
+    timed: Count
+    seconds: Positive

@@ -11,7 +11,6 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,20 +24,23 @@ from pd_core import (
     cli_embedded,
     cli_fetch,
     cli_import,
+    cli_models,
+    cli_registry,
+    cli_serve,
     jobs,
     lineage,
     preemption,
 )
-from pd_core.data import fingerprint
+from pd_core.cli_common import Setting, note, register, setting_of
 from pd_core.errors import Interrupted, PdError
 from pd_core.layout import Job, inputs, output, tuning_of_student
 from pd_core.masking import masked, masked_tracebacks
 from pd_core.params import DATA, PARAMS, load_params
 from pd_core.progress import Reporter
-from pd_core.settings import Settings, compute_with, load_settings, telemetry_off
+from pd_core.settings import compute_with, load_settings, telemetry_off
 
 if TYPE_CHECKING:
-    from pd_core.tracking import StageRun
+    from pd_core.tracking import DataInput, StageRun
 
 REPORTS = Path("reports")
 
@@ -51,10 +53,13 @@ app = typer.Typer(
 )
 app.add_typer(cli_embedded.app, name="embedded")
 app.add_typer(cli_import.app)
+app.add_typer(cli_serve.app)
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_ablations.app, name="ablation")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_fetch.weights, name="weights")
+app.add_typer(cli_registry.app, name="registry")
+app.add_typer(cli_models.app)
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
@@ -70,42 +75,10 @@ Source = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A job, and what surrounds it: the profile, the repository, the environment."""
-
-    job: Job
-    profile: str
-    root: Path  # of the repository
-    settings: Settings
-
-
-def _setting(name: str, seed: int | None, source: str | None = None) -> Setting:
-    params = load_params(PARAMS)
-    mine = params.for_dataset(name)
-    if source is not None:
-        params.for_dataset(source)  # refuses an unknown one
-    settings = load_settings()
-    root = Path(params.profile.root)
-    job = Job.at(
-        DATA,
-        mine,
-        seed=params.run.seed if seed is None else seed,
-        device=settings.device or params.run.device,
-        data_root=settings.data_root or root / DATA / "raw",
-        fingerprint=fingerprint.path_of(name, root),
-        checkpoints=DATA / "checkpoints",
-        features=DATA / "features",
-        suffix="" if seed is None else f"-{seed}",
-        source=source,
-    )
-    return Setting(job, params.profile.name, root, settings)
-
-
 @app.command()
 def prepare(name: Name, seed: Seed = None) -> None:
     """Stage: draw the few-shot split and list the unlabelled pictures."""
-    setting = _setting(name, seed)
+    setting = setting_of(name, seed)
     with _tracked("prepare", setting):
         jobs.prepare(setting.job)
 
@@ -113,22 +86,21 @@ def prepare(name: Name, seed: Seed = None) -> None:
 @app.command()
 def teacher(name: Name, seed: Seed = None) -> None:
     """Stage: tune the teacher's prompts on the few labels."""
-    setting = _setting(name, seed)
-    with _training("teacher", setting) as (run, report, interrupted):
+    setting = setting_of(name, seed)
+    with _training("teacher", setting) as (_, report, interrupted):
         jobs.teacher(
             setting.job,
             interrupted=interrupted,
             on_epoch=report.epoch,
             on_progress=report.progress,
-            on_note=_note,
+            on_note=note,
         )
-        run.log_epochs(report.history)
 
 
 @app.command("class-vectors")
 def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: compute the teacher's text features of all classes, once."""
-    setting = _setting(name, seed, source)
+    setting = setting_of(name, seed, source)
     compute_with(setting.job.params.run.threads)
     with _tracked("class_vectors", setting):
         jobs.class_vectors(setting.job)
@@ -137,37 +109,36 @@ def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
 @app.command()
 def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: distil the student on the unlabelled pictures."""
-    setting = _setting(name, seed, source)
-    with _training("student", setting) as (run, report, interrupted):
+    setting = setting_of(name, seed, source)
+    with _training("student", setting) as (_, report, interrupted):
         jobs.student(
             setting.job,
             interrupted=interrupted,
             on_epoch=report.epoch,
             on_progress=report.progress,
-            on_note=_note,
+            on_note=note,
         )
-        run.log_epochs(report.history)
 
 
 @app.command()
 def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: measure student and teacher on test pictures, and register the student."""
-    setting = _setting(name, seed, source)
+    setting = setting_of(name, seed, source)
     job = setting.job
     compute_with(job.params.run.threads)
     with (
         _tracked("evaluate", setting) as run,
-        Reporter(f"evaluate {job.evaluation.name}") as report,
+        Reporter(f"evaluate {job.evaluation.name}", record=run) as report,
     ):
-        metrics = jobs.evaluate(job, on_progress=report.progress, on_note=_note)
+        metrics = jobs.evaluate(job, on_progress=report.progress, on_note=note)
         run.log_metrics(metrics)
-    _register(setting, run.run_id)
+    register(setting, run.run_id)
 
 
 @app.command("tuned-student")
 def tuned_student(name: Name, seed: Seed = None) -> None:
     """Stage: the paper's main baseline, prompts tuned on the student's own CLIP."""
-    setting = _setting(name, seed)
+    setting = setting_of(name, seed)
     tuning_of_student(setting.job)  # refuses a data set without it
     with _training("tuned_student", setting) as (run, report, interrupted):
         metrics = jobs.tuned_student(
@@ -175,10 +146,9 @@ def tuned_student(name: Name, seed: Seed = None) -> None:
             interrupted=interrupted,
             on_epoch=report.epoch,
             on_progress=report.progress,
-            on_note=_note,
+            on_note=note,
         )
         run.log_metrics(metrics)
-        run.log_epochs(report.history)
 
 
 @app.command(
@@ -248,7 +218,7 @@ def _training(
     with (
         preemption.postponed() as interrupted,
         _tracked(stage, setting) as run,
-        Reporter(title) as report,
+        Reporter(title, record=run) as report,
     ):
         yield run, report, interrupted
 
@@ -275,6 +245,7 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
         outs=[out],
         seed=job.seed,
         protocol=job.params.prepare.protocol,
+        inputs=_data_inputs(stage, job),
         experiment=settings.mlflow_experiment,
     ) as run:
         yield run
@@ -282,21 +253,14 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
             run.log_file(history)
 
 
-def _note(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True, markup=False)
+def _data_inputs(stage: str, job: Job) -> list[DataInput]:
+    """Return the data set that a stage reads: what `prepare` made of it, or its fingerprint."""
+    from pd_core.tracking import DataInput
 
-
-def _register(setting: Setting, run_id: str | None) -> None:
-    from pd_core import registration, tracking
-
-    registration.register_student(
-        tracking.open_store(setting.root, setting.settings.mlflow_tracking_uri),
-        setting.job,
-        profile=setting.profile,
-        experiment=setting.settings.mlflow_experiment,
-        run_id=run_id,
-        on_note=_note,
-    )
+    name = job.params.name
+    if stage == "prepare":
+        return [DataInput(name, job.fingerprint, "preparation")] if job.fingerprint else []
+    return [DataInput(name, job.prepared, "evaluation" if stage == "evaluate" else "training")]
 
 
 def _mlflow_page() -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pd_core.atomic import write_bytes
 from pd_core.errors import PdError
 from pd_core.portable.network import Network
 
@@ -35,18 +37,28 @@ def write(path: Path, network: Network) -> None:
     """
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")  # torch's exporter about its own parts
-        torch.onnx.export(
+        program = torch.onnx.export(
             network,
             (torch.from_numpy(_noise(2, network)),),
-            str(path),
             input_names=[INPUT],
             output_names=list(OUTPUTS),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+    assert program is not None  # it is, unless a file is given
+    model = program.model_proto
+    _forget_sources(model)
+    write_bytes(path, model.SerializeToString(deterministic=True))
     _check(path, network)
+
+
+def _forget_sources(model: Any) -> None:
+    """Take out where in which file of this machine each node was made."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def _check(path: Path, network: Network) -> None:

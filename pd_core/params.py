@@ -24,6 +24,7 @@ from pd_core.blocks import (
     EvaluateParams,
     PrepareParams,
     ProfileParams,
+    PromotionParams,
     RunParams,
     StudentParams,
     TeacherParams,
@@ -93,6 +94,7 @@ class Params(Block):
     class_vectors: ClassVectorsParams
     student: StudentParams
     evaluate: EvaluateParams
+    promotion: PromotionParams
     tuned_student: dict[str, dict[str, Any]]  # data set -> keys that replace the teacher's
     datasets: Annotated[dict[str, DatasetRow], Field(min_length=1)]
 

@@ -159,7 +159,12 @@ def stand_alone(
     known = for_student(trained, ClassVectors.load(vectors))
     _check_width(vectors, known, int(metadata["feature_width"]))
     network = fold(trained, known.vectors).to(device)
-    info = {"names": known.names, "model": towers.name, "vectors": known.source}
+    info = {
+        "names": known.names,
+        "model": towers.name,
+        "vectors": known.source,
+        "text_features": str(trained.text_features),
+    }
     return PortableStudent(network, info)
 
 

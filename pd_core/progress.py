@@ -1,11 +1,11 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, and in the stage's run."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,16 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class Record(Protocol):
+    """What keeps the numbers that are shown."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Note that `done` of `total` steps are done."""
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Keep the metrics of an epoch."""
+
+
 class Reporter:
-    """Shows how far a stage is, and keeps what each epoch reports.
+    """Shows how far a stage is, and passes it on to the stage's record."""
 
-    Attributes:
-        history: the metrics of each epoch, with its number.
-    """
-
-    def __init__(self, title: str, unit: str = "steps") -> None:
+    def __init__(self, title: str, unit: str = "steps", *, record: Record | None = None) -> None:
         """Name the work and what is counted; nothing is shown before the first `progress`."""
-        self.history: list[dict[str, float]] = []
+        self._record = record
         self._title = title
         self._unit = unit
         self._bar: Progress | None = None
@@ -58,6 +64,8 @@ class Reporter:
 
     def progress(self, done: int, total: int) -> None:
         """Show that `done` of `total` steps are done."""
+        if self._record is not None:
+            self._record.progress(done, total)
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=done, total=total, metrics=self._metrics)
@@ -67,7 +75,8 @@ class Reporter:
             sys.stderr.flush()
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Keep and show the metrics of an epoch."""
-        self.history.append({"epoch": epoch, **metrics})
+        """Show the metrics of an epoch."""
+        if self._record is not None:
+            self._record.epoch(epoch, metrics)
         shown = {key: value for key, value in metrics.items() if key != "lr"}
         self._metrics = " ".join(f"{key} {value:.3g}" for key, value in shown.items())

@@ -18,6 +18,9 @@ from pathlib import Path
 
 from pd_core.errors import BadData
 
+# What changes while a pipeline runs says nothing about its code.
+_WRITTEN_BY_STAGES = (":(exclude,top,glob)**/dvc.lock", ":(exclude,top,glob)**/reports/**")
+
 ABSENT = "absent"
 """The hash recorded for a path that does not exist."""
 
@@ -56,9 +59,18 @@ def hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]
         paths: files and folders, in `project`.
         project: folder that the paths are named from.
     """
-    hashes = {_name(path, project): content_hash(project / path) for path in paths}
+    hashes = {name_in(project, path): content_hash(project / path) for path in paths}
     tags = {f"{kind}:{path}": value for path, value in hashes.items()}
     return {**tags, f"{kind}s_md5": params_hash(hashes)}
+
+
+def name_in(project: Path, path: Path) -> str:
+    """Return a path as seen from the project, not from this machine's root.
+
+    MLflow refuses names with `..`, so those of files outside the project go without.
+    """
+    seen = Path(os.path.relpath(project / path, project))
+    return Path(*(part for part in seen.parts if part != "..")).as_posix()
 
 
 def commit_tags(project: Path) -> dict[str, str]:
@@ -66,10 +78,7 @@ def commit_tags(project: Path) -> dict[str, str]:
     commit = _git(project, "rev-parse", "HEAD")
     if commit is None:
         return {"git_commit": "none"}
-    # dvc.lock changes while a pipeline runs, so it says nothing about the code
-    changes = _git(
-        project, "status", "--porcelain", "-uno", "--", ":/", ":(exclude,top,glob)**/dvc.lock"
-    )
+    changes = _git(project, "status", "--porcelain", "-uno", "--", ":/", *_WRITTEN_BY_STAGES)
     return {
         "git_commit": commit,
         "git_dirty": str(bool(changes)).lower(),
@@ -89,15 +98,6 @@ def peak_memory() -> float:
     """Return the most memory that this process has held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)  # bytes there, KiB here
-
-
-def _name(path: Path, project: Path) -> str:
-    """Return a path as seen from the project, not from this machine's root.
-
-    MLflow refuses names with `..`, so those of files outside the project go without.
-    """
-    seen = Path(os.path.relpath(project / path, project))
-    return Path(*(part for part in seen.parts if part != "..")).as_posix()
 
 
 def _git(project: Path, *arguments: str) -> str | None:

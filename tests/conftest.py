@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -84,6 +85,26 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
     student.save(tiny.folder / "student.safetensors")
     ClassVectors(("alpha", "beta", "gamma"), vectors, 30.0, "random").save(tiny.vectors)
     return tiny
+
+
+@pytest.fixture
+def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export each network to ONNX once in all tests: it takes seconds, and each time the same."""
+    from pd_core import onnx_file
+
+    write = onnx_file.write
+
+    def write_or_copy(path: Path, network: Any) -> None:
+        state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
+        if (key := hash(state)) not in _EXPORTED:
+            write(path, network)
+            _EXPORTED[key] = path.read_bytes()
+        path.write_bytes(_EXPORTED[key])
+
+    monkeypatch.setattr(onnx_file, "write", write_or_copy)
+
+
+_EXPORTED: dict[int, bytes] = {}
 
 
 @pytest.fixture(scope="session")

@@ -280,7 +280,8 @@ def test_evaluation_uses_the_students_text_features_and_says_if_it_was_chosen_on
     used = shared if text is TextFeatures.TEACHER else own
     with torch.no_grad():
         logits = student.logit_scale * student(images(4)) @ used.vectors.T
-    torch.testing.assert_close(predictor.probabilities(images(4)), logits.softmax(dim=1))
+    network = predictor.student.network
+    torch.testing.assert_close(network.compare(network.features(images(4))), logits.softmax(dim=1))
     folder = stages["prepared"].parent / "pictures"
     ranked = predictor.classify_many([folder / row["path"] for row in rows], top=1)
     assert [NAMES[row["student"][1]] for row in rows] == [ranking[0][0] for ranking in ranked]

@@ -76,7 +76,7 @@ def test_editing_the_report_reruns_the_report_only(module: str) -> None:
         "params.py",
         "blocks.py",
         "settings.py",
-        "tracking.py",
+        "tracking/live.py",
         "ablations.py",
         "ablation_report.py",
         "data/fetch.py",

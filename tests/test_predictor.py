@@ -15,7 +15,7 @@ import torch
 from conftest import TinyStudent
 from PIL import Image
 
-from pd_core import predictor
+from pd_core import bundle, predictor, samples
 from pd_core.artifacts import write_sums
 from pd_core.class_vectors import ClassVectors
 from pd_core.data.prepared import write_prepared
@@ -23,6 +23,7 @@ from pd_core.data.transforms import eval_transform
 from pd_core.errors import BadArtifact, BadData, BadParams, MissingFile
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
+from pd_core.portable import pictures
 from pd_core.provenance import content_hash
 
 
@@ -135,7 +136,6 @@ def test_the_same_student_gives_the_same_bundle(tiny_student: TinyStudent, tmp_p
     first, second = (_bundle(tiny_student, tmp_path / name) for name in ("first", "second"))
     assert content_hash(first) == content_hash(second)
     assert {path.name for path in first.iterdir()} == {
-        "class_vectors.safetensors",
         "model.json",
         "student.safetensors",
     }
@@ -174,7 +174,7 @@ def test_the_example_is_a_small_picture_of_the_test_list(tmp_path: Path) -> None
     }
     (tmp_path / "split.json").write_text(json.dumps(split))
     write_sums(tmp_path)
-    with Image.open(BytesIO(predictor.example_picture(tmp_path))) as image:
+    with Image.open(BytesIO(samples.example_picture(tmp_path))) as image:
         assert (image.size, image.getpixel((0, 0))) == ((336, 168), (90, 0, 0))
 
 
@@ -190,16 +190,16 @@ def test_the_example_is_a_readable_picture_even_where_none_is_for_testing(tmp_pa
     }
     split |= {**lists, "images": str(tmp_path)}
     write_prepared(tmp_path, split, ["damaged.png", "whole.png"])
-    with Image.open(BytesIO(predictor.example_picture(tmp_path))) as image:
+    with Image.open(BytesIO(samples.example_picture(tmp_path))) as image:
         assert image.getpixel((0, 0)) == (90, 0, 0)
     write_prepared(tmp_path, split, ["damaged.png"])
     with pytest.raises(BadData, match="damaged.png"):
-        predictor.example_picture(tmp_path)
+        samples.example_picture(tmp_path)
 
 
 def test_sixteen_bits_of_grey_are_scaled_as_in_training() -> None:
     deep = Image.fromarray(np.full((4, 4), 32768, np.uint16))
-    assert predictor.decode(deep).getpixel((0, 0)) == (128, 128, 128)
+    assert pictures.read(deep).getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_classifying_needs_no_mlflow() -> None:

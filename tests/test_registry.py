@@ -2,22 +2,29 @@
 
 import base64
 import shutil
+import subprocess
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import alone
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import TinyStudent
+from PIL import Image
 
 from pd_core import predictor, tracking
 from pd_core.class_vectors import ClassVectors
-from pd_core.errors import MissingFile, PdError
-from pd_core.registry import register as registry
+from pd_core.errors import PdError
+from pd_core.registry.register import Origin, Registered, register
+from pd_core.registry.store import fetch, find
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+    pytest.mark.usefixtures("onnx_once"),
 ]
 
 METRICS = {
@@ -33,20 +40,15 @@ def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch)
     return tracking.open_store(tmp_path)
 
 
-def _register(store: str, tiny: TinyStudent, picture: bytes, **changes: Any) -> registry.Registered:
-    usual: dict[str, Any] = {
-        "profile": "quickstart",
-        "dataset": "greek",
-        "student": tiny.folder / "student.safetensors",
-        "vectors": tiny.vectors,
-        "metrics": METRICS,
-        "example": picture,
-        "weights": tiny.weights,
-    }
-    return registry.register(store, **{**usual, **changes})
+def _register(store: str, tiny: TinyStudent, picture: bytes, **changes: Any) -> Registered:
+    student = predictor.stand_alone(
+        tiny.folder / "student.safetensors", changes.pop("vectors", tiny.vectors), tiny.weights
+    )
+    usual: dict[str, Any] = {"profile": "quickstart", "dataset": "greek", "metrics": METRICS}
+    return register(store, student, Origin(**{**usual, **changes}), example=picture)
 
 
-def _load(store: str, registered: registry.Registered) -> Any:
+def _load(store: str, registered: Registered) -> Any:
     import mlflow
 
     before = mlflow.get_tracking_uri()
@@ -83,19 +85,22 @@ def test_a_registered_student_answers_as_the_stages_student_does(
 def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
     store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
 ) -> None:
-    registered = _register(store, tiny_student, picture, weights=None)
+    registered = _register(store, tiny_student, picture)
     client = tracking.client(store)
     version = client.get_model_version(registered.name, str(registered.version))
     folder = Path(client.get_logged_model(version.tags["model_id"]).artifact_location)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {
         "MLmodel",
-        "artifacts/student/class_vectors.safetensors",
+        "artifacts/student/README.md",
+        "artifacts/student/SHA256SUMS",
         "artifacts/student/model.json",
+        "artifacts/student/promptkd_student/network.py",
+        "artifacts/student/student.onnx",
         "artifacts/student/student.safetensors",
         "input_example.json",
         "requirements.txt",
-        "serving.py",
+        "student_model.py",
     } <= files
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
     here = (str(tmp_path), str(Path(__file__).parents[1]), str(Path.home()), "/tmp/")
@@ -179,14 +184,6 @@ def test_a_bad_picture_is_the_callers_error(
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"  # MLflow's server answers 400
 
 
-def test_a_student_that_is_not_there_registers_nothing(
-    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
-) -> None:
-    with pytest.raises(MissingFile, match="student not found"):
-        _register(store, tiny_student, picture, student=tmp_path / "student.safetensors")
-    assert tracking.client(store).search_registered_models() == []
-
-
 def test_a_server_that_refuses_is_one_line(
     tiny_student: TinyStudent, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,3 +191,80 @@ def test_a_server_that_refuses_is_one_line(
     with pytest.raises(PdError, match="cannot register 'promptkd-greek'") as caught:
         _register("http://127.0.0.1:9", tiny_student, picture)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_model_runs_where_there_is_nothing_but_its_requirements(
+    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
+) -> None:
+    registered = _register(store, tiny_student, picture)
+    version = find(store, f"greek/{registered.version}")
+    model = fetch(store, version, tmp_path / "model")
+    python = alone.environment(
+        tmp_path / "venv", (model / "requirements.txt").read_text().splitlines()
+    )
+    (tmp_path / "picture.png").write_bytes(picture)
+    code = (
+        "import importlib.util, sys, mlflow\n"
+        "assert not [name for name in ('pd_core', 'open_clip', 'torchvision')\n"
+        "            if importlib.util.find_spec(name)]\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "answer = model.predict([sys.argv[2]], params={'top': 1})\n"
+        "print(answer['names'][0][0], answer['probabilities'][0][0])"
+    )
+    done = subprocess.run(
+        [str(python), "-P", "-c", code, str(model), str(tmp_path / "picture.png")],
+        cwd=tmp_path,
+        env={"MLFLOW_DISABLE_TELEMETRY": "true", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    student = predictor.load_student(tiny_student.folder, weights=tiny_student.weights)
+    ((name, probability),) = student.classify(picture, top=1)
+    *words, value = done.stdout.split()
+    assert " ".join(words) == name
+    assert float(value) == pytest.approx(probability, abs=1e-6)
+
+
+def test_arrays_and_nested_lists_are_pictures_too(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    model = _load(store, _register(store, tiny_student, picture))
+    with Image.open(BytesIO(picture)) as image:
+        array = np.asarray(image.convert("RGB"))
+    expected = model.predict([picture])["names"][0]
+    frame = pd.DataFrame({"image": pd.Series([array, array.tolist()], dtype=object)})
+    assert [list(names) for names in model.predict(frame)["names"]] == [expected, expected]
+
+
+def test_the_card_says_what_a_user_has_to_know(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    counts = {"classes": 3, "taught": 2, "labels": 32, "unlabelled": 300}
+    counts |= {"base": 100, "novel": 50, "all": 150}
+    tags = {"protocol": "base_to_novel", "seed": "1", "selection": "last", "git_commit": "abc"}
+    _register(store, tiny_student, picture, counts=counts, tags=tags)
+    text = tracking.client(store).get_model_version("promptkd-greek", "1").description
+    assert text is not None
+    for phrase in (
+        "the teacher saw 32 labelled pictures of 2 of 3 classes",
+        "the student 300 pictures without labels",
+        "| distilled student | 80.1 ± 7.8 | 70.0 ± 12.3 | 74.7 |",  # Wilson
+        "1 of the classes had no labels at all",
+        "Apache-2.0",
+        "`abc`",
+        "0. alpha",
+    ):
+        assert phrase in text
+    assert "\n\n\n" not in text
+
+
+def test_registering_again_brings_the_origin_up_to_date(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    _register(store, tiny_student, picture, tags={"git_dirty": "true", "seed": "1"})
+    _register(store, tiny_student, picture, tags={"git_dirty": "false", "seed": "2"})
+    tags = find(store, "greek").tags
+    assert (tags["git_dirty"], tags["seed"]) == ("false", "1")

@@ -209,7 +209,8 @@ def test_a_stage_records_none_whether_it_ends_well_or_not(place: Path) -> None:
 
     assert silent.stderr.endswith("RuntimeError: a bug\n")
     assert telling.stderr.endswith(f"RuntimeError: a bug {MASK}\n")
-    runs = tracking.client(f"sqlite:///{place / tracking.DATABASE}").search_runs(["1"])
+    client = tracking.client(f"sqlite:///{place / tracking.DATABASE}")
+    runs = client.search_runs(["1"], "tags.level = 'stage'")
     assert [(run.info.status, run.data.tags.get("error")) for run in runs] == [
         ("FAILED", f"RuntimeError: a bug {MASK}"),
         ("FAILED", "RuntimeError: a bug"),

@@ -15,18 +15,8 @@ from pd_core import provenance, tracking
 from pd_core.errors import BadParams, PdError
 
 ROOT = Path(__file__).parents[1]
+STAGES = "tags.level = 'stage'"
 NOWHERE = "http://127.0.0.1:9"  # the discard port; nothing listens there
-
-ONE_RUN = """
-import sys
-from pathlib import Path
-from pd_core import provenance, tracking
-store = tracking.open_store(Path())
-with tracking.stage_run(store, profile="quickstart", dataset=sys.argv[1], stage="teacher",
-                        params={}, deps=[], outs=[], seed=1, protocol="base_to_novel") as run:
-    run.log_epochs([{"loss": 1.0}])
-assert run.run_id
-"""
 
 
 @pytest.fixture
@@ -53,7 +43,7 @@ def _stage(store: str | None, **changes: Any) -> Any:
 def _runs(store: str, experiment: str = "promptkd-quickstart") -> list[Any]:
     client = tracking.client(store)
     found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id])) if found else []
+    return list(client.search_runs([found.experiment_id], STAGES)) if found else []
 
 
 def test_hashes_are_those_that_dvc_writes_into_its_lock_file(tmp_path: Path) -> None:
@@ -77,25 +67,6 @@ def test_what_is_not_there_has_the_hash_absent(tmp_path: Path) -> None:
     assert provenance.content_hash(tmp_path / "nothing") == "absent"
 
 
-@pytest.mark.slow
-def test_four_processes_that_start_at_once_without_a_database_all_succeed(tmp_path: Path) -> None:
-    names = ("greek", "latin", "arrows", "digits")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_RUN, name],
-            cwd=tmp_path,
-            env={**_environment(), "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in names
-    ]
-    ends = [(process.communicate()[1], process.returncode) for process in processes]
-    assert [code for _, code in ends] == [0] * 4, ends
-    store = tracking.open_store(tmp_path)
-    assert sorted(run.data.tags["dataset"] for run in _runs(store)) == sorted(names)
-
-
 def test_what_a_killed_process_left_of_a_database_does_no_harm(empty_database: Path) -> None:
     # conftest.py creates it beside half a database
     assert _runs(tracking.open_store(empty_database.parent)) == []
@@ -104,7 +75,7 @@ def test_what_a_killed_process_left_of_a_database_does_no_harm(empty_database: P
 
 def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project: Path) -> None:
     (project / "losses.py").write_text("code")
-    history = [{"epoch": 1, "loss": 2.0, "note": "text"}, {"epoch": 2, "loss": 0.5}]
+    history: list[dict[str, Any]] = [{"loss": 2.0, "note": "text"}, {"loss": 0.5}]
     store = tracking.open_store(project)
     params = {"lr": 0.1, "prompts": {"depth": 3}}
     with _stage(
@@ -119,7 +90,8 @@ def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project:
         out.mkdir(parents=True)
         (out / "history.json").write_text(json.dumps(history))
         before = provenance.content_hash(out)
-        run.log_epochs(history)
+        for epoch, row in enumerate(history, start=1):
+            run.epoch(epoch, row)
         run.log_metrics({"student": {"hm": 71.5}})
         run.log_file(out / "history.json")
 
@@ -148,10 +120,10 @@ def test_a_stage_is_one_run_with_parameters_epochs_files_and_provenance(project:
 
 def test_more_numbers_than_one_call_takes_all_arrive(project: Path) -> None:
     store = tracking.open_store(project)
-    history = [{"loss": float(epoch)} for epoch in range(1200)]
     params = {f"key{number}": number for number in range(130)}
     with _stage(store, params=params) as run:
-        run.log_epochs(history)
+        for epoch in range(1200):
+            run.epoch(epoch, {"loss": 1 / (1 + epoch)})
     (stored,) = _runs(store)
     assert len(stored.data.params) == 130
     assert len(tracking.client(store).get_metric_history(run.run_id, "loss")) == 1200

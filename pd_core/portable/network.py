@@ -142,8 +142,12 @@ class Network(nn.Module):
             Probabilities (B, C), and the pictures' features (B, D) of unit length.
         """
         features = self.features(normalised(pixels))
+        return self.compare(features), features
+
+    def compare(self, features: Tensor) -> Tensor:
+        """Compare features (B, D) with the class vectors: probabilities (B, C)."""
         logits = self.logit_scale.float() * (features @ self.class_vectors.T)
-        return logits.softmax(dim=-1), features
+        return logits.softmax(dim=-1)
 
     def features(self, images: Tensor) -> Tensor:
         """Encode CLIP's input into the teacher's space: (B, 3, S, S) -> (B, D), unit length."""

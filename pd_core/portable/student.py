@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from .network import Network, Sizes
-from .pictures import MOST_PIXELS, Picture, centre_square, read
+from .pictures import MOST_PIXELS, BadPicture, Picture, centre_square, read
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "model.json"
@@ -78,7 +78,10 @@ class PortableStudent:
         info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         with torch.device("meta"):  # what is made here is replaced at once
             network = Network(Sizes(**info["network"]))
-        network.load_state_dict(load_file(folder / WEIGHTS, device=device), assign=True)
+        # Copies lie where torch puts them: at other addresses it may compute other last bits.
+        weights = {name: value.clone() for name, value in load_file(folder / WEIGHTS).items()}
+        network.load_state_dict(weights, assign=True)
+        network.to(device)
         return cls(network, info)
 
     def classify(self, picture: Picture, *, top: int = 5) -> Ranking:
@@ -123,9 +126,13 @@ class PortableStudent:
         """Decode a picture and cut out what the network sees: (S, S, 3).
 
         Raises:
-            BadPicture: it is not a readable picture, or has more pixels.
+            BadPicture: it is not a readable picture, or has more pixels, or would have them once
+                its shorter side is resized.
         """
         image = read(picture, most_pixels=most_pixels)
+        short, long = sorted(image.size)
+        if self.image_size**2 * long > most_pixels * short:
+            raise BadPicture(f"{image.width} x {image.height} pixels, too long for its other side")
         return np.asarray(centre_square(image, self.image_size))
 
     @torch.inference_mode()

@@ -1,0 +1,96 @@
+"""What the verbs of the command line share: the job that they are about, the store, and words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pd_core.data import fingerprint
+from pd_core.layout import Job
+from pd_core.params import DATA, PARAMS, load_params
+from pd_core.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pd_core.registry.register import Registered
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A job, and what surrounds it: the profile, the repository, the environment."""
+
+    job: Job
+    profile: str
+    root: Path  # of the repository
+    settings: Settings
+
+
+def setting_of(name: str, seed: int | None = None, source: str | None = None) -> Setting:
+    """Put together what a stage of a data set needs.
+
+    Args:
+        name: of the data set.
+        seed: instead of `run.seed`; outputs then go to folders of their own.
+        source: the data set whose teacher is used, if it is another one.
+
+    Raises:
+        UnknownName: there is no such data set.
+    """
+    params = load_params(PARAMS)
+    mine = params.for_dataset(name)
+    if source is not None:
+        params.for_dataset(source)  # refuses an unknown one
+    settings = load_settings()
+    root = Path(params.profile.root)
+    job = Job.at(
+        DATA,
+        mine,
+        seed=params.run.seed if seed is None else seed,
+        device=settings.device or params.run.device,
+        data_root=settings.data_root or root / DATA / "raw",
+        fingerprint=fingerprint.path_of(name, root),
+        checkpoints=DATA / "checkpoints",
+        features=DATA / "features",
+        suffix="" if seed is None else f"-{seed}",
+        source=source,
+    )
+    return Setting(job, params.profile.name, root, settings)
+
+
+def open_store() -> str:
+    """Open MLflow's store of the profile in this folder."""
+    from pd_core import tracking
+
+    params, settings = load_params(PARAMS), load_settings()
+    return tracking.open_store(Path(params.profile.root), settings.mlflow_tracking_uri)
+
+
+def register(setting: Setting, run_id: str | None = None) -> Registered:
+    """Register the student that a job's stages made.
+
+    Args:
+        setting: the job and what surrounds it.
+        run_id: the run to log to; None for a new one.
+    """
+    from pd_core import registration, tracking
+
+    return registration.register_student(
+        tracking.open_store(setting.root, setting.settings.mlflow_tracking_uri),
+        setting.job,
+        profile=setting.profile,
+        experiment=setting.settings.mlflow_experiment,
+        run_id=run_id,
+        on_note=note,
+    )
+
+
+def say(text: str) -> None:
+    """Print a line of the result."""
+    Console().print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def note(text: str) -> None:
+    """Print a line beside the result, on stderr."""
+    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)

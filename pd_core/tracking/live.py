@@ -1,0 +1,247 @@
+"""The sending of a stage's record while the stage works."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pd_core import provenance
+from pd_core.errors import Interrupted
+from pd_core.masking import masked
+from pd_core.tracking import earlier, nesting
+from pd_core.tracking.record import DataInput, StageRun, flat
+from pd_core.tracking.store import client, exclusive, experiment_id
+from pd_core.tracking.system import Machine
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+_METRICS_PER_CALL = 1000  # MLflow's limit
+_ENTRIES_PER_CALL = 100  # MLflow's limit for parameters and for tags
+_CONTEXT = "mlflow.data.context"
+
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Sends a record: what is known at the start, then what comes, then the end.
+
+    What MLflow imports, it imports in `open`, in the thread that calls: two threads that import
+    at the same time can get half of a module. A store that fails costs nothing before `close`,
+    since what was not sent is sent later.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        run: StageRun,
+        *,
+        experiment: str,
+        params: Mapping[str, object],
+        inputs: Iterable[DataInput],
+        project: Path,
+    ) -> None:
+        """Take what is known before the stage's work; nothing is sent yet.
+
+        Args:
+            store: what `open_store` returned.
+            run: the record; it has the stage's tags.
+            experiment: its name.
+            params: of the stage, may be nested.
+            inputs: data sets that the stage reads.
+            project: folder that their paths are named from.
+        """
+        self._store = store
+        self._run = run
+        self._experiment = experiment
+        self._params = params
+        self._inputs = list(inputs)
+        self._project = project
+        self._sender: _Sender | None = None
+        self._described = False
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_sending, name="tracking", daemon=True)
+
+    def open(self) -> None:
+        """Make the run, and send from now on what is recorded, every few seconds."""
+        if self._failure_of(self._begin) is None:
+            self._thread.start()
+
+    def close(self, status: str) -> None:
+        """Send what is left, and end the run; a store that fails is a warning."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if error := self._failure_of(lambda: self._finish(status)):
+            tags = self._run.tags
+            reason = masked(" ".join(str(error).split()))[:300]
+            _log.warning(
+                "run '%s' is not recorded in '%s': %s", _name(tags), masked(self._store), reason
+            )
+
+    def _begin(self) -> _Sender:
+        """Make the run, if the store does not have it yet."""
+        if self._sender is None:
+            mlflow = client(self._store)
+            experiment = experiment_id(mlflow, self._store, self._experiment)
+            self._sender = _Sender(mlflow, experiment, self._run, self._store)
+        if self._run.run_id is None:
+            self._sender.make_run()
+        if not self._described:
+            self._sender.describe(self._params, _dataset_inputs(self._inputs, self._project))
+            self._described = True
+        return self._sender
+
+    def _keep_sending(self) -> None:
+        start = time.monotonic()
+        while not self._over.wait(_pause(time.monotonic() - start)):
+            self._failure_of(self._send_sample)
+
+    def _send_sample(self) -> None:
+        sender = self._begin()
+        sender.sample()
+        sender.send_points()
+
+    def _finish(self, status: str) -> None:
+        sender = self._begin()
+        try:
+            sender.sample()
+            sender.send_points()
+            sender.send_tags()
+            sender.send_files()
+        finally:
+            sender.end(status)
+
+    def _failure_of(self, step: Callable[[], object]) -> Exception | None:
+        """Do one step; whatever goes wrong must not cost the stage its results."""
+        try:
+            step()
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001 each store and driver has its own errors
+            return error
+        return None
+
+
+class _Sender:
+    """One run in the store."""
+
+    def __init__(self, mlflow: MlflowClient, experiment: str, run: StageRun, store: str) -> None:
+        self._mlflow = mlflow
+        self._experiment = experiment
+        self._run = run
+        self._store = store
+        self._above: nesting.Above | None = None
+        self._machine = Machine()
+        self._sent = 0  # points
+
+    @property
+    def _id(self) -> str:
+        if self._run.run_id is None:
+            raise RuntimeError("the run has not been made")
+        return self._run.run_id
+
+    def make_run(self) -> None:
+        """Make the run, and find or make those above it."""
+        tags = self._run.tags
+        with exclusive(self._store):
+            above = nesting.find_or_make(self._mlflow, self._experiment, tags)
+            made = self._mlflow.create_run(
+                self._experiment,
+                run_name=_name(tags),
+                tags={
+                    nesting.LEVEL: "stage",
+                    nesting.PARENT: above.nearest,
+                    **{name: tags[name] for name in ("stage", "dataset", "host", "pid")},
+                },
+            )
+            self._above = above
+            self._run.run_id = made.info.run_id
+            nesting.reopen(self._mlflow, above)
+
+    def describe(self, params: Mapping[str, object], inputs: list[DatasetInput]) -> None:
+        """Send what is known from the start, and note which runs this one replaces."""
+        from mlflow.entities import Param
+
+        values = [Param(name, masked(str(value))) for name, value in flat(params, ".").items()]
+        self.send_tags()
+        for some in _chunks(values, _ENTRIES_PER_CALL):
+            self._mlflow.log_batch(self._id, params=some)
+        if inputs:
+            self._mlflow.log_inputs(self._id, inputs)
+        with exclusive(self._store):
+            earlier.replace(self._mlflow, self._experiment, self._id, self._run.tags)
+
+    def sample(self) -> None:
+        """Record how far the stage is, and how busy the machine."""
+        self._run.sample_pace()
+        self._run.add(self._machine.sample(), self._machine.samples)
+
+    def send_points(self) -> None:
+        """Send the metrics that have not been sent; if that fails they wait for the next time."""
+        from mlflow.entities import Metric
+
+        waiting = self._run.points[self._sent :]
+        for some in _chunks([Metric(*point) for point in waiting], _METRICS_PER_CALL):
+            self._mlflow.log_batch(self._id, metrics=some)
+            self._sent += len(some)
+
+    def send_tags(self) -> None:
+        """Send all tags; those that the store has stay as they are."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(name, masked(value)) for name, value in self._run.tags.items()]
+        for some in _chunks(tags, _ENTRIES_PER_CALL):
+            self._mlflow.log_batch(self._id, tags=some)
+
+    def send_files(self) -> None:
+        """Send copies of the files and folders."""
+        for path, folder in self._run.files:
+            if path.is_dir():
+                self._mlflow.log_artifacts(self._id, str(path), folder or path.name)
+            else:
+                self._mlflow.log_artifact(self._id, str(path), folder or None)
+
+    def end(self, status: str) -> None:
+        """End the run, and those above it if it was the last below them."""
+        self._mlflow.set_terminated(self._id, status)
+        with exclusive(self._store):
+            above = nesting.find_or_make(self._mlflow, self._experiment, self._run.tags)
+            if above != self._above:  # another process was faster to make those above
+                self._mlflow.set_tag(self._id, nesting.PARENT, above.nearest)
+            nesting.settle(self._mlflow, self._experiment, above)
+        if status == "FINISHED":
+            nesting.summarise(self._mlflow, above, self._run.headline)
+
+
+def _name(tags: Mapping[str, str]) -> str:
+    return f"{tags['stage']}@{tags['dataset']}" if tags["dataset"] else tags["stage"]
+
+
+def _pause(elapsed: float) -> float:
+    """Return the seconds to the next sample: few at first, more the longer a stage runs."""
+    return min(30.0, max(2.0, elapsed / 20))
+
+
+def _dataset_inputs(inputs: Iterable[DataInput], project: Path) -> list[DatasetInput]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = []
+    for given in inputs:
+        digest = provenance.content_hash(project / given.path)
+        if digest != provenance.ABSENT:
+            source = json.dumps({"uri": provenance.name_in(project, given.path)})
+            dataset = Dataset(given.name, digest, source_type="local", source=source)
+            found.append(DatasetInput(dataset, [InputTag(_CONTEXT, given.context)]))
+    return found
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

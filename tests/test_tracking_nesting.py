@@ -1,0 +1,272 @@
+"""Runs are nested by commit and data set, and say what they replace."""
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pd_core import provenance, tracking
+from pd_core.errors import BadParams, Interrupted
+from pd_core.tracking import nesting
+
+EXPERIMENT = "promptkd-quickstart"
+PARENT = "mlflow.parentRunId"
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a database without runs, in the current folder."""
+    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
+    monkeypatch.chdir(tmp_path)
+    return tracking.open_store(tmp_path)
+
+
+def stage(store: str, name: str = "teacher", dataset: str = "greek", **changes: Any) -> Any:
+    usual: dict[str, Any] = {
+        "profile": "quickstart", "params": {}, "deps": [], "outs": [], "seed": 1,
+        "protocol": "base_to_novel",
+    }  # fmt: skip
+    return tracking.stage_run(store, dataset=dataset, stage=name, **{**usual, **changes})
+
+
+def runs(store: str, **tags: str) -> list[Any]:
+    """Return the runs with the given tags, the earliest first."""
+    client = tracking.client(store)
+    wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    earliest_first = ["attributes.start_time"]
+    return list(client.search_runs([experiment.experiment_id], wanted, order_by=earliest_first))
+
+
+def status_of(store: str, level: str, **tags: str) -> str:
+    (found,) = runs(store, level=level, **tags)
+    return str(found.info.status)
+
+
+def test_stages_are_below_their_data_sets_run_and_that_below_the_benchmarks(store: str) -> None:
+    for dataset in ("greek", "latin"):
+        for name in ("prepare", "teacher"):
+            with stage(store, name, dataset):
+                pass
+    with stage(store, "report", ""):
+        pass
+
+    (benchmark,) = runs(store, level="benchmark")
+    datasets = runs(store, level="dataset")
+    assert [run.info.run_name for run in datasets] == ["greek", "latin"]
+    assert {run.data.tags[PARENT] for run in datasets} == {benchmark.info.run_id}
+    above = {run.data.tags["dataset"]: run.info.run_id for run in datasets}
+    below = runs(store, level="stage")
+    assert [run.info.run_name for run in below] == [
+        "prepare@greek", "teacher@greek", "prepare@latin", "teacher@latin", "report",
+    ]  # fmt: skip
+    assert [run.data.tags[PARENT] for run in below] == [
+        *[above["greek"]] * 2, *[above["latin"]] * 2, benchmark.info.run_id,
+    ]  # fmt: skip
+
+
+def test_each_commit_has_a_benchmark_of_its_own(store: str, tmp_path: Path) -> None:
+    def commit() -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        git = ["git", "-C", str(tmp_path), *identity]
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
+        done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    commits = []
+    for _ in range(2):
+        commits.append(commit())
+        for name in ("prepare", "teacher"):
+            with stage(store, name, project=tmp_path):
+                pass
+
+    benchmarks = runs(store, level="benchmark")
+    assert [run.data.tags["git_commit"] for run in benchmarks] == commits
+    assert [run.info.run_name for run in benchmarks] == [f"benchmark@{c[:7]}" for c in commits]
+    assert len(runs(store, level="dataset")) == 2
+
+
+def test_runs_above_run_as_long_as_one_below_and_end_with_the_last(store: str) -> None:
+    levels = ("benchmark", "dataset")
+    with stage(store):
+        assert [status_of(store, level) for level in levels] == ["RUNNING"] * 2
+    assert [status_of(store, level) for level in levels] == ["FINISHED"] * 2
+    (benchmark,) = runs(store, level="benchmark")
+    (last,) = runs(store, level="stage")
+    assert last.info.end_time <= benchmark.info.end_time <= last.info.end_time + 5000
+
+    with stage(store, "student"):
+        with stage(store, "report", ""):
+            pass
+        assert [status_of(store, level) for level in levels] == ["RUNNING"] * 2
+    assert [status_of(store, level) for level in levels] == ["FINISHED"] * 2
+
+
+def test_runs_above_end_as_the_worst_below_until_that_is_replaced(store: str) -> None:
+    with stage(store, "prepare"):
+        pass
+    with pytest.raises(Interrupted), stage(store, "teacher"):
+        raise Interrupted("told to end")
+    assert status_of(store, "dataset") == status_of(store, "benchmark") == "KILLED"
+    with pytest.raises(BadParams), stage(store, "student"):
+        raise BadParams("wrong")
+    assert status_of(store, "dataset") == status_of(store, "benchmark") == "FAILED"
+
+    for name in ("teacher", "student"):
+        with stage(store, name):
+            pass
+    assert status_of(store, "dataset") == status_of(store, "benchmark") == "FINISHED"
+
+
+def test_how_a_stage_ended_is_shown_on_the_run_above_it(store: str) -> None:
+    with stage(store, "evaluate") as run:
+        run.log_metrics({"student": {"hm": 71.5}, "teacher": {"hm": 75.0}})
+    with stage(store, "report", "") as run:
+        run.log_metrics({"student": {"hm": 70.0}})
+    fails(store)
+
+    (dataset,) = runs(store, level="dataset")
+    (benchmark,) = runs(store, level="benchmark")
+    assert dataset.data.metrics == {"student/hm": 71.5, "teacher/hm": 75.0}
+    assert benchmark.data.metrics == {"student/hm": 70.0}
+
+
+def fails(store: str) -> None:
+    def work() -> None:
+        with stage(store, "evaluate") as run:
+            run.log_metrics({"student": {"hm": 1.0}})
+            raise BadParams("wrong")
+
+    with pytest.raises(BadParams):
+        work()
+
+
+def test_a_stage_that_runs_again_says_which_run_it_replaces(store: str) -> None:
+    for name, dataset in (("teacher", "greek"), ("teacher", "latin"), ("student", "greek")):
+        with stage(store, name, dataset):
+            pass
+    with stage(store):
+        pass
+    with stage(store):
+        pass
+
+    first, second, third = runs(store, level="stage", stage="teacher", dataset="greek")
+    assert [run.data.tags.get("replaces") for run in (first, second, third)] == [
+        None, first.info.run_id, second.info.run_id,
+    ]  # fmt: skip
+    assert [run.data.tags.get("replaced_by") for run in (first, second, third)] == [
+        second.info.run_id, third.info.run_id, None,
+    ]  # fmt: skip
+    for other in (*runs(store, stage="teacher", dataset="latin"), *runs(store, stage="student")):
+        assert not {"replaces", "replaced_by"} & other.data.tags.keys()
+
+
+def left_running(store: str, **tags: str) -> str:
+    """Make a run as a stage leaves it that is killed; return its id."""
+    with stage(store) as run:
+        pass
+    client = tracking.client(store)
+    client.update_run(run.run_id, "RUNNING")
+    for name, value in tags.items():
+        client.set_tag(run.run_id, name, value)
+    return str(run.run_id)
+
+
+def make_older(database: Path, run_id: str) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE runs SET start_time = 1000 WHERE run_uuid = ?", (run_id,))
+
+
+def a_dead_process() -> str:
+    with subprocess.Popen(["true"]) as process:
+        return str(process.pid)
+
+
+def test_what_a_killed_process_left_running_is_noted_as_killed(store: str) -> None:
+    left = left_running(store, pid=a_dead_process())
+    with stage(store) as run:
+        assert status_of(store, "dataset") == "RUNNING"
+
+    killed, again = runs(store, level="stage")
+    assert (killed.info.run_id, killed.info.status) == (left, "KILLED")
+    assert again.data.tags["replaces"] == left
+    assert killed.data.tags["replaced_by"] == run.run_id
+    assert killed.info.end_time <= again.info.start_time  # when it was last heard of
+    assert status_of(store, "dataset") == "FINISHED"
+
+
+def test_a_process_that_has_a_dead_ones_number_is_not_it(store: str) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        left = left_running(store, pid=str(process.pid))
+        client = tracking.client(store)
+        make_older(Path(store.removeprefix("sqlite:///")), left)
+        with stage(store):
+            pass
+        process.kill()
+    assert client.get_run(left).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_stage_that_may_still_run_is_left_alone(store: str, where: str) -> None:
+    tags = {"pid": str(os.getppid()), "host": socket.gethostname()}
+    if where == "elsewhere":
+        tags = {"pid": a_dead_process(), "host": "elsewhere"}
+    left = left_running(store, **tags)
+    client = tracking.client(store)
+    with stage(store) as run:
+        pass
+
+    assert client.get_run(left).info.status == "RUNNING"
+    assert "replaced_by" not in client.get_run(left).data.tags
+    assert "replaces" not in client.get_run(run.run_id).data.tags
+    assert status_of(store, "dataset") == "RUNNING"
+
+
+def test_of_two_benchmarks_made_at_once_the_earlier_stays_with_all_that_is_below(
+    store: str,
+) -> None:
+    with stage(store) as run:
+        (mine,) = runs(store, level="benchmark")
+        client = tracking.client(store)
+        key = {name: mine.data.tags[name] for name in ("profile", "git_commit", "level")}
+        earlier = client.create_run(mine.info.experiment_id, start_time=1, tags=key)
+    (kept,) = runs(store, level="benchmark")
+    (dataset,) = runs(store, level="dataset")
+    assert kept.info.run_id == earlier.info.run_id == dataset.data.tags[PARENT]
+    assert kept.info.status == "FINISHED"
+    assert client.get_run(mine.info.run_id).info.lifecycle_stage == "deleted"
+
+    later = client.create_run(mine.info.experiment_id, tags=key)
+    child = client.create_run(mine.info.experiment_id, tags={PARENT: later.info.run_id})
+    above = nesting.find_or_make(client, mine.info.experiment_id, run.tags)
+    assert above.benchmark == kept.info.run_id
+    assert client.get_run(child.info.run_id).data.tags[PARENT] == kept.info.run_id
+    assert len(runs(store, level="benchmark")) == 1
+
+
+def test_the_data_sets_that_a_stage_reads_are_inputs_of_its_run(store: str, tmp_path: Path) -> None:
+    prepared = tmp_path / "data" / "prepare" / "greek"
+    prepared.mkdir(parents=True)
+    (prepared / "split.json").write_text("{}")
+    given = [
+        tracking.DataInput("embedded_greek", prepared, "training"),
+        tracking.DataInput("not there", tmp_path / "absent", "evaluation"),
+    ]
+    with stage(store, inputs=given, project=tmp_path):
+        pass
+
+    (run,) = runs(store, level="stage")
+    (found,) = run.inputs.dataset_inputs
+    assert found.dataset.name == "embedded_greek"
+    assert found.dataset.digest == provenance.content_hash(prepared)
+    assert json.loads(found.dataset.source) == {"uri": "data/prepare/greek"}
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]

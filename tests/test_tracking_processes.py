@@ -1,0 +1,262 @@
+"""Runs of real processes: four at once, watched, killed, served from DVC's cache, to a server."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+
+from pd_core import tracking
+
+ROOT = Path(__file__).parents[1]
+PARENT = "mlflow.parentRunId"
+BUCKET = "artifacts"
+
+# The first argument is the data set, the second how many seconds the work takes.
+STAGE = """
+import sys, time
+from pathlib import Path
+from pd_core import tracking
+from pd_core.settings import load_settings
+store = tracking.open_store(Path(), load_settings().mlflow_tracking_uri)
+with tracking.stage_run(store, profile="quickstart", dataset=sys.argv[1], stage="teacher",
+                        params={}, deps=[], outs=[], seed=1, protocol="base_to_novel") as run:
+    end = time.monotonic() + float(sys.argv[2])
+    step = 0
+    while step < 2 or time.monotonic() < end:
+        step += 1
+        time.sleep(0.01)
+        run.progress(step, 10_000)
+        if step % 10 == 0:
+            run.epoch(step // 10, {"loss": 1 / step})
+    Path("out.txt").write_text(sys.argv[1])
+    run.log_file(Path("out.txt"))
+"""
+
+
+def start(folder: Path, dataset: str, seconds: float = 0, **environment: str) -> Any:
+    usual = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACK", "AWS_"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", STAGE, dataset, str(seconds)],
+        cwd=folder,
+        env={**usual, "PYTHONPATH": str(ROOT), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: Any) -> str:
+    """Wait for a process that has to succeed; return what it said."""
+    said = str(process.communicate()[1])
+    assert process.returncode == 0, said
+    return said
+
+
+def runs(store: str, level: str = "stage") -> list[Any]:
+    client = tracking.client(store)
+    experiment = client.get_experiment_by_name("promptkd-quickstart")
+    if experiment is None:
+        return []
+    wanted, order = f"tags.level = '{level}'", ["attributes.start_time"]
+    return list(client.search_runs([experiment.experiment_id], wanted, order_by=order))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 40) -> None:
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, "it never came true"
+        time.sleep(0.1)
+
+
+def assert_nested(store: str, datasets: tuple[str, ...]) -> None:
+    (benchmark,) = runs(store, "benchmark")
+    assert benchmark.info.status == "FINISHED"
+    above = {run.data.tags["dataset"]: run for run in runs(store, "dataset")}
+    stages = runs(store)
+    assert sorted(above) == sorted(run.data.tags["dataset"] for run in stages) == sorted(datasets)
+    for run in stages:
+        parent = above[run.data.tags["dataset"]]
+        assert run.data.tags[PARENT] == parent.info.run_id
+        assert parent.data.tags[PARENT] == benchmark.info.run_id
+        assert (run.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_a_run_can_be_watched_and_after_kill_9_the_next_one_replaces_it(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
+    store = tracking.open_store(tmp_path)
+    process = start(tmp_path, "greek", seconds=60)
+    try:
+        wait_until(lambda: any("loss" in run.data.metrics for run in runs(store)))
+        (run,) = runs(store)
+        assert run.info.status == "RUNNING"
+        assert process.poll() is None
+        seen = run.data.metrics
+        assert 20 < seen["progress/steps_per_second"] <= 100
+        assert 0 < seen["progress/percent"] < 100
+        assert seen["system/system_memory_usage_megabytes"] > 0
+        assert "system/cpu_utilization_percentage" in seen
+        client = tracking.client(store)
+        (sample,) = client.get_metric_history(run.info.run_id, "progress/percent")
+        assert sample.value == pytest.approx(sample.step / 100)
+        epochs = client.get_metric_history(run.info.run_id, "loss")
+        assert [point.step for point in epochs] == list(range(1, len(epochs) + 1))
+    finally:
+        process.kill()
+        process.communicate()
+
+    end(start(tmp_path, "greek"))
+
+    killed, again = runs(store)
+    assert [run.info.status for run in (killed, again)] == ["KILLED", "FINISHED"]
+    assert again.data.tags["replaces"] == killed.info.run_id
+    assert killed.data.tags["replaced_by"] == again.info.run_id
+    assert [run.info.status for run in runs(store, "benchmark")] == ["FINISHED"]
+
+
+@pytest.mark.slow
+def test_four_processes_without_a_database_make_one_benchmark_of_all_their_runs(
+    tmp_path: Path,
+) -> None:
+    names = ("greek", "latin", "arrows", "digits")
+    for process in [start(tmp_path, name) for name in names]:
+        assert end(process) == ""
+    assert_nested(tracking.open_store(tmp_path), names)
+
+
+@pytest.mark.slow
+def test_a_stage_that_dvc_takes_from_its_cache_makes_no_second_run(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
+    store = tracking.open_store(tmp_path)
+    (tmp_path / "stage.py").write_text(STAGE)
+
+    def repro(dataset: str) -> None:
+        stage = {"cmd": f"python3 stage.py {dataset} 0", "deps": ["stage.py"], "outs": ["out.txt"]}
+        (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"teacher": stage}}))
+        dvc("repro", "-q")
+        assert (tmp_path / "out.txt").read_text() == dataset
+
+    def dvc(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=tmp_path, check=True)
+
+    dvc("init", "-q", "--no-scm")
+    repro("greek")
+    (tmp_path / "out.txt").unlink()
+    repro("greek")
+    repro("latin")
+    repro("greek")
+
+    assert [run.data.tags["dataset"] for run in runs(store)] == ["greek", "latin"]
+
+
+@contextmanager
+def mlflow_server(
+    database: Path, folder: Path, *options: str, **environment: str
+) -> Iterator[tuple[str, int]]:
+    """Run a tracking server with a copy of a database; yield its address and process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir()
+    shutil.copyfile(database, folder / "server.db")
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    place = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", *options]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command, *place],
+            cwd=folder,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(f"{address}/health"), 90)
+        yield address, server.pid
+    finally:
+        stop(server.pid)
+        server.wait()
+
+
+def stop(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_servers_runs_are_nested_and_their_files_go_to_its_bucket_without_our_credentials(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    endpoint = "http://{}:{}".format(*moto.get_host_and_port())
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret-of-the-server"}
+    s3 = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="id",
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    s3.create_bucket(Bucket=BUCKET)
+    names = ("greek", "latin", "arrows", "digits")
+    options = ("--artifacts-destination", f"s3://{BUCKET}/runs")
+    with mlflow_server(
+        empty_database, tmp_path / "server", *options, **keys, MLFLOW_S3_ENDPOINT_URL=endpoint,
+        AWS_DEFAULT_REGION="us-east-1",
+    ) as (address, _):  # fmt: skip
+        for process in [
+            start(tmp_path, name, PD_MLFLOW_TRACKING_URI=address) for name in names
+        ]:  # fmt: skip
+            assert end(process) == ""
+        assert_nested(address, names)
+        stages = runs(address)
+
+    stored = [entry["Key"] for entry in s3.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    for run in stages:
+        assert f"runs/{run.info.experiment_id}/{run.info.run_id}/artifacts/out.txt" in stored
+    moto.stop()
+    assert not (tmp_path / tracking.DATABASE).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_server_that_dies_while_a_stage_works_costs_one_warning(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    with mlflow_server(empty_database, tmp_path / "server") as (address, group):
+        process = start(
+            tmp_path, "greek", seconds=8, PD_MLFLOW_TRACKING_URI=address,
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+        )  # fmt: skip
+        wait_until(lambda: [run.info.status for run in runs(address)] == ["RUNNING"])
+        stop(group)
+        said = end(process)
+
+    assert (tmp_path / "out.txt").read_text() == "greek"
+    assert said.count("\n") == 1
+    assert said.startswith(f"run 'teacher@greek' is not recorded in '{address}': ")
