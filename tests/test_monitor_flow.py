@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from file_server import FileServer, file_server
 
 from flows import monitor as flow
 from pd_core.errors import BadParams, PdError
 from pd_core.monitoring import Monitor, Reference
-from tests.file_server import FileServer, file_server
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("one|other", "beta", "gamma")

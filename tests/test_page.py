@@ -1,9 +1,11 @@
-"""The upload page in a real browser: a picture goes in, names and percentages come out."""
+"""The upload page in a real browser: a picture goes in, names and percentages come out.
+
+Once with the real service; what needs odd answers at odd times has a stand-in for it.
+"""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import Browser, browser
+from conftest import TinyStudent
 from PIL import Image
+from serving import champion, new_project, serving
 
-import pd_core
-from tests.browser import Browser, browser
+from pd_core import predictor
+from pd_core.service import page
 
-PAGE = Path(pd_core.__file__).parent / "service" / "page.html"
 SCREENS = {"desk": (1280, 900), "phone": (390, 844), "narrow": (320, 640)}
 LONG = "small letter final sigma " + "with_a_name_that_has_no_place_to_break_" * 2
 BUSY = "the service is busy; try again in a moment"
@@ -75,7 +79,7 @@ def _running() -> Iterator[Standin]:
 
         def do_GET(self) -> None:  # noqa: N802
             if self.path == "/":
-                self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
+                self._send(200, page.TEXT.encode(), "text/html; charset=utf-8")
             elif self.path == "/model":
                 self._send(200, json.dumps(standin.model()).encode())
             else:
@@ -91,7 +95,8 @@ def _running() -> Iterator[Standin]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("Content-Security-Policy", policy())
+            for header in page.HEADERS.items():
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(body)
 
@@ -123,14 +128,9 @@ def _standin(running: Standin) -> Standin:
     return running
 
 
-@pytest.fixture(name="page")
-def _page(tab: Browser, standin: Standin) -> Browser:
-    """Open the page; what an earlier one did is forgotten."""
-    tab.open("about:blank")
-    tab.forget()
-    tab.show(width=1280, height=900)
-    tab.open(standin.url)
-    tab.wait_for("!document.getElementById('facts').hidden")
+@pytest.fixture(name="opened")
+def _opened(tab: Browser, standin: Standin) -> Browser:
+    visit(tab, standin.url)
     return tab
 
 
@@ -141,122 +141,147 @@ def _png(tmp_path: Path, picture: bytes) -> Path:
     return path
 
 
-def policy() -> str:
-    """Return the strictest policy that the page works under: its own script, its own style."""
-    text = PAGE.read_text(encoding="utf-8")
-
-    def allowed(tag: str) -> str:
-        code = text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0].encode()
-        return f"'sha256-{base64.b64encode(hashlib.sha256(code).digest()).decode()}'"
-
-    return (
-        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; "
-        "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
+def visit(tab: Browser, url: str) -> None:
+    """Open the page; what an earlier one did is forgotten."""
+    tab.open("about:blank")
+    tab.forget()
+    tab.show(width=1280, height=900)
+    tab.open(url)
+    tab.wait_for("!document.getElementById('facts').hidden")
 
 
-def shown(page: Browser) -> list[list[str]]:
+def shown(opened: Browser) -> list[list[str]]:
     """Wait for the answer; return names and percentages."""
-    page.wait_for("!document.getElementById('answers').hidden")
-    rows: list[list[str]] = page.evaluate(
+    opened.wait_for("!document.getElementById('answers').hidden")
+    rows: list[list[str]] = opened.evaluate(
         "[...document.querySelectorAll('.answer')].map((row) => "
         "[row.querySelector('.name').textContent, row.querySelector('.share').textContent])"
     )
     return rows
 
 
-def refused(page: Browser) -> str:
+def refused(opened: Browser) -> str:
     """Wait for the reason that the page shows."""
-    page.wait_for("!document.getElementById('error').hidden")
-    return str(page.evaluate("document.getElementById('reason').textContent"))
+    opened.wait_for("!document.getElementById('error').hidden")
+    return str(opened.evaluate("document.getElementById('reason').textContent"))
 
 
-def text_of(page: Browser, name: str) -> str:
-    return str(page.evaluate(f"document.getElementById('{name}').textContent"))
+def text_of(opened: Browser, name: str) -> str:
+    return str(opened.evaluate(f"document.getElementById('{name}').textContent"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+def test_with_the_real_service_the_page_shows_what_the_student_answers(
+    tab: Browser, empty_database: Path, tiny_student: TinyStudent, png: Path, tmp_path: Path
+) -> None:
+    student = predictor.stand_alone(
+        tiny_student.folder / "student.safetensors", tiny_student.vectors, tiny_student.weights
+    )
+    store = new_project(tmp_path / "project", empty_database)
+    champion(store, student, png.read_bytes())
+    bad = tmp_path / "damaged.png"
+    bad.write_bytes(png.read_bytes()[:100])
+    with serving(tmp_path / "project") as service:
+        visit(tab, service.url)
+        tab.set_file("#file", png)
+        expected = [[name, f"{share:.1%}"] for name, share in student.classify(png)]
+        assert shown(tab) == expected
+        assert text_of(tab, "model") == "promptkd-greek"
+        assert text_of(tab, "count") == "3 classes"
+        assert tab.complaints == []
+        assert tab.failed == []
+        tab.set_file("#file", bad)
+        assert "cannot be read" in refused(tab)
+        assert [failure[:4] for failure in tab.failed] == ["400 "]
 
 
 def test_a_chosen_picture_is_named_with_percentages(
-    page: Browser, standin: Standin, png: Path
+    opened: Browser, standin: Standin, png: Path
 ) -> None:
-    page.set_file("#file", png)
-    assert shown(page) == [["capital <b>gamma</b>", "93.2%"], [LONG, "6.8%"], ["nu", "< 0.1%"]]
+    opened.set_file("#file", png)
+    assert shown(opened) == [["capital <b>gamma</b>", "93.2%"], [LONG, "6.8%"], ["nu", "< 0.1%"]]
     assert standin.types == ["image/png"]
-    assert text_of(page, "title") == "my picture.png"
-    page.wait_for("document.getElementById('preview').naturalWidth === 40")
-    assert text_of(page, "spoken") == "capital <b>gamma</b>, 93.2%"
+    assert text_of(opened, "title") == "my picture.png"
+    opened.wait_for("document.getElementById('preview').naturalWidth === 40")
+    assert text_of(opened, "spoken") == "capital <b>gamma</b>, 93.2%"
     bars = "[...document.querySelectorAll('.fill')].map((bar) => parseFloat(bar.style.width))"
-    assert page.evaluate(bars) == pytest.approx([93.21, 6.78, 0.004])
-    assert page.complaints == []
-    assert page.failed == []
+    assert opened.evaluate(bars) == pytest.approx([93.21, 6.78, 0.004])
+    assert opened.complaints == []
+    assert opened.failed == []
 
 
 def test_the_page_asks_nobody_but_its_own_server(
-    page: Browser, standin: Standin, png: Path
+    opened: Browser, standin: Standin, png: Path
 ) -> None:
-    page.set_file("#file", png)
-    shown(page)
-    assert page.asked
+    opened.set_file("#file", png)
+    shown(opened)
+    assert opened.asked
     own = (standin.url, f"blob:{standin.url}", "data:")
-    assert [address for address in page.asked if not address.startswith(own)] == []
+    assert [address for address in opened.asked if not address.startswith(own)] == []
 
 
-def test_the_model_is_described(page: Browser) -> None:
-    assert text_of(page, "model") == "promptkd-embedded_greek"
-    assert text_of(page, "version") == "version 3"
-    assert text_of(page, "count") == "120 classes"
-    assert page.evaluate("document.querySelectorAll('#classes li').length") == 120
-    assert page.evaluate("document.title") == "promptkd-embedded_greek: try a picture"
+def test_the_model_is_described(opened: Browser) -> None:
+    assert text_of(opened, "model") == "promptkd-embedded_greek"
+    assert text_of(opened, "version") == "version 3"
+    assert text_of(opened, "count") == "120 classes"
+    assert opened.evaluate("document.querySelectorAll('#classes li').length") == 120
+    assert opened.evaluate("document.title") == "promptkd-embedded_greek: try a picture"
 
 
-def test_a_file_that_is_no_picture_shows_the_servers_reason(page: Browser, tmp_path: Path) -> None:
+def test_a_file_that_is_no_picture_shows_the_servers_reason(
+    opened: Browser, tmp_path: Path
+) -> None:
     bad = tmp_path / "notes.txt"
     bad.write_text("no picture")
-    page.set_file("#file", bad)
-    assert refused(page) == "The picture cannot be read (no picture); give a PNG file."
-    assert page.evaluate("document.getElementById('answers').hidden")
-    assert page.failed == [f"400 {page.evaluate('location.href')}predict?top=5"]
-    assert len(page.complaints) == 1  # the browser's own line about the status
+    opened.set_file("#file", bad)
+    assert refused(opened) == "The picture cannot be read (no picture); give a PNG file."
+    assert opened.evaluate("document.getElementById('answers').hidden")
+    assert opened.failed == [f"400 {opened.evaluate('location.href')}predict?top=5"]
+    assert len(opened.complaints) == 1  # the browser's own line about the status
 
 
-def test_after_a_bad_file_a_good_one_is_answered(page: Browser, png: Path, tmp_path: Path) -> None:
+def test_after_a_bad_file_a_good_one_is_answered(
+    opened: Browser, png: Path, tmp_path: Path
+) -> None:
     bad = tmp_path / "notes.txt"
     bad.write_text("no picture")
-    page.set_file("#file", bad)
-    refused(page)
-    page.set_file("#file", png)
-    assert len(shown(page)) == 3
-    assert page.evaluate("document.getElementById('error').hidden")
+    opened.set_file("#file", bad)
+    refused(opened)
+    opened.set_file("#file", png)
+    assert len(shown(opened)) == 3
+    assert opened.evaluate("document.getElementById('error').hidden")
 
 
 def test_a_late_answer_does_not_replace_that_of_a_later_picture(
-    page: Browser, standin: Standin, png: Path, tmp_path: Path
+    opened: Browser, standin: Standin, png: Path, tmp_path: Path
 ) -> None:
     first = tmp_path / "slow.png"
     first.write_bytes(png.read_bytes() + b"slow")
     standin.slow = first.read_bytes()
     standin.go_on.clear()
-    page.set_file("#file", first)
-    page.wait_for("!document.getElementById('waiting').hidden")
-    page.set_file("#file", png)
-    shown(page)
+    opened.set_file("#file", first)
+    opened.wait_for("!document.getElementById('waiting').hidden")
+    opened.set_file("#file", png)
+    shown(opened)
     standin.go_on.set()
-    page.wait_for(
+    opened.wait_for(
         "performance.getEntriesByType('resource').filter("
         "(entry) => entry.name.includes('predict')).length === 2"
     )
-    assert len(shown(page)) == 3
-    assert page.evaluate("document.getElementById('error').hidden")
+    assert len(shown(opened)) == 3
+    assert opened.evaluate("document.getElementById('error').hidden")
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_picture_can_be_dropped_and_pasted(page: Browser, png: Path, way: str) -> None:
+def test_a_picture_can_be_dropped_and_pasted(opened: Browser, png: Path, way: str) -> None:
     encoded = base64.b64encode(png.read_bytes()).decode()
     event = {
         "drop": "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})",
         "paste": "new ClipboardEvent('paste', {clipboardData: data, bubbles: true})",
     }[way]
-    page.evaluate(
+    opened.evaluate(
         f"""{{
         const bytes = Uint8Array.from(atob("{encoded}"), (letter) => letter.charCodeAt(0));
         const data = new DataTransfer();
@@ -264,63 +289,63 @@ def test_a_picture_can_be_dropped_and_pasted(page: Browser, png: Path, way: str)
         document.getElementById("drop").dispatchEvent({event});
         }}"""
     )
-    assert len(shown(page)) == 3
-    assert text_of(page, "title") == "given.png"
+    assert len(shown(opened)) == 3
+    assert text_of(opened, "title") == "given.png"
 
 
 def test_a_version_that_came_while_the_page_was_open_is_described(
-    page: Browser, standin: Standin, png: Path
+    opened: Browser, standin: Standin, png: Path
 ) -> None:
     standin.version = 4
-    page.set_file("#file", png)
-    shown(page)
-    page.wait_for("document.getElementById('version').textContent === 'version 4'")
+    opened.set_file("#file", png)
+    shown(opened)
+    opened.wait_for("document.getElementById('version').textContent === 'version 4'")
 
 
-def test_a_server_that_is_gone_is_said(page: Browser, png: Path) -> None:
-    page.evaluate("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
-    page.set_file("#file", png)
-    assert refused(page) == "The server does not answer. Is it still running?"
+def test_a_server_that_is_gone_is_said(opened: Browser, png: Path) -> None:
+    opened.evaluate("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    opened.set_file("#file", png)
+    assert refused(opened) == "The server does not answer. Is it still running?"
 
 
-def test_the_keyboard_reaches_the_picture_first_and_sees_where_it_is(page: Browser) -> None:
-    page.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "file"
+def test_the_keyboard_reaches_the_picture_first_and_sees_where_it_is(opened: Browser) -> None:
+    opened.press("Tab")
+    assert opened.evaluate("document.activeElement.id") == "file"
     outline = "getComputedStyle(document.getElementById('drop')).outlineStyle"
-    assert page.evaluate(outline) == "solid"
+    assert opened.evaluate(outline) == "solid"
 
 
-def test_every_input_has_a_label_and_the_answer_is_spoken(page: Browser) -> None:
+def test_every_input_has_a_label_and_the_answer_is_spoken(opened: Browser) -> None:
     labels = "[...document.querySelectorAll('input')].every((one) => one.labels.length === 1)"
-    assert page.evaluate(labels)
-    assert page.evaluate("document.getElementById('spoken').ariaLive") == "polite"
-    assert page.evaluate("document.documentElement.lang") == "en-GB"
+    assert opened.evaluate(labels)
+    assert opened.evaluate("document.getElementById('spoken').ariaLive") == "polite"
+    assert opened.evaluate("document.documentElement.lang") == "en-GB"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("screen", SCREENS)
 def test_everything_fits_on_the_screen_and_is_seen(
-    page: Browser, standin: Standin, png: Path, tmp_path: Path, screen: str, dark: bool
+    opened: Browser, standin: Standin, png: Path, tmp_path: Path, screen: str, dark: bool
 ) -> None:
     width, height = SCREENS[screen]
     phone = screen != "desk"
-    page.show(width=width, height=height, dark=dark, phone=phone)
-    page.open(standin.url)
-    page.wait_for("!document.getElementById('facts').hidden")
-    page.evaluate("document.querySelector('details').open = true")
-    page.set_file("#file", png)
-    shown(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    opened.show(width=width, height=height, dark=dark, phone=phone)
+    opened.open(standin.url)
+    opened.wait_for("!document.getElementById('facts').hidden")
+    opened.evaluate("document.querySelector('details').open = true")
+    opened.set_file("#file", png)
+    shown(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
     overflowing = (
         "[...document.querySelectorAll('.page *:not(.unseen)')]"
         ".filter((one) => one.getBoundingClientRect().right > innerWidth"
         " || one.clientWidth && one.scrollWidth > one.clientWidth + 1).map((one) => one.className)"
     )
-    assert page.evaluate(overflowing) == []
+    assert opened.evaluate(overflowing) == []
     camera = "getComputedStyle(document.querySelector('.camera')).display !== 'none'"
-    assert page.evaluate(camera) == phone
+    assert opened.evaluate(camera) == phone
     picture = tmp_path / "page.png"
-    page.screenshot(picture)
+    opened.screenshot(picture)
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     assert pixels.shape == (height, width, 3)
     ground = pixels[5, 5].mean()
