@@ -231,12 +231,13 @@ def test_the_model_is_described(opened: Browser) -> None:
 
 
 def test_a_file_that_is_no_picture_shows_the_servers_reason(
-    opened: Browser, tmp_path: Path
+    opened: Browser, standin: Standin, tmp_path: Path
 ) -> None:
     bad = tmp_path / "notes.txt"
     bad.write_text("no picture")
     opened.set_file("#file", bad)
     assert refused(opened) == "The picture cannot be read (no picture); give a PNG file."
+    assert standin.types == ["application/octet-stream"]  # for the server to look what it is
     assert opened.evaluate("document.getElementById('answers').hidden")
     assert opened.failed == [f"400 {opened.evaluate('location.href')}predict?top=5"]
     assert len(opened.complaints) == 1  # the browser's own line about the status
