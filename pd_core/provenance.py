@@ -18,8 +18,11 @@ from pathlib import Path
 
 from pd_core.errors import BadData
 
-# What changes while a pipeline runs says nothing about its code.
-_WRITTEN_BY_STAGES = (":(exclude,top,glob)**/dvc.lock", ":(exclude,top,glob)**/reports/**")
+# What changes while a pipeline runs says nothing about its code. (DVC takes the .gitignore of an
+# output away before the stage, and puts it back behind it.)
+_WRITTEN_BY_STAGES = [
+    f":(exclude,top,glob)**/{path}" for path in ("dvc.lock", ".gitignore", "reports/**")
+]
 
 ABSENT = "absent"
 """The hash recorded for a path that does not exist."""

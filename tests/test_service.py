@@ -3,8 +3,6 @@
 import base64
 import io
 import re
-import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -23,7 +21,7 @@ from serving import DATASET, Running, champion, new_project, promptkd_serve, ser
 from pd_core import predictor
 from pd_core.class_vectors import ClassVectors
 from pd_core.portable.student import PortableStudent
-from pd_core.registry.store import CHAMPION, Version, find, set_alias
+from pd_core.registry.store import Version
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [
