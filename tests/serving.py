@@ -77,8 +77,8 @@ def promptkd_serve(project: Path, *arguments: str, log: Any) -> subprocess.Popen
 
 
 @contextmanager
-def serving(project: Path, *arguments: str) -> Iterator[Running]:
-    """Serve the champion while the block runs; then it has to end by itself, with status 0."""
+def serving(project: Path, *arguments: str, status: int = 0) -> Iterator[Running]:
+    """Serve the champion while the block runs; then it has to end with a status when told to."""
     path = project / "serve.log"
     with path.open("w") as log:
         process = promptkd_serve(project, DATASET, "--port", "0", *arguments, log=log)
@@ -88,7 +88,7 @@ def serving(project: Path, *arguments: str) -> Iterator[Running]:
     try:
         yield Running(line.split()[-1], process, path)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0, path.read_text()
+        assert process.wait(timeout=30) == status, path.read_text()
     finally:
         process.kill()
         process.stdout.close()
