@@ -74,8 +74,8 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("uvicorn", "mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("uvicorn", "python_multipart", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # not each bad request is worth a line
 
 
 class _Masked(logging.Formatter):

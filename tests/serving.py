@@ -80,9 +80,9 @@ def promptkd_serve(
 
 @contextmanager
 def serving(
-    project: Path, *arguments: str, dataset: str = DATASET, code: Path = ROOT
+    project: Path, *arguments: str, dataset: str = DATASET, code: Path = ROOT, status: int = 0
 ) -> Iterator[Running]:
-    """Serve the champion while the block runs; then it has to end by itself, with status 0."""
+    """Serve the champion while the block runs; then it has to end with a status when told to."""
     path = project / "serve.log"
     with path.open("w") as log:
         process = promptkd_serve(project, dataset, "--port", "0", *arguments, log=log, code=code)
@@ -92,7 +92,7 @@ def serving(
     try:
         yield Running(line.split()[-1], process, path)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0, path.read_text()
+        assert process.wait(timeout=30) == status, path.read_text()
     finally:
         process.kill()
         process.stdout.close()

@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -156,6 +157,7 @@ def _stay_with_parent() -> None:
     """End with the service, however that ends; Ctrl-C is for the service to see to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    warnings.simplefilter("ignore")  # Pillow's, about the pictures of others
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
