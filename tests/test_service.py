@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import shutil
+import signal
 import subprocess
 import threading
 import time
