@@ -178,8 +178,9 @@ def test_verbs_record_their_data_their_epochs_and_how_far_they_are(
     (tmp_path / "fingerprints").symlink_to(ROOT / "fingerprints")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["teacher"].update(epochs=2, gpa_mean=2, templates=2)
+    params["student"].update(epochs=2)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    for verb in ("prepare", "teacher"):
+    for verb in ("prepare", "teacher", "class-vectors", "student"):
         command = [sys.executable, "-m", "pd_core.cli", verb, "embedded_digits"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=tmp_path, env=environment, check=True)
