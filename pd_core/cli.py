@@ -26,6 +26,7 @@ from pd_core import (
     cli_import,
     cli_models,
     cli_registry,
+    cli_serve,
     jobs,
     lineage,
     preemption,
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_embedded.app, name="embedded")
 app.add_typer(cli_import.app)
+app.add_typer(cli_serve.app)
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_ablations.app, name="ablation")
 app.add_typer(cli_data.app, name="data")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from .network import Network, Sizes
-from .pictures import MOST_PIXELS, Picture, centre_square, read
+from .pictures import MOST_PIXELS, BadPicture, Picture, centre_square, read
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "model.json"
@@ -126,9 +126,13 @@ class PortableStudent:
         """Decode a picture and cut out what the network sees: (S, S, 3).
 
         Raises:
-            BadPicture: it is not a readable picture, or has more pixels.
+            BadPicture: it is not a readable picture, or has more pixels, or would have them once
+                its shorter side is resized.
         """
         image = read(picture, most_pixels=most_pixels)
+        short, long = sorted(image.size)
+        if self.image_size**2 * long > most_pixels * short:
+            raise BadPicture(f"{image.width} x {image.height} pixels, too long for its other side")
         return np.asarray(centre_square(image, self.image_size))
 
     @torch.inference_mode()

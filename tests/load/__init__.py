@@ -1,0 +1,1 @@
+"""How much the service bears: `cd tests && python -m load`."""

@@ -1,0 +1,388 @@
+"""`promptkd serve`: a registered student over HTTP, by real processes on loopback."""
+
+import base64
+import io
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from conftest import TinyStudent
+from PIL import Image
+from serving import DATASET, Running, champion, new_project, promptkd_serve, serving
+
+from pd_core import predictor, tracking
+from pd_core.portable.student import PortableStudent
+from pd_core.registry.store import BUNDLE, CHAMPION, Version, fetch, find, set_alias
+
+# MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+]
+
+PNG = {"Content-Type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def student(tiny_student: TinyStudent) -> PortableStudent:
+    return predictor.stand_alone(
+        tiny_student.folder / "student.safetensors", tiny_student.vectors, tiny_student.weights
+    )
+
+
+@pytest.fixture(scope="module")
+def project(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_database: Path,
+    student: PortableStudent,
+    picture: bytes,
+) -> Path:
+    """Return a project with a champion, version 1 of three classes, that knows its pictures."""
+    folder = tmp_path_factory.mktemp("project")
+    store = new_project(folder, empty_database)
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(one) for one in pixels]
+    champion(store, student, picture, reference=pictures)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(project: Path) -> Iterator[Running]:
+    options = ["--most-bytes", "100000", "--most-pixels", "1000000", "--most-pictures", "4"]
+    with serving(project, *options, "--upload-seconds", "2") as running:
+        yield running
+
+
+def rows(answer: requests.Response) -> list[Any]:
+    assert answer.status_code == 200, answer.text
+    predictions: list[Any] = answer.json()["predictions"]
+    return predictions
+
+
+def refused(answer: requests.Response, status: int) -> str:
+    """Check that an answer is a refusal without secrets, and return its reason."""
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) == {"detail"}
+    detail: str = answer.json()["detail"]
+    assert "\n" not in detail
+    assert not re.search(r"Traceback|\.py|/tmp|0x[0-9a-f]{6}", detail)
+    return detail
+
+
+def pairs(predictions: Any) -> list[tuple[str, Any]]:
+    return [(row["name"], pytest.approx(row["probability"], abs=1e-6)) for row in predictions]
+
+
+# Predictions
+
+
+def test_a_picture_is_classified_as_the_student_does_it(
+    service: Running, student: PortableStudent, picture: bytes
+) -> None:
+    answer = service.post("/predict", picture, headers=PNG)
+
+    assert pairs(rows(answer)) == student.classify(picture)
+    assert (answer.json()["model"], answer.json()["version"]) == ("promptkd-greek", 1)
+    assert pairs(rows(service.post("/predict", files={"file": picture}))) == student.classify(
+        picture
+    )
+    assert len(rows(service.post("/predict?top=2", picture))) == 2
+
+
+def test_a_batch_is_answered_in_its_order(
+    service: Running, student: PortableStudent, picture: bytes
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (50, 20), "teal").save(file, format="JPEG")
+    pictures = [picture, file.getvalue(), picture]
+    expected = [student.classify(one) for one in pictures]
+
+    form = [("files", one) for one in pictures]
+    text = [base64.b64encode(one).decode() for one in pictures]
+    text[1] = f"data:image/jpeg;base64,{text[1]}"
+    for answer in (
+        service.post("/predict/batch", files=form),
+        service.post("/predict/batch", json={"images": text}),
+    ):
+        assert [pairs(one) for one in rows(answer)] == expected
+
+
+def test_the_place_of_a_bad_picture_in_a_batch_is_named(service: Running, picture: bytes) -> None:
+    answer = service.post("/predict/batch", files=[("files", picture), ("files", b"no picture")])
+    assert refused(answer, 400).startswith("picture 1: ")
+    answer = service.post("/predict/batch", json={"images": ["?"]})
+    assert refused(answer, 400) == "picture 0 is not base64"
+
+
+# Refusals
+
+
+def test_what_is_no_picture_is_refused_with_the_reason(service: Running, picture: bytes) -> None:
+    assert "cannot be read" in refused(service.post("/predict", picture[:100]), 400)
+    assert "cannot be read" in refused(service.post("/predict", b""), 400)
+    assert "text/csv" in refused(
+        service.post("/predict", b"a,b", headers={"Content-Type": "text/csv"}), 415
+    )
+    assert "'file'" in refused(service.post("/predict", files={"other": picture}), 400)
+    assert "top = none" in refused(service.post("/predict?top=none", picture), 400)
+    assert "at least one" in refused(service.post("/predict/batch", json={"images": []}), 400)
+    assert "base64" in refused(service.post("/predict/batch", json=[1]), 400)
+
+
+def test_a_path_is_not_read_in_place_of_a_picture(
+    service: Running, picture: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret.png"
+    path.write_bytes(picture)
+    for given in (str(path), base64.b64encode(str(path).encode()).decode()):
+        refused(service.post("/predict/batch", json={"images": [given]}), 400)
+    refused(service.post("/predict", str(path).encode()), 400)
+
+
+def test_a_format_that_is_a_program_is_not_opened(service: Running) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, format="EPS")
+    refused(service.post("/predict", file.getvalue()), 400)
+
+
+def test_uploads_are_limited_in_bytes_pixels_and_number(service: Running, picture: bytes) -> None:
+    assert "100000 bytes" in refused(service.post("/predict", bytes(100_001)), 413)
+    assert "100000 bytes" in refused(service.post("/predict", iter([bytes(99_999)] * 2)), 413)
+    assert "picture 1 has" in refused(
+        service.post("/predict/batch", files=[("files", picture), ("files", bytes(100_001))]), 413
+    )
+    assert "4" in refused(service.post("/predict/batch", files=[("files", picture)] * 5), 400)
+    text = base64.b64encode(picture).decode()
+    assert "4" in refused(service.post("/predict/batch", json={"images": [text] * 5}), 400)
+    for size in ((1001, 1000), (1, 100_000)):  # the second grows when its side is resized
+        file = io.BytesIO()
+        Image.new("1", size).save(file, format="PNG")
+        assert "pixels" in refused(service.post("/predict", file.getvalue()), 400)
+
+
+def test_an_upload_that_never_comes_is_given_up(service: Running) -> None:
+    def slowly() -> Iterator[bytes]:
+        yield b"a"
+        time.sleep(3)
+        yield b"b"
+
+    assert "within 2 seconds" in refused(service.post("/predict", slowly()), 408)
+
+
+def test_unknown_paths_and_methods_are_answered_in_json(service: Running) -> None:
+    refused(service.get("/nowhere"), 404)
+    refused(service.get("/docs"), 404)  # it would fetch its code from elsewhere
+    refused(service.get("/predict"), 405)
+
+
+# What it says of itself
+
+
+def test_it_is_alive_and_ready(service: Running) -> None:
+    assert service.get("/health").json() == {"status": "alive"}
+    assert service.get("/ready").json() == {"status": "ready"}
+    assert set(service.get("/openapi.json").json()["paths"]) >= {"/predict", "/predict/batch"}
+
+
+def test_it_describes_its_model(service: Running) -> None:
+    found = service.get("/model").json()
+    expected = {
+        "name": "promptkd-greek",
+        "version": 1,
+        "aliases": ["champion"],
+        "dataset": "greek",
+        "image_size": 32,
+        "max_upload_bytes": 100_000,
+        "classes": ["alpha", "beta", "gamma"],
+    }
+    assert expected.items() <= found.items()
+    assert found["facts"]["profile"] == "quickstart"
+
+
+def test_the_page_may_run_its_own_code_only(service: Running) -> None:
+    answer = service.get("/")
+    assert "<title>" in answer.text
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert re.search(
+        r"default-src 'none'; script-src 'sha256-[\w+/]{43}='; style-src 'sha256-",
+        answer.headers["Content-Security-Policy"],
+    )
+
+
+def test_requests_and_answers_are_counted(service: Running, picture: bytes) -> None:
+    def number(name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", service.get("/metrics").text, re.M)
+        return float(found[1]) if found else 0.0
+
+    good = 'promptkd_requests_total{route="/predict",status="200"}'
+    bad = 'promptkd_requests_total{route="/predict",status="400"}'
+    lost = 'promptkd_requests_total{route="other",status="404"}'
+    before = [number(name) for name in (good, bad, lost)]
+    seen = service.get("/monitoring").json()["pictures"]
+
+    service.post("/predict", picture)
+    service.post("/predict", b"none")
+    service.get("/nowhere/again")
+
+    assert [number(name) for name in (good, bad, lost)] == [one + 1 for one in before]
+    assert number('promptkd_model_info{name="promptkd-greek",version="1"}') == 1
+    assert number("promptkd_waiting_pictures") == 0
+    assert number("promptkd_batch_pictures_count") > 0
+    assert number("promptkd_window_pictures") == seen + 1
+    assert service.get("/monitoring").json()["pictures"] == seen + 1
+
+
+# Start, change, end
+
+
+def test_a_taken_port_and_an_unknown_model_are_refused_in_one_line(
+    service: Running, project: Path
+) -> None:
+    port = service.url.rpartition(":")[2]
+    for arguments, reason in (
+        ([DATASET, "--port", port], "cannot listen"),
+        (["greeek", "--port", "0"], "did you mean"),
+        ([f"{DATASET}/7", "--port", "0"], "unknown version"),
+    ):
+        process = promptkd_serve(project, *arguments, log=subprocess.PIPE)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert not output
+        assert len(errors.splitlines()) == 1
+        assert errors.startswith("error: ")
+        assert reason in errors
+
+
+class Clients:
+    """Clients that ask all the time, and what they were told."""
+
+    def __init__(self, running: Running, picture: bytes, count: int = 4) -> None:
+        self.versions: list[int] = []
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(running, picture)) for _ in range(count)
+        ]
+
+    def _ask(self, running: Running, picture: bytes) -> None:
+        with requests.Session() as session:
+            while not self._stop.is_set():
+                answer = session.post(f"{running.url}/predict", data=picture, timeout=60)
+                if answer.status_code == 200:
+                    self.versions.append(answer.json()["version"])
+                else:
+                    self.failures.append(answer.text)
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def until(condition: Callable[[], object], seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def own_project(project: Path, tmp_path: Path) -> Path:
+    """Return the project with a registry of its own, whose aliases may be moved."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("params.yaml", tracking.DATABASE):
+        shutil.copyfile(project / name, folder / name)
+    return folder
+
+
+def new_champion(store: str, folder: Path, *, spoilt: bool = False) -> Version:
+    """Make a copy of version 1 a version of its own, and champion."""
+    first = find(store, f"{DATASET}/1")
+    model = fetch(store, first, folder)
+    if spoilt:
+        (model / BUNDLE / "student.safetensors").write_bytes(b"no weights")
+    made = tracking.client(store).create_model_version(first.name, str(model))
+    version = find(store, f"{DATASET}/{made.version}")
+    set_alias(store, version, CHAMPION)
+    return version
+
+
+@pytest.mark.slow
+def test_a_moved_alias_is_followed_and_no_request_is_dropped(
+    own_project: Path, picture: bytes, tmp_path: Path
+) -> None:
+    store = tracking.open_store(own_project)
+    with serving(own_project, "--poll", "0.2") as running, Clients(running, picture) as clients:
+        process = psutil.Process(running.process.pid)
+        until(lambda: 1 in clients.versions)
+        processes = len(process.children(recursive=True))
+
+        second = new_champion(store, tmp_path / "second")
+        until(lambda: second.number in clients.versions)
+        until(lambda: len(process.children(recursive=True)) == processes)  # the old one has gone
+        assert running.get("/model").json()["version"] == second.number
+        assert "took over from version 1" in running.log.read_text()
+
+        new_champion(store, tmp_path / "third", spoilt=True)
+        until(lambda: "cannot be loaded" in running.log.read_text())
+        answered = len(clients.versions)
+        time.sleep(1)  # several polls
+        assert clients.versions[answered:][-1] == second.number
+        assert running.log.read_text().count("cannot be loaded") == 1
+        assert clients.failures == []
+
+
+@pytest.mark.slow
+def test_a_model_process_that_is_killed_is_started_again(own_project: Path, picture: bytes) -> None:
+    with serving(own_project, "--poll", "0.2") as running:
+        assert rows(running.post("/predict", picture))
+        for child in psutil.Process(running.process.pid).children(recursive=True):
+            child.kill()
+        assert running.post("/predict", picture).status_code == 503
+        assert running.get("/health").status_code == 200
+        until(lambda: running.get("/ready").status_code == 200)
+        assert rows(running.post("/predict", picture))
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_service_that_is_killed(own_project: Path) -> None:
+    with serving(own_project, status=-signal.SIGKILL) as running:
+        children = psutil.Process(running.process.pid).children(recursive=True)
+        assert children
+        running.process.kill()
+        until(lambda: not any(child.is_running() for child in children))
+
+
+@pytest.mark.slow
+def test_what_has_come_is_answered_before_the_end(own_project: Path, picture: bytes) -> None:
+    with serving(own_project) as running:
+        answers: list[int] = []
+
+        def ask() -> None:
+            form = [("files", picture)] * 64
+            answers.append(running.post("/predict/batch", files=form).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: "waiting_pictures 0" not in running.get("/metrics").text)
+        running.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 3

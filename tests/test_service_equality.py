@@ -1,0 +1,85 @@
+"""What is served is what the stage `evaluate` says, for every test picture of a data set."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from serving import Running, champion, new_project, serving
+from torch.nn.functional import normalize
+
+from pd_core import prepare
+from pd_core.class_vectors import ClassVectors
+from pd_core.classifier import Classifier, distilled
+from pd_core.data.decode import ImageStore
+from pd_core.data.prepared import read_prepared
+from pd_core.data.splits import Protocol
+from pd_core.evaluate import judge
+from pd_core.models.clip import load_clip
+from pd_core.models.fold import fold
+from pd_core.models.student import Student
+from pd_core.portable.student import PortableStudent
+
+# MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+    pytest.mark.slow,
+]
+
+DATASET = "embedded_greek"
+
+
+def classifier(names: tuple[str, ...]) -> tuple[Classifier, PortableStudent]:
+    """Return the same untrained student twice: as it is evaluated, and as it is served."""
+    towers = load_clip("embedded-student", None)
+    student = Student.untrained(towers, feature_width=64, seed=3).eval()
+    directions = torch.randn(len(names), 64, generator=torch.Generator().manual_seed(0))
+    vectors = ClassVectors(names, normalize(directions, dim=-1), 30.0, "random")
+    network = fold(student, vectors.vectors)
+    return distilled(student, vectors), PortableStudent(network, {"names": names})
+
+
+@pytest.mark.usefixtures("onnx_once")
+def test_served_answers_are_those_of_the_stage_for_every_test_picture(
+    tmp_path: Path, empty_database: Path, picture: bytes
+) -> None:
+    prepare.run(
+        DATASET,
+        tmp_path / DATASET,
+        data_root=tmp_path,
+        protocol=Protocol.BASE_TO_NOVEL,
+        shots=4,
+        val_shots=1,
+        seed=1,
+    )
+    content = read_prepared(tmp_path / DATASET)
+    evaluated, served = classifier(tuple(content.classes))
+    judged = judge(
+        {"student": evaluated},
+        content,
+        split="test",
+        image_size=32,
+        batch_size=100,
+        device=torch.device("cpu"),
+    )
+    expected = torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
+    images = ImageStore(content.images)
+    pictures = [images._read(path) for path, _ in judged.items]
+    champion(new_project(tmp_path / "project", empty_database), served, picture)
+
+    with serving(tmp_path / "project") as running, ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda one: probabilities(running, one, served.names), pictures))
+
+    found = np.array(answers)
+    assert found.shape == (len(content.test), len(content.classes))
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def probabilities(running: Running, picture: bytes, names: tuple[str, ...]) -> list[float]:
+    """Ask for all classes, and return them in the order of their labels."""
+    answer = running.post(f"/predict?top={len(names)}", picture).json()
+    by_name = {row["name"]: row["probability"] for row in answer["predictions"]}
+    return [by_name[name] for name in names]
