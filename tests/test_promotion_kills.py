@@ -203,6 +203,13 @@ def test_a_champion_that_moved_while_the_gate_was_at_work_is_not_overwritten(
     assert champion(two) == 3
 
 
+def test_an_error_of_the_disk_while_the_lock_is_held_is_not_taken_for_one_of_the_lock(
+    store: str,
+) -> None:
+    with pytest.raises(OSError, match="disk"), lock.promotion(store, NAME, who="tester@here"):
+        raise OSError("the disk is full")
+
+
 # The lock in the registry, which machines share; here it is made in a local one.
 
 
