@@ -11,6 +11,7 @@ from pd_core.errors import FailedRun
 from pd_core.fit import Batches
 from pd_core.models.compute import autocast
 from pd_core.options import Precision
+from pd_core.parallel import gathered
 from pd_core.supervision import Look, Recorded, Supervisor, make_targets
 
 SAMPLE = 256  # pictures; the teacher has to look at them once more
@@ -45,16 +46,17 @@ def check_agreement(
     """
     mine, theirs, seen = [], [], 0
     for indices, images in batches.epoch(1):
-        if len(indices) == 0:
+        shown = len(gathered(indices))
+        if shown == 0:
             continue
         on_device = images.to(device)
         with autocast(device, precision):
             logits = student.logits(on_device)  # (B, C)
         look = Look(1, indices.to(device))
         targets = make_targets(supervisors, on_device, look=look, precision=precision)
-        mine.append(logits.argmax(dim=1).cpu())
-        theirs.append(targets.argmax(dim=1).cpu())
-        seen += len(indices)
+        mine.append(gathered(logits.argmax(dim=1)).cpu())
+        theirs.append(gathered(targets.argmax(dim=1)).cpu())
+        seen += shown
         if seen >= SAMPLE:
             break
     agreement, chance = _agreement(torch.cat(mine), torch.cat(theirs))

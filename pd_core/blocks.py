@@ -73,6 +73,7 @@ class RunParams(Block):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]  # as far as torch's generators go
     threads: Count
+    processes: Count
     device: Device
     precision: Precision
     workers: CountOrZero

@@ -1,6 +1,7 @@
 """Checkpoints: what a training needs to go on after its process has ended.
 
-They lie outside the outputs of the stage, since DVC deletes those before it runs a stage.
+They lie outside the outputs of the stage, since DVC deletes those before it runs a stage. Of
+processes that train together the first one reads and writes them, and all agree when.
 """
 
 import re
@@ -14,6 +15,7 @@ from torch import Tensor
 from pd_core.artifacts import read_tensors, write_tensors
 from pd_core.atomic import check_space
 from pd_core.errors import BadArtifact
+from pd_core.parallel import any_of, from_first, is_first
 
 OnNote = Callable[[str], None]
 
@@ -60,11 +62,11 @@ class Checkpoints:
 
     def due(self) -> bool:
         """Whether it is time for one within an epoch."""
-        return self.interrupted() or time.monotonic() - self._last >= self._seconds
+        return any_of(self._interrupted() or time.monotonic() - self._last >= self._seconds)
 
     def interrupted(self) -> bool:
         """Whether the run is to save and end now."""
-        return self._interrupted()
+        return any_of(self._interrupted())
 
     def newest(self) -> Path | None:
         """Return the file of the newest one; None if there is none."""
@@ -93,10 +95,11 @@ class Checkpoints:
         Raises:
             PdError: the folder cannot be written; those before are still there.
         """
-        path = self.folder / f"checkpoint-{epoch:06}-{step:09}.safetensors"
-        write_tensors(path, tensors, {**metadata, _KEY: self.key})
-        for old in self._files()[:-KEPT]:
-            old.unlink()
+        if is_first():
+            path = self.folder / f"checkpoint-{epoch:06}-{step:09}.safetensors"
+            write_tensors(path, tensors, {**metadata, _KEY: self.key})
+            for old in self._files()[:-KEPT]:
+                old.unlink()
         self._last = time.monotonic()
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -107,6 +110,17 @@ class Checkpoints:
         Returns:
             Tensors and metadata as given to `save`; None if training starts anew.
         """
+        return from_first(self._newest_whole)
+
+    def remove(self) -> None:
+        """Delete them, when what they led to has been written."""
+        for entry in self.folder.glob("*"):
+            if entry.name != _ASIDE:
+                entry.unlink()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _newest_whole(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         for path in reversed(self._files()):
             try:
                 tensors, metadata = read_tensors(
@@ -123,14 +137,6 @@ class Checkpoints:
         if self._files():
             self._set_aside("damaged")
         return None
-
-    def remove(self) -> None:
-        """Delete them, when what they led to has been written."""
-        for entry in self.folder.glob("*"):
-            if entry.name != _ASIDE:
-                entry.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
 
     def _files(self) -> list[Path]:
         """Return the files, oldest first."""

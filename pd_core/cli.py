@@ -9,8 +9,9 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from pd_core import (
     cli_registry,
     cli_serve,
     jobs,
+    launch,
     lineage,
     preemption,
 )
@@ -87,15 +89,8 @@ def prepare(name: Name, seed: Seed = None) -> None:
 def teacher(name: Name, seed: Seed = None) -> None:
     """Stage: tune the teacher's prompts on the few labels."""
     setting = setting_of(name, seed)
-    with _training("teacher", setting) as (_, report, interrupted):
-        jobs.teacher(
-            setting.job,
-            interrupted=interrupted,
-            on_epoch=report.epoch,
-            on_progress=report.progress,
-            on_loss=report.loss,
-            on_note=note,
-        )
+    with _training("teacher", setting) as (_, observers):
+        jobs.teacher(setting.job, **observers)
 
 
 @app.command("class-vectors")
@@ -111,15 +106,8 @@ def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
 def student(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: distil the student on the unlabelled pictures."""
     setting = setting_of(name, seed, source)
-    with _training("student", setting) as (_, report, interrupted):
-        jobs.student(
-            setting.job,
-            interrupted=interrupted,
-            on_epoch=report.epoch,
-            on_progress=report.progress,
-            on_loss=report.loss,
-            on_note=note,
-        )
+    with _training("student", setting) as (_, observers):
+        jobs.student(setting.job, **observers)
 
 
 @app.command()
@@ -142,16 +130,8 @@ def tuned_student(name: Name, seed: Seed = None) -> None:
     """Stage: the paper's main baseline, prompts tuned on the student's own CLIP."""
     setting = setting_of(name, seed)
     tuning_of_student(setting.job)  # refuses a data set without it
-    with _training("tuned_student", setting) as (run, report, interrupted):
-        metrics = jobs.tuned_student(
-            setting.job,
-            interrupted=interrupted,
-            on_epoch=report.epoch,
-            on_progress=report.progress,
-            on_loss=report.loss,
-            on_note=note,
-        )
-        run.log_metrics(metrics)
+    with _training("tuned_student", setting) as (run, observers):
+        run.log_metrics(jobs.tuned_student(setting.job, **observers))
 
 
 @app.command(
@@ -212,18 +192,50 @@ def show() -> None:
 
 
 @contextmanager
-def _training(
-    stage: str, setting: Setting
-) -> Iterator[tuple[StageRun, Reporter, Callable[[], bool]]]:
-    """Surround a training: threads, record, progress, and what tells it to save and end."""
-    compute_with(setting.job.params.run.threads)
+def _training(stage: str, setting: Setting) -> Iterator[tuple[StageRun, jobs.Observers]]:
+    """Surround a training: processes, threads, record, progress, what tells it to save and end."""
+    computing = setting.job.params.run
+    if computing.processes > 1 and launch.member() is None:
+        command = [sys.executable, "-m", "pd_core.cli", *sys.argv[1:]]
+        raise typer.Exit(launch.together(command, computing.processes))
+    compute_with(computing.threads)
     title = f"{stage.replace('_', ' ')} {output(setting.job, stage).name}"
-    with (
-        preemption.postponed() as interrupted,
-        _tracked(stage, setting) as run,
-        Reporter(title, record=run) as report,
-    ):
-        yield run, report, interrupted
+    with ExitStack() as stack:
+        interrupted = stack.enter_context(preemption.postponed())
+        if stack.enter_context(_joined(setting.job.device)) > 0:
+            from pd_core.tracking import StageRun
+
+            yield StageRun(), {"interrupted": interrupted}
+            return
+        run = stack.enter_context(_tracked(stage, setting))
+        report = stack.enter_context(Reporter(title, record=run))
+        yield (
+            run,
+            {
+                "interrupted": interrupted,
+                "on_epoch": report.epoch,
+                "on_progress": report.progress,
+                "on_loss": report.loss,
+                "on_note": note,
+            },
+        )
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[int]:
+    """Join those that train together, if this process was started as one; say which one it is."""
+    member = launch.member()
+    if member is None:
+        yield 0
+        return
+    launch.end_with_parent()
+    from pd_core import parallel
+
+    try:
+        with parallel.joined(device, **asdict(member)):
+            yield member.number
+    except parallel.LostProcess:
+        raise typer.Exit(launch.LOST) from None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from pd_core.models.residual import compile_blocks
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.options import Computed, Form, OnCorrupt, Precision, Selection
+from pd_core.parallel import is_first
 from pd_core.selection import make_scorer
 from pd_core.supervision import (
     TEACHER_FILE,
@@ -178,11 +179,12 @@ def run(
     )
     judge = distilled(student, known)
     check_agreement(judge, supervisors, views.batches, device=towers.device, precision=precision)
-    with write_folder(out) as folder:
-        student.save(folder / FILE)
-        write_json(folder / "history.json", history)
-    if checkpoints is not None:
-        checkpoints.remove()
+    if is_first():
+        with write_folder(out) as folder:
+            student.save(folder / FILE)
+            write_json(folder / "history.json", history)
+        if checkpoints is not None:
+            checkpoints.remove()
     return student
 
 

@@ -28,6 +28,7 @@ from pd_core.options import (
     TextFeatures,
     Trained,
 )
+from pd_core.parallel import gathered
 from pd_core.selection import Scorer
 from pd_core.supervision import Look, Recorded, Supervisor, check_form, make_targets
 from pd_core.training_state import Metrics
@@ -92,8 +93,9 @@ def distillation_step(
 
     Args:
         student: in training mode, so that batch norm uses the batch's statistics.
-        images: (B, 3, H, W), augmented views.
-        targets: (B, C) the teacher's logits on these views; or (B, D) its features.
+        images: (B, 3, H, W), augmented views; or this process's part of them.
+        targets: (B, C) the teacher's logits on these views; or (B, D) its features. Of the whole
+            batch, as all that follows.
         vectors: what the student is compared with, of base and novel classes.
         form: what the targets are, and how the student imitates them.
         temperature: of both softmaxes.
@@ -104,7 +106,7 @@ def distillation_step(
         The loss and the logits that it is made of.
     """
     with autocast(images.device, precision):
-        features = student(images)  # (B, D)
+        features = student.project(gathered(student.encode(images)))  # (B, D)
     logits = vectors.logits(features, logit_scale=student.logit_scale)  # (B, C)
     match form:
         case Form.LOGITS_KL:
@@ -233,7 +235,7 @@ def distill_student(
     views = Views(batches, view_epochs)
 
     def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:
-        targets = views.answer(
+        mine = views.answer(
             lambda: make_targets(
                 supervisors,
                 images,
@@ -245,7 +247,7 @@ def distill_student(
             )
         )
         result = distillation_step(
-            student, images, targets, compared,
+            student, images, gathered(mine), compared,
             form=form, temperature=temperature, weight=kd_weight, precision=precision,
         )  # fmt: skip
         same = result.student_logits.argmax(dim=1) == result.teacher_logits.argmax(dim=1)

@@ -2,7 +2,9 @@
 
 A training run is a module that owns what is trained, and a step that turns a
 batch into a loss. Everything random is decided by (seed, epoch) outside, so a
-run that was interrupted ends with the same weights as one that was not.
+run that was interrupted ends with the same weights as one that was not. Several
+processes may train together (see `parallel`): each is given its part of every
+batch, and its step returns the scalars of the whole batch.
 """
 
 import json
@@ -20,6 +22,7 @@ from pd_core.errors import BadParams, Interrupted
 from pd_core.finite import LossWatch
 from pd_core.models.compute import to_device
 from pd_core.options import OnNonFinite, Precision
+from pd_core.parallel import average_gradients, from_first, gathered
 from pd_core.schedule import learning_rate
 from pd_core.training_state import Metrics, TrainingState
 
@@ -106,7 +109,7 @@ def fit(
     Args:
         module: all of its parameters are trained.
         step: from positions (B,) and images (B, 3, H, W) on the device to
-            scalars by name; the one called "loss" is minimised.
+            scalars by name, of the batch of all processes; the one called "loss" is minimised.
         batches: where the batches of an epoch come from.
         epochs: number of epochs, counted from 1.
         lr: peak learning rate.
@@ -185,7 +188,7 @@ def fit(
         history.append({**metrics, "lr": current})
         if score is not None and best is not None:
             module.eval()
-            history[-1]["score"] = score()
+            history[-1]["score"] = from_first(score)
             module.train()
             best.offer(module, history[-1]["score"])
         loop.save()
@@ -239,13 +242,14 @@ class _Loop:
         state = self.state
         for indices, images in self._batches.epoch(state.epoch, start=state.done):
             state.done += 1
-            if len(indices) < self._least_batch:
+            shown = gathered(indices)
+            if len(shown) < self._least_batch:
                 continue
-            self._train_on(indices, images)
+            self._train_on(indices, images, shown)
             report(state.done)
             # Between two steps of the optimiser only, since gradients are not stored.
             if self._added == 0 and self._checkpoints is not None and self._checkpoints.due():
-                self.save(indices)
+                self.save(shown)
                 self.end_if_told()
 
     def finish_epoch(self) -> Metrics:
@@ -298,24 +302,26 @@ class _Loop:
                 f" '{self._checkpoints.newest()}': start the same command again to go on"
             )
 
-    def _train_on(self, indices: Tensor, images: Tensor) -> None:
+    def _train_on(self, indices: Tensor, images: Tensor, shown: Tensor) -> None:
+        """Train on this process's part of a batch; `shown` are the positions of the whole one."""
         values = self._step(to_device(indices, self._device), to_device(images, self._device))
         if self._added == 0:
             self.state.optimizer.zero_grad(set_to_none=True)
         if self._skips and not math.isfinite(values["loss"].detach()):
-            self._leave_out(indices, values["loss"])
+            self._leave_out(shown, values["loss"])
             return
         torch.autograd.backward(self.state.scaler.scale(values["loss"] / self._accumulate))
         self._added += 1
         if self._added == self._accumulate and not self._update():
-            self._leave_out(indices, values["loss"])
+            self._leave_out(shown, values["loss"])
             return
         self.state.add(values)
-        self._watch.note(self.state.epoch, self.state.done, indices, values["loss"])
+        self._watch.note(self.state.epoch, self.state.done, shown, values["loss"])
 
     def _update(self) -> bool:
         """Let the optimiser take a step; return whether the gradients could be used."""
         self._added = 0
+        average_gradients(self.state.module.parameters())
         if not self._clipped():
             return False
         self.state.scaler.step(self.state.optimizer)

@@ -14,6 +14,7 @@ from pd_core.models.clip import ClipTowers
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import Teacher
 from pd_core.options import Precision
+from pd_core.parallel import from_first
 from pd_core.tuning import TEMPLATES, frozen_text_features
 from pd_core.views import RecordedViews, TrainingViews
 
@@ -40,12 +41,17 @@ def frozen_texts(
     """
     decisive = {"clip": clip, "names": list(names), "templates": templates}
     place = store.place("frozen-text", decisive)
-    known = store.read(place, "all")
-    if known is None:
-        known = frozen_text_features(towers, names, templates=templates)
-        store.make_room(place, known.nbytes, what="the frozen text features", remedy="free some")
-        store.write(place, "all", known)
-    return known.to(towers.device)
+
+    def find() -> Tensor:
+        known = store.read(place, "all")
+        if known is None:
+            known = frozen_text_features(towers, names, templates=templates).cpu()
+            what = "the frozen text features"
+            store.make_room(place, known.nbytes, what=what, remedy="free some")
+            store.write(place, "all", known)
+        return known
+
+    return from_first(find).to(towers.device)
 
 
 def frozen_images(

@@ -7,7 +7,7 @@ it is; what else a function needs comes from the job.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from pd_core.atomic import check_space
 from pd_core.blocks import TeacherParams
@@ -19,6 +19,17 @@ OnProgress = Callable[[int, int], None]
 OnLoss = Callable[[int, float], None]
 OnNote = Callable[[str], None]
 IsInterrupted = Callable[[], bool]
+
+
+class Observers(TypedDict, total=False):
+    """What a training is told by, and tells; a stage does without those left out."""
+
+    interrupted: IsInterrupted
+    on_epoch: OnEpoch
+    on_progress: OnProgress
+    on_loss: OnLoss
+    on_note: OnNote
+
 
 SPACE = 32 * 2**20
 """Bytes that must be free before a stage starts: more than any output but a checkpoint takes."""

@@ -31,8 +31,8 @@ def checkpoints(
         "data": {str(path): provenance.content_hash(path) for path in inputs(job, stage)},
         "params": getattr(job.params, stage).model_dump(mode="json"),
         "run": [
-            job.seed, job.device, run.threads, run.precision, run.on_corrupt, run.compile,
-            run.features_precision,
+            job.seed, job.device, run.threads, run.processes, run.precision, run.on_corrupt,
+            run.compile, run.features_precision,
         ],
         "versions": [provenance.version(name) for name in _VERSIONS],
     }  # fmt: skip
@@ -54,7 +54,7 @@ def features(job: Job, stage: str, *, on_note: OnNote | None = None) -> FeatureS
     decisive = {
         "code": [provenance.content_hash(path) for path in code],
         "pictures": provenance.content_hash(job.fingerprint) if job.fingerprint else None,
-        "run": [job.device, run.threads, run.compile],
+        "run": [job.device, run.threads, run.processes, run.compile],
         "versions": [provenance.version(name) for name in _VERSIONS],
     }
     return FeatureStore(

@@ -20,6 +20,7 @@ from pd_core.models.original import import_teacher
 from pd_core.models.residual import compile_blocks
 from pd_core.models.teacher import TEMPLATE, Teacher
 from pd_core.options import Computed, OnCorrupt, Precision, TeacherMethod
+from pd_core.parallel import is_first
 from pd_core.training_state import Metrics
 from pd_core.tuning import EPOCHS, TEMPLATES, TuneOptions, tune_teacher
 from pd_core.views import distinct_epochs, training_views
@@ -150,11 +151,12 @@ def run(
                 on_loss=on_loss,
                 **options,
             )
-    with write_folder(out) as folder:
-        teacher.save(folder / FILE)
-        write_json(folder / "history.json", history)
-    if checkpoints is not None:
-        checkpoints.remove()
+    if is_first():
+        with write_folder(out) as folder:
+            teacher.save(folder / FILE)
+            write_json(folder / "history.json", history)
+        if checkpoints is not None:
+            checkpoints.remove()
     return teacher
 
 

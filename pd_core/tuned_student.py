@@ -15,6 +15,7 @@ from pd_core.classifier import tuned
 from pd_core.data.prepared import read_prepared
 from pd_core.evaluate import judge
 from pd_core.options import OnCorrupt, Precision
+from pd_core.parallel import from_first
 
 WHO = "tuned_student"
 
@@ -61,18 +62,22 @@ def run(
         "on_corrupt": on_corrupt,
     }  # fmt: skip
     teacher = pretrain.run(prepared, out, **common, **tuning)
-    content = read_prepared(prepared, data_root=data_root)
-    judged = judge(
-        {WHO: tuned(teacher, content.classes)},
-        content,
-        split=split,
-        image_size=teacher.towers.image_size,
-        batch_size=evaluation_batch_size,
-        workers=workers,
-        device=teacher.towers.device,
-        precision=precision,
-        on_corrupt=on_corrupt,
-    )
-    metrics = judged.metrics()
-    write_json(results, {**metrics, **judged.note()})
-    return metrics
+
+    def measure() -> dict[str, dict[str, float]]:
+        content = read_prepared(prepared, data_root=data_root)
+        judged = judge(
+            {WHO: tuned(teacher, content.classes)},
+            content,
+            split=split,
+            image_size=teacher.towers.image_size,
+            batch_size=evaluation_batch_size,
+            workers=workers,
+            device=teacher.towers.device,
+            precision=precision,
+            on_corrupt=on_corrupt,
+        )
+        metrics = judged.metrics()
+        write_json(results, {**metrics, **judged.note()})
+        return metrics
+
+    return from_first(measure)

@@ -1,6 +1,7 @@
 """Tuning a teacher's prompts with few labels: PromptSRC, and the methods it is compared with.
 
-Shapes: B images, C classes, L tokens, D the joint width.
+Shapes: B images, C classes, L tokens, D the joint width. Of processes that train together each
+sends its part of the images and of the classes through the towers; losses are those of all.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from torch import Tensor
 from pd_core import losses
 from pd_core.checkpoints import Checkpoints
 from pd_core.class_vectors import template_features
+from pd_core.errors import BadParams
 from pd_core.fit import Batches, OnEpoch, OnLoss, OnProgress, fit
 from pd_core.models.clip import ClipTowers, imagenet_templates
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import TEMPLATE, Teacher
 from pd_core.models.texts import TextPlan
 from pd_core.options import OnNonFinite, Precision, TeacherMethod
+from pd_core.parallel import count, gathered, part
 from pd_core.schedule import gaussian_weights
 from pd_core.training_state import Metrics
 from pd_core.views import RecordedViews, Views
@@ -108,8 +111,9 @@ def promptsrc_step(
     with autocast(images.device, precision):
         if frozen_image is None:
             frozen_image = teacher.frozen_image_features(images)  # (B, D)
-        image = teacher.image_features(images)  # (B, D)
-        text = teacher.text_features(tokens)  # (C, D)
+        image = gathered(teacher.image_features(images))  # (B, D)
+        text = gathered(teacher.text_features(tokens))  # (C, D)
+    frozen_image = gathered(frozen_image)
     logits = teacher.logit_scale * image @ text.T  # (B, C)
     zero_shot_logits = teacher.logit_scale * frozen_image @ frozen_text.T  # (B, C)
     loss = losses.promptsrc(
@@ -148,8 +152,8 @@ def cross_entropy_step(
         The cross entropy, a scalar, and the logits (B, C).
     """
     with autocast(images.device, precision):
-        image = teacher.image_features(images)  # (B, D)
-        text = teacher.text_features(tokens)  # (C, D)
+        image = gathered(teacher.image_features(images))  # (B, D)
+        text = gathered(teacher.text_features(tokens))  # (C, D)
     logits = teacher.logit_scale * image @ text.T  # (B, C)
     return F.cross_entropy(logits, labels), logits
 
@@ -223,8 +227,8 @@ def tune_teacher(
         logits_loss_weight: weight of the divergence.
         gpa_mean: epoch that counts most in the final average.
         gpa_std: how fast the others count less, in epochs.
-        text_memory_gb: GiB that the text tower may keep for its gradients; what
-            takes more is computed twice. The gradients are exact in any case.
+        text_memory_gb: GiB that the text tower may keep for its gradients, in each
+            process; what takes more is computed twice. The gradients are exact in any case.
         view_epochs: after so many epochs their batches come again; None shows
             new views in every epoch, as published.
         frozen_text: (C, D), what `frozen_text_features` returns for these names;
@@ -259,8 +263,13 @@ def tune_teacher(
         template=template,
         seed=seed,
     )
+    if count() > len(names):
+        raise BadParams(
+            f"{count()} processes for {len(names)} classes that are taught; set run.processes to at"
+            f" most {len(names)}"
+        )
     labels = labels.to(towers.device)
-    tokens = teacher.text_plan(names, memory=int(text_memory_gb * 2**30))
+    tokens = teacher.text_plan(part(names), memory=int(text_memory_gb * 2**30))
     views = Views(batches, view_epochs)
     regularised = method is TeacherMethod.PROMPTSRC
     if regularised and frozen_text is None:
@@ -273,7 +282,7 @@ def tune_teacher(
             return teacher.frozen_image_features(images)
 
     def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:
-        chosen = labels[indices]
+        chosen = labels[gathered(indices)]
         if frozen_text is None:
             loss, logits = cross_entropy_step(
                 teacher, images, chosen, tokens=tokens, precision=precision

@@ -5,6 +5,7 @@ Shapes: B images of a batch, N of the list, K numbers that a frozen tower gives 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,13 +15,14 @@ from torch import Tensor
 from pd_core.artifacts import SUMS, file_hash
 from pd_core.atomic import readable
 from pd_core.checkpoints import Checkpoints
-from pd_core.data.images import ImageBatches, ImageStore
+from pd_core.data.images import ImageBatches, ImageStore, Share
 from pd_core.data.transforms import train_transform
 from pd_core.errors import BadParams, Interrupted, MissingFile
 from pd_core.feature_store import FeatureStore
 from pd_core.fit import Batches, OnProgress
 from pd_core.models.compute import to_device
 from pd_core.options import OnCorrupt
+from pd_core.parallel import count, from_first, gathered, is_first, part, union
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -67,12 +69,19 @@ def training_views(
 
     Raises:
         BadData: the list is empty.
+        BadParams: more processes train together than a batch has images.
         MissingFile: the data set is not prepared.
     """
+    if count() > batch_size:
+        raise BadParams(
+            f"{count()} processes share batches of {batch_size}; set run.processes to at most"
+            f" {batch_size}, or a larger batch_size"
+        )
     transform = train_transform(image_size, scale=crop_scale, flip=flip)
     batches = ImageBatches(
         ImageStore(root), paths, transform,
         batch_size=batch_size, seed=seed, workers=workers, on_corrupt=on_corrupt,
+        share=Share(part, union),
     )  # fmt: skip
     decisive = {
         "prepared": file_hash(prepared / SUMS), "paths": paths, "image_size": image_size,
@@ -230,9 +239,15 @@ class RecordedViews:
             NoSpace: the disk has no room.
             Interrupted: the run was told to end; finished epochs are kept.
         """
-        missing = self.missing(epochs)
+        missing = from_first(lambda: self.missing(epochs))
         if not missing:
             return
+        if is_first():
+            self._make_room(epochs, what)
+        stop = checkpoints.interrupted if checkpoints is not None else lambda: False
+        self._record(missing, batches, encoder(), stop, on_progress)
+
+    def _make_room(self, epochs: int, what: str) -> None:
         size = epochs * self._count * self._width * self._dtype.itemsize
         self._store.make_room(
             self._place, size, what=what, remedy="set view_epochs, or have them computed online"
@@ -241,8 +256,6 @@ class RecordedViews:
             f"records {what}: {epochs} epochs of {self._count} images, {self._width} numbers each,"
             f" {readable(size)} in '{self._place}'"
         )
-        stop = checkpoints.interrupted if checkpoints is not None else lambda: False
-        self._record(missing, batches, encoder(), stop, on_progress)
 
     @torch.no_grad()
     def _record(
@@ -259,8 +272,10 @@ class RecordedViews:
             # An image that no batch shows has no numbers, and must not be asked for.
             table = torch.full((self._count, self._width), torch.nan, dtype=self._dtype)
             for step, (indices, images) in enumerate(batches.epoch(epoch), start=1):
-                if len(indices):
-                    table[indices] = encode(to_device(images, self._device)).cpu().to(self._dtype)
+                shown = gathered(indices)
+                if len(shown):
+                    numbers = gathered(encode(to_device(images, self._device)))
+                    table[shown] = numbers.cpu().to(self._dtype)
                 if on_progress is not None:
                     on_progress(number * batches.steps + step, total)
                 if interrupted():
@@ -268,7 +283,7 @@ class RecordedViews:
                         f"told to end while views of epoch {epoch} were recorded; start the same"
                         " command again to go on with this epoch"
                     )
-            self._store.write(self._place, _name(epoch), table)
+            from_first(partial(self._store.write, self._place, _name(epoch), table))
 
     def at(self, epoch: int, indices: Tensor) -> Tensor:
         """Return the numbers of images in an epoch.

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +30,25 @@ from pd_core.errors import BadData, MissingFile
 from pd_core.options import OnCorrupt
 from pd_core.portable.pixels import normalised
 
-__all__ = ["Batch", "ImageBatches", "ImageStore", "view"]
+__all__ = ["Batch", "ImageBatches", "ImageStore", "Share", "view"]
 
 Batch = tuple[Tensor, Tensor]  # positions in the list (B,), pictures (B, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that this process reads, where several train together.
+
+    Attributes:
+        part: From a batch's positions to those of this process, as many in all as there are.
+        union: From positions found damaged to those that any process found so.
+    """
+
+    part: Callable[[Sequence[int]], Sequence[int]]
+    union: Callable[[Iterable[int]], set[int]]
+
+
+_WHOLE = Share(part=lambda positions: positions, union=set)
 
 
 def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, index: int) -> Tensor:
@@ -64,6 +81,7 @@ class ImageBatches:
         seed: int = 0,
         workers: int = 0,
         on_corrupt: OnCorrupt = OnCorrupt.FAIL,
+        share: Share = _WHOLE,
     ) -> None:
         """Describe the batches; nothing is read yet.
 
@@ -76,6 +94,7 @@ class ImageBatches:
             workers: Processes that decode; 0 decodes in this one. The batches are the same.
             on_corrupt: Whether a damaged picture is an error, or left out of its batch. A missing
                 one is always an error.
+            share: What of each batch of an epoch is read here.
 
         Raises:
             BadData: The list is empty.
@@ -83,6 +102,7 @@ class ImageBatches:
         if not paths:
             raise BadData(f"the list of pictures from '{store.root}' is empty: check the split")
         self._batch_size = batch_size
+        self._share = share
         self._seed = seed
         self._store = store
         self._count = len(paths)
@@ -125,7 +145,8 @@ class ImageBatches:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches, shuffled, without the last one if it is not full.
 
-        Where damaged pictures are skipped, their batches are smaller, and may be empty.
+        Of each batch there is this process's share. Where damaged pictures are skipped, their
+        batches are smaller, and may be empty.
 
         Args:
             epoch: Decides order and views.
@@ -147,7 +168,8 @@ class ImageBatches:
         generator = torch.Generator().manual_seed(_hash(self._seed, epoch, "order"))
         order = torch.randperm(self._count, generator=generator).tolist()
         used = order[: self.steps * self._batch_size]
-        return self._counted(self._fetch(epoch, used[start * self._batch_size :]), used)
+        batches = map(self._share.part, self._divided(used[start * self._batch_size :]))
+        return self._counted(self._fetch(epoch, batches), used)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every picture once, in the list's order; the last batch may be smaller.
@@ -161,17 +183,20 @@ class ImageBatches:
             BadData: A picture is damaged and not to be skipped, or more than half are damaged.
             MissingFile: A picture is missing.
         """
-        for positions, images in self._fetch(0, list(range(self._count))):
+        for positions, images in self._fetch(0, self._divided(range(self._count))):
             if len(positions):
                 yield positions, images
 
     def _counted(self, batches: Iterator[Batch], order: list[int]) -> Iterator[Batch]:
         yield from batches
+        self._note(self._share.union(self.damaged))
         self._left_out = len(self.damaged.intersection(order))
 
-    def _fetch(self, epoch: int, order: list[int]) -> Iterator[Batch]:
+    def _divided(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
         size = self._batch_size
-        batches = (order[start : start + size] for start in range(0, len(order), size))
+        return (order[start : start + size] for start in range(0, len(order), size))
+
+    def _fetch(self, epoch: int, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
         # A picture once found damaged stays out, so that epochs that come again are the same.
         left = ([index for index in batch if index not in self.damaged] for batch in batches)
         requests = [[(epoch, index) for index in batch] for batch in left]
@@ -188,10 +213,9 @@ class ImageBatches:
                     del answer  # as a cycle, error and frame, it would hold the workers for seconds
             self._note(answer.damaged)
             positions = torch.tensor(answer.positions, dtype=torch.int64)
-            pixels = torch.from_numpy(answer.pixels)
-            yield positions, normalised(pixels) if answer.positions else torch.empty(0)
+            yield positions, normalised(torch.from_numpy(answer.pixels))
 
-    def _note(self, damaged: list[int]) -> None:
+    def _note(self, damaged: Iterable[int]) -> None:
         """Remember damaged pictures, up to half of the list: then the list itself is wrong."""
         self.damaged.update(damaged)
         if 2 * len(self.damaged) > self._count:
@@ -213,7 +237,7 @@ class _Answer(NamedTuple):
     """
 
     positions: list[int]
-    pixels: NDArray[np.uint8]  # (B, H, W, 3), or empty
+    pixels: NDArray[np.uint8]  # (B, H, W, 3)
     damaged: list[int]  # positions
 
 
@@ -253,7 +277,9 @@ class _Views(Dataset[_Answer]):
                 reseed(_hash(self._seed, epoch, index))
                 crops.append(np.asarray(self._transform.crop(picture)))
                 positions.append(index)
-        return _Answer(positions, np.array(crops, np.uint8), damaged)
+        size = self._transform.size
+        pixels = np.array(crops, np.uint8).reshape(-1, size, size, 3)
+        return _Answer(positions, pixels, damaged)
 
 
 class _Queue:

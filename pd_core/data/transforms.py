@@ -29,10 +29,12 @@ class Transform:
     """A picture's way to a tensor: cropping and resizing, then CLIP's normalisation.
 
     Attributes:
+        size: Height and width of the result, pixels.
         crop: From an RGB picture to one of the model's size; may draw from torch's global
             generator.
     """
 
+    size: int
     crop: Callable[[Image.Image], Image.Image]
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -49,12 +51,12 @@ def train_transform(size: int, *, scale: tuple[float, float], flip: bool) -> Tra
         flip: Whether half of the views are mirrored.
     """
     crop = RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-    return Transform(Compose([crop, RandomHorizontalFlip()]) if flip else crop)
+    return Transform(size, Compose([crop, RandomHorizontalFlip()]) if flip else crop)
 
 
 def eval_transform(size: int) -> Transform:
     """Make the fixed transform: shorter side to ``size`` pixels, then the centre square."""
-    return Transform(partial(centre_square, size=size))
+    return Transform(size, partial(centre_square, size=size))
 
 
 def normalise(images: Sequence[Image.Image]) -> Tensor:

@@ -131,9 +131,19 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images into the teacher's space: (B, 3, H, W) -> (B, D), unit length, fp32."""
+        return self.project(self.encode(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Send images through the tower: (B, 3, H, W) -> (B, d), fp32."""
         tower = self.towers.visual if self.tower is None else self.tower
-        features = encode_image(tower, images, self.image_prompts)  # (B, d)
-        projected = self.projector(features.float())  # (B, D)
+        return encode_image(tower, images, self.image_prompts).float()
+
+    def project(self, features: Tensor) -> Tensor:
+        """Bring features into the teacher's space: (B, d) -> (B, D), unit length, fp32.
+
+        In training B are all images of a batch, since batch norm looks at them together.
+        """
+        projected = self.projector(features)  # (B, D)
         return F.normalize(projected.float(), dim=-1)
 
     def save(self, path: Path) -> None:

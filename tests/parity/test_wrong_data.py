@@ -182,7 +182,7 @@ LISTS: dict[str, tuple[Patch, str]] = {
 
 
 def fixed(*steps: Callable[[Any], Any]) -> Transform:
-    return Transform(Compose(list(steps)))
+    return Transform(size, Compose(list(steps)))
 
 
 def bilinear(size: int) -> Transform:

@@ -1,0 +1,171 @@
+"""Starting the processes of one training, and ending all when one of them has failed.
+
+Each is told which one it is by the environment variables that torchrun has for this, so torchrun
+can start them as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pd_core import preemption
+from pd_core.errors import FailedRun, Interrupted
+
+LOST = 70
+"""Exit status of a process that ends because another one has."""
+
+_MEETING = "PROMPTKD_MEETING"
+_GRACE = 10.0  # seconds for the others to notice; one that waits for its GPU never does
+_PAUSE = 0.05  # seconds between two looks
+_REMEDY = "start the same command again, which goes on from the last checkpoint"
+# All are on this machine, so that nobody else has to reach them.
+_LOOPBACK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if sys.platform == "linux" else ()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the processes that train together.
+
+    Attributes:
+        number: which one, from 0.
+        processes: how many there are.
+        gpu: its own, where they use any.
+        meeting: URL by which they find each other.
+    """
+
+    number: int
+    processes: int
+    gpu: int
+    meeting: str
+
+
+def member() -> Member | None:
+    """Return which member this process is, or None if it was not started as one."""
+    told = os.environ
+    if "WORLD_SIZE" not in told:
+        return None
+    return Member(
+        number=int(told["RANK"]),
+        processes=int(told["WORLD_SIZE"]),
+        gpu=int(told["LOCAL_RANK"]),
+        meeting=told.get(_MEETING, "env://"),
+    )
+
+
+def end_with_parent() -> None:
+    """End this process at once when the one that started it as a member has, however it did."""
+    if _MEETING in os.environ:
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def together(command: Sequence[str], processes: int) -> int:
+    """Run a command in several processes that train together; SIGTERM is passed on to all.
+
+    The first one writes to this process's output. Of the others only a failure is shown.
+
+    Args:
+        command: starts one of them.
+        processes: how many.
+
+    Returns:
+        The exit status; what is wrong has been said.
+
+    Raises:
+        Interrupted: they were told to end before they could say so themselves.
+        FailedRun: one was ended from outside.
+    """
+    with (
+        TemporaryDirectory(prefix="promptkd-") as name,
+        preemption.postponed() as told,
+        ExitStack() as stack,
+    ):
+        folder = Path(name)
+        members = [
+            stack.enter_context(_started(command, number, processes, folder))
+            for number in range(processes)
+        ]
+        failed = _first_failed(members, told)
+        if failed is None:
+            return max(one.returncode for one in members)
+        if failed.returncode == -signal.SIGTERM and told():
+            raise Interrupted("told to end; start the same command again")
+        number = members.index(failed)
+        if failed.returncode < 0 or failed.returncode == LOST:
+            raise FailedRun(f"process {number} of {processes} {_end_of(failed)}; {_REMEDY}")
+        if number > 0:
+            sys.stderr.write(_output(folder, number).read_text(errors="replace"))
+        return failed.returncode
+
+
+def _started(
+    command: Sequence[str], number: int, processes: int, folder: Path
+) -> subprocess.Popen[bytes]:
+    """Start a member; nobody writes to its input, which ends when this process does."""
+    environment = {
+        **os.environ,
+        **dict.fromkeys(_LOOPBACK, "lo"),
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(processes),
+        _MEETING: f"file://{folder / 'meeting'}",
+    }
+    if number == 0:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+    with _output(folder, number).open("wb") as output:
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
+        )
+
+
+def _first_failed(
+    members: Sequence[subprocess.Popen[bytes]], told: Callable[[], bool]
+) -> subprocess.Popen[bytes] | None:
+    """Wait until all have ended, which they have to when one has failed; return that one."""
+    failed, deadline, passed_on = None, math.inf, False
+    while any(one.poll() is None for one in members):
+        if told() and not passed_on:
+            passed_on = True
+            for one in members:
+                one.terminate()
+        if failed is None and (failed := _failed(members)) is not None:
+            deadline = time.monotonic() + _GRACE
+        if time.monotonic() > deadline:
+            for one in members:
+                one.kill()
+        time.sleep(_PAUSE)
+    return failed or _failed(members)
+
+
+def _failed(members: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes] | None:
+    """Return one that has failed, by itself if there is one such."""
+    fine = (None, 0, preemption.EXIT_STATUS)
+    failed = [one for one in members if one.returncode not in fine]
+    return min(failed, key=lambda one: one.returncode == LOST, default=None)
+
+
+def _end_of(one: subprocess.Popen[bytes]) -> str:
+    if one.returncode == LOST:
+        return "has lost the others"
+    return f"was ended by {signal.Signals(-one.returncode).name}"
+
+
+def _output(folder: Path, number: int) -> Path:
+    """Return the file of what a member but the first says."""
+    return folder / f"output-{number}"
+
+
+def _wait_for_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
