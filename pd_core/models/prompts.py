@@ -130,6 +130,8 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
     Returns:
         (B, D), not normalised.
     """
+    if len(images) == 0:  # which open_clip does not take
+        return encode_image(tower, images.new_zeros(1, *images.shape[1:]), prompts)[:0]
     x = tower._embeds(images.to(tower.conv1.weight.dtype))  # (B, 1 + P, W), after ln_pre
     kept = x.shape[1]
     rows = None if prompts is None else prompts.tokens  # (depth, n, W)

@@ -181,31 +181,31 @@ LISTS: dict[str, tuple[Patch, str]] = {
 }
 
 
-def fixed(*steps: Callable[[Any], Any]) -> Transform:
+def fixed(size: int, *steps: Callable[[Any], Any]) -> Transform:
     return Transform(size, Compose(list(steps)))
 
 
 def bilinear(size: int) -> Transform:
-    return fixed(Resize(size, interpolation=InterpolationMode.BILINEAR), CenterCrop(size))
+    return fixed(size, Resize(size, interpolation=InterpolationMode.BILINEAR), CenterCrop(size))
 
 
 def nearest(size: int) -> Transform:
-    return fixed(Resize(size, interpolation=InterpolationMode.NEAREST), CenterCrop(size))
+    return fixed(size, Resize(size, interpolation=InterpolationMode.NEAREST), CenterCrop(size))
 
 
 def squeezed(size: int) -> Transform:
-    return fixed(Resize((size, size), interpolation=InterpolationMode.BICUBIC))
+    return fixed(size, Resize((size, size), interpolation=InterpolationMode.BICUBIC))
 
 
 def larger_before_the_crop(size: int) -> Transform:
     resize = Resize(size * 8 // 7, interpolation=InterpolationMode.BICUBIC)
-    return fixed(resize, CenterCrop(size))
+    return fixed(size, resize, CenterCrop(size))
 
 
 def random_crop(size: int, *, flip_first: bool = False, **rest: Any) -> Transform:
     crop = RandomResizedCrop(size, **({"interpolation": InterpolationMode.BICUBIC} | rest))
     flip = RandomHorizontalFlip()
-    return fixed(flip, crop) if flip_first else fixed(crop, flip)
+    return fixed(size, flip, crop) if flip_first else fixed(size, crop, flip)
 
 
 def bilinear_views(size: int, *, scale: tuple[float, float], **_: Any) -> Transform:
@@ -221,7 +221,9 @@ def flipped_first(size: int, *, scale: tuple[float, float], **_: Any) -> Transfo
 
 
 def never_flipped(size: int, *, scale: tuple[float, float], **_: Any) -> Transform:
-    return fixed(RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC))
+    return fixed(
+        size, RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
+    )
 
 
 def centred(size: int, **_: Any) -> Transform:

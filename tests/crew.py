@@ -1,0 +1,164 @@
+"""What the members of a crew do in the tests: `crew.py FOLDER TASK ...` runs tasks in one of them.
+
+A task writes into the folder `TASK` of its folder what only the first may write, and `TASK-0`,
+`TASK-1` for what each member saw.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from torch import Tensor, nn
+
+from pd_core import distill, launch, parallel, pretrain
+from pd_core.checkpoints import Checkpoints
+from pd_core.data.images import ImageBatches, ImageStore, Share
+from pd_core.data.transforms import train_transform
+from pd_core.feature_store import FeatureStore
+from pd_core.fit import fit
+from pd_core.options import Computed, OnCorrupt, TeacherMethod, Trained
+
+TEACHER: dict[str, Any] = {
+    "model": "tiny", "epochs": 2, "batch_size": 5, "lr": 0.05, "gpa_mean": 2, "templates": 3,
+    "text_depth": 2, "image_depth": 2,
+}  # fmt: skip
+STUDENT: dict[str, Any] = {
+    "model": "tiny", "teacher_model": "tiny", "epochs": 2, "batch_size": 5, "lr": 0.001,
+    "image_depth": 2, "on_corrupt": OnCorrupt.SKIP,
+}  # fmt: skip
+TEACHERS: dict[str, dict[str, Any]] = {
+    "teacher": {},
+    "teacher-maple": {"method": TeacherMethod.MAPLE},
+    "teacher-clipped": {"max_grad_norm": 0.1, "accumulate": 2},
+    "teacher-cached": {"frozen_features": Computed.CACHED},
+}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "student": {},
+    "student-all": {"trained": Trained.FULL_FINETUNE, "accumulate": 2},
+    "student-cached": {"teacher_targets": Computed.CACHED, "view_epochs": 1},
+    "student-small-batches": {"batch_size": 3, "epochs": 3},
+}
+
+
+class Exact(nn.Module):
+    """A tower and what is behind it, in double precision: rounding cannot hide a mistake."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.tower = nn.Linear(48, 8).double()
+            self.head = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+    def step(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
+        pooled = nn.functional.avg_pool2d(images.double(), 4).flatten(1)  # (B, 48)
+        logits = self.head(parallel.gathered(self.tower(pooled)))
+        labels = parallel.gathered(indices) % 3
+        return {"loss": nn.functional.cross_entropy(logits, labels)}
+
+
+def batches(folder: Path, *, size: int = 3) -> ImageBatches:
+    """Read the shares of the unlabelled pictures, of which two are damaged."""
+    return ImageBatches(
+        ImageStore(folder / "pictures"),
+        sorted(path.name for path in (folder / "pictures").iterdir()),
+        train_transform(16, scale=(0.5, 1.0), flip=True),
+        batch_size=size,
+        on_corrupt=OnCorrupt.SKIP,
+        share=Share(parallel.part, parallel.union),
+    )
+
+
+def exact(folder: Path, out: Path) -> None:
+    """Train for 20 epochs, with checkpoints after each step."""
+    module = Exact()
+    kept = Checkpoints(out.with_name(f"kept-{parallel.rank()}"), key="", minutes=1e-9)
+    history = fit(
+        module, module.step, batches(folder), epochs=20, lr=0.1, least_batch=2, checkpoints=kept
+    )
+    torch.save([module.state_dict(), history], out.with_name(f"{out.name}-{parallel.rank()}"))
+
+
+def shown(folder: Path, out: Path) -> None:
+    """Note which pictures are read for which batch of two epochs, and what is found damaged."""
+    source = batches(folder)
+    seen = [[positions.tolist() for positions, _ in source.epoch(epoch)] for epoch in (1, 2)]
+    said = [seen, sorted(source.damaged), source.left_out]
+    torch.save(said, out.with_name(f"{out.name}-{parallel.rank()}"))
+
+
+def told(_: Path, out: Path) -> None:
+    """Tell the others rows of different number, numbers, and whether something is so."""
+    me = parallel.rank()
+    rows = torch.full((3 * me, 2), float(me), requires_grad=True)  # none in the first
+    together = parallel.gathered(rows)
+    (together * torch.arange(1.0, 7.0).view(3, 2)).sum().backward()  # type: ignore[no-untyped-call]
+    said = {
+        "rows": together.detach(),
+        "gradient": rows.grad,
+        "union": parallel.union({me, 7}),
+        "any": [parallel.any_of(me == 1), parallel.any_of(False)],
+        "first": parallel.from_first(lambda: me),
+    }
+    torch.save(said, out.with_name(f"{out.name}-{me}"))
+
+
+def teacher(folder: Path, out: Path, options: dict[str, Any]) -> None:
+    pretrain.run(
+        folder / "flowers", _own(out), weights=folder / "tiny-0.safetensors",
+        features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),
+        **{**TEACHER, **options},
+    )  # fmt: skip
+
+
+def student(folder: Path, out: Path, options: dict[str, Any]) -> None:
+    distill.run(
+        folder / "flowers", folder / "first", folder / "vectors", _own(out),
+        weights=folder / "tiny-1.safetensors", teacher_weights=folder / "tiny-0.safetensors",
+        features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),
+        checkpoints=Checkpoints(_own(out.with_name("kept")), key=""),
+        **{**STUDENT, **options},
+    )  # fmt: skip
+
+
+def _own(out: Path) -> Path:
+    """Give each member a folder of its own, so that it shows who writes."""
+    return out if parallel.is_first() else out.with_name(f"{out.name}-not-first")
+
+
+def run(folder: Path, out: Path, name: str) -> None:
+    """Run a task: data in `folder`, results in `out`."""
+    if name in TEACHERS:
+        teacher(folder, out / name, TEACHERS[name])
+    elif name in STUDENTS:
+        student(folder, out / name, STUDENTS[name])
+    else:
+        tasks: dict[str, Callable[[Path, Path], None]] = {
+            "exact": exact, "shown": shown, "told": told,
+        }  # fmt: skip
+        tasks[name](folder, out / name)
+
+
+TASKS = (*TEACHERS, *STUDENTS, "exact", "shown", "told")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    member = launch.member()
+    assert member is not None
+    launch.end_with_parent()
+    with parallel.joined("cpu", **asdict(member)):
+        yield
+
+
+if __name__ == "__main__":
+    given, wanted, *names = sys.argv[1:]
+    with joined(), tiny.quick_stages("pretrain", "distill"):
+        tiny.register()
+        for each in names or TASKS:
+            run(Path(given), Path(wanted), each)
