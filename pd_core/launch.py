@@ -25,6 +25,7 @@ from pd_core.errors import FailedRun, Interrupted
 LOST = 70
 """Exit status of a process that ends because another one has."""
 
+_FINE = (0, preemption.EXIT_STATUS)
 _MEETING = "PROMPTKD_MEETING"
 _GRACE = 10.0  # seconds for the others to notice; one that waits for its GPU never does
 _PAUSE = 0.05  # seconds between two looks
@@ -98,13 +99,14 @@ def together(command: Sequence[str], processes: int) -> int:
         failed = _first_failed(members, told)
         if failed is None:
             return max(one.returncode for one in members)
+        if _has_said_why(members[0]):  # as the others may have as well
+            return members[0].returncode
         if failed.returncode == -signal.SIGTERM and told():
             raise Interrupted("told to end; start the same command again")
         number = members.index(failed)
-        if failed.returncode < 0 or failed.returncode == LOST:
+        if not _has_said_why(failed):
             raise FailedRun(f"process {number} of {processes} {_end_of(failed)}; {_REMEDY}")
-        if number > 0:
-            sys.stderr.write(_output(folder, number).read_text(errors="replace"))
+        sys.stderr.write(_output(folder, number).read_text(errors="replace"))
         return failed.returncode
 
 
@@ -149,9 +151,12 @@ def _first_failed(
 
 def _failed(members: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes] | None:
     """Return one that has failed, by itself if there is one such."""
-    fine = (None, 0, preemption.EXIT_STATUS)
-    failed = [one for one in members if one.returncode not in fine]
+    failed = [one for one in members if one.returncode not in (None, *_FINE)]
     return min(failed, key=lambda one: one.returncode == LOST, default=None)
+
+
+def _has_said_why(one: subprocess.Popen[bytes]) -> bool:
+    return one.returncode > 0 and one.returncode not in (*_FINE, LOST)
 
 
 def _end_of(one: subprocess.Popen[bytes]) -> str:

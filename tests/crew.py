@@ -28,7 +28,7 @@ TEACHER: dict[str, Any] = {
     "text_depth": 2, "image_depth": 2,
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
-    "model": "tiny", "teacher_model": "tiny", "epochs": 2, "batch_size": 5, "lr": 0.001,
+    "model": "tiny", "teacher_model": "tiny", "epochs": 2, "batch_size": 5, "lr": 0.0001,
     "image_depth": 2, "on_corrupt": OnCorrupt.SKIP,
 }  # fmt: skip
 TEACHERS: dict[str, dict[str, Any]] = {
