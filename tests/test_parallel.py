@@ -14,8 +14,9 @@ import tiny
 import torch
 from torch import Tensor
 
-from pd_core import class_vectors, distill, launch, parallel, pretrain
+from pd_core import class_vectors, distill, launch, parallel, pretrain, tuning, views
 from pd_core.artifacts import read_json, read_tensors
+from pd_core.errors import BadParams
 
 ROOT = Path(__file__).parent.parent
 DAMAGED = ("3_1.png", "4_0.png")
@@ -132,6 +133,48 @@ def test_what_one_process_knows_all_are_told(together: Path) -> None:
         assert said["first"] == 0
     assert first["gradient"].shape == (0, 2)
     assert second["gradient"].tolist() == [[2.0, 4.0], [6.0, 8.0], [10.0, 12.0]]  # for the mean
+
+
+def test_more_processes_than_a_batch_has_pictures_are_refused(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "count", lambda: 6)
+    with (
+        tiny.quick_stages("pretrain"),
+        pytest.raises(BadParams, match="6 processes share batches of 5; set run.processes to at"),
+    ):
+        crew.run(data, data / "refused", "teacher")
+
+
+def test_more_processes_than_classes_are_refused(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "count", lambda: 4)
+    with (
+        tiny.quick_stages("pretrain"),
+        pytest.raises(BadParams, match="4 processes for 3 classes that are taught; set run.pro"),
+    ):
+        crew.run(data, data / "refused", "teacher")
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:1"])
+def test_a_device_of_one_process_is_refused(device: str) -> None:
+    given: dict[str, Any] = {"number": 0, "processes": 2, "gpu": 0, "meeting": "env://"}
+    with (
+        pytest.raises(BadParams, match=f"device {device} for 2 processes; give cuda"),
+        parallel.joined(device, **given),
+    ):
+        pass
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    given: dict[str, Any] = {"number": 1, "processes": 2, "gpu": 1, "meeting": "env://"}
+    with (
+        pytest.raises(BadParams, match=r"run\.processes = 2, but there are 1 GPUs"),
+        parallel.joined("cuda", **given),
+    ):
+        pass
 
 
 def test_alone_nothing_is_changed() -> None:
