@@ -34,7 +34,7 @@ from pd_core import (
     preemption,
 )
 from pd_core.cli_common import Setting, note, register, setting_of
-from pd_core.errors import Interrupted, PdError
+from pd_core.errors import BadParams, Interrupted, PdError
 from pd_core.layout import Job, inputs, output, tuning_of_student
 from pd_core.masking import masked, masked_tracebacks
 from pd_core.params import DATA, PARAMS, load_params
@@ -202,7 +202,7 @@ def _training(stage: str, setting: Setting) -> Iterator[tuple[StageRun, jobs.Obs
     title = f"{stage.replace('_', ' ')} {output(setting.job, stage).name}"
     with ExitStack() as stack:
         interrupted = stack.enter_context(preemption.postponed())
-        if stack.enter_context(_joined(setting.job.device)) > 0:
+        if stack.enter_context(_joined(setting.job.device, computing.processes)) > 0:
             from pd_core.tracking import StageRun
 
             yield StageRun(), {"interrupted": interrupted}
@@ -222,12 +222,17 @@ def _training(stage: str, setting: Setting) -> Iterator[tuple[StageRun, jobs.Obs
 
 
 @contextmanager
-def _joined(device: str) -> Iterator[int]:
+def _joined(device: str, processes: int) -> Iterator[int]:
     """Join those that train together, if this process was started as one; say which one it is."""
     member = launch.member()
     if member is None:
         yield 0
         return
+    if member.processes != processes:
+        raise BadParams(
+            f"{PARAMS}: run.processes = {processes}, but {member.processes} were started; make them"
+            " equal"
+        )
     launch.end_with_parent()
     from pd_core import parallel
 

@@ -54,7 +54,7 @@ class Member:
 def member() -> Member | None:
     """Return which member this process is, or None if it was not started as one."""
     told = os.environ
-    if "WORLD_SIZE" not in told:
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= told.keys():
         return None
     return Member(
         number=int(told["RANK"]),

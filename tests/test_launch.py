@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pd_core import launch
-from pd_core.errors import FailedRun
+from pd_core import cli, launch
+from pd_core.errors import BadParams, FailedRun
 
 ROOT = Path(__file__).parent.parent
 START = "import os, sys, time, signal; from pd_core import launch; me = launch.member(); "
@@ -35,6 +35,16 @@ def test_each_is_told_which_one_it_is(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 def test_this_process_is_none_of_them() -> None:
     assert launch.member() is None
+
+
+def test_others_than_the_parameters_say_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(BadParams, match=r"run\.processes = 3, but 2 were started; make them equal"),
+        cli._joined("cpu", 3),
+    ):
+        pass
 
 
 def test_what_another_than_the_first_says_is_shown_if_it_fails(
