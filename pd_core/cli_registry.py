@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -69,13 +69,14 @@ def list_(
     from pd_core.registry import store as registry
 
     names = registry.models(store) if name is None else [registry.model_name(name)]
-    known = [version for one in names for version in registry.versions(store, one)]
+    known = {one: registry.versions(store, one) for one in names}
     if as_json:
-        _print_json([_described(version) for version in known])
-    elif known:
-        Console().print(_versions_table(known))
-    else:
+        every = [version for versions in known.values() for version in versions]
+        _print_json([_described(version) for version in every])
+    elif not known:
         say("no student is registered; run `promptkd registry register`")
+    else:
+        Console().print(_models_table(known) if name is None else _versions_table(known[names[0]]))
 
 
 @app.command()
@@ -227,12 +228,21 @@ def _described(version: Version) -> dict[str, Any]:
     return {**asdict(version), "uri": version.uri}
 
 
+def _models_table(known: Mapping[str, Sequence[Version]]) -> Table:
+    table = Table("model", "versions", "champion", "challenger")
+    for name, versions in known.items():
+        holders = {alias: str(version.number) for version in versions for alias in version.aliases}
+        table.add_row(
+            name, str(len(versions)), holders.get("champion", ""), holders.get("challenger", "")
+        )
+    return table
+
+
 def _versions_table(known: Sequence[Version]) -> Table:
-    table = Table("model", "version", "alias", "kind", "student's hm", "created", "last decision")
+    table = Table("version", "alias", "kind", "student's hm", "created", "decision")
     for version in known:
         tags = version.tags
         table.add_row(
-            version.name,
             str(version.number),
             ", ".join(version.aliases),
             tags.get("kind", ""),

@@ -16,7 +16,7 @@ what the student was trained on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -266,7 +266,7 @@ class Monitor:
         ]
 
 
-def verdict(tests: dict[str, Any], *, level: float = LEVEL) -> str:
+def verdict(tests: Mapping[str, Any], *, level: float = LEVEL) -> str:
     """Say whether any of a report's tests tells the window from the reference.
 
     Args:
@@ -281,7 +281,7 @@ def verdict(tests: dict[str, Any], *, level: float = LEVEL) -> str:
     return DRIFTED if apart(tests, level=level) else SAME
 
 
-def apart(tests: dict[str, Any], *, level: float = LEVEL) -> list[str]:
+def apart(tests: Mapping[str, Any], *, level: float = LEVEL) -> list[str]:
     """Name the tests of a report that tell the window from the reference; see `verdict`."""
     return [
         name

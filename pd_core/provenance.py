@@ -18,6 +18,12 @@ from pathlib import Path
 
 from pd_core.errors import BadData
 
+# What changes while a pipeline runs says nothing about its code. (DVC takes the .gitignore of an
+# output away before the stage, and puts it back behind it.)
+_WRITTEN_BY_STAGES = [
+    f":(exclude,top,glob)**/{path}" for path in ("dvc.lock", ".gitignore", "reports/**")
+]
+
 ABSENT = "absent"
 """The hash recorded for a path that does not exist."""
 
@@ -75,10 +81,7 @@ def commit_tags(project: Path) -> dict[str, str]:
     commit = _git(project, "rev-parse", "HEAD")
     if commit is None:
         return {"git_commit": "none"}
-    # dvc.lock changes while a pipeline runs, so it says nothing about the code
-    changes = _git(
-        project, "status", "--porcelain", "-uno", "--", ":/", ":(exclude,top,glob)**/dvc.lock"
-    )
+    changes = _git(project, "status", "--porcelain", "-uno", "--", ":/", *_WRITTEN_BY_STAGES)
     return {
         "git_commit": commit,
         "git_dirty": str(bool(changes)).lower(),

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 _FLAGS = (
     "--headless",
@@ -39,7 +40,7 @@ class Browser:
         complaints: errors and warnings on the console, and exceptions that nobody caught.
     """
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.asked: list[str] = []
         self.failed: list[str] = []
         self.complaints: list[str] = []
@@ -57,6 +58,11 @@ class Browser:
         until = time.monotonic() + _SECONDS
         while not self._loaded:
             self._receive(until)
+
+    def forget(self) -> None:
+        """Start to note requests and complaints anew."""
+        for noted in (self.asked, self.failed, self.complaints):
+            noted.clear()
 
     def evaluate(self, script: str) -> Any:
         """Return what an expression is worth in the page; a promise is waited for."""

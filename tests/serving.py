@@ -64,12 +64,14 @@ def champion(store: str, student: PortableStudent, picture: bytes, **rest: Any) 
     return version
 
 
-def promptkd_serve(project: Path, *arguments: str, log: Any) -> subprocess.Popen[str]:
-    """Start the command."""
+def promptkd_serve(
+    project: Path, *arguments: str, log: Any, code: Path = ROOT
+) -> subprocess.Popen[str]:
+    """Start the command, with the code of this or of another clone."""
     return subprocess.Popen(
         [sys.executable, "-m", "pd_core.cli", "serve", *arguments],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(code)},
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
@@ -77,11 +79,13 @@ def promptkd_serve(project: Path, *arguments: str, log: Any) -> subprocess.Popen
 
 
 @contextmanager
-def serving(project: Path, *arguments: str, status: int = 0) -> Iterator[Running]:
+def serving(
+    project: Path, *arguments: str, dataset: str = DATASET, code: Path = ROOT, status: int = 0
+) -> Iterator[Running]:
     """Serve the champion while the block runs; then it has to end with a status when told to."""
     path = project / "serve.log"
     with path.open("w") as log:
-        process = promptkd_serve(project, DATASET, "--port", "0", *arguments, log=log)
+        process = promptkd_serve(project, dataset, "--port", "0", *arguments, log=log, code=code)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert " at http://" in line, path.read_text()

@@ -2,17 +2,23 @@
 
 import base64
 import shutil
+import subprocess
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import alone
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import TinyStudent
+from PIL import Image
 
 from pd_core import predictor, tracking
 from pd_core.class_vectors import ClassVectors
 from pd_core.errors import PdError
 from pd_core.registry.register import Origin, Registered, register
+from pd_core.registry.store import fetch, find
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [
@@ -185,3 +191,80 @@ def test_a_server_that_refuses_is_one_line(
     with pytest.raises(PdError, match="cannot register 'promptkd-greek'") as caught:
         _register("http://127.0.0.1:9", tiny_student, picture)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_model_runs_where_there_is_nothing_but_its_requirements(
+    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
+) -> None:
+    registered = _register(store, tiny_student, picture)
+    version = find(store, f"greek/{registered.version}")
+    model = fetch(store, version, tmp_path / "model")
+    python = alone.environment(
+        tmp_path / "venv", (model / "requirements.txt").read_text().splitlines()
+    )
+    (tmp_path / "picture.png").write_bytes(picture)
+    code = (
+        "import importlib.util, sys, mlflow\n"
+        "assert not [name for name in ('pd_core', 'open_clip', 'torchvision')\n"
+        "            if importlib.util.find_spec(name)]\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "answer = model.predict([sys.argv[2]], params={'top': 1})\n"
+        "print(answer['names'][0][0], answer['probabilities'][0][0])"
+    )
+    done = subprocess.run(
+        [str(python), "-P", "-c", code, str(model), str(tmp_path / "picture.png")],
+        cwd=tmp_path,
+        env={"MLFLOW_DISABLE_TELEMETRY": "true", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    student = predictor.load_student(tiny_student.folder, weights=tiny_student.weights)
+    ((name, probability),) = student.classify(picture, top=1)
+    *words, value = done.stdout.split()
+    assert " ".join(words) == name
+    assert float(value) == pytest.approx(probability, abs=1e-6)
+
+
+def test_arrays_and_nested_lists_are_pictures_too(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    model = _load(store, _register(store, tiny_student, picture))
+    with Image.open(BytesIO(picture)) as image:
+        array = np.asarray(image.convert("RGB"))
+    expected = model.predict([picture])["names"][0]
+    frame = pd.DataFrame({"image": pd.Series([array, array.tolist()], dtype=object)})
+    assert [list(names) for names in model.predict(frame)["names"]] == [expected, expected]
+
+
+def test_the_card_says_what_a_user_has_to_know(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    counts = {"classes": 3, "taught": 2, "labels": 32, "unlabelled": 300}
+    counts |= {"base": 100, "novel": 50, "all": 150}
+    tags = {"protocol": "base_to_novel", "seed": "1", "selection": "last", "git_commit": "abc"}
+    _register(store, tiny_student, picture, counts=counts, tags=tags)
+    text = tracking.client(store).get_model_version("promptkd-greek", "1").description
+    assert text is not None
+    for phrase in (
+        "the teacher saw 32 labelled pictures of 2 of 3 classes",
+        "the student 300 pictures without labels",
+        "| distilled student | 80.1 ± 7.8 | 70.0 ± 12.3 | 74.7 |",  # Wilson
+        "1 of the classes had no labels at all",
+        "Apache-2.0",
+        "`abc`",
+        "0. alpha",
+    ):
+        assert phrase in text
+    assert "\n\n\n" not in text
+
+
+def test_registering_again_brings_the_origin_up_to_date(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    _register(store, tiny_student, picture, tags={"git_dirty": "true", "seed": "1"})
+    _register(store, tiny_student, picture, tags={"git_dirty": "false", "seed": "2"})
+    tags = find(store, "greek").tags
+    assert (tags["git_dirty"], tags["seed"]) == ("false", "1")

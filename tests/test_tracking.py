@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from pd_core import provenance, tracking
-from pd_core.errors import BadParams, PdError
+from pd_core.errors import BadParams, Interrupted, PdError
 
 ROOT = Path(__file__).parents[1]
 STAGES = "tags.level = 'stage'"
@@ -129,7 +130,7 @@ def test_more_numbers_than_one_call_takes_all_arrive(project: Path) -> None:
     assert len(tracking.client(store).get_metric_history(run.run_id, "loss")) == 1200
 
 
-def test_the_commit_and_uncommitted_code_are_recorded_but_not_the_lock_file(project: Path) -> None:
+def test_the_commit_and_uncommitted_code_are_recorded_not_what_stages_write(project: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
         command = ["git", *identity, *arguments]
@@ -138,12 +139,15 @@ def test_the_commit_and_uncommitted_code_are_recorded_but_not_the_lock_file(proj
         ).stdout.strip()
 
     git("init", "-q")
-    for name in ("code.py", "dvc.lock"):
+    written = ("dvc.lock", "data/evaluate/greek/.gitignore", "reports/quickstart/summary.md")
+    for name in ("code.py", *written):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("old")
-    git("add", "code.py", "dvc.lock")
+    git("add", "code.py", *written)
     git("commit", "-q", "-m", "m")
     store = tracking.open_store(project)
-    (project / "dvc.lock").write_text("new")
+    for name in written:
+        (project / name).write_text("new")
     with _stage(store, dataset="clean", project=project):
         pass
     (project / "code.py").write_text("new")
@@ -180,6 +184,21 @@ def test_a_store_that_fails_after_the_work_costs_a_warning_not_the_result(
     assert result == 42
     assert run.run_id is None
     assert "'teacher@greek' is not recorded" in caplog.text
+
+
+@pytest.mark.parametrize(("step", "reaches_the_stage"), [("make_run", True), ("end", False)])
+def test_sigterm_while_the_run_is_made_ends_the_stage_and_once_the_work_is_done_does_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch, step: str, *, reaches_the_stage: bool
+) -> None:
+    def told(*_: object) -> None:
+        raise Interrupted("told to end")
+
+    worked = False
+    monkeypatch.setattr(tracking.live._Sender, step, told)
+    expected = pytest.raises(Interrupted) if reaches_the_stage else nullcontext()
+    with expected, _stage(tracking.open_store(project)):
+        worked = True
+    assert worked is not reaches_the_stage
 
 
 def test_a_server_that_does_not_answer_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,24 @@ def test_of_two_benchmarks_made_at_once_the_earlier_stays_with_all_that_is_below
     assert above.benchmark == kept.info.run_id
     assert client.get_run(child.info.run_id).data.tags[PARENT] == kept.info.run_id
     assert len(runs(store, level="benchmark")) == 1
+
+
+def test_eight_that_look_at_once_without_a_lock_agree_by_the_second_look(store: str) -> None:
+    clients = [tracking.client(store) for _ in range(8)]
+    experiment = tracking.experiment_id(clients[0], store, EXPERIMENT)
+    for commit in map(str, range(5)):
+        tags = {"profile": "quickstart", "git_commit": commit, "dataset": "greek"}
+
+        def look(client: Any, tags: dict[str, str] = tags) -> nesting.Above:
+            return nesting.find_or_make(client, experiment, tags)
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(look, clients))
+            (agreed,) = set(threads.map(look, clients))
+        (benchmark,) = runs(store, level="benchmark", git_commit=commit)
+        (dataset,) = runs(store, level="dataset", git_commit=commit)
+        assert (benchmark.info.run_id, dataset.info.run_id) == agreed.upwards[::-1]
+        assert dataset.data.tags[PARENT] == benchmark.info.run_id
 
 
 def test_the_data_sets_that_a_stage_reads_are_inputs_of_its_run(store: str, tmp_path: Path) -> None:

@@ -89,15 +89,20 @@ def _outputs(version: Version, stages: Mapping[str, Any]) -> Iterator[str]:
     """Compare what the version was made of with what `dvc.lock` holds, and that within itself."""
     held = {entry["path"]: entry.get("md5") for stage in stages.values() for entry in stage["outs"]}
     name = version.dataset
-    for path in (
+    paths = (
         f"data/prepare/{name}",
         f"data/teacher/{name}/teacher.safetensors",
         f"data/class_vectors/{name}",
         f"data/student/{name}/student.safetensors",
-    ):
-        tag = version.tags.get(f"out:{path}")
-        if tag is None or tag != held.get(path):
-            yield f"{path} was {tag} when it was registered, {LOCK} has {held.get(path)}"
+    )
+    tags = {path: version.tags.get(f"out:{path}", "unknown") for path in paths}
+    if others := [path for path in paths if tags[path] != held.get(path)]:
+        first = others[0]
+        yield (
+            f"{len(others)} of the outputs that it comes from are not those of {LOCK}, as {first}: "
+            f"{tags[first]} when it was registered, {held.get(first)} now; promote a version that "
+            f"was registered since, or restore {LOCK} and `dvc checkout`"
+        )
     for stage, entry in stages.items():
         for dep in entry["deps"]:
             if dep["path"] in held and dep.get("md5") != held[dep["path"]]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def main(model: Path, task: Task, out: Path) -> None:
         _write(out, reached)
         reached = _ask(loaded, task, out, reached)
     except Exception as error:  # noqa: BLE001 foreign code may raise whatever it likes
-        reached = replace(reached, problem=_one_line(f"{type(error).__name__}: {error}"))
+        reason = f"{type(error).__name__}: {error}".replace(f"{model}{os.sep}", "")
+        reached = replace(reached, problem=_one_line(reason))
     _write(out, reached)
 
 
@@ -142,46 +144,45 @@ def _load(model: Path) -> Any:
 
 
 def _ask(model: Any, task: Task, out: Path, reached: Trial) -> Trial:
-    pictures = _Pictures(Path(task.images))
-    names: tuple[str, ...] = ()
-    times: list[float] = []
-    rows: list[NDArray[np.float32]] = []
-    places: list[int] = []
-    for start in range(0, len(task.paths), task.batch_size):
-        batch = {
-            start + place: data
-            for place, path in enumerate(task.paths[start : start + task.batch_size])
-            if (data := pictures.read(path)) is not None
-        }
-        if not batch:
-            continue
-        times = times or _times(model, next(iter(batch.values())), task)
-        names = names or _names(model, next(iter(batch.values())))
-        rows.append(_probabilities(model, list(batch.values()), names))
-        places.extend(batch)
-    if not rows:
+    pictures = _Pictures(task)
+    first = next((data for batch in pictures.batches() for data in batch.values()), None)
+    if first is None:
         raise ValueError("there is no undamaged picture to ask about")
+    times = _times(model, first, task)
+    names = tuple(sorted(model.predict([first], params={"top": _ALL})["names"][0]))
     scores = np.full((len(task.paths), len(names)), np.nan, np.float32)
-    scores[places] = np.concatenate(rows)
+    answered: list[int] = []
+    for batch in pictures.batches():
+        scores[list(batch)] = _probabilities(model, list(batch.values()), names)
+        answered.extend(batch)
     np.save(out / _SCORES, scores)
     return replace(
         reached,
         names=names,
-        answered=tuple(places),
+        answered=tuple(answered),
         median_ms=float(np.percentile(times, 50)),
         p95_ms=float(np.percentile(times, 95)),
     )
 
 
 class _Pictures:
-    """Pictures as files, as a user would send them."""
+    """The task's pictures as files, as a user would send them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, task: Task) -> None:
+        root = Path(task.images)
+        self._task = task
         self._store = ImageStore(root, keep_bytes=0)
         self._zip = zipfile.ZipFile(root) if root.suffix == ".zip" else None
 
-    def read(self, path: str) -> bytes | None:
-        """Return a picture's file; None if it is damaged, which is not the version's fault."""
+    def batches(self) -> Iterator[dict[int, bytes]]:
+        """Read them, by their place in the list; damaged ones are not the version's fault."""
+        size, paths = self._task.batch_size, self._task.paths
+        for start in range(0, len(paths), size):
+            files = enumerate(map(self._read, paths[start : start + size]), start)
+            if batch := {place: data for place, data in files if data is not None}:
+                yield batch
+
+    def _read(self, path: str) -> bytes | None:
         try:
             self._store.open(path)
         except BadData:
@@ -197,10 +198,6 @@ def _times(model: Any, picture: bytes, task: Task) -> list[float]:
         model.predict([picture], params={"top": 5})
         times.append(1000 * (time.perf_counter() - begun))
     return times[task.warm_ups :]
-
-
-def _names(model: Any, picture: bytes) -> tuple[str, ...]:
-    return tuple(sorted(model.predict([picture], params={"top": _ALL})["names"][0]))
 
 
 def _probabilities(

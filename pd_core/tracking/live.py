@@ -70,7 +70,10 @@ class Recorder:
 
     def open(self) -> None:
         """Make the run, and send from now on what is recorded, every few seconds."""
-        if self._failure_of(self._begin) is None:
+        error = self._failure_of(self._begin)
+        if isinstance(error, Interrupted):  # the stage was told to end, and has not begun
+            raise error
+        if error is None:
             self._thread.start()
 
     def close(self, status: str) -> None:
@@ -122,8 +125,6 @@ class Recorder:
         """Do one step; whatever goes wrong must not cost the stage its results."""
         try:
             step()
-        except Interrupted:
-            raise
         except Exception as error:  # noqa: BLE001 each store and driver has its own errors
             return error
         return None

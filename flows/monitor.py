@@ -1,0 +1,223 @@
+"""Whether a service still sees what its student was trained on: `python -m flows.monitor URL`.
+
+The flow asks `promptkd serve` for its statistics, keeps them as an artifact, a table to read, and
+fails if the pictures have drifted; by an hourly schedule (`prefect.yaml`) that is the alarm. No
+server is needed; if one is set (`PREFECT_API_URL`), run and artifact are kept there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPException
+from typing import Any
+
+from prefect import State, flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Failed
+
+from flows.benchmark import check_server
+from pd_core.errors import BadParams, PdError
+from pd_core.masking import has_login, masked, masked_tracebacks
+from pd_core.monitoring import LEVEL, SAME, TOO_FEW, apart, verdict
+
+_SECONDS = 30.0
+_MOST_CLASSES = 20  # in the table; those whose share has changed most
+_SAID = {
+    SAME: "The pictures are as those of the training.",
+    TOO_FEW: "There are too few different pictures to tell.",
+}
+
+
+@flow(name="monitor")
+def monitor(url: str, level: float = LEVEL) -> State[Any]:
+    """Compare what a service sees with what its student was trained on.
+
+    Args:
+        url: of the service, for example `http://127.0.0.1:8000`.
+        level: how often an alarm may be false, of all looks at pictures that have not drifted.
+
+    Returns:
+        Completed; or failed if the pictures have drifted, or the service does not say. The
+        artifact is called like the model.
+    """
+    try:
+        model, report = ask(url, "model"), ask(url, "monitoring")
+        text, message = describe(model, report, level=level)
+    except PdError as error:
+        return Failed(message=str(error))
+    create_markdown_artifact(key=key_of(str(model["name"])), markdown=text, description=message)
+    drifted = apart(report["drift"]["tests"], level=level)
+    return Failed(message=message) if drifted else Completed(message=message)
+
+
+def ask(url: str, what: str) -> dict[str, Any]:
+    """Get a JSON object from a service.
+
+    Args:
+        url: of the service.
+        what: the path there.
+
+    Raises:
+        BadParams: the address is none, or holds a password, which Prefect would show.
+        PdError: nothing answers there, or something else does.
+    """
+    if has_login(url):
+        raise BadParams(f"'{masked(url)}' holds a login, and Prefect shows it; leave it out")
+    if not url.startswith(("http://", "https://")):
+        raise BadParams(f"'{url}' is no address; give one like http://127.0.0.1:8000")
+    address = f"{url.rstrip('/')}/{what}"
+    try:
+        with urllib.request.urlopen(address, timeout=_SECONDS) as answer:
+            found = json.load(answer)
+    except urllib.error.HTTPError as error:
+        reason = _detail(error)
+    except (OSError, ValueError, HTTPException) as error:
+        reason = str(getattr(error, "reason", error))
+    else:
+        if isinstance(found, dict):
+            return found
+        reason = "it is no JSON object"
+    raise PdError(f"'{address}' does not tell ({reason}); `promptkd serve` makes such a service")
+
+
+def describe(
+    model: Mapping[str, Any], report: Mapping[str, Any], *, level: float = LEVEL
+) -> tuple[str, str]:
+    """Write a report down for people.
+
+    Args:
+        model: what the service says at `/model`.
+        report: what it says at `/monitoring`; see `pd_core.monitoring.Monitor.report`.
+        level: of a false alarm.
+
+    Returns:
+        The report as Markdown, and the verdict in one line.
+
+    Raises:
+        PdError: it is no such report.
+    """
+    try:
+        tests, window = report["drift"]["tests"], report["window"]
+        said = _verdict(tests, level)
+        parts = [
+            f"# {model['name']}, version {model['version']}",
+            said,
+            f"{report['pictures']} pictures since it was loaded; compared are the last "
+            f"{window['pictures']}, of which {window['different']} are different.",
+            "## Drift",
+            _table(
+                ("test", "distance", "p", ""),
+                [
+                    (name, _number(test["distance"]), _number(test["p"]), _mark(name, tests, level))
+                    for name, test in tests.items()
+                ],
+            ),
+            f"Apart means that p is below {level / len(tests):.2g}.",
+            "## Confidence",
+            _confidence(report["confidence"]),
+            *_classes(report["classes"]),
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise PdError(f"the service's report is wrong at {error}; is it of this version?") from None
+    return "\n\n".join(parts) + "\n", said
+
+
+def key_of(name: str) -> str:
+    """Turn a model's name into an artifact's key: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", f"monitoring-{name.lower()}").strip("-")
+
+
+@masked_tracebacks()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow from the command line.
+
+    Returns:
+        The exit status: 0, or 2 after one line on stderr.
+    """
+    parser = argparse.ArgumentParser(prog="python -m flows.monitor", description=__doc__)
+    parser.add_argument("url", metavar="URL", help="of the service, as http://127.0.0.1:8000")
+    parser.add_argument("--level", type=float, default=LEVEL, help="of a false alarm (%(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        check_server(PREFECT_API_URL.value())
+        ask(given.url, "monitoring")  # a wrong address, before Prefect starts
+        state = monitor(given.url, given.level, return_state=True)
+    except PdError as error:
+        return _refuse(str(error))
+    return 0 if state.is_completed() else _refuse(str(state.message))
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"error: {masked(message)}\n")
+    return 2
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """Return the status, with the reason that a service gives."""
+    try:
+        with error:
+            return f"{error.code}: {json.load(error)['detail']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"it answers {error.code}"
+
+
+def _verdict(tests: Mapping[str, Any], level: float) -> str:
+    names = apart(tests, level=level)
+    if not names:
+        return _SAID[verdict(tests, level=level)]
+    details = ", ".join(
+        f"{name} (distance {tests[name]['distance']:.2f}, p = {tests[name]['p']:.1g})"
+        for name in names
+    )
+    return f"The pictures have drifted, by {details}."
+
+
+def _mark(name: str, tests: Mapping[str, Any], level: float) -> str:
+    return "apart" if name in apart(tests, level=level) else ""
+
+
+def _confidence(confidence: Mapping[str, Any]) -> str:
+    sides = {
+        side: {} if values is None else {"mean": values["mean"], **values["quantiles"]}
+        for side, values in confidence.items()
+    }
+    names = list(sides["reference"])
+    rows = [(side, *(_number(sides[side].get(name)) for name in names)) for side in sides]
+    return _table(("", "mean", *(f"quantile {name}" for name in names[1:])), rows)
+
+
+def _classes(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    changed = sorted(classes, key=lambda one: -abs(one["window"] - one["reference"]))
+    rows = [
+        (one["name"], str(one["total"]), _percent(one["window"]), _percent(one["reference"]))
+        for one in changed[:_MOST_CLASSES]
+    ]
+    left = len(classes) - len(rows)
+    rest = [f"and {left} classes whose share has changed less"] if left else []
+    return ["## Classes", _table(("class", "ever", "window", "reference"), rows), *rest]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

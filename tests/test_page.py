@@ -1,0 +1,355 @@
+"""The upload page in a real browser: a picture goes in, names and percentages come out.
+
+Once with the real service; what needs odd answers at odd times has a stand-in for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import Browser, browser
+from conftest import TinyStudent
+from PIL import Image
+from serving import champion, new_project, serving
+
+from pd_core import predictor
+from pd_core.service import page
+
+SCREENS = {"desk": (1280, 900), "phone": (390, 844), "narrow": (320, 640)}
+LONG = "small letter final sigma " + "with_a_name_that_has_no_place_to_break_" * 2
+BUSY = "the service is busy; try again in a moment"
+
+
+@dataclass
+class Standin:
+    """A service that gives the same answer to every PNG file, and refuses everything else.
+
+    Attributes:
+        url: where it is.
+        version: that it says it has.
+        answer: classes and their probabilities.
+        slow: a picture that is only answered after `go_on`.
+        types: content types of the uploads.
+    """
+
+    url: str = ""
+    version: int = 3
+    answer: list[tuple[str, float]] = field(default_factory=list)
+    slow: bytes = b""
+    go_on: threading.Event = field(default_factory=threading.Event)
+    types: list[str] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Answer as at the start."""
+        self.version, self.slow, self.types = 3, b"", []
+        self.answer = [("capital <b>gamma</b>", 0.9321), (LONG, 0.0678), ("nu", 0.00004)]
+
+    def model(self) -> dict[str, Any]:
+        """What GET /model says."""
+        names = [name for name, _ in self.answer] * 40
+        return {"name": "promptkd-embedded_greek", "version": self.version, "classes": names}
+
+    def predict(self, body: bytes) -> tuple[int, dict[str, Any]]:
+        """What POST /predict says."""
+        if self.slow and body == self.slow:
+            self.go_on.wait(20)
+            return 503, {"detail": BUSY}
+        if not body.startswith(b"\x89PNG"):
+            return 400, {"detail": "the picture cannot be read (no picture); give a PNG file"}
+        ranking = [{"name": name, "probability": share} for name, share in self.answer]
+        about = {"model": "promptkd-embedded_greek", "version": self.version}
+        return 200, {**about, "predictions": ranking}
+
+
+@pytest.fixture(scope="module", name="running")
+def _running() -> Iterator[Standin]:
+    standin = Standin()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:  # noqa: N802
+            if self.path == "/":
+                self._send(200, page.TEXT.encode(), "text/html; charset=utf-8")
+            elif self.path == "/model":
+                self._send(200, json.dumps(standin.model()).encode())
+            else:
+                self._send(404, b'{"detail": "no such page"}')
+
+        def do_POST(self) -> None:  # noqa: N802
+            assert self.path == "/predict?top=5"
+            standin.types.append(self.headers["Content-Type"])
+            status, answer = standin.predict(self.rfile.read(int(self.headers["Content-Length"])))
+            self._send(status, json.dumps(answer).encode())
+
+        def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            for header in page.HEADERS.items():
+                self.send_header(*header)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            del args
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    standin.url = f"http://127.0.0.1:{server.server_address[1]}/"
+    try:
+        yield standin
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module", name="tab")
+def _tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@pytest.fixture(name="standin")
+def _standin(running: Standin) -> Standin:
+    running.reset()
+    return running
+
+
+@pytest.fixture(name="opened")
+def _opened(tab: Browser, standin: Standin) -> Browser:
+    visit(tab, standin.url)
+    return tab
+
+
+@pytest.fixture(name="png")
+def _png(tmp_path: Path, picture: bytes) -> Path:
+    path = tmp_path / "my picture.png"
+    path.write_bytes(picture)
+    return path
+
+
+def visit(tab: Browser, url: str) -> None:
+    """Open the page; what an earlier one did is forgotten."""
+    tab.open("about:blank")
+    tab.forget()
+    tab.show(width=1280, height=900)
+    tab.open(url)
+    tab.wait_for("!document.getElementById('facts').hidden")
+
+
+def shown(opened: Browser) -> list[list[str]]:
+    """Wait for the answer; return names and percentages."""
+    opened.wait_for("!document.getElementById('answers').hidden")
+    rows: list[list[str]] = opened.evaluate(
+        "[...document.querySelectorAll('.answer')].map((row) => "
+        "[row.querySelector('.name').textContent, row.querySelector('.share').textContent])"
+    )
+    return rows
+
+
+def refused(opened: Browser) -> str:
+    """Wait for the reason that the page shows."""
+    opened.wait_for("!document.getElementById('error').hidden")
+    return str(opened.evaluate("document.getElementById('reason').textContent"))
+
+
+def text_of(opened: Browser, name: str) -> str:
+    return str(opened.evaluate(f"document.getElementById('{name}').textContent"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+def test_with_the_real_service_the_page_shows_what_the_student_answers(
+    tab: Browser, empty_database: Path, tiny_student: TinyStudent, png: Path, tmp_path: Path
+) -> None:
+    student = predictor.stand_alone(
+        tiny_student.folder / "student.safetensors", tiny_student.vectors, tiny_student.weights
+    )
+    store = new_project(tmp_path / "project", empty_database)
+    champion(store, student, png.read_bytes())
+    bad = tmp_path / "damaged.png"
+    bad.write_bytes(png.read_bytes()[:100])
+    with serving(tmp_path / "project") as service:
+        visit(tab, service.url)
+        tab.set_file("#file", png)
+        expected = [[name, f"{share:.1%}"] for name, share in student.classify(png)]
+        assert shown(tab) == expected
+        assert text_of(tab, "model") == "promptkd-greek"
+        assert text_of(tab, "count") == "3 classes"
+        assert tab.complaints == []
+        assert tab.failed == []
+        tab.set_file("#file", bad)
+        assert "cannot be read" in refused(tab)
+        assert [failure[:4] for failure in tab.failed] == ["400 "]
+
+
+def test_a_chosen_picture_is_named_with_percentages(
+    opened: Browser, standin: Standin, png: Path
+) -> None:
+    opened.set_file("#file", png)
+    assert shown(opened) == [["capital <b>gamma</b>", "93.2%"], [LONG, "6.8%"], ["nu", "< 0.1%"]]
+    assert standin.types == ["image/png"]
+    assert text_of(opened, "title") == "my picture.png"
+    opened.wait_for("document.getElementById('preview').naturalWidth === 40")
+    assert text_of(opened, "spoken") == "capital <b>gamma</b>, 93.2%"
+    bars = "[...document.querySelectorAll('.fill')].map((bar) => parseFloat(bar.style.width))"
+    assert opened.evaluate(bars) == pytest.approx([93.21, 6.78, 0.004])
+    assert opened.complaints == []
+    assert opened.failed == []
+
+
+def test_the_page_asks_nobody_but_its_own_server(
+    opened: Browser, standin: Standin, png: Path
+) -> None:
+    opened.set_file("#file", png)
+    shown(opened)
+    assert opened.asked
+    own = (standin.url, f"blob:{standin.url}", "data:")
+    assert [address for address in opened.asked if not address.startswith(own)] == []
+
+
+def test_the_model_is_described(opened: Browser) -> None:
+    assert text_of(opened, "model") == "promptkd-embedded_greek"
+    assert text_of(opened, "version") == "version 3"
+    assert text_of(opened, "count") == "120 classes"
+    assert opened.evaluate("document.querySelectorAll('#classes li').length") == 120
+    assert opened.evaluate("document.title") == "promptkd-embedded_greek: try a picture"
+
+
+def test_a_file_that_is_no_picture_shows_the_servers_reason(
+    opened: Browser, standin: Standin, tmp_path: Path
+) -> None:
+    bad = tmp_path / "notes.txt"
+    bad.write_text("no picture")
+    opened.set_file("#file", bad)
+    assert refused(opened) == "The picture cannot be read (no picture); give a PNG file."
+    assert standin.types == ["application/octet-stream"]  # for the server to look what it is
+    assert opened.evaluate("document.getElementById('answers').hidden")
+    assert opened.failed == [f"400 {opened.evaluate('location.href')}predict?top=5"]
+    assert len(opened.complaints) == 1  # the browser's own line about the status
+
+
+def test_after_a_bad_file_a_good_one_is_answered(
+    opened: Browser, png: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "notes.txt"
+    bad.write_text("no picture")
+    opened.set_file("#file", bad)
+    refused(opened)
+    opened.set_file("#file", png)
+    assert len(shown(opened)) == 3
+    assert opened.evaluate("document.getElementById('error').hidden")
+
+
+def test_a_late_answer_does_not_replace_that_of_a_later_picture(
+    opened: Browser, standin: Standin, png: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "slow.png"
+    first.write_bytes(png.read_bytes() + b"slow")
+    standin.slow = first.read_bytes()
+    standin.go_on.clear()
+    opened.set_file("#file", first)
+    opened.wait_for("!document.getElementById('waiting').hidden")
+    opened.set_file("#file", png)
+    shown(opened)
+    standin.go_on.set()
+    opened.wait_for(
+        "performance.getEntriesByType('resource').filter("
+        "(entry) => entry.name.includes('predict')).length === 2"
+    )
+    assert len(shown(opened)) == 3
+    assert opened.evaluate("document.getElementById('error').hidden")
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_picture_can_be_dropped_and_pasted(opened: Browser, png: Path, way: str) -> None:
+    encoded = base64.b64encode(png.read_bytes()).decode()
+    event = {
+        "drop": "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})",
+        "paste": "new ClipboardEvent('paste', {clipboardData: data, bubbles: true})",
+    }[way]
+    opened.evaluate(
+        f"""{{
+        const bytes = Uint8Array.from(atob("{encoded}"), (letter) => letter.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "given.png", {{ type: "image/png" }}));
+        document.getElementById("drop").dispatchEvent({event});
+        }}"""
+    )
+    assert len(shown(opened)) == 3
+    assert text_of(opened, "title") == "given.png"
+
+
+def test_a_version_that_came_while_the_page_was_open_is_described(
+    opened: Browser, standin: Standin, png: Path
+) -> None:
+    standin.version = 4
+    opened.set_file("#file", png)
+    shown(opened)
+    opened.wait_for("document.getElementById('version').textContent === 'version 4'")
+
+
+def test_a_server_that_is_gone_is_said(opened: Browser, png: Path) -> None:
+    opened.evaluate("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    opened.set_file("#file", png)
+    assert refused(opened) == "The server does not answer. Is it still running?"
+
+
+def test_the_keyboard_reaches_the_picture_first_and_sees_where_it_is(opened: Browser) -> None:
+    opened.press("Tab")
+    assert opened.evaluate("document.activeElement.id") == "file"
+    outline = "getComputedStyle(document.getElementById('drop')).outlineStyle"
+    assert opened.evaluate(outline) == "solid"
+
+
+def test_every_input_has_a_label_and_the_answer_is_spoken(opened: Browser) -> None:
+    labels = "[...document.querySelectorAll('input')].every((one) => one.labels.length === 1)"
+    assert opened.evaluate(labels)
+    assert opened.evaluate("document.getElementById('spoken').ariaLive") == "polite"
+    assert opened.evaluate("document.documentElement.lang") == "en-GB"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_everything_fits_on_the_screen_and_is_seen(
+    opened: Browser, standin: Standin, png: Path, tmp_path: Path, screen: str, dark: bool
+) -> None:
+    width, height = SCREENS[screen]
+    phone = screen != "desk"
+    opened.show(width=width, height=height, dark=dark, phone=phone)
+    opened.open(standin.url)
+    opened.wait_for("!document.getElementById('facts').hidden")
+    opened.evaluate("document.querySelector('details').open = true")
+    opened.set_file("#file", png)
+    shown(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    overflowing = (
+        "[...document.querySelectorAll('.page *:not(.unseen)')]"
+        ".filter((one) => one.getBoundingClientRect().right > innerWidth"
+        " || one.clientWidth && one.scrollWidth > one.clientWidth + 1).map((one) => one.className)"
+    )
+    assert opened.evaluate(overflowing) == []
+    camera = "getComputedStyle(document.querySelector('.camera')).display !== 'none'"
+    assert opened.evaluate(camera) == phone
+    picture = tmp_path / "page.png"
+    opened.screenshot(picture)
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert pixels.shape == (height, width, 3)
+    ground = pixels[5, 5].mean()
+    assert ground < 60 if dark else ground > 200
+    accent = [154, 167, 255] if dark else [64, 81, 211]
+    assert (pixels == accent).all(axis=-1).sum() > 500  # the first answer's bar
