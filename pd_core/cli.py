@@ -93,6 +93,7 @@ def teacher(name: Name, seed: Seed = None) -> None:
             interrupted=interrupted,
             on_epoch=report.epoch,
             on_progress=report.progress,
+            on_loss=report.loss,
             on_note=note,
         )
 
@@ -116,6 +117,7 @@ def student(name: Name, seed: Seed = None, source: Source = None) -> None:
             interrupted=interrupted,
             on_epoch=report.epoch,
             on_progress=report.progress,
+            on_loss=report.loss,
             on_note=note,
         )
 
@@ -146,6 +148,7 @@ def tuned_student(name: Name, seed: Seed = None) -> None:
             interrupted=interrupted,
             on_epoch=report.epoch,
             on_progress=report.progress,
+            on_loss=report.loss,
             on_note=note,
         )
         run.log_metrics(metrics)

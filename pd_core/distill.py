@@ -18,7 +18,7 @@ from pd_core.data.prepared import image_root, read_unlabelled
 from pd_core.distilling import EPOCHS, LEAST_BATCH, DistillOptions, distill_student
 from pd_core.errors import BadParams
 from pd_core.feature_store import FeatureStore, identity, required
-from pd_core.fit import OnEpoch, OnProgress
+from pd_core.fit import OnEpoch, OnLoss, OnProgress
 from pd_core.models.clip import load_clip
 from pd_core.models.compute import set_threads
 from pd_core.models.residual import compile_blocks
@@ -66,6 +66,7 @@ def run(
     checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
     **options: Unpack[DistillOptions],
 ) -> Student:
     """Stage `student`: distil the teacher on a data set's unlabelled pictures.
@@ -99,6 +100,7 @@ def run(
         checkpoints: outside `out`; they make an interrupted run resumable.
         on_epoch: called after each epoch with its metrics.
         on_progress: called after each step with steps done and steps in all.
+        on_loss: as in `fit`.
         **options: further numbers of `distill_student`.
 
     Returns:
@@ -171,6 +173,7 @@ def run(
         checkpoints=checkpoints,
         on_epoch=on_epoch,
         on_progress=on_progress,
+        on_loss=on_loss,
         **options,
     )
     judge = distilled(student, known)

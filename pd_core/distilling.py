@@ -14,7 +14,7 @@ from pd_core.checkpoints import Checkpoints
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import for_student
 from pd_core.errors import BadArtifact, BadParams
-from pd_core.fit import Batches, OnEpoch, OnProgress, fit
+from pd_core.fit import Batches, OnEpoch, OnLoss, OnProgress, fit
 from pd_core.models.clip import ClipTowers
 from pd_core.models.compute import autocast
 from pd_core.models.student import Student
@@ -150,6 +150,7 @@ def distill_student(
     checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
 ) -> tuple[Student, list[Metrics]]:
     """Distil a teacher into a student, without any label (paper, section 3.3).
 
@@ -192,6 +193,7 @@ def distill_student(
             student and teacher choose the same class, percent, on the training
             views) and, with a scorer, "score".
         on_progress: as in `fit`.
+        on_loss: as in `fit`.
 
     Returns:
         The student, in evaluation mode, and the metrics of each epoch.
@@ -269,5 +271,6 @@ def distill_student(
         checkpoints=checkpoints,
         on_epoch=on_epoch,
         on_progress=on_progress,
+        on_loss=on_loss,
     )
     return student, history

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from pd_core.errors import Diverged
 
 EVERY = 50
 """Steps between two looks: each look waits for the device."""
+
+OnLook = Callable[[int, int, float], None]
 
 _NAMED = 16  # pictures in a message, at most
 
@@ -22,15 +25,19 @@ class LossWatch:
         self,
         names: Callable[[Sequence[int]], list[str]],
         newest: Callable[[], Path | None] = lambda: None,
+        on_look: OnLook = lambda *_: None,
     ) -> None:
         """Start watching.
 
         Args:
             names: of pictures, by their positions in the list.
             newest: the newest checkpoint.
+            on_look: called for each look that finds nothing wrong, with epoch and step of the last
+                loss looked at, and the mean of those since the look before.
         """
         self._names = names
         self._newest = newest
+        self._on_look = on_look
         self._waiting: list[tuple[int, int, Tensor, Tensor]] = []
 
     def note(self, epoch: int, step: int, indices: Tensor, loss: Tensor) -> None:
@@ -55,7 +62,9 @@ class LossWatch:
         for (epoch, step, indices, _), value in zip(self._waiting, values, strict=True):
             if not math.isfinite(value):
                 raise self.error(f"the loss is {value}", epoch, step, indices)
+        last_epoch, last_step, *_ = self._waiting[-1]
         self._waiting.clear()
+        self._on_look(last_epoch, last_step, fmean(values))
 
     def error(self, what: str, epoch: int, step: int, indices: Tensor) -> Diverged:
         """Make the error for a batch after which the numbers are not finite."""

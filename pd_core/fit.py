@@ -30,6 +30,7 @@ INITIAL_LOSS_SCALE = 64.0
 Step = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 OnEpoch = Callable[[int, Metrics], None]
 OnProgress = Callable[[int, int], None]
+OnLoss = Callable[[int, float], None]
 Score = Callable[[], float]
 
 
@@ -98,6 +99,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
 ) -> list[Metrics]:
     """Train a module, in place.
 
@@ -130,6 +132,8 @@ def fit(
             scalar, "lr" and, if there are any, "skipped" (damaged pictures that were left out),
             "non_finite" (batches that were) and "score".
         on_progress: called after each step with steps done and steps in all.
+        on_loss: called every `finite.EVERY` steps, before a checkpoint and at an epoch's end with
+            steps done and the mean loss of those since the last call.
 
     Returns:
         The metrics of each epoch.
@@ -161,6 +165,7 @@ def fit(
         skips=on_non_finite is OnNonFinite.SKIP,
         least_batch=least_batch,
         accumulate=accumulate,
+        on_loss=on_loss,
     )
     loop.resume()
     history = loop.state.history
@@ -210,6 +215,7 @@ class _Loop:
         skips: bool,
         least_batch: int,
         accumulate: int,
+        on_loss: OnLoss | None,
     ) -> None:
         self.state = state
         self._step = step
@@ -220,9 +226,12 @@ class _Loop:
         self._skips = skips
         self._least_batch = least_batch
         self._accumulate = accumulate
+        self._on_loss = on_loss
         self._added = 0  # batches whose gradients wait for the step
         self._watch = LossWatch(
-            batches.names, checkpoints.newest if checkpoints is not None else lambda: None
+            batches.names,
+            checkpoints.newest if checkpoints is not None else lambda: None,
+            self._report_loss,
         )
 
     def run_epoch(self, report: Callable[[int], None]) -> None:
@@ -323,6 +332,10 @@ class _Loop:
         norm = nn.utils.clip_grad_norm_(self.state.module.parameters(), largest)
         # With fp16 the scaler leaves such a step out itself, and lowers its scale.
         return not self._skips or scaler.is_enabled() or math.isfinite(norm)
+
+    def _report_loss(self, epoch: int, step: int, mean: float) -> None:
+        if self._on_loss is not None:
+            self._on_loss((epoch - 1) * self._batches.steps + step, mean)
 
     def _leave_out(self, indices: Tensor, loss: Tensor) -> None:
         self.state.skipped_steps += 1

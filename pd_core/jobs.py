@@ -16,6 +16,7 @@ from pd_core.layout import Job, output, tuning_of_student
 Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
 OnEpoch = Callable[[int, dict[str, float]], None]
 OnProgress = Callable[[int, int], None]
+OnLoss = Callable[[int, float], None]
 OnNote = Callable[[str], None]
 IsInterrupted = Callable[[], bool]
 
@@ -44,6 +45,7 @@ def teacher(
     interrupted: IsInterrupted | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
     on_note: OnNote | None = None,
 ) -> None:
     """Run the stage `teacher`; `interrupted` says when it is to save and end."""
@@ -57,6 +59,7 @@ def teacher(
         checkpoints=kept.checkpoints(job, "teacher", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
+        on_loss=on_loss,
         on_note=on_note,
         **_teacher_options(job, job.params.teacher),
     )
@@ -84,6 +87,7 @@ def student(
     interrupted: IsInterrupted | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
     on_note: OnNote | None = None,
 ) -> None:
     """Run the stage `student`; `interrupted` says when it is to save and end."""
@@ -100,6 +104,7 @@ def student(
         checkpoints=kept.checkpoints(job, "student", interrupted=interrupted, on_note=on_note),
         on_epoch=on_epoch,
         on_progress=on_progress,
+        on_loss=on_loss,
         compile=job.params.run.compile,
         **_teachers_clip(job),
         **_computing(job),
@@ -159,6 +164,7 @@ def tuned_student(
     interrupted: IsInterrupted | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
     on_note: OnNote | None = None,
 ) -> Metrics:
     """Run the stage `tuned_student`, the paper's main baseline."""
@@ -178,6 +184,7 @@ def tuned_student(
         ),
         on_epoch=on_epoch,
         on_progress=on_progress,
+        on_loss=on_loss,
         **_teacher_options(job, tuning_of_student(job)),
     )
 

@@ -39,7 +39,7 @@ LEVEL = 0.001  # one look in a thousand is a false alarm; once in six weeks, if 
 
 TOO_FEW, SAME, DRIFTED = "too few", "same", "drifted"
 
-_COMPONENTS = 16  # 97% of the variance of an embedded student's features
+_COMPONENTS = 16  # of 128; 95 to 99% of the variance of the embedded students' features
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _EXPECTED = 5.0  # pictures in a cell, from which on chi-squared's approximation holds
 _ROUNDED = 3  # decimals; the same picture in another batch differs in the seventh

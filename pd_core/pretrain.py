@@ -12,7 +12,7 @@ from pd_core.checkpoints import Checkpoints
 from pd_core.data.prepared import read_prepared
 from pd_core.errors import BadArtifact
 from pd_core.feature_store import FeatureStore, identity, required
-from pd_core.fit import OnEpoch, OnProgress
+from pd_core.fit import OnEpoch, OnLoss, OnProgress
 from pd_core.frozen import frozen_images, frozen_texts
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.compute import set_threads
@@ -58,6 +58,7 @@ def run(
     checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
     on_note: Callable[[str], None] | None = None,
     **options: Unpack[TuneOptions],
 ) -> Teacher:
@@ -89,6 +90,7 @@ def run(
         checkpoints: outside `out`; they make an interrupted run resumable.
         on_epoch: called after each epoch with its metrics.
         on_progress: called after each step with steps done and steps in all.
+        on_loss: as in `fit`.
         on_note: called with what there is to say about an imported teacher.
         **options: further numbers of `tune_teacher`.
 
@@ -145,6 +147,7 @@ def run(
                 checkpoints=checkpoints,
                 on_epoch=on_epoch,
                 on_progress=on_progress,
+                on_loss=on_loss,
                 **options,
             )
     with write_folder(out) as folder:

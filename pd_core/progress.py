@@ -19,6 +19,9 @@ class Record(Protocol):
     def progress(self, done: int, total: int) -> None:
         """Note that `done` of `total` steps are done."""
 
+    def loss(self, step: int, mean: float) -> None:
+        """Keep the mean loss of the steps up to this one."""
+
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Keep the metrics of an epoch."""
 
@@ -73,6 +76,11 @@ class Reporter:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             sys.stderr.write(f"{self._title}: {done}/{total} {self._unit} {self._metrics}\n")
             sys.stderr.flush()
+
+    def loss(self, step: int, mean: float) -> None:
+        """Pass the mean loss of the steps up to this one on; an epoch's is what is shown."""
+        if self._record is not None:
+            self._record.loss(step, mean)
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Show the metrics of an epoch."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from pd_core import losses
 from pd_core.checkpoints import Checkpoints
 from pd_core.class_vectors import template_features
-from pd_core.fit import Batches, OnEpoch, OnProgress, fit
+from pd_core.fit import Batches, OnEpoch, OnLoss, OnProgress, fit
 from pd_core.models.clip import ClipTowers, imagenet_templates
 from pd_core.models.compute import autocast
 from pd_core.models.teacher import TEMPLATE, Teacher
@@ -190,6 +190,7 @@ def tune_teacher(
     checkpoints: Checkpoints | None = None,
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress | None = None,
+    on_loss: OnLoss | None = None,
 ) -> tuple[Teacher, list[Metrics]]:
     """Tune prompts with few labels.
 
@@ -239,6 +240,7 @@ def tune_teacher(
             the training views) and, for PromptSRC, "cross_entropy", "text",
             "image" and "logits", which add up to the loss.
         on_progress: as in `fit`.
+        on_loss: as in `fit`.
 
     Returns:
         The tuned teacher, in evaluation mode, and the metrics of each epoch.
@@ -318,6 +320,7 @@ def tune_teacher(
         checkpoints=checkpoints,
         on_epoch=on_epoch,
         on_progress=on_progress,
+        on_loss=on_loss,
     )
     return teacher.folded(), history
 

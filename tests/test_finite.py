@@ -73,12 +73,16 @@ def test_a_loss_that_is_not_finite_is_named_with_step_pictures_and_last_good_che
 
 
 def test_it_is_noticed_within_an_epoch_though_not_at_every_step() -> None:
-    module = Weights()
+    module, told = Weights(), list[object]()
 
     with pytest.raises(Diverged, match="at epoch 1, step 3, on .*last good checkpoint: none"):
-        train(module, module.step({3: math.nan}), count=4 * 3 * EVERY)
+        train(
+            module, module.step({3: math.nan}), count=4 * 3 * EVERY,
+            on_loss=lambda *loss: told.append(loss),
+        )  # fmt: skip
 
     assert len(module.batches) == EVERY
+    assert told == []
 
 
 def test_weights_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:

@@ -92,6 +92,23 @@ def test_a_run_goes_on_after_the_step_at_which_it_was_told_to_end(tmp_path: Path
     assert seen == [(done, 6) for done in (3, 4, 5, 6)]
 
 
+def test_the_losses_of_a_run_that_goes_on_are_those_of_the_steps_before_and_after(
+    tmp_path: Path,
+) -> None:
+    told, stopped, resumed = Told(after=2), Point(), Point()
+    seen: list[tuple[int, float]] = []
+    given: dict[str, Any] = {"on_loss": lambda *told: seen.append(told)}
+    kept = checkpoints(tmp_path, interrupted=told)
+    with pytest.raises(Interrupted, match="at epoch 1, after 2 of its 3 steps"):
+        train(stopped, told.step(downhill(stopped)), checkpoints=kept, **given)
+
+    train(resumed, checkpoints=checkpoints(tmp_path), **given)
+
+    # 4, and less by four times the rate after each step; the rate is halved in the second epoch.
+    assert [number for number, _ in seen] == [2, 3, 6]
+    assert [mean for _, mean in seen] == pytest.approx([(4 + 3.6) / 2, 3.2, (2.8 + 2.6 + 2.4) / 3])
+
+
 def test_states_are_stored_within_an_epoch_only_when_they_are_due(tmp_path: Path) -> None:
     names: list[list[str]] = []
 

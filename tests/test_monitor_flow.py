@@ -153,6 +153,7 @@ def test_an_artifacts_key_has_no_letters_that_prefect_refuses() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_without_a_server_drift_fails_the_flow_and_the_artifact_shows_it(
     server: FileServer, tmp_path: Path
 ) -> None:

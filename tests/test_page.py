@@ -171,6 +171,7 @@ def text_of(opened: Browser, name: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
 def test_with_the_real_service_the_page_shows_what_the_student_answers(

@@ -381,7 +381,7 @@ def test_every_option_of_a_stage_is_an_argument_of_its_training(
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    shared = {"seed", "precision", "checkpoints", "on_epoch", "on_progress"}
+    shared = {"seed", "precision", "checkpoints", "on_epoch", "on_progress", "on_loss"}
     # arguments of the stage, or made by it
     shared |= {"method", "further", "scorer", "recorded", "frozen_text", "frozen_images"}
 

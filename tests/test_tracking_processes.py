@@ -76,6 +76,12 @@ def runs(store: str, level: str = "stage") -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], wanted, order_by=order))
 
 
+def steps(store: str, run: Any, metric: str) -> list[int]:
+    """Return the steps at which a run has a metric."""
+    history = tracking.client(store).get_metric_history(run.info.run_id, metric)
+    return [point.step for point in history]
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 40) -> None:
     limit = time.monotonic() + seconds
     while not true():
@@ -116,8 +122,8 @@ def test_a_run_can_be_watched_and_after_kill_9_the_next_one_replaces_it(
         client = tracking.client(store)
         sample, *_ = client.get_metric_history(run.info.run_id, "progress/percent")
         assert sample.value == pytest.approx(sample.step / 100)
-        epochs = client.get_metric_history(run.info.run_id, "loss")
-        assert [point.step for point in epochs] == list(range(1, len(epochs) + 1))
+        epochs = steps(store, run, "loss")
+        assert epochs == list(range(1, len(epochs) + 1))
     finally:
         process.kill()
         process.communicate()
@@ -170,7 +176,7 @@ def test_a_stage_that_dvc_takes_from_its_cache_makes_no_second_run(
 
 
 @pytest.mark.slow
-def test_verbs_record_their_data_their_epochs_and_how_far_they_are(
+def test_verbs_record_their_data_their_epochs_their_losses_and_how_far_they_are(
     tmp_path: Path, empty_database: Path
 ) -> None:
     shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
@@ -178,8 +184,9 @@ def test_verbs_record_their_data_their_epochs_and_how_far_they_are(
     (tmp_path / "fingerprints").symlink_to(ROOT / "fingerprints")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["teacher"].update(epochs=2, gpa_mean=2, templates=2)
+    params["student"].update(epochs=1)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    for verb in ("prepare", "teacher"):
+    for verb in ("prepare", "teacher", "class-vectors", "student"):
         command = [sys.executable, "-m", "pd_core.cli", verb, "embedded_digits"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=tmp_path, env=environment, check=True)
@@ -193,11 +200,18 @@ def test_verbs_record_their_data_their_epochs_and_how_far_they_are(
     fingerprint, prepared = "fingerprints/embedded_digits.json", "data/prepare/embedded_digits"
     assert inputs == [
         ("embedded_digits", content_hash(tmp_path / path), json.dumps({"uri": path}), context)
-        for path, context in ((fingerprint, "preparation"), (prepared, "training"))
+        for path, context in (
+            (fingerprint, "preparation"),
+            (prepared, "training"),  # of the teacher, of the class vectors, of the student
+            (prepared, "training"),
+            (prepared, "training"),
+        )
     ]
-    teacher = runs(store)[1]
-    epochs = tracking.client(store).get_metric_history(teacher.info.run_id, "accuracy")
-    assert [point.step for point in epochs] == [1, 2]
+    teacher, student = (runs(store)[number] for number in (1, 3))
+    assert steps(store, teacher, "accuracy") == [1, 2]
+    assert steps(store, teacher, "train/loss") == [20, 40]  # an epoch is shorter than 50 steps
+    assert steps(store, student, "train/loss") == [50, 100, 112]
+    assert teacher.data.metrics["train/loss"] == pytest.approx(teacher.data.metrics["loss"])
     assert teacher.data.metrics["progress/percent"] == 100
     (dataset,) = runs(store, "dataset")
     assert {run.data.tags[PARENT] for run in runs(store)} == {dataset.info.run_id}

@@ -81,6 +81,10 @@ class StageRun:
         """Record the numbers of an epoch; what is not a number is left out."""
         self.add(metrics, epoch)
 
+    def loss(self, step: int, mean: float) -> None:
+        """Record the mean loss of the steps up to this one, counted over all epochs."""
+        self.add({"train/loss": mean}, step)
+
     def progress(self, done: int, total: int) -> None:
         """Note that `done` of `total` steps are done; `sample_pace` records it now and then."""
         self._pace.note(done, total)
