@@ -254,7 +254,8 @@ def _versions_table(known: Sequence[Version]) -> Table:
 
 
 def _history_table(entries: Sequence[Entry]) -> Table:
-    table = Table("when", "decision", "version", "champion before", "who", "why not")
+    table = Table("when", "decision", "version", "before", "who", "why not")
+    table.columns[0].no_wrap = True
     for entry in entries:
         failed = [name for name, text in entry.findings.items() if text.startswith("fail")]
         table.add_row(
@@ -262,7 +263,7 @@ def _history_table(entries: Sequence[Entry]) -> Table:
             str(entry.action) if entry.state == "done" else f"{entry.action} ({entry.state})",
             str(entry.version),
             "none" if entry.champion is None else str(entry.champion),
-            entry.by,
+            entry.by.partition(" ")[0],
             ", ".join(failed),
         )
     return table

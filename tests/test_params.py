@@ -27,6 +27,7 @@ from pd_core.data.catalogue import dataset_names
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams, MissingFile, PdError, UnknownName
 from pd_core.params import Params, load_params
+from pd_core.registry import gate
 
 PROJECT = Path(__file__).parent.parent
 QUICKSTART = PROJECT / "params.yaml"
@@ -374,6 +375,8 @@ def test_every_key_reaches_its_stage(block: str, key: str) -> None:
 
     if block in STAGES:
         assert key in arguments(block)
+    elif block == "promotion":
+        assert key in inspect.signature(gate.Exam).parameters
     else:
         assert (block, key) in _reads() or f"${{{block}.{key}}}" in pipeline
 

@@ -1,15 +1,20 @@
 """A version becomes champion if its files, its descent, its answers and its accuracy are right."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import registered
 import tiny
 from promoting import NAME
 from registered import LEVELS, champion, good, own_project, project, publish, store, stored, worse
+from test_tracking_processes import wait_until
 
 from pd_core.errors import MissingFile, PdError
 from pd_core.registry import gate, promotion
@@ -205,8 +210,8 @@ def test_what_cannot_be_measured_needs_to_be_accepted(
 def test_a_dry_run_decides_and_changes_nothing(
     store: str, exam: Exam, project: Path, good: Path
 ) -> None:
-    version = publish(store, good, registered.tags(project))
-    assert promote(store, exam, version, dry_run=True).accepted
+    version = publish(store, good, {**registered.tags(project), "files": "0.dir"})
+    assert "intact" in failed(promote(store, exam, version, dry_run=True))
     assert last(store) == version
 
 
@@ -217,3 +222,31 @@ def test_a_data_set_that_is_not_prepared_is_refused_before_anything_is_done(
     with pytest.raises(MissingFile, match="prepared data set not found"):
         promote(store, replace(exam, prepared=tmp_path / "nothing"), version)
     assert champion(store) is None
+
+
+TRY = """
+import sys
+from pathlib import Path
+from pd_core.registry import trial
+task = trial.Task(sys.argv[2], ("0_0.png",), 1, 0, 1, 60)
+trial.run(Path(sys.argv[1]), task, Path(sys.argv[3]))
+"""
+
+
+def test_a_trial_ends_soon_after_the_process_that_waits_for_it(
+    project: Path, good: Path, tmp_path: Path
+) -> None:
+    slow = Path(shutil.copytree(good, tmp_path / "slow"))
+    note = tmp_path / "process"
+    (slow / registered.SCRIPT.name).write_text(
+        f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    pictures = str(project / "data" / "prepare" / "pictures")
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", TRY, str(slow), pictures, str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    wait_until(lambda: note.is_file() and note.read_text() != "", 60)
+    waiting.kill()
+    waiting.wait()
+    wait_until(lambda: not psutil.pid_exists(int(note.read_text())), 20)

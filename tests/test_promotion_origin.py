@@ -174,6 +174,14 @@ def test_tags_that_do_not_fit_are_a_fault(project: Path, tags: dict[str, str], f
     assert fault in found
 
 
+def test_test_pictures_other_than_those_of_dvc_lock_are_a_fault(own_project: Path) -> None:
+    tags = registered.tags(own_project)
+    (own_project / registered.OUTPUTS[0] / "more.json").write_text("{}")
+    assert faults(own_project, tags) == [
+        "data/prepare/tiny is not what dvc.lock has; run `dvc checkout`"
+    ]
+
+
 def test_a_data_set_that_dvc_lock_does_not_have_is_a_fault(own_project: Path) -> None:
     (own_project / "dvc.lock").unlink()
     (found,) = faults(own_project, registered.tags(own_project))

@@ -89,16 +89,20 @@ def _path(store: str, name: str) -> Path:
 @contextmanager
 def _on_this_machine(store: str, name: str, who: str) -> Iterator[None]:
     path = _path(store, name)
+    lock = FileLock(path, timeout=0)
     try:
-        with FileLock(path, timeout=0):
-            path.write_text(f"{who}, process {os.getpid()}, since {_clock(time.time())}")
-            yield
+        lock.acquire()
+        path.write_text(f"{who}, process {os.getpid()}, since {_clock(time.time())}")
     except Timeout:
         raise _busy(name, path.read_text().strip() or "another process") from None
     except OSError as error:
         raise PdError(
             f"cannot lock '{path}' ({error.strerror}); make its folder writable"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pd_core import provenance
 from pd_core.errors import BadData, PdError
 from pd_core.registry import store as registry
 from pd_core.registry.store import Version
@@ -77,6 +78,7 @@ def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str
         yield f"{project / LOCK} has no {names}; run `dvc repro`"
         return
     yield from _outputs(version, stages)
+    yield from _test_pictures(project, version.dataset, stages)
     commit = tags.get("git_commit", "none")
     if _git(project, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         yield f"its commit {commit[:12]} is not in this repository; commit and {_AGAIN}"
@@ -107,6 +109,14 @@ def _outputs(version: Version, stages: Mapping[str, Any]) -> Iterator[str]:
         for dep in entry["deps"]:
             if dep["path"] in held and dep.get("md5") != held[dep["path"]]:
                 yield f"{stage} was made with another {dep['path']} than {LOCK} has"
+
+
+def _test_pictures(project: Path, dataset: str, stages: Mapping[str, Any]) -> Iterator[str]:
+    """Make sure that the version is measured on the lists that `dvc.lock` has."""
+    path = f"data/prepare/{dataset}"
+    held = {entry["path"]: entry.get("md5") for entry in stages["prepare"]["outs"]}
+    if provenance.content_hash(project / path) != held.get(path):
+        yield f"{path} is not what {LOCK} has; run `dvc checkout`"
 
 
 def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -124,6 +125,7 @@ def _ending(status: int, errors: bytes) -> str:
 
 def main(model: Path, task: Task, out: Path) -> None:
     """Load the version and ask it, in the process that is on trial."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     reached = Trial()
     try:
         begun = time.perf_counter()
@@ -135,6 +137,13 @@ def main(model: Path, task: Task, out: Path) -> None:
         reason = f"{type(error).__name__}: {error}".replace(f"{model}{os.sep}", "")
         reached = replace(reached, problem=_one_line(reason))
     _write(out, reached)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that waits for it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _load(model: Path) -> Any:
