@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install quickstart ablations test test-slow bench faults mutation check format clean audit audit-tools licences sbom
+.PHONY: help install quickstart ablations test test-slow bench load faults mutation check format clean audit audit-tools licences sbom
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ test-slow: install ## run the tests that take long
 # ONLY=distillation,startup measures these parts; the rows of the others stay.
 bench: install ## measure every step against a plain path (35 minutes on two quiet cores), see reports/bench
 	@cd tests && python3 -m benchmarks --only "$(ONLY)"
+
+load: install ## measure the service under load (nine minutes on two quiet cores), see reports/serving
+	@cd tests && python3 -m load
 
 faults: install ## kill runs at 60 random times and start them again (an hour; goes on where it stopped)
 	@python3 tests/faults/faults.py

@@ -58,7 +58,7 @@ def write_student(folder: Path, student: PortableStudent, facts: Mapping[str, An
 
 def complete(
     folder: Path, student: PortableStudent, *, card: str, reference: Reference | None
-) -> str:
+) -> None:
     """Add what a student needs to stand alone to its folder.
 
     Args:
@@ -66,9 +66,6 @@ def complete(
         student: on any device.
         card: the model card, Markdown.
         reference: what it says about pictures that it was trained on; None if there are none.
-
-    Returns:
-        The hash of the whole folder.
 
     Raises:
         PdError: the folder cannot be written, or ONNX answers otherwise than torch.
@@ -81,7 +78,6 @@ def complete(
         Path(portable.__file__).parent, folder / CODE, ignore=shutil.ignore_patterns("__pycache__")
     )
     write_sums(folder)
-    return provenance.content_hash(folder)
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -60,12 +60,12 @@ def publish(store: str, folder: Path, tags: Mapping[str, str] | None = None) -> 
         mlflow.create_registered_model(NAME)
     run = mlflow.create_run(tracking.experiment_id(mlflow, store, "tests"))
     mlflow.log_artifacts(run.info.run_id, str(folder), "model")
-    bundle = {"bundle": provenance.content_hash(folder / registry.BUNDLE)}
+    files = {registry.FILES: provenance.content_hash(folder)}
     mlflow.create_model_version(
         NAME,
         f"{run.info.artifact_uri}/model",
         run_id=run.info.run_id,
-        tags={**bundle, **(tags or {})},
+        tags={**files, **(tags or {})},
     )
     return registry.versions(store, NAME)[-1]
 

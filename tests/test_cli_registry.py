@@ -136,7 +136,7 @@ def test_which_model_has_to_be_said_unless_there_is_one() -> None:
 def test_a_refused_promotion_names_all_reasons_and_ends_with_status_2(
     project: Path, store: str, good: Path
 ) -> None:
-    tags = {**registered.tags(project), "git_dirty": "true", "bundle": "0.dir"}
+    tags = {**registered.tags(project), "git_dirty": "true", "files": "0.dir"}
     publish(store, good, tags)
     done = promptkd("promote")
     assert done.returncode == 2

@@ -175,9 +175,12 @@ def test_a_student_with_its_own_text_features_brings_their_vectors(
 def test_a_larger_picture_than_allowed_is_refused_before_it_is_decoded(
     student: PortableStudent,
 ) -> None:
-    with pytest.raises(BadPicture, match="more than 99"):
-        student.crop(Image.new("L", (10, 10)), most_pixels=99)
-    assert student.crop(Image.new("L", (10, 10)), most_pixels=100).shape == (32, 32, 3)
+    picture = Image.new("L", (40, 40))
+    with pytest.raises(BadPicture, match="more than 1599"):
+        student.crop(picture, most_pixels=1599)
+    assert student.crop(picture, most_pixels=1600).shape == (32, 32, 3)
+    with pytest.raises(BadPicture, match="too long for its other side"):
+        student.crop(Image.new("L", (1, 1600)), most_pixels=1600)
 
 
 def test_a_damaged_bundle_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:

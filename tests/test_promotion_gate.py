@@ -210,7 +210,7 @@ def test_what_cannot_be_measured_needs_to_be_accepted(
 def test_a_dry_run_decides_and_changes_nothing(
     store: str, exam: Exam, project: Path, good: Path
 ) -> None:
-    version = publish(store, good, {**registered.tags(project), "bundle": "0.dir"})
+    version = publish(store, good, {**registered.tags(project), "files": "0.dir"})
     assert "intact" in failed(promote(store, exam, version, dry_run=True))
     assert last(store) == version
 

@@ -1,5 +1,6 @@
 """What is served is what the stage `evaluate` says, for every test picture of a data set."""
 
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from torch.nn.functional import normalize
 from pd_core import prepare
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import Classifier, distilled
-from pd_core.data.decode import ImageStore
 from pd_core.data.prepared import read_prepared
 from pd_core.data.splits import Protocol
 from pd_core.evaluate import judge
@@ -65,8 +65,8 @@ def test_served_answers_are_those_of_the_stage_for_every_test_picture(
         device=torch.device("cpu"),
     )
     expected = torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
-    images = ImageStore(content.images)
-    pictures = [images._read(path) for path, _ in judged.items]
+    with zipfile.ZipFile(content.images) as archive:
+        pictures = [archive.read(path) for path, _ in judged.items]
     champion(new_project(tmp_path / "project", empty_database), served, picture)
 
     with serving(tmp_path / "project") as running, ThreadPoolExecutor(16) as clients:

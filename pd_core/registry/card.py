@@ -157,7 +157,7 @@ def _origin(tags: Mapping[str, str]) -> str:
     known = [
         (key, tags[key])
         for key in sorted(tags)
-        if key in ("git_commit", "git_dirty", "profile") or key.startswith("out:")
+        if key in ("git_commit", "profile") or key.startswith("out:")
     ]
     if not known:
         return ""

@@ -20,7 +20,7 @@ from pd_core.errors import PdError
 from pd_core.registry import origin, trial
 from pd_core.registry import store as registry
 from pd_core.registry.compare import Answers, Comparison, compare
-from pd_core.registry.store import BUNDLE, Version
+from pd_core.registry.store import BUNDLE, FILES, Version
 from pd_core.registry.trial import Trial
 
 UNLABELLED = 100
@@ -137,11 +137,11 @@ def check_files(store: str, version: Version) -> Check:
 
 
 def _intact(model: Path, version: Version) -> Check:
-    bundle = model / BUNDLE
-    found, wanted = provenance.content_hash(bundle), version.tags.get("bundle")
+    found, wanted = provenance.content_hash(model), version.tags.get(FILES)
     if found != wanted:
         finding = f"its files hash to {found}, {wanted} was registered"
         return Check("intact", passed=False, finding=f"{finding}; register it again")
+    bundle = model / BUNDLE
     lines = (bundle / SUMS).read_text().splitlines() if (bundle / SUMS).is_file() else []
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     files = {

@@ -13,12 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pd_core import bundle, tracking
+from pd_core import bundle, provenance, tracking
 from pd_core.monitoring import Reference
 from pd_core.portable.student import PortableStudent
 from pd_core.registry import model_folder
 from pd_core.registry.card import Metrics, card
-from pd_core.registry.store import model_name, refusals
+from pd_core.registry.store import FILES, model_name, refusals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,11 +117,11 @@ def register(
         text = origin.card or card(
             name, bundle.read_info(folder), origin.metrics, origin.counts, origin.tags
         )
-        whole = bundle.complete(folder, student, card=text, reference=reference)
+        bundle.complete(folder, student, card=text, reference=reference)
         numbers = _numbers(origin.metrics)
         run_id = origin.run_id or _new_run(mlflow, store, origin)
         _log_metrics(mlflow, run_id, numbers)
-        logged = _log_model(mlflow, run_id, folder, example)
+        logged, files = _log_model(mlflow, run_id, folder, example)
         _make_model(mlflow, name)
         tags = {
             KIND: DISTILLED,
@@ -130,7 +130,7 @@ def register(
             "profile": origin.profile,
             "dataset": origin.dataset,
             "weights": digest,
-            "bundle": whole,
+            FILES: files,
             "model_id": logged.model_id,
         }
         made = mlflow.create_model_version(
@@ -189,8 +189,10 @@ def _log_metrics(mlflow: MlflowClient, run_id: str, numbers: Mapping[str, float]
     mlflow.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in numbers.items()])
 
 
-def _log_model(mlflow: MlflowClient, run_id: str, student: Path, example: bytes) -> LoggedModel:
-    """Log the bundle and the code as a model of a run.
+def _log_model(
+    mlflow: MlflowClient, run_id: str, student: Path, example: bytes
+) -> tuple[LoggedModel, str]:
+    """Log the bundle and the code as a model of a run; return it with the hash of its files.
 
     It is saved locally first, because MLflow notes the local path of code and weights in it, which
     is nobody's business and changes from machine to machine.
@@ -205,4 +207,4 @@ def _log_model(mlflow: MlflowClient, run_id: str, student: Path, example: bytes)
     description.run_id, description.model_id = run_id, logged.model_id
     description.save(str(folder / "MLmodel"))
     mlflow.log_model_artifacts(logged.model_id, str(folder))
-    return mlflow.finalize_logged_model(logged.model_id, "READY")
+    return mlflow.finalize_logged_model(logged.model_id, "READY"), provenance.content_hash(folder)

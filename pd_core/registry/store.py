@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PREFIX = "promptkd-"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+FILES = "files"
+"""Tag of a version: the hash of its folder."""
+
 BUNDLE = "artifacts/student"
 """Where a version's folder has the student, see `pd_core.bundle`."""
 

@@ -1,7 +1,7 @@
 """Requests answered together: all pictures that wait go to the model's process at once.
 
 There is no waiting for company: the process is given whatever is there as soon as it is free. The
-more requests come, the larger the batches are.
+more requests come, the larger the batches are; a full one is sent ahead, so that it never waits.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pd_core.service import refusals
 from pd_core.service.limits import Limits
 from pd_core.service.served import Ranking, Served
 from pd_core.service.worker import Judged
-
-_AT_A_TIME = 2  # batches: one in work, one on its way, so that the process never waits
 
 
 class _Waiting(NamedTuple):
@@ -62,12 +60,18 @@ class Engine:
 
     def _send(self) -> None:
         """Give the process what it can take."""
-        while self._queue and len(self._batches) < _AT_A_TIME:
+        while self._queue and self._has_room():
             if batch := self._take():
                 self._on_batch(len(batch))
                 task = asyncio.create_task(_judge(batch))
                 self._batches.add(task)
                 task.add_done_callback(self._done)
+
+    def _has_room(self) -> bool:
+        """Say whether the process is free, or a full batch is there for when it will be."""
+        return not self._batches or (
+            len(self._batches) == 1 and len(self._queue) >= self._limits.batch
+        )
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)

@@ -73,7 +73,10 @@ class Keeper:
         if time.monotonic() < self._failed.get(meant.number, 0.0):
             return
         self._failed[meant.number] = time.monotonic() + _RETRY_SECONDS
-        self.current = await asyncio.to_thread(self._load, meant)
+        try:
+            self.current = await asyncio.to_thread(self._load, meant)
+        except PdError as error:
+            raise PdError(f"version {meant.number} is not taken: {error}") from None
         del self._failed[meant.number]
         _LOG.info("version %d took over from version %d", meant.number, now.number)
         self._on_change(self.current)

@@ -29,6 +29,7 @@ from pd_core.errors import BadArtifact
 T = TypeVar("T")
 
 _WORTH_SECONDS = 0.02  # for one picture: below it, more threads cost more than they give
+_QUICK_BYTES = 2**18
 _TRIES = 5  # the fastest counts: a busy machine makes some slow
 
 
@@ -47,7 +48,7 @@ class Student(Protocol):
 
     names: tuple[str, ...]
     image_size: int
-    info: Mapping[str, Any]
+    info: dict[str, Any]
 
     def crop(self, picture: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
         """Decode a picture, (S, S, 3); a ValueError says what is wrong with it."""
@@ -193,9 +194,7 @@ def _warm_up(student: Student, power: Power) -> None:
 
 def decoded(pictures: Sequence[bytes]) -> tuple[tuple[str, ...], list[NDArray[np.uint8]]]:
     """Decode B pictures: the reasons why some are none, B, and the G others (S, S, 3)."""
-    share = -(-len(pictures) // _inside.power.cores)
-    shares = [pictures[start : start + share] for start in range(0, len(pictures), share)]
-    results = [one for part in _inside.decoders.map(_crops, shares) for one in part]
+    results = _crops(pictures) if _quick(pictures) else list(_inside.decoders.map(_crop, pictures))
     reasons = tuple(result if isinstance(result, str) else "" for result in results)
     return reasons, [result for result in results if not isinstance(result, str)]
 
@@ -207,6 +206,11 @@ def _judge(pictures: Sequence[bytes]) -> Judged:
         return Judged(reasons, nothing, nothing)
     answers = _inside.student.answers(np.stack(crops))
     return Judged(reasons, answers.probabilities, answers.features)
+
+
+def _quick(pictures: Sequence[bytes]) -> bool:
+    """Say whether decoding is so little work that threads would only be in each other's way."""
+    return sum(map(len, pictures)) < _QUICK_BYTES
 
 
 def _crops(pictures: Sequence[bytes]) -> list[NDArray[np.uint8] | str]:

@@ -267,7 +267,7 @@ def in_process() -> Any:
     with tiny.quick_stages(*stages), pytest.MonkeyPatch.context() as change:
         for module in (cli, cli_import):
             change.setattr(module, "compute_with", lambda _: None)  # it sets the environment
-        change.setattr(cli, "_register", lambda *_: None)
+        change.setattr(cli, "register", lambda *_: None)
         change.setattr(tracking, "open_store", lambda *_: None)
         change.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))  # it is slow
         with patch.dict("os.environ"):

@@ -1,0 +1,36 @@
+"""The bare loop that the service is compared with: batch after batch through the same student.
+
+`python -m load.bare MODEL BATCH SECONDS` prints pictures in a second.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import numpy as np
+
+from load import students
+from pd_core.settings import compute_with
+
+
+def rate(model: str, batch: int, seconds: float) -> float:
+    """Return how many pictures in a second the student classifies, with all cores."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    student = students.student(model)
+    shape = (batch, student.image_size, student.image_size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    student.answers(pixels[:1])
+    begun, done = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        student.answers(pixels)
+        done += batch
+    return done / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    compute_with(os.cpu_count() or 1)
+    sys.stdout.write(f"{rate(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))}\n")

@@ -1,0 +1,162 @@
+"""What is measured, and against what."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from benchmarks.outcome import Row
+from PIL import Image
+
+from load import generator
+from load.generator import HERE, Load
+from pd_core.service.limits import Limits
+
+CONNECTIONS = 64
+WARM_UP = 10.0  # seconds, after which memory may not grow any more
+MiB = 2**20
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running service.
+
+    Attributes:
+        port: on loopback.
+        process: it.
+    """
+
+    port: int
+    process: psutil.Process
+
+    @property
+    def memory(self) -> float:
+        """MiB that its processes hold."""
+        family = [self.process, *self.process.children(recursive=True)]
+        return float(sum(one.memory_info().rss for one in family) / MiB)
+
+    def load(self, path: str, picture: Path, seconds: float) -> Load:
+        """Load it."""
+        started = generator.start(
+            self.port, path, picture, connections=CONNECTIONS, seconds=seconds
+        )
+        return generator.result(started)
+
+
+@contextmanager
+def target(model: str) -> Iterator[Target]:
+    """Serve a student, in a process, while the block runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "load.service", model], cwd=HERE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield Target(int(process.stdout.readline()), psutil.Process(process.pid))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def write_picture(path: Path, width: int, height: int) -> Path:
+    """Write something like a photo: large shapes, a little noise."""
+    rng = np.random.default_rng(0)
+    shapes = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    pixels = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    pixels = (pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def small_student(
+    running: Target, picture: Path, *, seconds: float, rounds: int, least: float
+) -> Row:
+    """Compare classifying with decoding alone, in turns."""
+    loads: dict[str, list[Load]] = {"/predict": [], "/decode": []}
+    for path in loads:
+        running.load(path, picture, seconds)  # warm-up
+    for _ in range(rounds):
+        for path, found in loads.items():
+            found.append(running.load(path, picture, seconds))
+    mine, theirs = ([load.rate for load in found] for found in loads.values())
+    return _ratio(
+        "embedded student: served / decoded only", mine, theirs, least, _errors(loads["/predict"])
+    )
+
+
+def large_student(
+    running: Target, model: str, picture: Path, *, seconds: float, rounds: int, least: float
+) -> Row:
+    """Compare serving with a bare loop over the same student, in turns."""
+    mine: list[Load] = []
+    theirs: list[float] = []
+    for _ in range(rounds):
+        theirs.append(_bare(model, seconds))
+        mine.append(running.load("/predict", picture, seconds))
+    rates = [load.rate for load in mine]
+    return _ratio(f"{model} student: served / bare loop", rates, theirs, least, _errors(mine))
+
+
+def saturation(running: Target, picture: Path, *, seconds: float) -> list[Row]:
+    """Load for long: errors, latency, memory after the first seconds."""
+    loading = generator.start(
+        running.port, "/predict", picture, connections=CONNECTIONS, seconds=seconds
+    )
+    begun = time.monotonic()
+    times, held = [], []
+    while loading.poll() is None:
+        time.sleep(0.5)
+        if time.monotonic() - begun >= min(WARM_UP, seconds / 2):
+            times.append(time.monotonic() - begun)
+            held.append(running.memory)
+    load = generator.result(loading)
+    slope = statistics.linear_regression(times, held).slope
+    latency = ", ".join(f"p{100 * float(part):g} {ms:.0f}" for part, ms in load.latencies.items())
+    answers = sum(load.statuses.values())
+    return [
+        Row("errors at saturation", load.errors, most=0, note=f"of {answers} requests"),
+        Row("p99 of the latency", load.latencies["0.99"], unit="ms", note=f"{latency} ms"),
+        Row("answers in a second", load.rate, note=f"{CONNECTIONS} connections, {seconds:g} s"),
+        Row(
+            "growth of memory after the first seconds",
+            slope * 60,
+            most=5,
+            unit="MiB a minute",
+            note=f"from {held[0]:.1f} to {held[-1]:.1f} MiB, all processes",
+        ),
+    ]
+
+
+def _bare(model: str, seconds: float) -> float:
+    arguments = [sys.executable, "-m", "load.bare", model, str(Limits().batch), str(seconds)]
+    return float(subprocess.run(arguments, cwd=HERE, capture_output=True, check=True).stdout)
+
+
+def _errors(loads: Sequence[Load]) -> int:
+    return sum(load.errors for load in loads)
+
+
+def _ratio(
+    what: str, mine: Sequence[float], theirs: Sequence[float], least: float, errors: int
+) -> Row:
+    each = [one / other for one, other in zip(mine, theirs, strict=True)]
+    return Row(
+        what,
+        statistics.median(mine) / statistics.median(theirs),
+        min(each),
+        max(each),
+        clock="wall",
+        least=least,
+        note=f"{statistics.median(mine):.4g} against {statistics.median(theirs):.4g} pictures in "
+        f"a second, {len(each)} rounds, {errors} errors",
+    )
