@@ -120,15 +120,23 @@ def _only_one(
     for other in others:
         _merge(mlflow, experiment, str(other.info.run_id), kept)
     if PARENT in more and first.data.tags.get(PARENT) != more[PARENT]:
-        mlflow.set_tag(kept, PARENT, more[PARENT])
+        with (
+            _another_at_it()
+        ):  # that deletes this one; the look at the stage's end finds what stays
+            mlflow.set_tag(kept, PARENT, more[PARENT])
     return kept
+
+
+def _another_at_it() -> suppress:
+    """Let a change pass that another process has made at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    return suppress(MlflowException)
 
 
 def _merge(mlflow: MlflowClient, experiment: str, other: str, kept: str) -> None:
     """Delete a run that was made at the same time as `kept`; what is below it moves."""
-    from mlflow.exceptions import MlflowException
-
-    with suppress(MlflowException):  # another process is at it
+    with _another_at_it():
         for run in search(mlflow, experiment, {PARENT: other}):
             mlflow.set_tag(run.info.run_id, PARENT, kept)
         mlflow.delete_run(other)
