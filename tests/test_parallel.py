@@ -88,9 +88,9 @@ def test_a_student_and_its_batch_norm_are_those_of_a_single_process(
 
 
 def test_without_rounding_there_is_no_difference(alone: Path, together: Path) -> None:
-    state, history = torch.load(alone / "exact-0")
+    state, history = torch.load(alone / "exact-0", weights_only=True)
     for number in (0, 1):
-        other, again = torch.load(together / f"exact-{number}")
+        other, again = torch.load(together / f"exact-{number}", weights_only=True)
         assert difference(state, other) < 1e-12
         assert [epoch["loss"] for epoch in again] == pytest.approx(
             [epoch["loss"] for epoch in history],
@@ -99,14 +99,16 @@ def test_without_rounding_there_is_no_difference(alone: Path, together: Path) ->
 
 
 def test_both_end_with_the_same_bits(together: Path) -> None:
-    (first, history), (second, again) = (torch.load(together / f"exact-{n}") for n in (0, 1))
+    (first, history), (second, again) = (
+        torch.load(together / f"exact-{n}", weights_only=True) for n in (0, 1)
+    )
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert history == again
 
 
 def test_each_batch_is_divided_without_overlap_or_gap(alone: Path, together: Path) -> None:
-    whole, damaged, left_out = torch.load(alone / "shown-0")
-    parts = [torch.load(together / f"shown-{number}") for number in (0, 1)]
+    whole, damaged, left_out = torch.load(alone / "shown-0", weights_only=True)
+    parts = [torch.load(together / f"shown-{number}", weights_only=True) for number in (0, 1)]
 
     for epoch in (0, 1):
         first, second = (part[0][epoch] for part in parts)
@@ -125,7 +127,9 @@ def test_only_the_first_one_writes(together: Path) -> None:
 
 
 def test_what_one_process_knows_all_are_told(together: Path) -> None:
-    first, second = (torch.load(together / f"told-{number}") for number in (0, 1))
+    first, second = (
+        torch.load(together / f"told-{number}", weights_only=True) for number in (0, 1)
+    )
     for said in (first, second):
         assert said["rows"].tolist() == [[1.0, 1.0]] * 3
         assert said["union"] == {0, 1, 7}
