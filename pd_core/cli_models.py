@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,7 +97,7 @@ def rename(
     _change(version, make, dry_run)
 
 
-def _change(version: Version, make: Any, dry_run: bool) -> None:
+def _change(version: Version, make: Callable[[PortableStudent], Change], dry_run: bool) -> None:
     from pd_core.registry.classes import register_change
 
     change, made = register_change(

@@ -67,15 +67,7 @@ class Predictor:
         return cls(stand_alone(folder / STUDENT_FILE, found, weights, device=device, remedy=remedy))
 
     def classify(self, picture: Picture, *, top: int = 5) -> Ranking:
-        """Name what is in a picture.
-
-        Args:
-            picture: a path, encoded bytes, base64 text, an array (H, W, 3) of uint8, or a PIL
-                image.
-            top: how many names at most.
-
-        Returns:
-            Names with probabilities, the likeliest first.
+        """Name what is in a picture; see `PortableStudent.classify`.
 
         Raises:
             MissingFile: the path leads nowhere.
@@ -87,16 +79,7 @@ class Predictor:
     def classify_many(
         self, pictures: Sequence[Picture], *, top: int = 5, batch_size: int = 64
     ) -> list[Ranking]:
-        """Name what is in each of many pictures; see `classify`.
-
-        Args:
-            pictures: of any kinds that `classify` takes.
-            top: how many names at most for each.
-            batch_size: how many go through the model together.
-
-        Returns:
-            One ranking per picture, in their order.
-        """
+        """Name what is in each of many pictures; see `classify`, whose errors it has."""
         if top < 1:
             raise BadParams(f"top = {top}; ask for at least one name")
         for picture in pictures:

@@ -337,6 +337,7 @@ def test_a_moved_alias_is_followed_and_no_request_is_dropped(
         until(lambda: second.number in clients.versions)
         until(lambda: len(process.children(recursive=True)) == processes)  # the old one has gone
         assert running.get("/model").json()["version"] == second.number
+        assert "promptkd_versions_taken_over_total 1.0" in running.get("/metrics").text
         assert "took over from version 1" in running.log.read_text()
 
         new_champion(store, tmp_path / "third", spoilt=True)

@@ -30,6 +30,8 @@ PARENT = "parent"
 CHANGE = "change"
 FEWEST = 2
 
+EXAMPLE = "input_example.json"  # as MLflow calls it: a list of one picture
+
 _KEPT = ("seed", "protocol", "selection", "accuracy")  # tags that a change of the classes keeps
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -177,10 +179,8 @@ def _inherited(parent: Version) -> dict[str, str]:
 
 def _example(model: Path) -> str:
     """Return the model's input example: a picture as base64."""
-    content = read_json(model / "input_example.json", remedy="register the parent again")
-    while not isinstance(content, str):  # MLflow wraps it in a list, or in columns and data
-        content = content["data"] if isinstance(content, dict) else content[0]
-    return content
+    pictures: list[str] = read_json(model / EXAMPLE, remedy="register the parent again")
+    return pictures[0]
 
 
 def _reference(folder: Path, student: PortableStudent) -> Reference | None:

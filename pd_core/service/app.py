@@ -47,7 +47,7 @@ class Service:
     def of(cls, keeper: Keeper, limits: Limits) -> Self:
         """Make the parts around a keeper."""
         telemetry, room = Telemetry(), Room(limits)
-        telemetry.watch(lambda: room.pictures, lambda: keeper.current)
+        telemetry.watch(lambda: room.pictures, keeper)
         engine = Engine(limits, on_batch=telemetry.batch)
         return cls(keeper, limits, room, engine, telemetry)
 

@@ -21,6 +21,7 @@ class Keeper:
 
     Attributes:
         current: who answers; each request takes it once, and stays with it.
+        taken_over: how many versions took over since the start.
     """
 
     def __init__(
@@ -29,7 +30,6 @@ class Keeper:
         *,
         find: Callable[[], Version],
         load: Callable[[Version], Served],
-        on_change: Callable[[Served], None] = lambda _: None,
     ) -> None:
         """Start with a version.
 
@@ -37,12 +37,11 @@ class Keeper:
             current: loaded already.
             find: says which version it should be; called in a thread.
             load: loads it; called in a thread.
-            on_change: called with every version that takes over.
         """
         self.current = current
+        self.taken_over = 0
         self._find = find
         self._load = load
-        self._on_change = on_change
         self._trouble = ""
         self._failed: dict[int, float] = {}  # version -> when it may be tried again
 
@@ -79,7 +78,7 @@ class Keeper:
             raise PdError(f"version {meant.number} is not taken: {error}") from None
         del self._failed[meant.number]
         _LOG.info("version %d took over from version %d", meant.number, now.number)
-        self._on_change(self.current)
+        self.taken_over += 1
 
     def _tell(self, trouble: str) -> None:
         """Log what is wrong, once."""

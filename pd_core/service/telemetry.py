@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pd_core.service.served import Served
+from pd_core.service.keeper import Keeper
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -43,11 +43,6 @@ class Telemetry:
             buckets=_PICTURES,
             registry=self._registry,
         )
-        self._swaps = Counter(
-            "promptkd_versions_loaded",
-            "Versions that took over since the start.",
-            registry=self._registry,
-        )
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -58,13 +53,9 @@ class Telemetry:
         """Count a batch."""
         self._batches.observe(size)
 
-    def swapped(self, _served: Served) -> None:
-        """Count a version that took over."""
-        self._swaps.inc()
-
-    def watch(self, waiting: Callable[[], int], served: Callable[[], Served]) -> None:
+    def watch(self, waiting: Callable[[], int], keeper: Keeper) -> None:
         """Add what is looked up whenever it is asked for: the queue, the version, the monitor."""
-        self._registry.register(_Present(waiting, served))
+        self._registry.register(_Present(waiting, keeper))
 
     def text(self) -> bytes:
         """Return all numbers, in Prometheus's format."""
@@ -74,12 +65,12 @@ class Telemetry:
 class _Present:
     """Numbers of this moment."""
 
-    def __init__(self, waiting: Callable[[], int], served: Callable[[], Served]) -> None:
+    def __init__(self, waiting: Callable[[], int], keeper: Keeper) -> None:
         self._waiting = waiting
-        self._served = served
+        self._keeper = keeper
 
     def collect(self) -> Iterable[Metric]:
-        served = self._served()
+        served = self._keeper.current
         yield GaugeMetricFamily(
             "promptkd_waiting_pictures", "Pictures that wait for an answer.", self._waiting()
         )
@@ -88,6 +79,11 @@ class _Present:
         )
         info.add_metric([served.version.name, str(served.version.number)], 1)
         yield info
+        yield CounterMetricFamily(
+            "promptkd_versions_taken_over",
+            "Versions that took over since the start.",
+            self._keeper.taken_over,
+        )
         gauges = served.monitor.gauges() if served.monitor is not None else {}
         for name, value in gauges.items():
             if math.isfinite(value):
