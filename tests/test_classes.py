@@ -142,7 +142,10 @@ def test_the_new_version_knows_its_parent_and_its_card_and_reference_follow(
     changed = predictor.load_bundle(folder)
     mine = Reference.load(folder / bundle.REFERENCE)
     assert np.array_equal(mine.features, reference.features)
-    assert np.array_equal(mine.predicted, changed.answers(noise(10)).probabilities.argmax(axis=1))
+    answered = changed.answers(noise(10)).probabilities
+    assert np.array_equal(mine.predicted, answered.argmax(axis=1))
+    assert np.allclose(mine.confidence, answered.max(axis=1), atol=1e-6)
+    assert not np.allclose(mine.confidence, reference.confidence, atol=1e-3)
 
     _, again = classes.register_change(store, parent, make, experiment="promptkd")
     assert again is not None
