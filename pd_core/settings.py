@@ -27,18 +27,32 @@ TELEMETRY_OFF = {
 }
 
 
+_BUCKET = re.compile(r"s3://[\w.-]+(/.*)?")
+_PAGE = re.compile(r"https?://[^\s/]+(/\S*)?")
+_S3_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY are"
+
+
 def _location(mirror: str) -> str:
-    if not re.fullmatch(r"s3://[\w.-]+(/.*)?", mirror):
+    if not _BUCKET.fullmatch(mirror):
         raise ValueError("give s3://<bucket>/<prefix>")
     return mirror
 
 
-def _bare(address: str) -> str:
+def _bare(address: str, place: str = _S3_KEYS) -> str:
     if has_login(address):
-        raise ValueError(
-            "leave name and password out; PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY are for "
-            "them"
-        )
+        raise ValueError(f"leave name and password out; {place} for them")
+    return address
+
+
+def _remote(address: str) -> str:
+    if not _BUCKET.fullmatch(_bare(address)) and not Path(address).is_absolute():
+        raise ValueError("give s3://<bucket>/<prefix>, or a folder's whole path, from / on")
+    return address
+
+
+def _server(address: str) -> str:
+    if not _PAGE.fullmatch(_bare(address, "PREFECT_API_AUTH_STRING is")):
+        raise ValueError("give an address like http://127.0.0.1:4200/api")
     return address
 
 
@@ -58,11 +72,14 @@ class Settings(BaseSettings):
             repository's `data/raw`.
         mlflow_tracking_uri: Tracking server or database; None for a local SQLite file.
         mlflow_experiment: Experiment that runs are written to.
+        prefect_api_url: Prefect server; None for Prefect's own PREFECT_API_URL, or no server.
         device: Device in place of ``run.device`` (``cpu``, ``cuda``, ``cuda:1``).
+        dvc_remote: Where DVC keeps copies of outputs for other machines, `s3://<bucket>/<prefix>`
+            or a folder that all of them see; None for what DVC's own settings say.
         mirror: Where archives and weights are mirrored, `s3://<bucket>/<prefix>`; None if nowhere.
-        s3_endpoint_url: S3 server; None for Amazon's.
-        s3_access_key_id: Credential for S3; None to let boto3 look for its own.
-        s3_secret_access_key: Credential for S3; None to let boto3 look for its own.
+        s3_endpoint_url: S3 server of the mirror and of DVC's remote; None for Amazon's.
+        s3_access_key_id: Credential for both; None to let boto3 look for its own.
+        s3_secret_access_key: Credential for both; None to let boto3 look for its own.
     """
 
     model_config = SettingsConfigDict(
@@ -77,7 +94,9 @@ class Settings(BaseSettings):
     data_root: Path | None = None
     mlflow_tracking_uri: Annotated[str | None, Field(repr=False)] = None  # may hold a password
     mlflow_experiment: Annotated[str, Field(min_length=1)] = "promptkd"
+    prefect_api_url: Annotated[str, AfterValidator(_server)] | None = None
     device: Device | None = None
+    dvc_remote: Annotated[str, AfterValidator(_remote)] | None = None
     mirror: Annotated[str, AfterValidator(_location)] | None = None
     s3_endpoint_url: Annotated[str, AfterValidator(_bare)] | None = None
     s3_access_key_id: Secret | None = None

@@ -88,6 +88,36 @@ def test_an_address_of_s3_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> 
     assert "hidden-word" not in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/dvc", "s3://bucket", "/mnt/shared/dvc"])
+def test_a_dvc_remote_is_an_address_of_s3_or_a_whole_path(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PD_DVC_REMOTE", address)
+
+    assert load_settings().dvc_remote == address
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "reason"),
+    [
+        ("PD_DVC_REMOTE", "shared/dvc", "give s3://<bucket>/<prefix>, or a folder's whole path"),
+        ("PD_DVC_REMOTE", "https://bucket", "give s3://<bucket>/<prefix>, or a folder's whole"),
+        ("PD_DVC_REMOTE", "s3://me:hidden-word@bucket", "PD_S3_SECRET_ACCESS_KEY are for them"),
+        ("PD_PREFECT_API_URL", "127.0.0.1:4200", "give an address like http://127.0.0.1:4200/api"),
+        ("PD_PREFECT_API_URL", "http://me:hidden-word@host/api", "PREFECT_API_AUTH_STRING is for"),
+    ],
+)
+def test_addresses_that_cannot_be_or_hold_a_password_are_refused(
+    variable: str, address: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, address)
+
+    with pytest.raises(BadParams, match=f"{variable}: .*{reason}") as caught:
+        load_settings()
+
+    assert "hidden-word" not in str(caught.value)
+
+
 def test_the_tracking_address_may_hold_a_password_and_is_not_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
