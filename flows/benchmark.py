@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows import dispatch, pipeline, slots, stages, tables
 from flows.addresses import check_server, refuse
 from flows.datasets import DataSet
+from flows.dispatch import Outcome
 from flows.distill import distill_dataset, publish_page
 from flows.recovery import noted
 from pd_core import provenance
@@ -55,12 +56,12 @@ def benchmark(datasets: list[DataSet] | None = None, profile_dir: Path = Path())
     except PdError as error:
         return Failed(message=str(error))
     with noted() if slots.by_agent() else nullcontext():
-        run = _by_agents if by_agents else _here
-        reasons = run(names, profile_dir, commit)
+        done = (_by_agents if by_agents else _here)(names, profile_dir, commit)
+        reasons = [f"{one.dataset}: {one.reason}" for one in done if one.reason]
         rows: list[tables.Row] = []
         if not reasons:
-            reasons = _gather(graph, names, profile_dir, rows, all_of_them=not datasets)
-        _publish(profile_dir, names, rows)
+            reasons = _gather(graph, names, profile_dir, rows, with_report=not datasets)
+        _publish(profile_dir, [*tables.stages_of(one.run for one in done), *tables.as_table(rows)])
         if reasons:
             return Failed(message="; ".join(reasons))
         if commit is not None:
@@ -100,20 +101,28 @@ def _is_served() -> bool:
     return bool(found)
 
 
-def _here(names: Sequence[str], profile_dir: Path, _commit: str | None) -> list[str]:
-    """Run the data sets in this process; return why some failed."""
-    states: list[State[Any]] = [
-        distill_dataset.with_options(flow_run_name=name)(name, profile_dir, return_state=True)
+def _here(names: Sequence[str], profile_dir: Path, _commit: str | None) -> list[Outcome]:
+    """Run the data sets in this process."""
+    states: dict[str, State[Any]] = {
+        name: distill_dataset.with_options(flow_run_name=name)(
+            name, profile_dir, return_state=True
+        )
         for name in names
+    }
+    return [
+        Outcome(
+            name,
+            state.state_details.flow_run_id,
+            "" if state.is_completed() else str(state.message),
+        )
+        for name, state in states.items()
     ]
-    return [str(state.message) for state in states if not state.is_completed()]
 
 
-def _by_agents(names: Sequence[str], profile_dir: Path, commit: str | None) -> list[str]:
-    """Have agents run the data sets; return why some failed."""
+def _by_agents(names: Sequence[str], profile_dir: Path, commit: str | None) -> list[Outcome]:
+    """Have agents run the data sets."""
     parameters = {"profile_dir": str(profile_dir), "commit": commit}
-    works = dispatch.distill(names, parameters, get_run_logger().info)
-    return [f"{work.dataset}: {work.reason}" for work in works if work.reason]
+    return dispatch.distill(names, parameters, get_run_logger().info)
 
 
 def _gather(
@@ -122,33 +131,37 @@ def _gather(
     profile_dir: Path,
     rows: list[tables.Row],
     *,
-    all_of_them: bool,
+    with_report: bool,
 ) -> list[str]:
     """Bring here what was computed elsewhere, and make the report; return why that failed."""
     shared = load_settings().dvc_remote is not None
-    wanted = [[stage for name in names for stage in pipeline.plan(graph, name)]]
-    if all_of_them:
-        wanted.append([stage for stage in graph if "@" not in stage])
-    for group, title in zip(wanted, ("gather", "report"), strict=False):
+    found: list[tables.Row] = []
+    wanted = {"gather": [stage for name in names for stage in pipeline.plan(graph, name)]}
+    if with_report:
+        wanted["report"] = [stage for stage in graph if "@" not in stage]
+    for title, group in wanted.items():
         state: State[Any] = stages.reproduce.with_options(task_run_name=title)(
-            group, profile_dir, shared=shared, on_row=rows.append, return_state=True
+            group, profile_dir, shared=shared, on_row=found.append, return_state=True
         )
         if not state.is_completed():
             return [str(state.message)]
+    rows += [row for row in found if "@" not in row.stage or row.state == pipeline.How.COMPUTED]
     return []
 
 
-def _publish(profile_dir: Path, names: Sequence[str], rows: Sequence[tables.Row]) -> None:
+def _publish(profile_dir: Path, table: list[dict[str, Any]]) -> None:
     """Keep what there is to look at as artifacts."""
     profile = load_params(profile_dir / PARAMS).profile.name
-    said = f"The stages of {len(names)} data sets, as they came to be here."
-    tables.publish_stages(tables.key_of("stages", profile), rows, said)
+    create_table_artifact(
+        table=table,
+        key=tables.key_of("stages", profile),
+        description="What became of each stage, and where.",
+    )
     publish_page(profile_dir)
-    report = profile_dir / "reports" / profile / "summary.md"
-    if any(row.stage == pipeline.REPORT and row.state != "failed" for row in rows):
+    if any(row["stage"] == pipeline.REPORT and row["state"] != "failed" for row in table):
         create_markdown_artifact(
             key=tables.key_of("report", profile),
-            markdown=report.read_text("utf-8"),
+            markdown=(profile_dir / "reports" / profile / "summary.md").read_text("utf-8"),
             description=f"The report of {profile}.",
         )
 

@@ -13,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 POOL = "promptkd"
@@ -26,21 +26,34 @@ _MOST_ATTEMPTS = 3  # of a data set whose agents die under it
 _GPU = "-gpu-"  # in the name of an agent that has one
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a data set.
+
+    Attributes:
+        dataset: its name.
+        run: the flow run that did it, or tried to.
+        reason: why it failed; empty if it did not.
+    """
+
+    dataset: str
+    run: UUID | None
+    reason: str = ""
+
+
 @dataclass
-class Work:
+class _Work:
     """A data set that is to be distilled.
 
     Attributes:
         dataset: its name.
         run: the flow run that does it now.
         attempts: how many there have been.
-        reason: why it failed, in the end.
     """
 
     dataset: str
     run: FlowRun
     attempts: int = 1
-    reason: str = ""
 
 
 def agents() -> list[str]:
@@ -59,10 +72,8 @@ def has_pool() -> bool:
     with get_client(sync_client=True) as client:
         try:
             client.request("GET", f"/work_pools/{POOL}")
-        except ObjectNotFound:
-            return False
-        except Exception as error:
-            if getattr(getattr(error, "response", None), "status_code", None) == 404:
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code == 404:
                 return False
             raise
     return True
@@ -70,7 +81,7 @@ def has_pool() -> bool:
 
 def distill(
     datasets: Sequence[str], parameters: dict[str, Any], say: Callable[[str], None]
-) -> list[Work]:
+) -> list[Outcome]:
     """Have agents distil data sets; wait until all have ended.
 
     A data set whose agent dies is handed to another one. If this is interrupted, what the agents
@@ -82,9 +93,9 @@ def distill(
         say: called with a line for each event.
 
     Returns:
-        What became of each, in the order given; `reason` is empty where it succeeded.
+        What became of each, in the order given.
     """
-    works = [Work(name, _submit(name, parameters, attempt=1)) for name in datasets]
+    works = [_Work(name, _submit(name, parameters, attempt=1)) for name in datasets]
     say(f"{len(works)} data sets for {', '.join(agents()) or 'agents, of which none is at work'}")
     with get_client(sync_client=True) as client:
         try:
@@ -98,7 +109,7 @@ def distill(
         except BaseException:
             _cancel(client, works)
             raise
-    return works
+    return [Outcome(work.dataset, work.run.id, _reason(work.run)) for work in works]
 
 
 def _submit(dataset: str, parameters: dict[str, Any], *, attempt: int) -> FlowRun:
@@ -113,7 +124,7 @@ def _submit(dataset: str, parameters: dict[str, Any], *, attempt: int) -> FlowRu
     )  # type: ignore[return-value]  # a coroutine only where there is an event loop
 
 
-def _look(client: SyncPrefectClient, work: Work, say: Callable[[str], None]) -> bool:
+def _look(client: SyncPrefectClient, work: _Work, say: Callable[[str], None]) -> bool:
     """Look how a data set's run is; return whether nothing more is to come of it."""
     before = work.run.state_name
     work.run = _read(client, work.run.id)
@@ -125,9 +136,15 @@ def _look(client: SyncPrefectClient, work: Work, say: Callable[[str], None]) -> 
     if state.is_crashed() and work.attempts < _MOST_ATTEMPTS:
         say(f"{work.dataset}: its agent is gone, another one takes it")
         return False
-    if state.is_final() and not state.is_completed():
-        work.reason = state.message or f"its run is {work.run.state_name}"
     return state.is_final()
+
+
+def _reason(run: FlowRun) -> str:
+    """Return why a run that has ended did not succeed, or nothing."""
+    state = run.state
+    if state is None or state.is_completed():
+        return ""
+    return state.message or f"its run is {run.state_name}"
 
 
 def _read(client: SyncPrefectClient, run: UUID) -> FlowRun:
@@ -135,7 +152,7 @@ def _read(client: SyncPrefectClient, run: UUID) -> FlowRun:
     return found
 
 
-def _cancel(client: SyncPrefectClient, works: Sequence[Work]) -> None:
+def _cancel(client: SyncPrefectClient, works: Sequence[_Work]) -> None:
     for work in works:
         state = _read(client, work.run.id).state
         if state is not None and not state.is_final():

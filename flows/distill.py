@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, flow, get_run_logger
+from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, Failed
 
 from flows import pipeline, slots, stages, tables
@@ -44,8 +45,10 @@ def distill_dataset(
     rows: list[tables.Row] = []
     with _at_work(profile_dir, shared=shared):
         failed = _first_failed(pipeline.plan(graph, name), profile_dir, shared=shared, rows=rows)
-        tables.publish_stages(
-            tables.key_of("stages", name), rows, f"The stages of {name}, in order."
+        create_table_artifact(
+            table=tables.as_table(rows),
+            key=tables.key_of("stages", name),
+            description=f"The stages of {name}, in order.",
         )
         publish_page(profile_dir, name)
     if failed is not None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pd_core.masking import masked
+from pd_core.masking import masked, variables
 
 # The very programs of this environment, whether or not it is activated.
 PROMPTKD = (sys.executable, "-m", "pd_core.cli")
@@ -50,7 +50,7 @@ def run(
     folder: Path,
     say: Callable[[str], None],
     *,
-    variables: Mapping[str, str] | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> Ended:
     """Run a command; whatever ends this block or this process ends the command as well.
 
@@ -58,14 +58,14 @@ def run(
         command: what to run.
         folder: where.
         say: called with each line as it comes, without secrets; of a flood only the first lines.
-        variables: for its environment, besides those of this process.
+        extra: variables for its environment, besides those of this process.
     """
     lines: list[str] = []
     say = _at_a_sane_rate(say)
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**environment(), **(variables or {}), _ASKED: "1"},
+        env={**environment(), **(extra or {}), _ASKED: "1"},
         stdin=subprocess.PIPE,  # its end is the end of this process
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -85,9 +85,10 @@ def run(
 
 
 def environment() -> dict[str, str]:
-    """Return the variables of this process, with the programs of its environment first."""
+    """Return the variables of this process and of `.env`; its own programs come first."""
     programs = str(Path(sys.executable).parent)  # stages call `python3`
-    return {**os.environ, "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")])}
+    known = variables()
+    return {**known, "PATH": os.pathsep.join([programs, known.get("PATH", "")])}
 
 
 def _at_a_sane_rate(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -72,8 +72,8 @@ def reproduce(
 
 def _run(command: Sequence[str], profile_dir: Path) -> Ended:
     log, slot = get_run_logger(), slots.own()
-    variables = {"CUDA_VISIBLE_DEVICES": slot.visible} if slot else {}
-    return run(command, profile_dir, lambda line: log.info("%s", line), variables=variables)
+    extra = {"CUDA_VISIBLE_DEVICES": slot.visible} if slot else {}
+    return run(command, profile_dir, lambda line: log.info("%s", line), extra=extra)
 
 
 def _what_may_pass(ended: Ended) -> str:

@@ -8,11 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
-    create_table_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
 )
 
 from pd_core.artifacts import read_json
@@ -60,19 +66,34 @@ def metrics_of(profile_dir: Path, stage: str) -> dict[str, float]:
     return {}
 
 
-def publish_stages(key: str, rows: Iterable[Row], description: str) -> None:
-    """Keep the table of stages as an artifact of the run."""
-    table: list[dict[str, Any]] = [
+def as_table(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return rows as an artifact holds them."""
+    return [
         {
             "stage": row.stage,
-            "state": row.state,
+            "state": str(row.state),
             "seconds": round(row.seconds, 1),
             "slot": row.slot,
             "metrics": ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items()),
         }
         for row in rows
     ]
-    create_table_artifact(key=key, table=table, description=description)
+
+
+def stages_of(runs: Iterable[UUID | None]) -> list[dict[str, Any]]:
+    """Return the rows of the tables that some flow runs have kept, run by run."""
+    rows: list[dict[str, Any]] = []
+    with get_client(sync_client=True) as client:
+        for run in filter(None, runs):
+            found = client.read_artifacts(
+                artifact_filter=ArtifactFilter(
+                    flow_run_id=ArtifactFilterFlowRunId(any_=[run]),
+                    type=ArtifactFilterType(any_=["table"]),
+                )
+            )
+            for artifact in found[:1]:
+                rows += json.loads(str(artifact.data))
+    return rows
 
 
 def publish_link(key: str, place: str, description: str) -> None:
