@@ -1,5 +1,27 @@
 """Prefect flows. They call DVC for the stages and do nothing else themselves."""
 
-from pd_core.settings import telemetry_off
+import os
+import sys
 
-telemetry_off()  # Prefect reads its settings when it is imported
+from pd_core.errors import BadParams
+from pd_core.masking import masked
+from pd_core.settings import load_settings, telemetry_off
+
+
+def _set_server() -> None:
+    """Set the server's address where Prefect looks for it.
+
+    Prefect itself ends in a traceback where `.env` cannot be read, so this says why before.
+    """
+    try:
+        address = load_settings().prefect_api_url
+    except BadParams as error:
+        sys.stderr.write(f"error: {masked(str(error))}\n")
+        raise SystemExit(2) from None
+    if address:
+        os.environ["PREFECT_API_URL"] = address
+
+
+# Prefect reads its settings when it is imported.
+telemetry_off()
+_set_server()

@@ -2,7 +2,7 @@
 
 Every stage is a task that calls `promptkd repro -s` for it, so the flow gives the bytes that
 `dvc repro` gives, and a stage that is up to date is skipped. No server is needed; if one is set
-(`PREFECT_API_URL`), the run is recorded there.
+(`PD_PREFECT_API_URL`), the run is recorded there.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import os
 import re
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ from prefect import State, flow, get_run_logger, task
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from pd_core.errors import BadParams, MissingFile, PdError, unknown
-from pd_core.masking import has_login, masked, masked_tracebacks
+from flows.addresses import check_server, refuse
+from pd_core.errors import MissingFile, PdError, unknown
+from pd_core.masking import masked, masked_tracebacks
 
 Graph = Mapping[str, frozenset[str]]  # stage -> the stages that it needs
 
@@ -32,7 +30,6 @@ _GROUP = "evaluate@"  # the last stage of a data set; the name is what follows
 _LAST = "report"
 _NODE = re.compile(r'^\s*"([^":]+)";$')
 _EDGE = re.compile(r'^\s*"([^":]+)" -> "([^":]+)";$')
-_SERVER_SECONDS = 5.0
 
 
 @flow(name="benchmark")
@@ -138,35 +135,6 @@ def plan(graph: Graph, datasets: Iterable[str] = ()) -> list[str]:
     return list(ordered)
 
 
-def check_server(address: str | None) -> None:
-    """Make sure that the Prefect server answers, if one is set.
-
-    Raises:
-        BadParams: the address holds a password, which Prefect would show.
-        PdError: it does not answer.
-    """
-    if not address:
-        return
-    if has_login(address):
-        raise BadParams(
-            f"PREFECT_API_URL is '{masked(address)}', and Prefect shows it in its log; put name "
-            "and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
-        )
-    try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=_SERVER_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):  # it is there and asks for a password, which Prefect will give
-            return
-        reason = f"it answers {error.code}"
-    except (OSError, ValueError, HTTPException) as error:
-        reason = str(getattr(error, "reason", error))
-    raise PdError(
-        f"no Prefect server answers at '{address}' ({reason}); start it with `prefect server "
-        f"start`, correct PREFECT_API_URL, or unset it to run without a server"
-    )
-
-
 @masked_tracebacks()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow from the command line.
@@ -183,18 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan(read_graph(given.profile_dir), given.datasets)  # bad input, before Prefect starts
         state = benchmark(given.datasets, given.profile_dir, return_state=True)
     except PdError as error:
-        return _refuse(str(error))
-    return 0 if state.is_completed() else _refuse(str(state.message))
+        return refuse(str(error))
+    return 0 if state.is_completed() else refuse(str(state.message))
 
 
 # The very DVC of this environment, whether or not the environment is activated.
 _DVC = (sys.executable, "-m", "dvc")
 _PROMPTKD = (sys.executable, "-m", "pd_core.cli")
-
-
-def _refuse(message: str) -> int:
-    sys.stderr.write(f"error: {masked(message)}\n")
-    return 2
 
 
 def _environment() -> dict[str, str]:

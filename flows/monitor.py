@@ -2,7 +2,7 @@
 
 The flow asks `promptkd serve` for its statistics, keeps them as an artifact, a table to read, and
 fails if the pictures have drifted; by an hourly schedule (`prefect.yaml`) that is the alarm. No
-server is needed; if one is set (`PREFECT_API_URL`), run and artifact are kept there.
+server is needed; if one is set (`PD_PREFECT_API_URL`), run and artifact are kept there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows.benchmark import check_server
+from flows.addresses import check_server, refuse
 from pd_core.errors import BadParams, PdError
 from pd_core.masking import has_login, masked, masked_tracebacks
 from pd_core.monitoring import LEVEL, SAME, TOO_FEW, apart, verdict
@@ -150,13 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ask(given.url, "monitoring")  # a wrong address, before Prefect starts
         state = monitor(given.url, given.level, return_state=True)
     except PdError as error:
-        return _refuse(str(error))
-    return 0 if state.is_completed() else _refuse(str(state.message))
-
-
-def _refuse(message: str) -> int:
-    sys.stderr.write(f"error: {masked(message)}\n")
-    return 2
+        return refuse(str(error))
+    return 0 if state.is_completed() else refuse(str(state.message))
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

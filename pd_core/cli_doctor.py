@@ -20,6 +20,7 @@ from pd_core.data.own import OwnImages
 from pd_core.doctor import Check, Finding, Mark, examine, machine, project, services, storage
 from pd_core.doctor.storage import DvcProject
 from pd_core.errors import PdError
+from pd_core.masking import variables
 from pd_core.params import DATA, PARAMS, DatasetParams, Params, load_params
 from pd_core.settings import Settings, load_settings
 
@@ -79,7 +80,8 @@ def _checks(params: Params, settings: Settings) -> Iterator[tuple[str, Check]]:
             password=SecretStr(password) if password else None,
         ),
     )
-    yield "Prefect", partial(services.prefect, os.environ.get("PREFECT_API_URL"))
+    prefect = settings.prefect_api_url or variables().get("PREFECT_API_URL")
+    yield "Prefect", partial(services.prefect, prefect)
     yield "disk space", partial(_space, data_root, read_dvc)
 
 

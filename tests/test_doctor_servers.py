@@ -138,7 +138,7 @@ def test_prefect_need_not_be_set_and_is_asked_where_it_is() -> None:
         finding = only(services.prefect(server))
         assert (finding.mark, finding.remedy) == (
             Mark.WRONG,
-            "correct PREFECT_API_URL: it ends with /api",
+            "correct PD_PREFECT_API_URL (or PREFECT_API_URL): it ends with /api",
         )
     assert "prefect server start" in only(services.prefect(f"{NOWHERE}/api")).remedy
     assert "PREFECT_API_AUTH_STRING" in only(services.prefect("http://me:pw@host/api")).remedy

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows import benchmark
+from flows.addresses import check_server
 from pd_core.errors import MissingFile, PdError, UnknownName
 
 ROOT = Path(__file__).parents[1]
@@ -56,12 +57,15 @@ def _toy_project(
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
 
 
-def _run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+def _run(
+    folder: Path, *arguments: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if "PREFECT_API_URL" not in key}
+    paths = {"PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "flows.benchmark", "--profile-dir", str(folder), *arguments],
-        cwd=ROOT,
-        env={**clean, "PREFECT_HOME": str(folder / "prefect"), **environment},
+        cwd=cwd,
+        env={**clean, **paths, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -128,7 +132,23 @@ def test_a_server_that_is_set_but_does_not_answer_is_said_at_once(tmp_path: Path
 
 
 def test_no_server_need_be_set() -> None:
-    benchmark.check_server(None)
+    check_server(None)
+
+
+def test_the_server_of_our_settings_goes_before_prefects_own(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"PD_PREFECT_API_URL={NOWHERE}\n")
+    done = _run(tmp_path, PREFECT_API_URL="http://127.0.0.1:10/api", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: no Prefect server answers at '{NOWHERE}'")
+
+
+def test_settings_that_cannot_be_read_are_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"PD_DEVICE=\xff\xfe")
+    done = _run(tmp_path, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: '.env' cannot be read (it is not UTF-8); mend or remove it\n",
+    )
 
 
 def test_deployments_point_at_a_flow_and_all_its_parameters() -> None:

@@ -45,7 +45,7 @@ def _server() -> Iterator[FileServer]:
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+    clean = {key: value for key, value in os.environ.items() if "PREFECT_API_URL" not in key}
     return subprocess.run(
         [sys.executable, "-m", "flows.monitor", *arguments],
         cwd=ROOT,

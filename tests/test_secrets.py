@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from flows import benchmark
+from flows.addresses import check_server
 from pd_core import cli, tracking
 from pd_core.errors import BadParams, PdError
 from pd_core.masking import MASK, masked, without_login
@@ -282,7 +283,7 @@ def test_addresses_of_s3_with_a_password_are_refused(place: Path) -> None:
 
 def test_the_prefect_server_is_not_given_a_password_in_its_address() -> None:
     with pytest.raises(BadParams, match="PREFECT_API_AUTH_STRING") as caught:
-        benchmark.check_server(f"http://{LOGIN}@127.0.0.1:9/api")
+        check_server(f"http://{LOGIN}@127.0.0.1:9/api")
 
     assert CANARY not in str(caught.value)
 

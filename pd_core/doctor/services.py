@@ -24,6 +24,7 @@ from pd_core.masking import has_login, without_login
 _SECONDS = 5.0
 _SQLITE = "sqlite:///"
 _REFUSED = (401, 403)
+_PREFECT = "PD_PREFECT_API_URL (or PREFECT_API_URL)"
 
 
 def mlflow(
@@ -66,7 +67,7 @@ def prefect(address: str | None) -> Iterator[Finding]:
     """See whether the Prefect server answers, if one is set.
 
     Args:
-        address: PREFECT_API_URL.
+        address: PD_PREFECT_API_URL, or Prefect's own PREFECT_API_URL.
     """
     if not address:
         yield Finding("Prefect", Mark.OK, "no server set: flows run without one")
@@ -78,7 +79,7 @@ def prefect(address: str | None) -> Iterator[Finding]:
     try:
         status = get(f"{address.rstrip('/')}/health")
     except PdError as error:
-        remedy = "start it by `prefect server start`, or correct or unset PREFECT_API_URL"
+        remedy = f"start it by `prefect server start`, or correct or unset {_PREFECT}"
         yield Finding("Prefect", Mark.WRONG, f"no server at '{address}' ({error})", remedy)
         return
     if status == 200:
@@ -86,7 +87,7 @@ def prefect(address: str | None) -> Iterator[Finding]:
     elif status in _REFUSED:
         yield Finding("Prefect", Mark.OK, f"the server at '{address}' answers, asks for a password")
     else:
-        remedy = "correct PREFECT_API_URL: it ends with /api"
+        remedy = f"correct {_PREFECT}: it ends with /api"
         yield Finding("Prefect", Mark.WRONG, f"'{address}' answers {status}", remedy)
 
 
