@@ -25,8 +25,8 @@ def check_server(address: str | None) -> None:
         return
     if has_login(address):
         raise BadParams(
-            f"the Prefect server's address is '{masked(address)}', and Prefect shows it in its log; "
-            "put name and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
+            f"the Prefect server's address is '{masked(address)}', and Prefect shows it in its "
+            "log; put name and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
         )
     try:
         with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=_SERVER_SECONDS):
@@ -39,8 +39,8 @@ def check_server(address: str | None) -> None:
         reason = str(getattr(error, "reason", error))
     raise PdError(
         f"no Prefect server answers at '{address}' ({reason}); start it with `python -m "
-        f"flows.server`, correct PD_PREFECT_API_URL (or PREFECT_API_URL), or unset it to run without a "
-        "server"
+        f"flows.server`, correct PD_PREFECT_API_URL (or PREFECT_API_URL), or unset it to run "
+        "without a server"
     )
 
 
