@@ -104,9 +104,7 @@ def _is_served() -> bool:
 def _here(names: Sequence[str], profile_dir: Path, _commit: str | None) -> list[Outcome]:
     """Run the data sets in this process."""
     states: dict[str, State[Any]] = {
-        name: distill_dataset.with_options(flow_run_name=name)(
-            name, profile_dir, return_state=True
-        )
+        name: distill_dataset.with_options(flow_run_name=name)(name, profile_dir, return_state=True)
         for name in names
     }
     return [

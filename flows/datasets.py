@@ -2,6 +2,4 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
 DataSet = str

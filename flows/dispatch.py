@@ -13,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 POOL = "promptkd"
@@ -59,7 +59,12 @@ class _Work:
 def agents() -> list[str]:
     """Return the names of the agents with GPUs that are at work now."""
     with get_client(sync_client=True) as client:
-        answer = client.request("POST", f"/work_pools/{POOL}/workers/filter", json={})
+        answer = client.request(
+            "POST",
+            "/work_pools/{work_pool_name}/workers/filter",
+            path_params={"work_pool_name": POOL},
+            json={},
+        )
     return sorted(
         worker["name"]
         for worker in answer.json()
@@ -71,11 +76,9 @@ def has_pool() -> bool:
     """Whether the server is one that `flows.server` has set up."""
     with get_client(sync_client=True) as client:
         try:
-            client.request("GET", f"/work_pools/{POOL}")
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code == 404:
-                return False
-            raise
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            return False
     return True
 
 

@@ -17,6 +17,7 @@ from flows.datasets import DataSet
 from flows.recovery import noted
 from pd_core import provenance
 from pd_core.errors import PdError
+from pd_core.masking import masked
 from pd_core.params import PARAMS, load_params
 from pd_core.settings import load_settings
 
@@ -58,23 +59,31 @@ def distill_dataset(
 
 def publish_page(profile_dir: Path, dataset: str = "") -> None:
     """Keep where MLflow shows the runs of a data set, or of the benchmark; if it answers."""
-    from pd_core import tracking
-    from pd_core.tracking.page import page_of
-
     try:
         profile = load_params(profile_dir / PARAMS).profile
-        settings = load_settings()
-        page = page_of(
-            tracking.open_store(profile_dir / profile.root, settings.mlflow_tracking_uri),
-            f"{settings.mlflow_experiment}-{profile.name}",
-            provenance.commit_tags(profile_dir)["git_commit"],
-            dataset,
-        )
+        page = _page(profile_dir, profile.name, dataset)
     except PdError as error:
         get_run_logger().warning("no link to MLflow: %s", error)
         return
     what = dataset or profile.name
     tables.publish_link(tables.key_of("mlflow", what), page, f"MLflow runs of {what}")
+
+
+def _page(profile_dir: Path, profile: str, dataset: str) -> str:
+    """Return where MLflow shows runs: a page, or the command that starts one."""
+    settings = load_settings()
+    uri = settings.mlflow_tracking_uri
+    if not uri or not uri.startswith("http"):
+        return f"mlflow ui --backend-store-uri {masked(uri or 'sqlite:///mlflow.db')}"
+    from pd_core import tracking
+    from pd_core.tracking.page import page_of
+
+    return page_of(
+        tracking.open_store(profile_dir, uri),
+        f"{settings.mlflow_experiment}-{profile}",
+        provenance.commit_tags(profile_dir)["git_commit"],
+        dataset,
+    )
 
 
 def _first_failed(

@@ -22,7 +22,9 @@ REPORT = "report"
 _GROUP = "evaluate@"  # the last stage of a data set; the name is what follows
 _NODE = re.compile(r'^\s*"([^":]+)";$')
 _EDGE = re.compile(r'^\s*"([^":]+)" -> "([^":]+)";$')
-_CUT_OFF = re.compile(rf"exited with (-\d+|{EXIT_STATUS}|137|143)\b")  # 128 + the signal: by a shell
+_CUT_OFF = re.compile(
+    rf"exited with (-\d+|{EXIT_STATUS}|137|143)\b"
+)  # 128 + the signal: by a shell
 
 
 class How(StrEnum):

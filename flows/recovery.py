@@ -46,7 +46,7 @@ class Note:
     def is_alive(self) -> bool:
         """Whether its process is still there."""
         try:
-            return psutil.Process(self.process).create_time() == self.started
+            return bool(psutil.Process(self.process).create_time() == self.started)
         except psutil.NoSuchProcess:
             return False
 
@@ -59,7 +59,7 @@ def noted() -> Iterator[Callable[[Sequence[UUID]], None]]:
         What adds the leases that it has got.
     """
     process = psutil.Process(os.getpid())
-    run = runtime.flow_run.get_id()
+    run = str(runtime.flow_run.get_id())
     file = NOTES / f"{run}.json"
 
     def write(leases: Sequence[UUID] = ()) -> None:

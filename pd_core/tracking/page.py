@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from pd_core.masking import masked, without_login
+from pd_core.masking import without_login
 from pd_core.tracking.nesting import LEVEL
-from pd_core.tracking.store import DATABASE, client, search
+from pd_core.tracking.store import client, search
 
 
 def page_of(store: str, experiment: str, commit: str, dataset: str = "") -> str:
-    """Return where MLflow shows what a commit gave.
+    """Return the address of the page on which MLflow shows what a commit gave.
 
     Args:
-        store: what `open_store` returned.
+        store: a tracking server.
         experiment: its name.
         commit: of the project.
         dataset: whose run is shown; that of the whole benchmark by default.
 
     Returns:
-        The address of the run's page; of the experiment's if there is no such run, as after all
-        was taken from a cache; or the command that starts the page, if there is no server.
+        The run's page; the experiment's if there is no such run, as after all was taken from a
+        cache.
     """
-    if not store.startswith("http"):
-        place = f"sqlite:///{DATABASE}" if store.startswith("sqlite:") else masked(store)
-        return f"mlflow ui --backend-store-uri {place}"
     root = without_login(store).rstrip("/")
     mlflow = client(store)
     found = mlflow.get_experiment_by_name(experiment)
