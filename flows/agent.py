@@ -16,11 +16,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_WORKER_HEARTBEAT_SECONDS,
+    PREFECT_WORKER_QUERY_SECONDS,
+    Setting,
+    temporary_settings,
+)
 from prefect.workers.process import ProcessWorker
 
 from flows import dispatch, recovery
@@ -33,12 +42,12 @@ from pd_core.settings import load_settings
 CLONE = "PROMPTKD_CLONE"
 """Tells a flow run where it belongs; Prefect starts it elsewhere."""
 
-# What Prefect reads in the agent and in the runs that it starts, unless the user said otherwise.
-_PREFECT = {
-    "PREFECT_CLIENT_MAX_RETRIES": "10",  # a server that is started again is waited for
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least; `flows.server` watches it
-    "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
-    "PREFECT_WORKER_QUERY_SECONDS": "2",
+# How Prefect works in the agent and in the runs that it starts.
+_SETTINGS: dict[Setting, Any] = {
+    PREFECT_CLIENT_MAX_RETRIES: 10,  # a server that is started again is waited for
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30,  # seconds, the least; `flows.server` watches it
+    PREFECT_WORKER_HEARTBEAT_SECONDS: 10,
+    PREFECT_WORKER_QUERY_SECONDS: 2,
 }
 
 
@@ -62,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         slot = Slot.of(given.gpu) if given.gpu else None
-        with _only_one(slot):
+        with _only_one(slot), temporary_settings(_SETTINGS):
             _prepare(slot)
             _work(slot)
     except PdError as error:
@@ -117,8 +126,7 @@ def _prepare(slot: Slot | None) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    for variable, value in _PREFECT.items():
-        os.environ.setdefault(variable, value)
+    os.environ.update({setting.name: str(value) for setting, value in _SETTINGS.items()})
     with get_client(sync_client=True) as client:
         if slot is not None:
             for limit in slot.limits:
@@ -141,10 +149,9 @@ def _work(slot: Slot | None) -> None:
     )
     _say(f"{_name(slot)} takes runs from {' and '.join(queues)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends its runs before itself
-    try:
+    with suppress(KeyboardInterrupt):
         asyncio.run(worker.start())
-    except KeyboardInterrupt:
-        _say(f"{_name(slot)} has ended")
+    _say(f"{_name(slot)} has ended")
 
 
 def _name(slot: Slot | None) -> str:

@@ -138,6 +138,8 @@ def _gather(
     if with_report:
         wanted["report"] = [stage for stage in graph if "@" not in stage]
     for title, group in wanted.items():
+        if not group:  # a profile without a report
+            continue
         state: State[Any] = stages.reproduce.with_options(task_run_name=title)(
             group, profile_dir, shared=shared, on_row=found.append, return_state=True
         )

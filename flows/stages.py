@@ -54,18 +54,18 @@ def reproduce(
         if pushed.status != 0:
             return Failed(name=_PASSING, message=f"results are not sent: {pushed.reason}")
     seconds = time.monotonic() - start
-    said = ", ".join(f"'{stage}'" for stage in stages)
+    said = f"'{stages[0]}'" if len(stages) == 1 else f"{len(stages)} stages"
     if ended.status == 0:
         for stage, how in pipeline.how(stages, ended.output).items():
             metrics = metrics_of(profile_dir, stage)
             on_row(Row(stage, how, seconds / len(stages), metrics, slots.name()))
-        return Completed(message=f"{said} up to date")
+        return Completed(message=f"{said} brought up to date")
     if passing := _what_may_pass(ended):
-        return Failed(name=_PASSING, message=f"stage {said}: {passing}")
+        return Failed(name=_PASSING, message=f"{said}: {passing}")
     for stage in stages:
         on_row(Row(stage, "failed", seconds / len(stages), {}, slots.name()))
     return Failed(
-        message=f"stage {said} failed with status {ended.status}: {ended.reason}; "
+        message=f"{said} failed with status {ended.status}: {ended.reason}; "
         f"`dvc repro {' '.join(stages)}` runs it again"
     )
 
