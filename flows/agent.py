@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from prefect.settings import (
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_WORKER_HEARTBEAT_SECONDS,
     PREFECT_WORKER_QUERY_SECONDS,
-    Setting,
     temporary_settings,
 )
 from prefect.workers.process import ProcessWorker
@@ -43,7 +42,7 @@ CLONE = "PROMPTKD_CLONE"
 """Tells a flow run where it belongs; Prefect starts it elsewhere."""
 
 # How Prefect works in the agent and in the runs that it starts.
-_SETTINGS: dict[Setting, Any] = {
+_SETTINGS: Mapping[Any, Any] = {
     PREFECT_CLIENT_MAX_RETRIES: 10,  # a server that is started again is waited for
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30,  # seconds, the least; `flows.server` watches it
     PREFECT_WORKER_HEARTBEAT_SECONDS: 10,

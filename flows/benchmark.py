@@ -36,17 +36,21 @@ _FALLBACK = ("-c", "user.name=promptkd", "-c", "user.email=promptkd@localhost")
 
 
 @flow(name="benchmark")
-def benchmark(datasets: list[DataSet] | None = None, profile_dir: Path = Path()) -> State[Any]:
+def benchmark(
+    datasets: list[DataSet] | None = None, profile_dir: Path = Path(), report: bool | None = None
+) -> State[Any]:
     """Run all stages of some data sets, then the report over all of them.
 
     Args:
-        datasets: which; all by default. With a choice there is no report, which is over all.
+        datasets: which; all by default.
         profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository.
+        report: whether to make the report; by default if no data sets are chosen.
 
     Returns:
         Completed; or failed if a data set failed, then the others have run all the same, and there
         is no report.
     """
+    report = not datasets if report is None else report
     try:
         graph = pipeline.read_graph(profile_dir)
         names = pipeline.choose(graph, datasets or ())
@@ -60,7 +64,7 @@ def benchmark(datasets: list[DataSet] | None = None, profile_dir: Path = Path())
         reasons = [f"{one.dataset}: {one.reason}" for one in done if one.reason]
         rows: list[tables.Row] = []
         if not reasons:
-            reasons = _gather(graph, names, profile_dir, rows, with_report=not datasets)
+            reasons = _gather(graph, names, profile_dir, rows, with_report=report)
         _publish(profile_dir, [*tables.stages_of(one.run for one in done), *tables.as_table(rows)])
         if reasons:
             return Failed(message="; ".join(reasons))
