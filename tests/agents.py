@@ -175,9 +175,9 @@ def waiting_project(folder: Path, *, seconds: float = 0) -> Path:
     stages: dict[str, Any] = {}
     before = None
     for stage in STAGES:
-        out = f"data/{stage}/${{key}}"
+        out, deps = f"data/{stage}/${{key}}", list[str]()
         if before is None:
-            deps, work = [], f"echo ${{key}} > {out}/value"
+            work = f"echo ${{key}} > {out}/value"
         else:
             deps = [f"data/{before}/${{key}}"]
             work = f"cp {deps[0]}/value {out}/value"

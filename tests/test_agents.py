@@ -187,15 +187,17 @@ def test_the_forms_offer_the_data_sets(server: Server) -> None:
         assert found["tags"]
 
 
-def test_of_two_agents_on_a_gpu_the_second_is_refused(server: Server, tmp_path: Path) -> None:
+def test_of_two_agents_in_a_clone_the_second_is_refused(server: Server, tmp_path: Path) -> None:
     clone = project(tmp_path)
     with agent(clone, server.api, "--gpu", "9"):
         done = _agent(clone, server.api, "--gpu", "9")
         assert done.returncode == 2
         assert done.stderr == "error: another agent is at work in this clone; end it first\n"
-        done = _agent(clone, server.api, PD_DVC_REMOTE=str(tmp_path / "remote"))
-    assert done.returncode == 2  # the one at work had no remote, so they would share dvc.lock
-    assert "needs a clone of its own" in done.stderr
+    shared = {"PD_DVC_REMOTE": str(tmp_path / "remote")}
+    with agent(clone, server.api, "--gpu", "9", **shared):
+        done = _agent(clone, server.api, **shared)  # they would share dvc.lock
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "each needs a clone of its own" in done.stderr
 
 
 def test_an_agent_says_what_it_lacks(server: Server, tmp_path: Path) -> None:
