@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pd_core.tracking import DataInput, StageRun
 
 REPORTS = Path("reports")
+DVCS_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
     help="PromptKD: distil a large CLIP into a small one on unlabelled pictures.",
@@ -134,15 +135,24 @@ def tuned_student(name: Name, seed: Seed = None) -> None:
         run.log_metrics(jobs.tuned_student(setting.job, **observers))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
+@app.command(context_settings=DVCS_ARGUMENTS, add_help_option=False)
 def repro(context: typer.Context) -> None:
     """Run `dvc repro` with its own arguments, whole after a kill at any moment."""
-    from pd_core import reproduce
+    from pd_core import dvc_remote, reproduce
 
+    reproduce.end_with_parent()
+    dvc_remote.prepare(load_settings(), reproduce.root())
     raise typer.Exit(reproduce.run(context.args, DATA))
+
+
+@app.command(context_settings=DVCS_ARGUMENTS, add_help_option=False)
+def push(context: typer.Context) -> None:
+    """Run `dvc push --run-cache` with its own arguments: other machines need not compute again."""
+    from pd_core import dvc_remote, reproduce
+
+    reproduce.end_with_parent()
+    dvc_remote.prepare(load_settings(), reproduce.root())
+    raise typer.Exit(dvc_remote.push(context.args))
 
 
 @app.command()

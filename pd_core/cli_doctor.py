@@ -67,7 +67,8 @@ def _checks(params: Params, settings: Settings) -> Iterator[tuple[str, Check]]:
     yield "data", partial(project.data, [_spec(one) for one in blocks], data_root, root)
     yield "weights", partial(project.weights, [file for one in blocks for file in _weights(one)])
     read_dvc = cache(partial(storage.read_dvc, Path()))  # it takes seconds
-    yield "DVC", lambda: storage.dvc(read_dvc())
+    shared = None if settings.dvc_remote is None else _access(settings, settings.dvc_remote)
+    yield "DVC", lambda: storage.dvc(read_dvc(), shared)
     yield "mirror", partial(_mirror, settings)
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
     yield (
@@ -111,13 +112,16 @@ def _mirror(settings: Settings) -> Iterator[Finding]:
     if settings.mirror is None:
         yield Finding("mirror", Mark.OK, "none set: data and weights come from their origins")
         return
-    access = storage.Access(
-        settings.mirror,
+    yield storage.s3("mirror", _access(settings, settings.mirror))
+
+
+def _access(settings: Settings, location: str) -> storage.Access:
+    return storage.Access(
+        location,
         endpoint=settings.s3_endpoint_url,
         key_id=settings.s3_access_key_id,
         secret=settings.s3_secret_access_key,
     )
-    yield storage.s3("mirror", access)
 
 
 def _space(data_root: Path, read_dvc: Callable[[], DvcProject]) -> Iterable[Finding]:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -67,7 +66,7 @@ def member() -> Member | None:
 def end_with_parent() -> None:
     """End this process at once when the one that started it as a member has, however it did."""
     if _MEETING in os.environ:
-        threading.Thread(target=_wait_for_parent, daemon=True).start()
+        preemption.at_end_of_input(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def together(command: Sequence[str], processes: int) -> int:
@@ -168,9 +167,3 @@ def _end_of(one: subprocess.Popen[bytes]) -> str:
 def _output(folder: Path, number: int) -> Path:
     """Return the file of what a member but the first says."""
     return folder / f"output-{number}"
-
-
-def _wait_for_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGKILL)

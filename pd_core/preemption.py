@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,23 @@ def postponed(on_told: Callable[[], None] | None = None) -> Iterator[Callable[[]
         yield told.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def at_end_of_input(act: Callable[[], None]) -> None:
+    """Act, in a thread, when this process's input ends: its other end closes with its holder.
+
+    So a process learns that the one which started it is no more, even if that was killed.
+
+    Args:
+        act: what to do then.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:

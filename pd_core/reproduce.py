@@ -8,7 +8,11 @@ our files are.
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,10 +22,44 @@ import psutil
 
 from pd_core import preemption
 from pd_core.atomic import sweep, write_bytes
-from pd_core.errors import Interrupted
+from pd_core.errors import Interrupted, missing
+
+END_WITH_PARENT = "PROMPTKD_END_WITH_PARENT"
+"""Variable by which a process that may be killed asks for what `end_with_parent` does."""
+
+_PATIENCE = 60.0  # seconds for a stage to save its checkpoint
+_PAUSE = 0.05  # seconds between two looks
 
 # Under such a name DVC brings a file from its cache.
 _DVCS_TEMPORARY = re.compile(r"\.[0-9A-Za-z]{22}\.tmp")
+
+
+def end_with_parent() -> None:
+    """End as at SIGTERM when the process that started this one has, however it did, if it asked so.
+
+    It asks by the variable `PROMPTKD_END_WITH_PARENT`, which stages do not get, and holds the other
+    end of this process's input. What has not ended after a minute, this process or one below it, is
+    killed.
+    """
+    if os.environ.pop(END_WITH_PARENT, ""):
+        preemption.at_end_of_input(_end)
+
+
+def root() -> Path:
+    """Find the folder of the DVC project that this one is in.
+
+    Raises:
+        MissingFile: it is in none.
+    """
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        return Path(Repo.find_root())
+    except NotDvcRepoError:
+        raise missing(
+            "DVC project", Path.cwd(), "go to the folder of a project's dvc.yaml"
+        ) from None
 
 
 def run(arguments: Sequence[str], data: Path) -> int:
@@ -36,25 +74,27 @@ def run(arguments: Sequence[str], data: Path) -> int:
 
     Raises:
         Interrupted: SIGTERM came; it was passed on to the stage, which has ended.
+        MissingFile: this folder is in no DVC project.
     """
     from dvc.cli import main
     from dvc.fs import LocalFileSystem
-    from dvc.repo import Repo
 
     plain = LocalFileSystem.open
 
     def opened(self: Any, path: str, mode: str = "r", **options: Any) -> Any:
         return _whole(Path(path)) if mode in ("w", "w+") else plain(self, path, mode, **options)
 
+    below: list[psutil.Process] = []
+    state = root() / ".dvc" / "tmp"
     LocalFileSystem.open = opened
     try:
-        root = Path(Repo.find_root())
-        for file in (Path("dvc.lock"), root / ".dvc" / "tmp" / "rwlock"):
+        for file in (Path("dvc.lock"), state / "rwlock"):
             if file.parent.is_dir():
                 sweep(file)
-        _clear(data, root / ".dvc" / "tmp" / "lock")
-        with preemption.postponed(_pass_on) as told:
+        _clear(data, state / "lock")
+        with preemption.postponed(lambda: _pass_on(below)) as told:
             status = int(main(["--wait-for-lock", "repro", *arguments]))
+            _wait(below)
     finally:
         LocalFileSystem.open = plain
     if status and told():
@@ -62,11 +102,40 @@ def run(arguments: Sequence[str], data: Path) -> int:
     return status
 
 
-def _pass_on() -> None:
-    """Tell the stage that is running: a scheduler may tell its parent only."""
-    for child in psutil.Process().children(recursive=True):
+def _pass_on(below: list[psutil.Process]) -> None:
+    """Tell the stage that is running: a scheduler may tell its parent only.
+
+    Args:
+        below: gets all that were told.
+    """
+    below += psutil.Process().children(recursive=True)
+    for process in below:
         with suppress(psutil.NoSuchProcess):
-            child.terminate()
+            process.terminate()
+
+
+def _wait(below: Sequence[psutil.Process]) -> None:
+    """Wait until a stage has ended, not only the shell that started it, for which DVC waits."""
+    deadline = time.monotonic() + _PATIENCE
+    while any(_works(process) for process in below) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+
+
+def _works(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _end() -> None:
+    """Let the main thread receive SIGTERM; kill what has not ended in time, this process last."""
+    this = psutil.Process()
+    below = this.children(recursive=True)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    time.sleep(_PATIENCE)
+    for process in (*below, *this.children(recursive=True), this):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Versions of `promptkd-tiny` for tests: light models in a registry, and a project behind them."""
 
 import shutil
-import subprocess
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from git_repository import commit as commit
+from git_repository import git as git
 from promoting import NAME
 
 from pd_core import provenance, tracking
@@ -122,17 +123,6 @@ def tags(folder: Path) -> dict[str, str]:
         **provenance.hash_tags("out", paths, folder),
         **provenance.commit_tags(folder),
     }
-
-
-def commit(folder: Path) -> None:
-    """Commit all that is in a project."""
-    git(folder, "add", "--all")
-    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
-    git(folder, *identity, "commit", "--quiet", "--allow-empty", "--message", "state")
-
-
-def git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
 
 
 def champion(store: str) -> int | None:

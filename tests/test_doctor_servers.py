@@ -1,6 +1,5 @@
 """The doctor asks servers, remotes and buckets; none of them can make it hang."""
 
-import json
 import shutil
 import socket
 import threading
@@ -11,20 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-import requests
-from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
+from s3_server import BUCKET, client, endpoint, rights_checked, user_with
 from test_doctor import NOWHERE, dvc, only, place
 
 from pd_core import tracking
 from pd_core.doctor import Mark, examine, services, storage
 from pd_core.errors import PdError
 
-__all__ = ["place"]  # a fixture that every test uses
-
-BUCKET = "promptkd-doctor-test"
+__all__ = ["endpoint", "place"]  # fixtures
 
 
 @contextmanager
@@ -147,51 +142,6 @@ def test_prefect_need_not_be_set_and_is_asked_where_it_is() -> None:
 # DVC and S3
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    client("s3", address).create_bucket(Bucket=BUCKET)
-    yield address
-    server.stop()
-
-
-def client(service: str, endpoint: str) -> Any:
-    return boto3.client(
-        service,
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="id",
-        aws_secret_access_key="secret",
-    )
-
-
-def user_with(endpoint: str, *actions: str) -> storage.Access:
-    """Make a user who may do some things only."""
-    iam, name = client("iam", endpoint), f"user-{abs(hash(actions))}"
-    iam.create_user(UserName=name)
-    key = iam.create_access_key(UserName=name)["AccessKey"]
-    allowed = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
-    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=policy)
-    return storage.Access(
-        f"s3://{BUCKET}/some/prefix",
-        endpoint,
-        SecretStr(key["AccessKeyId"]),
-        SecretStr(key["SecretAccessKey"]),
-    )
-
-
-@contextmanager
-def rights_checked(endpoint: str) -> Iterator[None]:
-    """Let the server look at rights from the next request on."""
-    requests.post(f"{endpoint}/moto-api/reset-auth", data=b"0", timeout=5)
-    yield
-    requests.post(f"{endpoint}/moto-api/reset-auth", data=b"Infinity", timeout=5)
-
-
 @pytest.mark.parametrize(
     ("actions", "mark", "missing"),
     [
@@ -257,6 +207,29 @@ def test_results_without_a_remote_are_a_warning(place: Path) -> None:
 
     assert project.found == f"project '{place}', cache '{place / '.dvc' / 'cache'}'"
     assert remote.mark is Mark.WARNING
+
+
+def test_the_remote_of_the_settings_is_reached_by_their_credentials(
+    place: Path, endpoint: str
+) -> None:
+    dvc(
+        place,
+        secrets="""
+        ['remote "shared"']
+        url = s3://of-an-earlier-time
+    """,
+    )
+    project = storage.read_dvc(place)
+    access = user_with(endpoint, "s3:ListBucket", "s3:PutObject", "s3:GetObject", "s3:DeleteObject")
+
+    with rights_checked(endpoint):
+        _, good = storage.dvc(project, access)
+        _, bad = storage.dvc(project, storage.Access(access.location, endpoint, SecretStr("id")))
+    _, folder = storage.dvc(project, storage.Access(str(place / "copies")))
+
+    assert (good.subject, good.mark) == ("DVC remote shared", Mark.OK)
+    assert (bad.mark, "PD_S3_ACCESS_KEY_ID" in bad.remedy) == (Mark.WRONG, True)
+    assert (folder.mark, folder.found.startswith(f"'{place / 'copies'}'")) == (Mark.OK, True)
 
 
 def test_remotes_of_dvc_are_reached_and_their_secrets_not_shown(place: Path, endpoint: str) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import alive, wait_until
 
 from pd_core import cli, launch
 from pd_core.errors import BadParams, FailedRun
@@ -111,14 +112,4 @@ def test_members_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     process.communicate()
 
     members = [int(path.name) for path in tmp_path.iterdir()]
-    deadline = time.monotonic() + 20
-    while any(alive(member) for member in members):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+    wait_until(lambda: not any(alive(member) for member in members))

@@ -14,7 +14,7 @@ import registered
 import tiny
 from promoting import NAME
 from registered import LEVELS, champion, good, own_project, project, publish, store, stored, worse
-from test_tracking_processes import wait_until
+from waiting import wait_until
 
 from pd_core.errors import MissingFile, PdError
 from pd_core.registry import gate, promotion

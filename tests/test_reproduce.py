@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from waiting import alive, wait_until
 from zc.lockfile import LockFile
 
 PIPELINE = """
@@ -35,6 +36,41 @@ Path.replace = killing
 sys.argv = ["promptkd", "repro"]
 cli.main()
 """
+# A stage: notes its process, that it was told to end, and whether it sees the variable.
+STAGE = """
+import os, signal, sys, time
+from pathlib import Path
+
+
+def note(text):
+    with open("diary", "a") as file:
+        file.write(text + "\\n")
+
+
+def told(*_):
+    note("told")
+    if "stubborn" not in sys.argv:
+        note("saved")
+        sys.exit(75)
+
+
+signal.signal(signal.SIGTERM, told)
+note(os.environ.get("PROMPTKD_END_WITH_PARENT", "not passed on"))
+Path("process").write_text(str(os.getpid()))
+while True:
+    time.sleep(0.05)
+"""
+
+# Starts `promptkd repro` as an agent does, and waits to be killed.
+PARENT = """
+import os, subprocess, sys
+environment = {**os.environ, "PROMPTKD_END_WITH_PARENT": "1"}
+child = subprocess.Popen([sys.executable, *sys.argv[1:]], env=environment, stdin=subprocess.PIPE)
+print(child.pid, flush=True)
+child.wait()
+"""
+PATIENT = "from pd_core import cli, reproduce; reproduce._PATIENCE = 1.0; import sys; "
+PATIENT += "sys.argv = ['promptkd', 'repro']; cli.main()"
 LEFT = f".{'A1b2C3d4E5' * 2}zz.tmp"
 
 
@@ -102,3 +138,56 @@ def test_temporary_files_of_dvc_go_unless_one_is_at_work(project: Path, busy: bo
         lock.close()
     assert left.exists() is busy
     assert mine.exists()
+
+
+def killed_parent(project: Path, command: str, *arguments: str) -> list[int]:
+    """Let a process start `promptkd repro`, kill it when the stage is at work.
+
+    Returns:
+        The processes of `promptkd repro` and of the stage.
+    """
+    (project / "stage.py").write_text(STAGE)
+    stage = {"cmd": command, "deps": ["stage.py"], "outs": ["data/never"]}
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"endless": stage}}))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments],
+        cwd=project,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        wait_until((project / "process").exists)
+        parent.kill()
+    return [child, int((project / "process").read_text())]
+
+
+@pytest.mark.parametrize("shell", ["", " && true"], ids=["alone", "below a shell"])
+def test_it_ends_with_the_process_that_started_it_and_the_stage_saves_first(
+    project: Path, shell: str
+) -> None:
+    command = f"{sys.executable} stage.py{shell}"
+    processes = killed_parent(project, command, "-m", "pd_core.cli", "repro")
+    wait_until(lambda: not any(alive(process) for process in processes))
+    assert (project / "diary").read_text() == "not passed on\ntold\nsaved\n"
+
+
+def test_what_does_not_end_when_told_so_is_killed(project: Path) -> None:
+    command = f"{sys.executable} stage.py stubborn"
+    processes = killed_parent(project, command, "-c", PATIENT)
+    wait_until(lambda: not any(alive(process) for process in processes))
+    assert (project / "diary").read_text() == "not passed on\ntold\n"
+
+
+def test_without_the_variable_it_does_not_mind_that_its_input_ends(project: Path) -> None:
+    assert "PROMPTKD_END_WITH_PARENT" not in os.environ
+    assert python(project, "-m", "pd_core.cli", "repro").returncode == 0
+
+
+def test_outside_a_project_it_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = python(tmp_path, "-m", "pd_core.cli", "repro")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

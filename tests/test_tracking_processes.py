@@ -7,10 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import boto3
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
+from waiting import wait_until
 
 from pd_core import tracking
 from pd_core.provenance import content_hash
@@ -80,13 +80,6 @@ def steps(store: str, run: Any, metric: str) -> list[int]:
     """Return the steps at which a run has a metric."""
     history = tracking.client(store).get_metric_history(run.info.run_id, metric)
     return [point.step for point in history]
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 40) -> None:
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit, "it never came true"
-        time.sleep(0.1)
 
 
 def assert_nested(store: str, datasets: tuple[str, ...]) -> None:

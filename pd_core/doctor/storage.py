@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from pd_core import dvc_remote
 from pd_core.doctor import Finding, Mark
 from pd_core.doctor.machine import existing
 from pd_core.errors import PdError
@@ -30,7 +31,7 @@ class Access:
     """How a bucket is reached; boto3 looks for what is None.
 
     Attributes:
-        location: `s3://bucket/prefix`.
+        location: `s3://bucket/prefix`; of a DVC remote also a folder, or another kind of address.
         endpoint: The server; None for Amazon's.
         key_id: Credential.
         secret: Credential.
@@ -83,16 +84,27 @@ def read_dvc(folder: Path) -> DvcProject:
     return DvcProject(root, {key: SecretStr(value) for key, _, value in pairs})
 
 
-def dvc(project: DvcProject) -> Iterator[Finding]:
-    """Reach a DVC project's remotes."""
+def dvc(project: DvcProject, shared: Access | None = None) -> Iterator[Finding]:
+    """Reach a DVC project's remotes.
+
+    Args:
+        project: The project.
+        shared: The remote of the settings, if they name one: it is the default, whatever the
+            project's own settings say.
+    """
     yield Finding("DVC", Mark.OK, f"project '{project.root}', cache '{project.cache}'")
     names = [
         key.removeprefix("remote.").removesuffix(".url")
         for key in project.config
         if key.startswith("remote.") and key.endswith(".url")
     ]
-    if not names:
-        remedy = "`dvc remote add --default <name> <address>` gives `dvc push` a place for copies"
+    if shared is not None:
+        names = [name for name in names if name != dvc_remote.NAME]
+        yield _reach(
+            f"DVC remote {dvc_remote.NAME}", shared, project.root, _KEYS, "correct PD_DVC_REMOTE"
+        )
+    elif not names:
+        remedy = "PD_DVC_REMOTE gives `promptkd push` a place for copies"
         yield Finding("DVC remote", Mark.WARNING, "none: results are on this disk only", remedy)
     elif project.get("core.remote") is None:
         remedy = f"run `dvc remote default {names[0]}`"
@@ -217,25 +229,39 @@ def _remote(name: str, project: DvcProject) -> Finding:
         key: project.config.get(f"remote.{name}.{key}")
         for key in ("access_key_id", "secret_access_key", "session_token")
     }
-    url = project.get(f"remote.{name}.url") or ""
+    access = Access(
+        project.get(f"remote.{name}.url") or "",
+        endpoint=project.get(f"remote.{name}.endpointurl"),
+        key_id=options["access_key_id"],
+        secret=options["secret_access_key"],
+        token=options["session_token"],
+        region=project.get(f"remote.{name}.region"),
+        profile=project.get(f"remote.{name}.profile"),
+    )
+    remedy = f"run `dvc remote modify {name} url <folder>`"
+    return _reach(subject, access, project.root, _DVC_KEYS, remedy)
+
+
+def _reach(subject: str, access: Access, root: Path, keys: str, remedy: str) -> Finding:
+    """See whether a remote can be used.
+
+    Args:
+        subject: The remote's name.
+        access: How it is reached; its location is of any kind that DVC has.
+        root: Of the project; a folder may be given from there on.
+        keys: Where the user's credentials are set, for the remedy.
+        remedy: How to name another folder.
+    """
+    url = access.location
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme == "s3":
-        access = Access(
-            url,
-            endpoint=project.get(f"remote.{name}.endpointurl"),
-            key_id=options["access_key_id"],
-            secret=options["secret_access_key"],
-            token=options["session_token"],
-            region=project.get(f"remote.{name}.region"),
-            profile=project.get(f"remote.{name}.profile"),
-        )
-        return s3(subject, access, _DVC_KEYS)
+        return s3(subject, access, keys)
     if scheme:
         return Finding(subject, Mark.OK, f"'{url}', not asked: only folders and S3 are")
-    path = project.root / url
+    path = root / url
     place = existing(path)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        remedy = f"mount it, make it writable, or run `dvc remote modify {name} url <folder>`"
+        remedy = f"mount it, make it writable, or {remedy}"
         return Finding(subject, Mark.WRONG, f"'{path}' cannot be written", remedy)
     made = "" if path.exists() else ", which the first `dvc push` will make"
     return Finding(subject, Mark.OK, f"'{path}'{made}")

@@ -1,0 +1,15 @@
+"""Repositories of git for tests."""
+
+import subprocess
+from pathlib import Path
+
+
+def commit(folder: Path) -> None:
+    """Commit all that is in a project."""
+    git(folder, "add", "--all")
+    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
+    git(folder, *identity, "commit", "--quiet", "--allow-empty", "--message", "state")
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
