@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pd_core.masking import masked, variables
+from pd_core.reproduce import END_WITH_PARENT
 
 # The very programs of this environment, whether or not it is activated.
 PROMPTKD = (sys.executable, "-m", "pd_core.cli")
@@ -23,7 +24,6 @@ _WINDOW = 10.0  # seconds
 _MOST_LINES = 60  # in a window; every line is a row of the server's database
 _GRACE = 90.0  # seconds to save a checkpoint in; after them it is killed
 _REASON = re.compile(r"(?:error|stopped|ERROR): (.+)")
-_ASKED = "PROMPTKD_END_WITH_PARENT"  # pd_core.reproduce
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**environment(), **(extra or {}), _ASKED: "1"},
+        env={**environment(), **(extra or {}), END_WITH_PARENT: "1"},
         stdin=subprocess.PIPE,  # its end is the end of this process
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
