@@ -162,10 +162,12 @@ def _publish(profile_dir: Path, table: list[dict[str, Any]]) -> None:
         description="What became of each stage, and where.",
     )
     publish_page(profile_dir)
-    if any(row["stage"] == pipeline.REPORT and row["state"] != "failed" for row in table):
+    report = profile_dir / "reports" / profile / "summary.md"
+    made = [row for row in table if row["stage"] == pipeline.REPORT and row["state"] != "failed"]
+    if made and report.is_file():
         create_markdown_artifact(
             key=tables.key_of("report", profile),
-            markdown=(profile_dir / "reports" / profile / "summary.md").read_text("utf-8"),
+            markdown=report.read_text("utf-8"),
             description=f"The report of {profile}.",
         )
 

@@ -61,7 +61,7 @@ def run(
         extra: variables for its environment, besides those of this process.
     """
     lines: list[str] = []
-    say = _at_a_sane_rate(say)
+    sane = _Sane(say)
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -77,8 +77,9 @@ def run(
         for line in process.stdout or ():
             if text := masked(line.rstrip()):
                 lines.append(text)
-                say(text)
+                sane.line(text)
         process.wait()
+        sane.close()
     finally:
         _end(process)
     return Ended(process.returncode, tuple(lines))
@@ -91,22 +92,26 @@ def environment() -> dict[str, str]:
     return {**known, "PATH": os.pathsep.join([programs, known.get("PATH", "")])}
 
 
-def _at_a_sane_rate(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Let a few lines a second through, and say how many were left out."""
-    start, count = time.monotonic(), 0
+class _Sane:
+    """Lets a few lines a second through, and says how many were left out."""
 
-    def limited(line: str) -> None:
-        nonlocal start, count
-        now = time.monotonic()
-        if now - start > _WINDOW:
-            if count > _MOST_LINES:
-                say(f"({count - _MOST_LINES} lines were left out)")
-            start, count = now, 0
-        count += 1
-        if count <= _MOST_LINES:
-            say(line)
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._start, self._count = time.monotonic(), 0
 
-    return limited
+    def line(self, text: str) -> None:
+        """Say a line, unless there were too many just now."""
+        if time.monotonic() - self._start > _WINDOW:
+            self.close()
+            self._start, self._count = time.monotonic(), 0
+        self._count += 1
+        if self._count <= _MOST_LINES:
+            self._say(text)
+
+    def close(self) -> None:
+        """Say what has been left out."""
+        if self._count > _MOST_LINES:
+            self._say(f"({self._count - _MOST_LINES} lines were left out)")
 
 
 def _end(process: subprocess.Popen[str]) -> None:
