@@ -1,4 +1,4 @@
-"""What the flows' commands share: is the Prefect server there, and how an error is said."""
+"""Which servers answer, and how the flows' commands say an error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import urllib.request
 from http.client import HTTPException
 
 from pd_core.errors import BadParams, PdError
-from pd_core.masking import has_login, masked
+from pd_core.masking import has_login, masked, without_login
+from pd_core.settings import load_settings
 
 _SERVER_SECONDS = 5.0
 
@@ -37,10 +38,17 @@ def check_server(address: str | None) -> None:
     except (OSError, ValueError, HTTPException) as error:
         reason = str(getattr(error, "reason", error))
     raise PdError(
-        f"no Prefect server answers at '{address}' ({reason}); start it with `prefect server "
-        f"start`, correct PD_PREFECT_API_URL (or PREFECT_API_URL), or unset it to run without a "
-        "server"
+        f"no Prefect server answers at '{address}' ({reason}); start it with `python -m "
+        f"flows.server`, correct PD_PREFECT_API_URL (or PREFECT_API_URL), or unset it to run "
+        "without a server"
     )
+
+
+def silent() -> list[str]:
+    """Return which of the servers that stages need do not answer: MLflow's, S3."""
+    settings = load_settings()
+    used = (settings.mlflow_tracking_uri, settings.s3_endpoint_url)
+    return [masked(one) for one in used if one and one.startswith("http") and not _answers(one)]
 
 
 def refuse(message: str) -> int:
@@ -51,3 +59,13 @@ def refuse(message: str) -> int:
     """
     sys.stderr.write(f"error: {masked(message)}\n")
     return 2
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(without_login(address), timeout=_SERVER_SECONDS):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code not in (502, 503, 504)  # of a proxy before a server that is not there
+    except (OSError, ValueError, HTTPException):
+        return False

@@ -1,138 +1,76 @@
 """The whole benchmark as a Prefect flow: `python -m flows.benchmark [DATA SET ...]`.
 
-Every stage is a task that calls `promptkd repro -s` for it, so the flow gives the bytes that
-`dvc repro` gives, and a stage that is up to date is skipped. No server is needed; if one is set
-(`PD_PREFECT_API_URL`), the run is recorded there.
+With agents (`flows.agent`) the data sets run on their GPUs, as many at a time as there are agents,
+and their results are brought here; without, one after the other in this process. No server is
+needed; if one is set (`PD_PREFECT_API_URL`), the run is recorded there.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from prefect import State, flow, get_run_logger, task
+from prefect import State, flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
+from flows import dispatch, pipeline, slots, stages, tables
 from flows.addresses import check_server, refuse
-from pd_core.errors import MissingFile, PdError, unknown
-from pd_core.masking import masked, masked_tracebacks
+from flows.datasets import DataSet
+from flows.dispatch import Outcome
+from flows.distill import distill_dataset, publish_page
+from flows.recovery import noted
+from pd_core import provenance
+from pd_core.errors import BadParams, PdError
+from pd_core.masking import masked_tracebacks
+from pd_core.params import PARAMS, load_params
+from pd_core.settings import load_settings
 
-Graph = Mapping[str, frozenset[str]]  # stage -> the stages that it needs
-
-_GROUP = "evaluate@"  # the last stage of a data set; the name is what follows
-_LAST = "report"
-_NODE = re.compile(r'^\s*"([^":]+)";$')
-_EDGE = re.compile(r'^\s*"([^":]+)" -> "([^":]+)";$')
+_FALLBACK = ("-c", "user.name=promptkd", "-c", "user.email=promptkd@localhost")
 
 
 @flow(name="benchmark")
-def benchmark(datasets: list[str] | None = None, profile_dir: Path = Path()) -> State[Any]:
+def benchmark(
+    datasets: list[DataSet] | None = None, profile_dir: Path = Path(), report: bool | None = None
+) -> State[Any]:
     """Run all stages of some data sets, then the report over all of them.
 
     Args:
-        datasets: which; all by default. With a choice there is no report, which is over all.
-        profile_dir: folder of the profile's `dvc.yaml`.
+        datasets: which; all by default.
+        profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository.
+        report: whether to make the report; by default if no data sets are chosen.
 
     Returns:
-        Completed; or failed at the first stage that failed, those after it did not run.
-
-    Raises:
-        UnknownName: there is no such data set.
-        MissingFile: the folder has no `dvc.yaml`.
-        PdError: DVC refuses the pipeline.
+        Completed; or failed if a data set failed, then the others have run all the same, and there
+        is no report.
     """
-    stages = plan(read_graph(profile_dir), datasets or ())
-    for stage in stages:
-        named = reproduce.with_options(task_run_name=stage)
-        state: State[Any] = named(stage, profile_dir, return_state=True)
-        if not state.is_completed():
-            return Failed(message=state.message)
-    return Completed(message=f"{len(stages)} stages are up to date")
-
-
-@task(name="stage")
-def reproduce(stage: str, profile_dir: Path) -> State[Any]:
-    """Bring one stage up to date; its output appears in the log as it comes.
-
-    Returns:
-        Completed or failed. (An exception would fill the log with Prefect's own frames.)
-    """
-    log = get_run_logger()
-    command = [*_PROMPTKD, "repro", "--single-item", stage]
-    with subprocess.Popen(
-        command,
-        cwd=profile_dir,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        for line in process.stdout or ():
-            if line.strip():
-                log.info("%s", masked(line.rstrip()))
-    if process.returncode == 0:
-        return Completed(message=f"'{stage}' is up to date")
-    return Failed(
-        message=f"stage '{stage}' failed with status {process.returncode}; the log says why, "
-        f"`dvc repro {stage}` runs it again"
-    )
-
-
-def read_graph(profile_dir: Path) -> Graph:
-    """Ask DVC which stages the profile has and which of them each needs.
-
-    Raises:
-        MissingFile: the folder has no `dvc.yaml`.
-        PdError: DVC refuses the pipeline.
-    """
-    if not (profile_dir / "dvc.yaml").is_file():
-        raise MissingFile(f"no 'dvc.yaml' in '{profile_dir}'; give a profile's folder")
-    done = subprocess.run(
-        [*_DVC, "dag", "--dot", "dvc.yaml"],
-        cwd=profile_dir,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        reason = masked(done.stderr or done.stdout)
-        raise PdError(f"DVC refuses '{profile_dir / 'dvc.yaml'}': {reason}")
-    return _parse(done.stdout)
-
-
-def plan(graph: Graph, datasets: Iterable[str] = ()) -> list[str]:
-    """Order the stages: one data set after the other, each stage after those it needs.
-
-    Args:
-        graph: what `read_graph` returned.
-        datasets: which; all by default, and then the report too.
-
-    Returns:
-        The stages' names.
-
-    Raises:
-        UnknownName: there is no such data set.
-    """
-    known = [stage.removeprefix(_GROUP) for stage in graph if stage.startswith(_GROUP)]
-    chosen = list(datasets)
-    for name in chosen:
-        if name not in known:
-            raise unknown("data set", name, known)
-    targets = [f"{_GROUP}{name}" for name in chosen] or [*_after_the_groups(graph)]
-    ordered: dict[str, None] = {}  # a set that keeps its order
-    for target in targets:
-        _visit(target, graph, ordered)
-    return list(ordered)
+    report = not datasets if report is None else report
+    try:
+        graph = pipeline.read_graph(profile_dir)
+        names = pipeline.choose(graph, datasets or ())
+        shared = load_settings().dvc_remote is not None
+        by_agents = bool(PREFECT_API_URL.value()) and (slots.by_agent() or _is_served())
+        commit = _commit() if by_agents and shared else None
+    except PdError as error:
+        return Failed(message=str(error))
+    with noted() if slots.by_agent() else nullcontext():
+        done = (_by_agents if by_agents else _here)(names, profile_dir, commit)
+        reasons = [f"{one.dataset}: {one.reason}" for one in done if one.reason]
+        rows: list[tables.Row] = []
+        if not reasons:
+            reasons = _gather(graph, names, profile_dir, rows, with_report=report)
+        _publish(profile_dir, [*tables.stages_of(one.run for one in done), *tables.as_table(rows)])
+        if reasons:
+            return Failed(message="; ".join(reasons))
+        if commit is not None:
+            _commit_lock(profile_dir)
+    return Completed(message=f"{len(names)} data sets are up to date")
 
 
 @masked_tracebacks()
@@ -148,43 +86,127 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         check_server(PREFECT_API_URL.value())
-        plan(read_graph(given.profile_dir), given.datasets)  # bad input, before Prefect starts
-        state = benchmark(given.datasets, given.profile_dir, return_state=True)
+        # Bad input, before Prefect starts.
+        pipeline.choose(pipeline.read_graph(given.profile_dir), given.datasets)
+        load_settings()
+        state = benchmark(given.datasets or None, given.profile_dir, return_state=True)
     except PdError as error:
         return refuse(str(error))
     return 0 if state.is_completed() else refuse(str(state.message))
 
 
-# The very DVC of this environment, whether or not the environment is activated.
-_DVC = (sys.executable, "-m", "dvc")
-_PROMPTKD = (sys.executable, "-m", "pd_core.cli")
+def _is_served() -> bool:
+    """Whether agents can be asked; if so, they are."""
+    if not dispatch.has_pool():
+        return False
+    found = dispatch.agents()
+    if not found:
+        get_run_logger().warning("no agent has a GPU to offer; the stages run here")
+    return bool(found)
 
 
-def _environment() -> dict[str, str]:
-    programs = str(Path(sys.executable).parent)  # stages call `promptkd`
-    return {**os.environ, "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")])}
+def _here(names: Sequence[str], profile_dir: Path, _commit: str | None) -> list[Outcome]:
+    """Run the data sets in this process."""
+    states: dict[str, State[Any]] = {
+        name: distill_dataset.with_options(flow_run_name=name)(name, profile_dir, return_state=True)
+        for name in names
+    }
+    return [
+        Outcome(
+            name,
+            state.state_details.flow_run_id,
+            "" if state.is_completed() else str(state.message),
+        )
+        for name, state in states.items()
+    ]
 
 
-def _parse(dot: str) -> Graph:
-    needs: dict[str, set[str]] = {}
-    for line in dot.splitlines():
-        if node := _NODE.match(line):
-            needs.setdefault(node[1], set())
-        elif edge := _EDGE.match(line):
-            needs.setdefault(edge[2], set()).add(edge[1])
-    return {stage: frozenset(needed) for stage, needed in needs.items()}
+def _by_agents(names: Sequence[str], profile_dir: Path, commit: str | None) -> list[Outcome]:
+    """Have agents run the data sets."""
+    parameters = {"profile_dir": str(profile_dir), "commit": commit}
+    return dispatch.distill(names, parameters, get_run_logger().info)
 
 
-def _after_the_groups(graph: Graph) -> list[str]:
-    """Return all stages, those of a data set together and the report last."""
-    return sorted(graph, key=lambda stage: (stage == _LAST, not stage.startswith(_GROUP)))
+def _gather(
+    graph: pipeline.Graph,
+    names: Sequence[str],
+    profile_dir: Path,
+    rows: list[tables.Row],
+    *,
+    with_report: bool,
+) -> list[str]:
+    """Bring here what was computed elsewhere, and make the report; return why that failed."""
+    shared = load_settings().dvc_remote is not None
+    found: list[tables.Row] = []
+    wanted = {"gather": [stage for name in names for stage in pipeline.plan(graph, name)]}
+    if with_report:
+        wanted["report"] = [stage for stage in graph if "@" not in stage]
+    for title, group in wanted.items():
+        if not group:  # a profile without a report
+            continue
+        state: State[Any] = stages.reproduce.with_options(task_run_name=title)(
+            group, profile_dir, shared=shared, on_row=found.append, return_state=True
+        )
+        if not state.is_completed():
+            return [str(state.message)]
+    rows += [row for row in found if "@" not in row.stage or row.state == pipeline.How.COMPUTED]
+    return []
 
 
-def _visit(stage: str, graph: Graph, ordered: dict[str, None]) -> None:
-    for needed in sorted(graph[stage]):
-        if needed not in ordered:
-            _visit(needed, graph, ordered)
-    ordered[stage] = None
+def _publish(profile_dir: Path, table: list[dict[str, Any]]) -> None:
+    """Keep what there is to look at as artifacts."""
+    profile = load_params(profile_dir / PARAMS).profile.name
+    create_table_artifact(
+        table=table,
+        key=tables.key_of("stages", profile),
+        description="What became of each stage, and where.",
+    )
+    publish_page(profile_dir)
+    if any(row["stage"] == pipeline.REPORT and row["state"] != "failed" for row in table):
+        create_markdown_artifact(
+            key=tables.key_of("report", profile),
+            markdown=(profile_dir / "reports" / profile / "summary.md").read_text("utf-8"),
+            description=f"The report of {profile}.",
+        )
+
+
+def _commit() -> str:
+    """Return the commit that agents are to work at.
+
+    Raises:
+        BadParams: there is none, or files differ from it.
+    """
+    tags = provenance.commit_tags(Path())
+    if tags.get("git_dirty") != "false":
+        raise BadParams(
+            "agents work at a commit, and tracked files here differ from it; `git status` shows "
+            "them, commit them and push them to the agents' clones"
+        )
+    return tags["git_commit"]
+
+
+def _commit_lock(profile_dir: Path) -> None:
+    """Commit `dvc.lock` and the report, if they have changed: once, for all agents."""
+    paths = ["dvc.lock", "reports"]
+    git = ["git", "-C", str(profile_dir)]
+    subprocess.run([*git, "add", "--update", "--", *paths], check=True, capture_output=True)
+    changed = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *paths], check=False)
+    if changed.returncode == 0:
+        return
+    named = subprocess.run([*git, "config", "user.email"], capture_output=True, check=False)
+    who = () if named.returncode == 0 else _FALLBACK
+    message = "Results of the benchmark"
+    done = subprocess.run(
+        [*git, *who, "commit", "--quiet", "-m", message, "--", *paths],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    log = get_run_logger()
+    if done.returncode == 0:
+        log.info("dvc.lock is committed; `git push` sends it on")
+    else:
+        log.warning("dvc.lock could not be committed, commit it by hand: %s", done.stderr.strip())
 
 
 if __name__ == "__main__":

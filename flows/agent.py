@@ -1,0 +1,167 @@
+"""An agent: takes flow runs from the Prefect server and runs them in this clone.
+
+`python -m flows.agent --gpu 0` distils data sets on a GPU; `python -m flows.agent`, the
+coordinator, runs the flows that hand them out and all others. With `PD_DVC_REMOTE` each agent needs
+a clone of its own, at the commit that the coordinator is at; without it all share one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_WORKER_HEARTBEAT_SECONDS,
+    PREFECT_WORKER_QUERY_SECONDS,
+    temporary_settings,
+)
+from prefect.workers.process import ProcessWorker
+
+from flows import dispatch, recovery
+from flows.addresses import check_server, refuse
+from flows.slots import VARIABLE, Slot
+from pd_core.errors import BadParams, MissingFile, PdError
+from pd_core.masking import masked_tracebacks
+from pd_core.settings import load_settings
+
+CLONE = "PROMPTKD_CLONE"
+"""Tells a flow run where it belongs; Prefect starts it elsewhere."""
+
+# How Prefect works in the agent and in the runs that it starts.
+_SETTINGS: Mapping[Any, Any] = {
+    PREFECT_CLIENT_MAX_RETRIES: 10,  # a server that is started again is waited for
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30,  # seconds, the least; `flows.server` watches it
+    PREFECT_WORKER_HEARTBEAT_SECONDS: 10,
+    PREFECT_WORKER_QUERY_SECONDS: 2,
+}
+
+
+def use_clone() -> dict[str, str]:
+    """Go to the clone of the agent that runs this flow run; a pull step of `prefect.yaml`."""
+    os.chdir(os.environ[CLONE])
+    return {"directory": os.environ[CLONE]}
+
+
+@masked_tracebacks()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Work until told to end.
+
+    Returns:
+        The exit status: 0, or 2 after one line on stderr.
+    """
+    parser = argparse.ArgumentParser(prog="python -m flows.agent", description=__doc__)
+    parser.add_argument(
+        "--gpu", type=int, nargs="+", metavar="N", help="its GPUs; without, the coordinator"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        slot = Slot.of(given.gpu) if given.gpu else None
+        with _only_one(slot), temporary_settings(_SETTINGS):
+            _prepare(slot)
+            _work(slot)
+    except PdError as error:
+        return refuse(str(error))
+    return 0
+
+
+def _only_one(slot: Slot | None) -> FileLock:
+    """Return the lock of this agent, held.
+
+    Raises:
+        PdError: another agent has it.
+        MissingFile: this is no clone.
+    """
+    folder = Path(".dvc", "tmp")
+    if not folder.parent.is_dir():
+        raise MissingFile("no '.dvc' in this folder; start agents in a clone of the repository")
+    folder.mkdir(exist_ok=True)
+    shared = load_settings().dvc_remote is not None
+    name = "agent" if shared else f"agent-{_name(slot)}"
+    lock = FileLock(folder / f"promptkd-{name}.lock", blocking=False)
+    try:
+        return lock.acquire().lock
+    except Timeout:
+        remedy = (
+            "with PD_DVC_REMOTE each needs a clone of its own: `git clone . <folder>`, start it "
+            "there"
+            if shared
+            else "end it first"
+        )
+        raise PdError(f"another agent is at work in this clone; {remedy}") from None
+
+
+def _prepare(slot: Slot | None) -> None:
+    """Put everything in place that runs need, here and on the server.
+
+    Raises:
+        PdError: the server is not there, or is not one that `flows.server` has set up.
+    """
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise BadParams(
+            "no Prefect server is set; set PD_PREFECT_API_URL, as http://127.0.0.1:4200/api"
+        )
+    check_server(address)
+    if not dispatch.has_pool():
+        raise PdError(
+            f"the Prefect server at '{address}' has no work pool '{dispatch.POOL}'; start it with "
+            "`python -m flows.server`"
+        )
+    os.environ.update({CLONE: str(Path.cwd()), VARIABLE: slot.visible if slot else ""})
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    os.environ.update({setting.name: str(value) for setting, value in _SETTINGS.items()})
+    with get_client(sync_client=True) as client:
+        if slot is not None:
+            for limit in slot.limits:
+                client.upsert_global_concurrency_limit_by_name(limit, 1)
+            with suppress(ObjectAlreadyExists):
+                client.create_work_queue(
+                    slot.name, concurrency_limit=1, work_pool_name=dispatch.POOL
+                )
+        recovery.recover(client, _say)
+
+
+def _work(slot: Slot | None) -> None:
+    queues = [dispatch.COORDINATOR_QUEUE] if slot is None else [slot.name, dispatch.GPU_QUEUE]
+    worker = ProcessWorker(
+        work_pool_name=dispatch.POOL,
+        work_queues=queues,
+        name=_name(slot),
+        limit=None if slot is None else 1,
+        create_pool_if_not_found=False,
+    )
+    _say(f"{_name(slot)} takes runs from {' and '.join(queues)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends its runs before itself
+    with suppress(KeyboardInterrupt):
+        asyncio.run(worker.start())
+    _say(f"{_name(slot)} has ended")
+
+
+def _name(slot: Slot | None) -> str:
+    host = socket.gethostname().partition(".")[0].lower()
+    return slot.name if slot else f"{host}-coordinator"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The commands of a flow: what they say goes into its log as it comes, and they end with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pd_core.masking import masked, variables
+
+# The very programs of this environment, whether or not it is activated.
+PROMPTKD = (sys.executable, "-m", "pd_core.cli")
+DVC = (sys.executable, "-m", "dvc")
+
+_WINDOW = 10.0  # seconds
+_MOST_LINES = 60  # in a window; every line is a row of the server's database
+_GRACE = 90.0  # seconds to save a checkpoint in; after them it is killed
+_REASON = re.compile(r"(?:error|stopped|ERROR): (.+)")
+_ASKED = "PROMPTKD_END_WITH_PARENT"  # pd_core.reproduce
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended.
+
+    Attributes:
+        status: its exit status; below zero if a signal ended it.
+        output: what it said, without secrets.
+    """
+
+    status: int
+    output: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """The first error that it named, or its last line."""
+        named = [found[1] for line in self.output if (found := _REASON.match(line))]
+        return named[0] if named else next(iter(self.output[::-1]), "it said nothing")
+
+
+def run(
+    command: Sequence[str],
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    extra: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a command; whatever ends this block or this process ends the command as well.
+
+    Args:
+        command: what to run.
+        folder: where.
+        say: called with each line as it comes, without secrets; of a flood only the first lines.
+        extra: variables for its environment, besides those of this process.
+    """
+    lines: list[str] = []
+    say = _at_a_sane_rate(say)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment(), **(extra or {}), _ASKED: "1"},
+        stdin=subprocess.PIPE,  # its end is the end of this process
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        for line in process.stdout or ():
+            if text := masked(line.rstrip()):
+                lines.append(text)
+                say(text)
+        process.wait()
+    finally:
+        _end(process)
+    return Ended(process.returncode, tuple(lines))
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of this process and of `.env`; its own programs come first."""
+    programs = str(Path(sys.executable).parent)  # stages call `python3`
+    known = variables()
+    return {**known, "PATH": os.pathsep.join([programs, known.get("PATH", "")])}
+
+
+def _at_a_sane_rate(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Let a few lines a second through, and say how many were left out."""
+    start, count = time.monotonic(), 0
+
+    def limited(line: str) -> None:
+        nonlocal start, count
+        now = time.monotonic()
+        if now - start > _WINDOW:
+            if count > _MOST_LINES:
+                say(f"({count - _MOST_LINES} lines were left out)")
+            start, count = now, 0
+        count += 1
+        if count <= _MOST_LINES:
+            say(line)
+
+    return limited
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let a command that still runs save and end; kill whatever is left of it."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

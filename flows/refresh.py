@@ -1,0 +1,186 @@
+"""What has changed runs again, and nothing else: `python -m flows.refresh`, nightly by a schedule.
+
+DVC says which stages are not up to date, by parameters, code and fingerprints. Pictures that are
+no longer those of their fingerprint are refused: somebody has to look at them, and to commit a new
+fingerprint, before anything is computed from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+from prefect.artifacts import create_table_artifact
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Failed
+
+from flows import pipeline, slots, tables
+from flows.addresses import check_server, refuse
+from flows.benchmark import benchmark
+from flows.processes import DVC, environment
+from flows.recovery import noted
+from pd_core.data import fingerprint
+from pd_core.data.catalogue import Layout
+from pd_core.data.readers import sources
+from pd_core.errors import BadData, MissingFile, PdError
+from pd_core.masking import masked, masked_tracebacks
+from pd_core.params import DATA, PARAMS, Params, load_params
+from pd_core.prepare import spec_of
+from pd_core.settings import load_settings
+
+_MOST_REASONS = 5  # of a data set, in the table
+
+
+@flow(name="refresh")
+def refresh(profile_dir: Path = Path()) -> State[Any]:
+    """Run the stages that are not up to date, and the report if there were any.
+
+    Args:
+        profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository.
+
+    Returns:
+        Completed; or failed if a stage failed, or pictures are not those of their fingerprint. The
+        artifact says of each data set what has changed.
+    """
+    try:
+        changes, others = look(profile_dir)
+    except PdError as error:
+        return Failed(message=str(error))
+    rows = [{"data set": name, "changed": why} for name, why in {**changes, **others}.items()]
+    create_table_artifact(
+        table=rows,
+        key=tables.key_of("changes", load_params(profile_dir / PARAMS).profile.name),
+        description="What is not as it was when it was computed.",
+    )
+    wanted = [name for name in changes if name not in others]
+    failed = list(others.values())
+    if wanted:
+        with noted() if slots.by_agent() else nullcontext():
+            state: State[Any] = benchmark(wanted, profile_dir, report=True, return_state=True)
+        if not state.is_completed():
+            failed.append(str(state.message))
+    if failed:
+        return Failed(message="; ".join(failed))
+    return Completed(message=f"{len(wanted)} data sets had changed, all is up to date")
+
+
+def look(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Find out what is not as it was.
+
+    Returns:
+        Of each data set with a stage that is not up to date, why; and of each whose pictures are
+        here and are not those of its fingerprint, what is different.
+
+    Raises:
+        MissingFile: the folder has no `dvc.yaml`.
+        PdError: DVC refuses the pipeline.
+    """
+    names = pipeline.choose(pipeline.read_graph(profile_dir))
+    params = load_params(profile_dir / PARAMS)
+    changes = changed(_status(profile_dir), names)
+    others = {name: why for name in names if (why := _other_pictures(name, params, profile_dir))}
+    return changes, others
+
+
+def changed(status: Mapping[str, Any], datasets: Sequence[str]) -> dict[str, str]:
+    """Read from `dvc status` which data sets are not up to date.
+
+    Args:
+        status: its JSON.
+        datasets: all names.
+
+    Returns:
+        Data set -> what has changed, in words.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for stage, details in status.items():
+        dataset = stage.partition("@")[2]
+        if dataset in datasets:
+            found.setdefault(dataset, {}).update(dict.fromkeys(_reasons(details)))
+    return {name: _shortened(list(reasons)) for name, reasons in found.items()}
+
+
+@masked_tracebacks()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow from the command line.
+
+    Returns:
+        The exit status: 0, or 2 after one line on stderr.
+    """
+    parser = argparse.ArgumentParser(prog="python -m flows.refresh", description=__doc__)
+    parser.add_argument("--profile-dir", type=Path, default=Path(), help="folder of dvc.yaml")
+    given = parser.parse_args(arguments)
+    try:
+        check_server(PREFECT_API_URL.value())
+        load_params(given.profile_dir / PARAMS)  # bad input, before Prefect starts
+        state = refresh(given.profile_dir, return_state=True)
+    except PdError as error:
+        return refuse(str(error))
+    return 0 if state.is_completed() else refuse(str(state.message))
+
+
+def _status(profile_dir: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [*DVC, "status", "--json"],
+        cwd=profile_dir,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise PdError(f"DVC does not say what has changed: {masked(done.stderr)}")
+    return dict(json.loads(done.stdout))
+
+
+def _reasons(details: Sequence[Any]) -> list[str]:
+    """Turn DVC's list for one stage into words: a path or key, and what is with it."""
+    reasons = []
+    for detail in details:
+        if isinstance(detail, str):  # "changed command", for example
+            reasons.append(detail)
+            continue
+        for paths in detail.values():
+            for path, what in paths.items():
+                keys = what.items() if isinstance(what, dict) else [(path, what)]
+                reasons += [f"{key} {state}" for key, state in keys]
+    return reasons
+
+
+def _shortened(reasons: Sequence[str]) -> str:
+    left = len(reasons) - _MOST_REASONS
+    shown = ", ".join(reasons[:_MOST_REASONS])
+    return f"{shown} and {left} more" if left > 0 else shown
+
+
+def _other_pictures(name: str, params: Params, profile_dir: Path) -> str:
+    """Return in what a data set's pictures differ from its fingerprint; nothing if in none.
+
+    Machines without the pictures have nothing to compare.
+    """
+    root = profile_dir / params.profile.root
+    own = params.for_dataset(name).prepare.model_dump()["own"]
+    spec = spec_of(name, own)
+    file = fingerprint.path_of(name, root)
+    if spec.layout is Layout.EMBEDDED or not file.is_file():
+        return ""
+    place = load_settings().data_root or root / DATA / "raw"
+    try:
+        recorded = fingerprint.read(file, name)
+        fingerprint.check(recorded, sources(spec, place), place / spec.folder, name=name)
+    except MissingFile:
+        return ""
+    except BadData as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The Prefect server with all that the flows need: `python -m flows.server`.
+
+It has a process work pool, with one queue for what needs a GPU, one for what does not, and one a
+GPU, which agents add as they come; the deployments of `prefect.yaml`; and an automation for runs
+whose machine has died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.addresses import check_server, refuse
+from flows.dispatch import COORDINATOR_QUEUE, GPU_QUEUE, POOL
+from pd_core.errors import MissingFile, PdError
+from pd_core.masking import masked_tracebacks
+
+_PREFECT = (sys.executable, "-m", "prefect")
+_SECONDS = 180.0  # for a server to come up: its database is made, on slow disks
+_SILENT = timedelta(seconds=90)  # three heartbeats
+_WATCH = "runs whose machine is gone"
+
+# What Prefect's server reads, unless the user said otherwise.
+_SETTINGS = {
+    # Leases outlive a restart, so that slots are freed all the same.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
+    "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1",
+}
+
+
+@masked_tracebacks()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to end.
+
+    Returns:
+        The exit status: 0, or 2 after one line on stderr.
+    """
+    parser = argparse.ArgumentParser(prog="python -m flows.server", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
+    parser.add_argument("--port", type=int, default=4200, help="(%(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        return serve(given.host, given.port)
+    except PdError as error:
+        return refuse(str(error))
+
+
+def serve(host: str, port: int) -> int:
+    """Start a server, set it up, and wait for its end.
+
+    Returns:
+        The server's exit status.
+
+    Raises:
+        MissingFile: this folder has no `prefect.yaml`.
+        PdError: the server does not come up, or refuses a deployment.
+    """
+    if not Path("prefect.yaml").is_file():
+        raise MissingFile("no 'prefect.yaml' in this folder; start the server in the repository")
+    near = "127.0.0.1" if host == "0.0.0.0" else host
+    address = f"http://{near}:{port}/api"
+    environment = {**_SETTINGS, **os.environ, "PREFECT_API_URL": address}
+    server = subprocess.Popen(
+        [*_PREFECT, "server", "start", "--host", host, "--port", str(port)], env=environment
+    )
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    try:
+        _wait_for(server, address)
+        set_up(address)
+        sys.stdout.write(
+            f"ready at {address}; for agents: `export PD_PREFECT_API_URL={address}`, then "
+            "`python -m flows.agent --gpu 0` for each GPU, and `python -m flows.agent`\n"
+        )
+        sys.stdout.flush()
+        return max(server.wait(), 0)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def set_up(address: str) -> None:
+    """Make work pool, queues, automation and deployments, where they are not there.
+
+    Args:
+        address: of the server's API.
+
+    Raises:
+        PdError: the server refuses a deployment.
+    """
+    with (
+        temporary_settings({PREFECT_API_URL: address}),
+        get_client(sync_client=True) as client,
+    ):
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        for queue in (GPU_QUEUE, COORDINATOR_QUEUE):
+            with suppress(ObjectAlreadyExists):
+                client.create_work_queue(queue, work_pool_name=POOL)
+        if not client.read_automations_by_name(_WATCH):
+            client.create_automation(_watch())
+    done = subprocess.run(
+        [*_PREFECT, "--no-prompt", "deploy", "--all"],
+        env={**os.environ, "PREFECT_API_URL": address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise PdError(f"the deployments of 'prefect.yaml' are refused: {done.stdout[-500:]}")
+
+
+def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        PdError: it ends, or takes too long.
+    """
+    end = time.monotonic() + _SECONDS
+    while True:
+        try:
+            return check_server(address)
+        except PdError:
+            if server.poll() is not None:
+                raise PdError(
+                    f"Prefect's server ended with status {server.returncode}; it said why above"
+                ) from None
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def _watch() -> AutomationCore:
+    """Return what declares a run crashed that has been silent: its machine has died.
+
+    Whoever waits for it then hands its work to another agent.
+    """
+    runs = "prefect.flow-run"
+    return AutomationCore(
+        name=_WATCH,
+        description="A run that sends no heartbeat any more has crashed.",
+        trigger=EventTrigger(
+            after={f"{runs}.heartbeat"},
+            expect={
+                f"{runs}.{event}"
+                for event in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
+            },
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=_SILENT,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED, message="it went silent, as if its machine had died"
+            )
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What a flow leaves to look at: the table of its stages, the way to MLflow, the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+)
+
+from pd_core.artifacts import read_json
+from pd_core.errors import PdError
+from pd_core.params import DATA
+
+_SHOWN = "student"  # of the metrics of `evaluate`
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a stage.
+
+    Attributes:
+        stage: its name.
+        state: `computed`, `from the cache`, `up to date`, `failed`.
+        seconds: how long it took.
+        metrics: what it says of itself.
+        slot: where it ran; empty if not on a slot.
+    """
+
+    stage: str
+    state: str
+    seconds: float
+    metrics: Mapping[str, float]
+    slot: str = ""
+
+
+def key_of(*words: str) -> str:
+    """Make an artifact's key: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+
+
+def metrics_of(profile_dir: Path, stage: str) -> dict[str, float]:
+    """Return what a stage's outputs say of it: accuracies, or the last epoch of a training."""
+    kind, _, dataset = stage.partition("@")
+    folder = profile_dir / DATA / kind / dataset
+    try:
+        if (file := folder / "metrics.json").is_file():
+            return _accuracies(read_json(file))
+        if (file := folder / "history.json").is_file():
+            return {key: float(value) for key, value in read_json(file)[-1].items()}
+    except (PdError, json.JSONDecodeError, KeyError, IndexError, TypeError, ValueError):
+        pass  # the stage says itself what is wrong with its outputs
+    return {}
+
+
+def as_table(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return rows as an artifact holds them."""
+    return [
+        {
+            "stage": row.stage,
+            "state": str(row.state),
+            "seconds": round(row.seconds, 1),
+            "slot": row.slot,
+            "metrics": ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items()),
+        }
+        for row in rows
+    ]
+
+
+def stages_of(runs: Iterable[UUID | None]) -> list[dict[str, Any]]:
+    """Return the rows of the tables that some flow runs have kept, run by run."""
+    rows: list[dict[str, Any]] = []
+    with get_client(sync_client=True) as client:
+        for run in filter(None, runs):
+            found = client.read_artifacts(
+                artifact_filter=ArtifactFilter(
+                    flow_run_id=ArtifactFilterFlowRunId(any_=[run]),
+                    type=ArtifactFilterType(any_=["table"]),
+                )
+            )
+            for artifact in found[:1]:
+                rows += json.loads(str(artifact.data))
+    return rows
+
+
+def publish_link(key: str, place: str, description: str) -> None:
+    """Keep where MLflow shows the runs: a link, or the command that opens it."""
+    if place.startswith("http"):
+        create_link_artifact(key=key, link=place, link_text=description)
+    else:
+        create_markdown_artifact(key=key, markdown=f"{description}: `{place}`")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _accuracies(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the student's numbers, with a name that stands for itself."""
+    return {f"{_SHOWN} {name}": float(value) for name, value in metrics[_SHOWN].items()}
