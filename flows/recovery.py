@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled
 
 from pd_core.atomic import write_bytes
+from pd_core.reproduce import works
 
 NOTES = Path(".dvc", "tmp", "promptkd-runs")
 """Git ignores it, and DVC keeps what it does not know there."""
@@ -45,10 +46,10 @@ class Note:
     @property
     def is_alive(self) -> bool:
         """Whether its process is still there."""
-        try:
-            return bool(psutil.Process(self.process).create_time() == self.started)
-        except psutil.NoSuchProcess:
-            return False
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.process)
+            return bool(process.create_time() == self.started) and works(process)
+        return False
 
 
 @contextmanager
