@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from pd_core.masking import masked, variables
+from pd_core.reproduce import END_WITH_PARENT
 
 # The very programs of this environment, whether or not it is activated.
 PROMPTKD = (sys.executable, "-m", "pd_core.cli")
@@ -24,7 +25,6 @@ _WINDOW = 10.0  # seconds
 _MOST_LINES = 60  # in a window; every line is a row of the server's database
 _GRACE = 90.0  # seconds to save a checkpoint in; after them it is killed
 _REASON = re.compile(r"(?:error|stopped|ERROR): (.+)")
-_ASKED = "PROMPTKD_END_WITH_PARENT"  # pd_core.reproduce
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def run(
         result: a file for its output; `say` and what is returned then have its errors only.
     """
     lines: list[str] = []
-    say = _at_a_sane_rate(say)
+    sane = _Sane(say)
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**environment(), **(extra or {}), _ASKED: "1"},
+        env={**environment(), **(extra or {}), END_WITH_PARENT: "1"},
         stdin=subprocess.PIPE,  # its end is the end of this process
         stdout=result or subprocess.PIPE,
         stderr=subprocess.PIPE if result else subprocess.STDOUT,
@@ -80,8 +80,9 @@ def run(
         for line in process.stderr or process.stdout or ():
             if text := masked(line.rstrip()):
                 lines.append(text)
-                say(text)
+                sane.line(text)
         process.wait()
+        sane.close()
     finally:
         _end(process)
     return Ended(process.returncode, tuple(lines))
@@ -94,22 +95,26 @@ def environment() -> dict[str, str]:
     return {**known, "PATH": os.pathsep.join([programs, known.get("PATH", "")])}
 
 
-def _at_a_sane_rate(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Let a few lines a second through, and say how many were left out."""
-    start, count = time.monotonic(), 0
+class _Sane:
+    """Lets a few lines a second through, and says how many were left out."""
 
-    def limited(line: str) -> None:
-        nonlocal start, count
-        now = time.monotonic()
-        if now - start > _WINDOW:
-            if count > _MOST_LINES:
-                say(f"({count - _MOST_LINES} lines were left out)")
-            start, count = now, 0
-        count += 1
-        if count <= _MOST_LINES:
-            say(line)
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._start, self._count = time.monotonic(), 0
 
-    return limited
+    def line(self, text: str) -> None:
+        """Say a line, unless there were too many just now."""
+        if time.monotonic() - self._start > _WINDOW:
+            self.close()
+            self._start, self._count = time.monotonic(), 0
+        self._count += 1
+        if self._count <= _MOST_LINES:
+            self._say(text)
+
+    def close(self) -> None:
+        """Say what has been left out."""
+        if self._count > _MOST_LINES:
+            self._say(f"({self._count - _MOST_LINES} lines were left out)")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

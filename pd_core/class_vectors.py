@@ -4,7 +4,7 @@ Shapes: B images, C classes, D the teacher's joint width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,8 @@ from pd_core.models.clip import load_clip
 from pd_core.models.compute import set_threads
 from pd_core.models.prompts import encode_many_texts
 from pd_core.models.teacher import Teacher
+
+OnProgress = Callable[[int, int], None]
 
 FILE = "class_vectors.safetensors"
 
@@ -113,17 +115,22 @@ class ClassVectors:
         return cls(tuple(names), vectors, float(scale), metadata.get("source", ""))
 
 
-def build(teacher: Teacher, names: Sequence[str]) -> ClassVectors:
+def build(
+    teacher: Teacher, names: Sequence[str], *, on_progress: OnProgress | None = None
+) -> ClassVectors:
     """Compute the class vectors of a teacher, tuned or zero-shot.
 
     Args:
         teacher: whose text tower and prompts are used.
         names: C class names, by label.
+        on_progress: called with classes done and classes in all.
 
     Returns:
         The vectors, on the teacher's device.
     """
-    features = encode_many_texts(teacher.towers.text, teacher.tokens(names), teacher.text_prompts)
+    features = encode_many_texts(
+        teacher.towers.text, teacher.tokens(names), teacher.text_prompts, on_progress=on_progress
+    )
     return ClassVectors(
         names=tuple(names),
         vectors=F.normalize(features, dim=-1),
@@ -164,6 +171,7 @@ def run(
     weights: Path | str | None = None,
     threads: int = 1,
     device: torch.device | str = "cpu",
+    on_progress: OnProgress | None = None,
 ) -> ClassVectors:
     """Stage `class_vectors`: compute and store the vectors of all classes.
 
@@ -175,6 +183,7 @@ def run(
         weights: of the teacher's CLIP.
         threads: CPU threads; they decide the last bits.
         device: where to compute.
+        on_progress: called with classes done and classes in all.
 
     Returns:
         The vectors, on the CPU.
@@ -189,7 +198,7 @@ def run(
     tuned = Teacher.load(
         teacher / "teacher.safetensors", towers, remedy=f"run `dvc repro teacher@{teacher.name}`"
     )
-    vectors = build(tuned, classes).to("cpu")
+    vectors = build(tuned, classes, on_progress=on_progress).to("cpu")
     with write_folder(out) as folder:
         vectors.save(folder / FILE)
     return vectors

@@ -82,8 +82,8 @@ Source = Annotated[
 def prepare(name: Name, seed: Seed = None) -> None:
     """Stage: draw the few-shot split and list the unlabelled pictures."""
     setting = setting_of(name, seed)
-    with _tracked("prepare", setting):
-        jobs.prepare(setting.job)
+    with _watched("prepare", setting, "pictures") as (_, report):
+        jobs.prepare(setting.job, on_progress=report.progress)
 
 
 @app.command()
@@ -99,8 +99,8 @@ def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
     """Stage: compute the teacher's text features of all classes, once."""
     setting = setting_of(name, seed, source)
     compute_with(setting.job.params.run.threads)
-    with _tracked("class_vectors", setting):
-        jobs.class_vectors(setting.job)
+    with _watched("class_vectors", setting, "classes") as (_, report):
+        jobs.class_vectors(setting.job, on_progress=report.progress)
 
 
 @app.command()
@@ -117,10 +117,7 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     setting = setting_of(name, seed, source)
     job = setting.job
     compute_with(job.params.run.threads)
-    with (
-        _tracked("evaluate", setting) as run,
-        Reporter(f"evaluate {job.evaluation.name}", record=run) as report,
-    ):
+    with _watched("evaluate", setting) as (run, report):
         metrics = jobs.evaluate(job, on_progress=report.progress, on_note=note)
         run.log_metrics(metrics)
     register(setting, run.run_id)
@@ -209,7 +206,6 @@ def _training(stage: str, setting: Setting) -> Iterator[tuple[StageRun, jobs.Obs
         command = [sys.executable, "-m", "pd_core.cli", *sys.argv[1:]]
         raise typer.Exit(launch.together(command, computing.processes))
     compute_with(computing.threads)
-    title = f"{stage.replace('_', ' ')} {output(setting.job, stage).name}"
     with ExitStack() as stack:
         interrupted = stack.enter_context(preemption.postponed())
         if stack.enter_context(_joined(setting.job.device, computing.processes)) > 0:
@@ -217,8 +213,7 @@ def _training(stage: str, setting: Setting) -> Iterator[tuple[StageRun, jobs.Obs
 
             yield StageRun(), {"interrupted": interrupted}
             return
-        run = stack.enter_context(_tracked(stage, setting))
-        report = stack.enter_context(Reporter(title, record=run))
+        run, report = stack.enter_context(_watched(stage, setting))
         yield (
             run,
             {
@@ -229,6 +224,16 @@ def _training(stage: str, setting: Setting) -> Iterator[tuple[StageRun, jobs.Obs
                 "on_note": note,
             },
         )
+
+
+@contextmanager
+def _watched(
+    stage: str, setting: Setting, unit: str = "steps"
+) -> Iterator[tuple[StageRun, Reporter]]:
+    """Surround a stage: its record, and its progress, counted in a unit."""
+    title = f"{stage.replace('_', ' ')} {output(setting.job, stage).name}"
+    with _tracked(stage, setting) as run, Reporter(title, unit, record=run) as report:
+        yield run, report
 
 
 @contextmanager

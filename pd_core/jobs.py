@@ -35,7 +35,7 @@ SPACE = 32 * 2**20
 """Bytes that must be free before a stage starts: more than any output but a checkpoint takes."""
 
 
-def prepare(job: Job) -> None:
+def prepare(job: Job, *, on_progress: OnProgress | None = None) -> None:
     """Run the stage `prepare`."""
     from pd_core import prepare as stage
 
@@ -46,6 +46,7 @@ def prepare(job: Job) -> None:
         data_root=job.data_root,
         fingerprint=job.fingerprint,
         seed=job.seed,
+        on_progress=on_progress,
         **job.params.prepare.model_dump(),
     )
 
@@ -76,7 +77,7 @@ def teacher(
     )
 
 
-def class_vectors(job: Job) -> None:
+def class_vectors(job: Job, *, on_progress: OnProgress | None = None) -> None:
     """Run the stage `class_vectors`."""
     from pd_core import class_vectors as stage
 
@@ -89,6 +90,7 @@ def class_vectors(job: Job) -> None:
         weights=job.params.teacher.weights,
         threads=job.params.run.threads,
         device=job.device,
+        on_progress=on_progress,
     )
 
 

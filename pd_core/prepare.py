@@ -9,6 +9,7 @@ from pd_core.atomic import write_folder
 from pd_core.data import fingerprint as prints
 from pd_core.data import own as own_images
 from pd_core.data.catalogue import DatasetSpec, Layout, dataset_spec, own_spec
+from pd_core.data.fingerprint import OnProgress
 from pd_core.data.own import OwnImages
 from pd_core.data.prepared import write_prepared
 from pd_core.data.readers import image_root, read_splits, sources
@@ -38,6 +39,7 @@ def run(
     val_shots: int,
     unlabelled_per_class: int | None = None,
     seed: int,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the pictures.
 
@@ -56,6 +58,7 @@ def run(
         val_shots: labelled validation images per class, at most `shots`.
         unlabelled_per_class: how many training images of each class are listed; None: all.
         seed: of the draw.
+        on_progress: called with pictures done and pictures in all, where pictures are looked at.
 
     Raises:
         UnknownName: there is no such data set.
@@ -69,9 +72,15 @@ def run(
         root = folder if brings_pictures else data_root
         if fingerprint is not None and not brings_pictures:
             recorded = prints.read(fingerprint, dataset)
-            prints.check(recorded, sources(spec, root), root / spec.folder, name=dataset)
+            prints.check(
+                recorded,
+                sources(spec, root),
+                root / spec.folder,
+                name=dataset,
+                on_progress=on_progress,
+            )
             prints.write(folder / FINGERPRINT, recorded)
-        splits = read_splits(spec, root)
+        splits = read_splits(spec, root, on_progress=on_progress)
         drawn: Items = ()
         drawn_val: Items = ()
         if splits.train:  # ImageNet's variants are there to test only

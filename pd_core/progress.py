@@ -52,7 +52,6 @@ class Reporter:
             self._bar = Progress(*columns, console=console, transient=True)
             self._bar.start()
             self._bar.add_task(self._title, total=None, metrics="")
-        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         return self
 
     def __exit__(

@@ -87,12 +87,16 @@ class Server:
         """Return when each slot was taken and freed, in order: (time, `acquired` or `released`)."""
         prefix = "prefect.concurrency-limit."
         wanted = {"event": {"prefix": [prefix]}, "order": "ASC"}
+        page = self.ask("/events/filter", filter=wanted, limit=50)
         times: dict[str, list[tuple[str, str]]] = {}
-        for event in self.ask("/events/filter", filter=wanted, limit=200)["events"]:
-            name = event["resource"]["prefect.resource.name"]
-            times.setdefault(name, []).append(
-                (event["occurred"], event["event"].removeprefix(prefix))
-            )
+        while page["events"]:
+            for event in page["events"]:
+                name = event["resource"]["prefect.resource.name"]
+                kind = event["event"].removeprefix(prefix)
+                times.setdefault(name, []).append((event["occurred"], kind))
+            if not page["next_page"]:
+                break
+            page = requests.get(page["next_page"], timeout=30).json()
         return times
 
 

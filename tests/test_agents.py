@@ -193,9 +193,9 @@ def test_of_two_agents_in_a_clone_the_second_is_refused(server: Server, tmp_path
         done = _agent(clone, server.api, "--gpu", "9")
         assert done.returncode == 2
         assert done.stderr == "error: another agent is at work in this clone; end it first\n"
-    shared = {"PD_DVC_REMOTE": str(tmp_path / "remote")}
-    with agent(clone, server.api, "--gpu", "9", **shared):
-        done = _agent(clone, server.api, **shared)  # they would share dvc.lock
+    remote = str(tmp_path / "remote")
+    with agent(clone, server.api, "--gpu", "9", PD_DVC_REMOTE=remote):
+        done = _agent(clone, server.api, PD_DVC_REMOTE=remote)  # they would share dvc.lock
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "each needs a clone of its own" in done.stderr
 

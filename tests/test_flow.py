@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import benchmark
+from flows import pipeline, processes, refresh
 from flows.addresses import check_server
 from pd_core.errors import MissingFile, PdError, UnknownName
 
@@ -22,6 +23,7 @@ GRAPH = {
     "evaluate@b": frozenset({"student@b", "prepare@b"}),
     "student@b": frozenset({"prepare@b"}),
     "prepare@b": frozenset[str](),
+    "tuned_student@a": frozenset({"prepare@a"}),
     "evaluate@a": frozenset({"prepare@a"}),
     "prepare@a": frozenset[str](),
 }
@@ -43,7 +45,7 @@ def _toy_project(
     }
     stages: dict[str, object] = {
         stage: {
-            "foreach": {"greek": 1, "arrows": 2},
+            "foreach": {"embedded_greek": 1, "embedded_arrows": 2},
             "do": {"cmd": command, "deps": deps, "outs": [out[stage]]},
         }
         for stage, (command, deps) in commands.items()
@@ -54,6 +56,7 @@ def _toy_project(
         "outs": ["report.txt"],
     }
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    shutil.copy(ROOT / "params.yaml", folder)
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
 
 
@@ -73,54 +76,108 @@ def _run(
     )
 
 
-def test_each_stage_comes_after_those_it_needs_and_the_report_last() -> None:
-    order = benchmark.plan(GRAPH)
-    assert sorted(order) == sorted(GRAPH)
-    assert order[-1] == "report"
-    for stage, needed in GRAPH.items():
-        assert all(order.index(other) < order.index(stage) for other in needed)
+def test_each_stage_of_a_data_set_comes_after_those_it_needs() -> None:
+    assert pipeline.plan(GRAPH, "a") == ["prepare@a", "evaluate@a", "tuned_student@a"]
+    assert pipeline.plan(GRAPH, "b") == ["prepare@b", "student@b", "evaluate@b"]
 
 
-def test_one_data_set_is_finished_before_the_next_begins() -> None:
-    order = [stage.partition("@")[2] for stage in benchmark.plan(GRAPH)[:-1]]
-    assert order == sorted(order, key=order.index)
-
-
-def test_a_chosen_data_set_runs_its_own_stages_only() -> None:
-    assert benchmark.plan(GRAPH, ["b"]) == ["prepare@b", "student@b", "evaluate@b"]
+def test_all_data_sets_are_meant_if_none_is_named_and_each_only_once() -> None:
+    assert pipeline.choose(GRAPH) == ["a", "b"]
+    assert pipeline.choose(GRAPH, ["b", "b"]) == ["b"]
 
 
 def test_an_unknown_data_set_is_refused_with_a_guess() -> None:
     graph = {"evaluate@greek": frozenset[str](), "evaluate@arrows": frozenset[str]()}
     with pytest.raises(UnknownName, match="did you mean 'greek'"):
-        benchmark.plan(graph, ["greec"])
+        pipeline.choose(graph, ["greec"])
+
+
+def test_dvc_says_how_a_stage_came_to_be_up_to_date() -> None:
+    output = [
+        "Running stage 'prepare@a':",
+        "Stage 'teacher@a' is cached - skipping run, checking out outputs",
+        "Stage 'student@a' didn't change, skipping",
+    ]
+    stages = ["prepare@a", "teacher@a", "student@a"]
+    assert list(pipeline.how(stages, output).values()) == [
+        "computed",
+        "from the cache",
+        "up to date",
+    ]
+
+
+def test_a_stage_that_was_killed_or_told_to_end_was_cut_off() -> None:
+    failed = "ERROR: failed to reproduce 'a': failed to run: python3 x, exited with "
+    for status in ("-9", "75", "143"):
+        assert pipeline.was_cut_off([failed + status])
+    for status in ("2", "1", "755"):
+        assert not pipeline.was_cut_off([failed + status])
+
+
+def test_a_flood_of_lines_is_cut_and_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    ended = processes.run(["seq", "500"], tmp_path, said.append)
+    assert ended.status == 0
+    assert len(ended.output) == 500
+    assert said[:60] == [str(number) for number in range(1, 61)]
+    assert said[60:] == ["(440 lines were left out)"]
+
+
+def test_a_command_and_all_that_it_started_end_with_the_block(tmp_path: Path) -> None:
+    script = "sleep 71.25 & echo started; sleep 71.25"
+
+    def say(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        processes.run(["bash", "-c", script], tmp_path, say)
+    found = subprocess.run(["pgrep", "-f", "sleep 71.25"], capture_output=True, check=False)
+    assert found.stdout == b""
+
+
+def test_the_reason_of_a_failure_is_the_first_error_that_was_named(tmp_path: Path) -> None:
+    script = "echo working; echo error: no room; echo ERROR: failed to reproduce; exit 3"
+    ended = processes.run(["bash", "-c", script], tmp_path, lambda _: None)
+    assert (ended.status, ended.reason) == (3, "no room")
+
+
+def test_what_has_changed_is_said_by_data_set() -> None:
+    status = {
+        "student@a": [{"changed deps": {"params.yaml": {"student.lr": "modified"}}}],
+        "evaluate@a": [{"changed deps": {"pd_core/fit.py": "modified"}}, "changed command"],
+        "report": [{"changed deps": {"data/evaluate": "modified"}}],
+    }
+    said = {"a": "student.lr modified, pd_core/fit.py modified, changed command"}
+    assert refresh.changed(status, ["a", "b"]) == said
+    many = {f"stage{number}@b": [{"changed deps": {str(number): "new"}}] for number in range(7)}
+    assert refresh.changed(many, ["a", "b"])["b"].endswith("4 new and 2 more")
 
 
 def test_the_graph_is_dvcs_own(tmp_path: Path) -> None:
     _toy_project(tmp_path)
-    graph = benchmark.read_graph(tmp_path)
+    graph = pipeline.read_graph(tmp_path)
     assert set(graph) == {
         *(
             f"{stage}@{name}"
             for stage in ("prepare", "student", "evaluate")
-            for name in ("greek", "arrows")
+            for name in ("embedded_greek", "embedded_arrows")
         ),
         "report",
     }
-    assert graph["student@greek"] == {"prepare@greek"}
-    assert graph["report"] == {"evaluate@greek", "evaluate@arrows"}
+    assert graph["student@embedded_greek"] == {"prepare@embedded_greek"}
+    assert graph["report"] == {"evaluate@embedded_greek", "evaluate@embedded_arrows"}
 
 
 def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match=r"no 'dvc\.yaml'"):
-        benchmark.read_graph(tmp_path)
+        pipeline.read_graph(tmp_path)
 
 
 def test_a_pipeline_that_dvc_refuses_is_refused_in_one_line(tmp_path: Path) -> None:
     _toy_project(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: x, dep: [y]}}")
     with pytest.raises(PdError, match="DVC refuses") as caught:
-        benchmark.read_graph(tmp_path)
+        pipeline.read_graph(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -153,12 +210,14 @@ def test_settings_that_cannot_be_read_are_said_in_one_line(tmp_path: Path) -> No
 
 def test_deployments_point_at_a_flow_and_all_its_parameters() -> None:
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    assert {one["name"] for one in content["deployments"]} == {"quickstart", "paper", "hourly"}
+    names = {"gpu", "quickstart", "paper", "nightly", "hourly"}
+    assert {one["name"] for one in content["deployments"]} == names
     for deployment in content["deployments"]:
         path, _, name = deployment["entrypoint"].partition(":")
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-        known = set(inspect.signature(getattr(module, name).fn).parameters)
-        assert set(deployment["parameters"]) == known
+        known = inspect.signature(getattr(module, name).fn).parameters
+        asked = {one for one in known if known[one].default is inspect.Parameter.empty}
+        assert set(deployment["parameters"]) | asked == set(known)
 
 
 @pytest.mark.slow
@@ -169,7 +228,7 @@ def test_without_a_server_the_flow_gives_what_dvc_repro_gives(tmp_path: Path) ->
         _toy_project(folder)
     done = _run(by_flow)
     assert done.returncode == 0, done.stderr
-    assert "Running stage 'student@arrows'" in done.stdout + done.stderr
+    assert "Running stage 'student@embedded_arrows'" in done.stdout + done.stderr
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=by_hand, check=True)
     assert (by_flow / "report.txt").read_bytes() == (by_hand / "report.txt").read_bytes()
     locks = [yaml.safe_load((folder / "dvc.lock").read_text()) for folder in (by_flow, by_hand)]
@@ -179,9 +238,9 @@ def test_without_a_server_the_flow_gives_what_dvc_repro_gives(tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_stage_that_fails_stops_the_flow_and_is_named(tmp_path: Path) -> None:
     _toy_project(tmp_path, prepare="echo no data at all && exit 3")
-    done = _run(tmp_path, "arrows")
+    done = _run(tmp_path, "embedded_arrows")
     assert done.returncode == 2
     assert "no data at all" in done.stdout + done.stderr
-    assert "\nerror: stage 'prepare@arrows' failed with status" in done.stderr
+    assert "\nerror: stage 'prepare@embedded_arrows' failed with status" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "data" / "evaluate").exists()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import benchmark
+from flows import pipeline
 from flows.addresses import check_server
 from pd_core import cli, tracking
 from pd_core.errors import BadParams, PdError
@@ -297,7 +297,7 @@ def test_a_pipeline_that_dvc_refuses_is_quoted_without_secrets(
     (place / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"a": stage}}))
 
     with pytest.raises(PdError, match="DVC refuses") as caught:
-        benchmark.read_graph(place)
+        pipeline.read_graph(place)
 
     assert MASK in str(caught.value)
     assert CANARY not in str(caught.value)

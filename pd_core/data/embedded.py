@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,8 @@ from pd_core.data import cameras, glyphs
 from pd_core.data.cameras import Camera, Pose
 from pd_core.data.splits import Item, Splits
 from pd_core.errors import unknown
+
+OnProgress = Callable[[int, int], None]
 
 PREFIX = "embedded_"
 MAX_CLASSES = 48
@@ -155,7 +157,7 @@ def _distinct(chars: list[str]) -> list[str]:
     return kept
 
 
-def build(name: str, folder: Path) -> Splits:
+def build(name: str, folder: Path, *, on_progress: OnProgress | None = None) -> Splits:
     """Write a data set's pictures to ``folder / ARCHIVE`` and return its lists.
 
     The same bytes come out at every call: nothing but the name decides.
@@ -163,6 +165,7 @@ def build(name: str, folder: Path) -> Splits:
     Args:
         name: a key of ``DOMAINS``.
         folder: where the archive goes; must exist.
+        on_progress: called with pictures written and pictures in all.
 
     Returns:
         Train, validation and test items; paths are names inside the archive.
@@ -172,8 +175,12 @@ def build(name: str, folder: Path) -> Splits:
     """
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     names = class_names(name)
+    per_class = HANDWRITTEN_PER_CLASS if domain(name).handwritten else IMAGES_PER_CLASS
+    total = len(names) * sum(per_class.values())
     with zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_STORED) as archive:
-        for split, label, number, picture in _pictures(name):
+        for done, (split, label, number, picture) in enumerate(_pictures(name)):
+            if on_progress is not None:
+                on_progress(done, total)
             path = f"{split}/{label:03d}/{number:03d}.png"
             archive.writestr(zipfile.ZipInfo(path, _EPOCH), _png(picture))
             items[split].append(Item(path, label, names[label]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from pd_core.data.splits import (
     train_val_test,
 )
 from pd_core.errors import BadData, MissingFile
+
+OnProgress = Callable[[int, int], None]
 
 _IMAGENETS = (Layout.IMAGENET, Layout.IMAGENET_TEST, Layout.IMAGENET_NUMBERED)
 _WNID_AND_NAME = re.compile(r"(n\d{8})\s+(.+)", re.ASCII)
@@ -95,7 +97,7 @@ def sources(spec: DatasetSpec, root: Path) -> tuple[Path, ...]:
             return (*found, *files)
 
 
-def read_splits(spec: DatasetSpec, root: Path) -> Splits:
+def read_splits(spec: DatasetSpec, root: Path, *, on_progress: OnProgress | None = None) -> Splits:
     """Read a data set's lists and check them against its row.
 
     Pictures are not looked at; where class folders are the labels, they are listed.
@@ -104,6 +106,7 @@ def read_splits(spec: DatasetSpec, root: Path) -> Splits:
         spec: The data set.
         root: Folder that holds all data sets. For an embedded one: the folder, which must exist,
             where its pictures are written.
+        on_progress: Called with pictures written and pictures in all, for an embedded one.
 
     Raises:
         MissingFile: A folder or a file is missing; the message says where it was looked for and
@@ -115,7 +118,7 @@ def read_splits(spec: DatasetSpec, root: Path) -> Splits:
         case Road.EMBEDDED:
             from pd_core.data import embedded
 
-            return embedded.build(spec.name, root)
+            return embedded.build(spec.name, root, on_progress=on_progress)
         case Road.OWN:
             return own.read_splits(spec.own, root) if spec.own else Splits((), (), ())
         case Road.SPLIT_FILE:

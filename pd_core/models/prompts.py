@@ -8,6 +8,7 @@ Shapes: B images, C texts, L tokens, P patches, D the joint width, W the width
 of the tower, n prompts per layer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -220,19 +221,31 @@ def encode_texts(tower: Any, plan: TextPlan, prompts: DeepPrompts | None = None)
 
 
 @torch.no_grad()
-def encode_many_texts(tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
+def encode_many_texts(
+    tower: Any,
+    tokens: Tensor,
+    prompts: DeepPrompts | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """Encode any number of texts without gradients, short ones with short ones.
 
     Args:
         tower: open_clip's `TextTransformer`.
         tokens: (C, L).
         prompts: as in `encode_text`.
+        on_progress: called with texts done and texts in all.
 
     Returns:
         (C, D), in the order of `tokens`, not normalised, fp32.
     """
-    length = 0 if prompts is None else prompts.length
-    return encode_texts(tower, TextPlan.of(tower, tokens, length), prompts).float()
+    plan = TextPlan.of(tower, tokens, 0 if prompts is None else prompts.length)
+    features: list[Tensor] = []
+    for batch in plan.batches:
+        if on_progress is not None:
+            on_progress(sum(map(len, features)), len(tokens))
+        features.append(encode_text(tower, batch, prompts))
+    return torch.cat(features)[plan.place].float()
 
 
 def _project(pooled: Tensor, projection: Any) -> Tensor:
