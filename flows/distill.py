@@ -93,7 +93,12 @@ def _first_failed(
     for name in names:
         task = stages.reproduce.with_options(task_run_name=name)
         state: State[Any] = task(
-            [name], profile_dir, shared=shared, on_row=rows.append, return_state=True
+            [name],
+            profile_dir,
+            shared=shared,
+            send=shared,
+            on_row=rows.append,
+            return_state=True,
         )
         if not state.is_completed():
             return state
