@@ -1,11 +1,11 @@
-"""Servers of the containers, started here by the command that compose.yaml has for them."""
+"""Servers of the containers, started here by the commands that compose.yaml has for them."""
 
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import boto3
 import pytest
 import requests
-from container_files import LOGIN, compose
+from container_files import LOGIN, ROOT, compose
 from moto.server import ThreadedMotoServer
 
 BUCKET = "promptkd"
 NAME = {"Host": "mlflow:5000"}  # what a container asks for
+PROGRAMS = Path(sys.executable).parent
 
 
 @contextmanager
@@ -40,42 +41,61 @@ def store() -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def tracking_server(state: Path, s3: str) -> Iterator[str]:
-    """The service `mlflow`, with its state in a folder; it has to end when it is told to."""
-    service = compose(LOGIN)["services"]["mlflow"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = {"=0.0.0.0": "=127.0.0.1", "--port=5000": f"--port={port}", "/state": str(state)}
-    program, *words = service["command"]
-    for in_container, on_this_machine in here.items():
-        assert sum(in_container in word for word in words) == 1
-        words = [word.replace(in_container, on_this_machine) for word in words]
+def started(name: str, state: Path, **environment: str) -> Iterator[str]:
+    """A service that is well, as its health check says; it has to end when it is told to.
+
+    Args:
+        name: of the service.
+        state: a folder in place of the volume at `/state`.
+        environment: in place of what the service is given.
+
+    Yields:
+        Its address on this machine.
+    """
+    service = compose(LOGIN)["services"][name]
+    port = service["ports"][0].rpartition(":")[2]
+    here = {port: str(free_port()), "0.0.0.0": "127.0.0.1", "/state": str(state)}
+    given = {key: replaced(value, here) for key, value in service["environment"].items()}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-    settings = {**service["environment"], "MLFLOW_S3_ENDPOINT_URL": s3}
     log = state / "log"
     with log.open("w") as file:
         server = subprocess.Popen(
-            [Path(sys.executable).parent / program, *words],
-            env={**inherited, **settings},
+            command(service["command"], here),
+            cwd=ROOT,
+            env={**inherited, **given, **environment},
             stdout=file,
             stderr=file,
         )
     try:
-        while not answers(f"http://127.0.0.1:{port}/health"):
+        check = command(service["healthcheck"]["test"][1:], here)
+        while subprocess.run(check, capture_output=True, check=False).returncode != 0:
             assert server.poll() is None, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{here[port]}"
     finally:
         server.terminate()
         server.wait(timeout=30)
 
 
-def answers(address: str) -> bool:
-    try:
-        return requests.get(address, timeout=5).ok
-    except requests.ConnectionError:
-        return False
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def command(words: list[str], here: Mapping[str, str]) -> list[str]:
+    """Say on this machine what is said in a container."""
+    program, *rest = (replaced(word, here) for word in words)
+    return [str(PROGRAMS / program), *rest]
+
+
+def replaced(text: str, here: Mapping[str, str]) -> str:
+    # Other names of the server stay as they are.
+    if text.startswith("--allowed-hosts="):
+        return text
+    for in_container, on_this_machine in here.items():
+        text = text.replace(in_container, on_this_machine)
+    return text
 
 
 def post(address: str, path: str, **body: Any) -> Any:
@@ -90,7 +110,10 @@ def post(address: str, path: str, **body: Any) -> Any:
 def test_the_tracking_server_answers_by_its_name_and_keeps_files_in_the_store(
     tmp_path: Path,
 ) -> None:
-    with store() as (s3, client), tracking_server(tmp_path, s3) as address:
+    with (
+        store() as (s3, client),
+        started("mlflow", tmp_path, MLFLOW_S3_ENDPOINT_URL=s3) as address,
+    ):
         experiment = post(address, "experiments/create", name="one")["experiment_id"]
         run = post(address, "runs/create", experiment_id=experiment)["run"]["info"]
         place = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
@@ -108,3 +131,17 @@ def test_the_tracking_server_answers_by_its_name_and_keeps_files_in_the_store(
     assert elsewhere.status_code == 403
     assert stored == b"content"
     assert (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_prefect_server_is_well_once_it_is_set_up_and_its_page_finds_it(
+    tmp_path: Path,
+) -> None:
+    with started("prefect", tmp_path) as address:
+        page = requests.get(f"{address}/ui-settings", timeout=30).json()
+        pool = requests.get(f"{address}/api/work_pools/promptkd", timeout=30)
+
+    assert page["api_url"] == f"{address}/api"
+    assert pool.ok, pool.text
+    assert (tmp_path / "prefect.db").exists()
