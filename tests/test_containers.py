@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from container_files import LOGIN, OWN, ROOT, compose, instructions, is_left_out, pairs
 from typer.main import get_command
 
@@ -279,6 +280,14 @@ def test_what_listens_is_asked_whether_it_is_well_where_it_listens(name: str) ->
     check = " ".join(SERVICES[name]["healthcheck"]["test"])
 
     assert f"http://127.0.0.1:{port}/" in check
+
+
+def test_the_server_of_flows_is_well_once_it_has_made_the_last_of_its_deployments() -> None:
+    last = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][-1]
+    flow = last["entrypoint"].rpartition(":")[2].replace("_", "-")
+    check = " ".join(SERVICES["prefect"]["healthcheck"]["test"])
+
+    assert f"/api/deployments/name/{flow}/{last['name']}'" in check
 
 
 @pytest.mark.parametrize("name", SERVICES)
