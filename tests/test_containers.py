@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from container_files import LOGIN, OWN, ROOT, compose, instructions, is_left_out, pairs
+from readme import README
 from typer.main import get_command
 
 from pd_core.cli import app
@@ -324,6 +325,18 @@ def test_agents_can_be_many(name: str) -> None:
 
     assert {source for source, _ in volumes(name)} == {"", "pictures"}
     assert not {"container_name", "hostname", "ports"} & set(agent)
+
+
+@pytest.mark.parametrize("line", re.findall("docker compose (.+)", COMPOSE + README))
+def test_what_is_said_to_type_names_services_and_profiles(line: str) -> None:
+    profiles = {profile for one in SERVICES.values() for profile in one.get("profiles", ())}
+    services = re.findall(
+        r"(?:exec|run)(?: --[a-z]+| -[A-Za-z]+)* ([a-z-]+)", line.split(" prefect ")[0]
+    )
+    scaled = re.findall(r"--scale ([a-z-]+)=", line)
+
+    assert {*services, *scaled} <= set(SERVICES)
+    assert set(re.findall(r"--profile ([a-z]+)", line)) <= profiles
 
 
 def test_only_the_profile_for_gpus_asks_for_one() -> None:
