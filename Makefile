@@ -95,11 +95,13 @@ audit-tools: install
 mutation: install ## coverage and mutation testing of the core (half an hour), see tests/mutation.md
 	@python3 tests/mutation.py
 
-check: install ## lint, formatting, types, import rules
+check: install ## lint, formatting, types, import rules, container files
 	@ruff check --quiet .
 	@ruff format --check --quiet .
 	@mypy --no-error-summary
 	@report=$$(lint-imports) || { echo "$$report"; exit 1; }
+	@hadolint Dockerfile
+	@check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
 	@echo "checks passed"
 
 format: install ## format the code

@@ -178,20 +178,21 @@ def _commit() -> str:
     Raises:
         BadParams: there is none, or files differ from it.
     """
-    tags = provenance.commit_tags(Path())
-    if tags.get("git_dirty") != "false":
+    commit = provenance.code_commit(Path())
+    if commit is None or provenance.commit_tags(Path()).get("git_dirty") != "false":
         raise BadParams(
             "agents work at a commit, and tracked files here differ from it; `git status` shows "
             "them, commit them and push them to the agents' clones"
         )
-    return tags["git_commit"]
+    return commit
 
 
 def _commit_lock(profile_dir: Path) -> None:
     """Commit `dvc.lock` and the report, if they have changed: once, for all agents."""
-    paths = ["dvc.lock", "reports"]
     git = ["git", "-C", str(profile_dir)]
-    subprocess.run([*git, "add", "--update", "--", *paths], check=True, capture_output=True)
+    results = ("dvc.lock", f"reports/{load_params(profile_dir / PARAMS).profile.name}")
+    paths = [path for path in results if (profile_dir / path).exists()]
+    subprocess.run([*git, "add", "--", *paths], check=True, capture_output=True)
     changed = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *paths], check=False)
     if changed.returncode == 0:
         return

@@ -11,29 +11,32 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from pd_core.errors import unknown
+from pd_core.params import PARAMS
 
 ROOT = Path(__file__).parents[1]
 PROFILES = (Path(), Path("paper"))
 """Folders of the profiles' `params.yaml`, from the repository's root."""
 
 
-def read_names(root: Path) -> tuple[str, ...]:
-    """Return the names of all profiles' data sets, as they stand in the files, each once.
+def read_profiles(root: Path) -> dict[str, Path]:
+    """Return all profiles' data sets, as they stand in the files.
 
     Args:
         root: the repository's.
 
     Returns:
-        None at all if a file cannot be read; whatever needs its parameters says why.
+        Name -> folder of its profile, from the root on; nothing at all if a file cannot be read:
+        whatever needs its parameters says why.
     """
-    names: dict[str, None] = {}  # a set that keeps its order
+    found: dict[str, Path] = {}
     try:
         for profile in PROFILES:
-            content = yaml.safe_load((root / profile / "params.yaml").read_text(encoding="utf-8"))
-            names |= dict.fromkeys(map(str, content["datasets"]))
+            content = yaml.safe_load((root / profile / PARAMS).read_text(encoding="utf-8"))
+            for name in content["datasets"]:
+                found.setdefault(str(name), profile)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return ()
-    return tuple(names)
+        return {}
+    return found
 
 
 def type_of(names: tuple[str, ...]) -> Any:
@@ -41,12 +44,13 @@ def type_of(names: tuple[str, ...]) -> Any:
     return Literal[names] if names else str
 
 
-NAMES = read_names(ROOT)
+PROFILE_OF = read_profiles(ROOT)
+"""Name -> folder of its profile, from the repository's root on."""
 
 if TYPE_CHECKING:
     DataSet = str
 else:
-    DataSet = type_of(NAMES)
+    DataSet = type_of(tuple(PROFILE_OF))
 
 
 def check_name(name: str) -> None:
@@ -55,5 +59,11 @@ def check_name(name: str) -> None:
     Raises:
         UnknownName: there is no such data set.
     """
-    if NAMES and name not in NAMES:
-        raise unknown("data set", name, NAMES)
+    if PROFILE_OF and name not in PROFILE_OF:
+        raise unknown("data set", name, PROFILE_OF)
+
+
+def profile_of(name: str) -> Path:
+    """Return the folder of a data set's profile: this one, or the one that is below it."""
+    folder = PROFILE_OF.get(name, Path())
+    return folder if (folder / PARAMS).is_file() else Path()

@@ -31,7 +31,8 @@ def distill_dataset(
     Args:
         dataset: a data set of the profile.
         profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository.
-        commit: the commit whose results are wanted; by default the one that is there.
+        commit: the commit whose results are wanted, the last that changed more than results; by
+            default whatever is there.
 
     Returns:
         Completed; or failed at the first stage that failed, those after it did not run.
@@ -92,7 +93,12 @@ def _first_failed(
     for name in names:
         task = stages.reproduce.with_options(task_run_name=name)
         state: State[Any] = task(
-            [name], profile_dir, shared=shared, on_row=rows.append, return_state=True
+            [name],
+            profile_dir,
+            shared=shared,
+            send=shared,
+            on_row=rows.append,
+            return_state=True,
         )
         if not state.is_completed():
             return state
@@ -129,9 +135,9 @@ def _check_commit(commit: str | None) -> None:
     """
     if commit is None:
         return
-    here = provenance.commit_tags(Path())["git_commit"]
+    here = provenance.code_commit(Path())
     if here != commit:
         raise PdError(
-            f"commit {commit[:12]} is asked for, and the agent's clone is at {here[:12]}; "
+            f"commit {commit[:12]} is asked for, and the agent's clone is at {str(here)[:12]}; "
             f"`git fetch && git checkout {commit[:12]}` there, and start the agent again"
         )

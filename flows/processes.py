@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from pd_core.masking import masked, variables
 from pd_core.reproduce import END_WITH_PARENT
@@ -51,6 +52,7 @@ def run(
     say: Callable[[str], None],
     *,
     extra: Mapping[str, str] | None = None,
+    result: IO[str] | None = None,
 ) -> Ended:
     """Run a command; whatever ends this block or this process ends the command as well.
 
@@ -59,6 +61,7 @@ def run(
         folder: where.
         say: called with each line as it comes, without secrets; of a flood only the first lines.
         extra: variables for its environment, besides those of this process.
+        result: a file for its output; `say` and what is returned then have its errors only.
     """
     lines: list[str] = []
     sane = _Sane(say)
@@ -67,14 +70,14 @@ def run(
         cwd=folder,
         env={**environment(), **(extra or {}), END_WITH_PARENT: "1"},
         stdin=subprocess.PIPE,  # its end is the end of this process
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=result or subprocess.PIPE,
+        stderr=subprocess.PIPE if result else subprocess.STDOUT,
         text=True,
         errors="replace",
         start_new_session=True,
     )
     try:
-        for line in process.stdout or ():
+        for line in process.stderr or process.stdout or ():
             if text := masked(line.rstrip()):
                 lines.append(text)
                 sane.line(text)
@@ -123,6 +126,6 @@ def _end(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()

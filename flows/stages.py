@@ -34,22 +34,28 @@ def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_may_pass,
 )
 def reproduce(
-    stages: Sequence[str], profile_dir: Path, *, shared: bool, on_row: Callable[[Row], None]
+    stages: Sequence[str],
+    profile_dir: Path,
+    *,
+    shared: bool,
+    on_row: Callable[[Row], None],
+    send: bool = False,
 ) -> State[Any]:
     """Bring stages up to date, by one command; its output appears in the log as it comes.
 
     Args:
         stages: their names.
         profile_dir: folder of the profile's `dvc.yaml`.
-        shared: whether there is a DVC remote: results are looked for there, and sent there.
+        shared: whether there is a DVC remote: results are looked for there.
         on_row: told what became of each stage.
+        send: whether to send them there.
 
     Returns:
         Completed or failed. (An exception would fill the log with Prefect's own frames.)
     """
     start = time.monotonic()
     ended = _run(pipeline.command(stages, shared=shared), profile_dir)
-    if shared and ended.status == 0:
+    if send and ended.status == 0:
         pushed = _run([*PROMPTKD, "push", *stages], profile_dir)
         if pushed.status != 0:
             return Failed(name=_PASSING, message=f"results are not sent: {pushed.reason}")

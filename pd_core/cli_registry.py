@@ -106,8 +106,9 @@ def promote(
     accept_unknown: Annotated[
         bool, typer.Option("--accept-unknown", help="Even if its accuracy cannot be measured.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion, if it passes the gate."""
+    """Make a version the champion, if it passes the gate; exit status 2 if it does not."""
     params = load_params(PARAMS)
     compute_with(params.run.threads)
     store = open_store()
@@ -120,7 +121,15 @@ def promote(
     )
     reference = f"{version.name}/{version.number}"
     decision = promotion.promote(store, reference, examine, who=_who(), dry_run=dry_run)
-    _report(decision, dry_run=dry_run)
+    conclusion = _conclusion(decision, dry_run=dry_run)
+    if as_json:
+        _print_json(_as_dict(decision, conclusion, dry_run=dry_run))
+    else:
+        _show(decision)
+    if not decision.accepted:
+        raise PdError(conclusion)
+    if not as_json:
+        say(conclusion)
 
 
 @app.command()
@@ -189,27 +198,42 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()} ({' '.join(filter(None, git)) or 'no name in git'})"
 
 
-def _report(decision: Decision, *, dry_run: bool) -> None:
-    """Say what was found and decided.
+def _show(decision: Decision) -> None:
+    """Say what was found."""
+    for check in decision.checks:
+        say(f"{'pass' if check.passed else 'FAIL'}  {check.name:<9} {check.finding}")
 
-    Raises:
-        PdError: the version is refused.
-    """
+
+def _conclusion(decision: Decision, *, dry_run: bool) -> str:
+    """Return in one line what was decided."""
     version = decision.version
     name = f"version {version.number} of '{version.name}'"
     if not decision.checks:
-        say(f"{name} is the champion already; nothing to do")
-        return
-    for check in decision.checks:
-        say(f"{'pass' if check.passed else 'FAIL'}  {check.name:<9} {check.finding}")
+        return f"{name} is the champion already; nothing to do"
     if not decision.accepted:
         reasons = decision.reasons
-        raise PdError(
+        return (
             f"{name} is refused, {len(reasons)} of {len(decision.checks)} checks failed; "
             f"{reasons[0]}"
         )
     would = "would become" if dry_run else "is"
-    say(f"{name} {would} champion, after {_number(decision.champion)}")
+    return f"{name} {would} champion, after {_number(decision.champion)}"
+
+
+def _as_dict(decision: Decision, conclusion: str, *, dry_run: bool) -> dict[str, Any]:
+    """Return a decision for JSON."""
+    version, champion = decision.version, decision.champion
+    return {
+        "name": version.name,
+        "version": version.number,
+        "uri": version.uri,
+        "champion_before": None if champion is None else champion.number,
+        "dry_run": dry_run,
+        "accepted": decision.accepted,
+        "conclusion": conclusion,
+        "checks": [asdict(check) for check in decision.checks],
+        "reasons": decision.reasons,
+    }
 
 
 def _number(version: Version | None) -> str:

@@ -7,6 +7,7 @@ into the environment of DVC's process and nowhere else.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from shutil import copy2
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pd_core import preemption
 from pd_core.errors import PdError
 from pd_core.settings import Settings
 
@@ -30,11 +32,12 @@ def push(targets: Sequence[str]) -> int:
         targets: stages or files, or other arguments of `dvc push`; all outputs by default.
 
     Returns:
-        DVC's exit status.
+        DVC's exit status. SIGTERM ends the process at once, as `preemption` says.
     """
     from dvc.cli import main
 
-    return int(main(["--wait-for-lock", "push", "--run-cache", *targets]))
+    with preemption.postponed(_end):
+        return int(main(["--wait-for-lock", "push", "--run-cache", *targets]))
 
 
 def prepare(settings: Settings, root: Path) -> None:
@@ -108,6 +111,13 @@ def credentials(settings: Settings) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": settings.s3_secret_access_key,
     }
     return {name: one.get_secret_value() for name, one in secrets.items() if one is not None}
+
+
+def _end() -> None:
+    """End without DVC, which takes an exception for a file that failed, and goes on to the next."""
+    sys.stderr.write(f"stopped: {preemption.TOLD}\n")
+    sys.stderr.flush()
+    os._exit(preemption.EXIT_STATUS)
 
 
 def _on_s3(address: str) -> bool:

@@ -101,7 +101,7 @@ def together(command: Sequence[str], processes: int) -> int:
         if _has_said_why(members[0]):  # as the others may have as well
             return members[0].returncode
         if failed.returncode == -signal.SIGTERM and told():
-            raise Interrupted("told to end; start the same command again")
+            raise Interrupted(preemption.TOLD)
         number = members.index(failed)
         if not _has_said_why(failed):
             raise FailedRun(f"process {number} of {processes} {_end_of(failed)}; {_REMEDY}")

@@ -16,6 +16,9 @@ EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h: the same command, started again, goes on."""
 
 
+TOLD = "told to end; start the same command again"
+
+
 def end_at_once() -> None:
     """Let SIGTERM raise `Interrupted`, so that whatever is half-written is cleared away."""
     signal.signal(signal.SIGTERM, _end)
@@ -64,4 +67,4 @@ def at_end_of_input(act: Callable[[], None]) -> None:
 
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Interrupted("told to end; start the same command again")
+    raise Interrupted(TOLD)

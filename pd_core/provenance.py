@@ -89,6 +89,14 @@ def commit_tags(project: Path) -> dict[str, str]:
     }
 
 
+def code_commit(project: Path) -> str | None:
+    """Return the last commit that changed more than results; None if there is none.
+
+    Clones that differ in `dvc.lock` and reports alone are at the same one.
+    """
+    return _git(project, "log", "-1", "--format=%H", "--", ":/", *_WRITTEN_BY_STAGES) or None
+
+
 def version(package: str) -> str:
     """Return the version of an installed package, or "absent"."""
     try:

@@ -85,6 +85,7 @@ def run(arguments: Sequence[str], data: Path) -> int:
         return _whole(Path(path)) if mode in ("w", "w+") else plain(self, path, mode, **options)
 
     below: list[psutil.Process] = []
+    ended = threading.Event()
     state = root() / ".dvc" / "tmp"
     LocalFileSystem.open = opened
     try:
@@ -92,13 +93,15 @@ def run(arguments: Sequence[str], data: Path) -> int:
             if file.parent.is_dir():
                 sweep(file)
         _clear(data, state / "lock")
-        with preemption.postponed(lambda: _pass_on(below)) as told:
+        tell = threading.Thread(target=_pass_on, args=(below, ended), daemon=True)
+        with preemption.postponed(tell.start) as told:
             status = int(main(["--wait-for-lock", "repro", *arguments]))
             _wait(below)
     finally:
+        ended.set()
         LocalFileSystem.open = plain
     if status and told():
-        raise Interrupted("told to end; start the same command again")
+        raise Interrupted(preemption.TOLD)
     return status
 
 
@@ -109,16 +112,19 @@ def works(process: psutil.Process) -> bool:
     return False
 
 
-def _pass_on(below: list[psutil.Process]) -> None:
-    """Tell the stage that is running: a scheduler may tell its parent only.
+def _pass_on(below: list[psutil.Process], ended: threading.Event) -> None:
+    """Tell the stage that is running, which a scheduler may not, and one that DVC starts yet.
 
     Args:
         below: gets all that were told.
+        ended: set when DVC has.
     """
-    below += psutil.Process().children(recursive=True)
-    for process in below:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
+    while not ended.wait(_PAUSE):
+        for process in psutil.Process().children(recursive=True):
+            if process not in below:
+                below.append(process)
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
 
 
 def _wait(below: Sequence[psutil.Process]) -> None:

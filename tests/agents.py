@@ -86,7 +86,8 @@ class Server:
     def slot_times(self) -> dict[str, list[tuple[str, str]]]:
         """Return when each slot was taken and freed, in order: (time, `acquired` or `released`)."""
         prefix = "prefect.concurrency-limit."
-        wanted = {"event": {"prefix": [prefix]}, "order": "ASC"}
+        names = [f"{prefix}acquired", f"{prefix}released"]
+        wanted = {"event": {"name": names}, "order": "ASC"}
         page = self.ask("/events/filter", filter=wanted, limit=50)
         times: dict[str, list[tuple[str, str]]] = {}
         while page["events"]:

@@ -149,6 +149,28 @@ def test_a_refused_promotion_names_all_reasons_and_ends_with_status_2(
     assert champion(store) is None
 
 
+def test_a_decision_is_told_as_json_with_its_numbers_a_refusal_as_well(
+    project: Path, store: str, good: Path
+) -> None:
+    publish(store, good, {**registered.tags(project), "git_dirty": "true"})
+    done = promptkd("promote", "tiny", "--json", "--dry-run")
+    assert done.returncode == 2
+    told = json.loads(done.stdout)
+    assert f"error: {told['conclusion']}" in done.stderr.splitlines()
+    assert (told["name"], told["version"], told["uri"]) == (NAME, 1, f"models:/{NAME}/1")
+    assert (told["accepted"], told["dry_run"], told["champion_before"]) == (False, True, None)
+    assert [reason.partition(":")[0] for reason in told["reasons"]] == ["lineage"]
+    checks = {check["name"]: check for check in told["checks"]}
+    assert [name for name, check in checks.items() if not check["passed"]] == ["lineage"]
+    assert checks["lineage"]["measure"] is None
+    assert (checks["accuracy"]["measure"]["value"], checks["accuracy"]["measure"]["wanted"]) == (
+        100.0,
+        "above",
+    )
+    assert 0 < checks["size"]["measure"]["value"] < checks["size"]["measure"]["limit"]
+    assert 0 < checks["latency"]["measure"]["value"] < checks["latency"]["measure"]["limit"]
+
+
 def test_a_good_version_becomes_champion_and_stays_it(
     project: Path, store: str, good: Path
 ) -> None:
@@ -158,6 +180,8 @@ def test_a_good_version_becomes_champion_and_stays_it(
     assert done.stdout.splitlines()[-1] == "version 1 of 'promptkd-tiny' is champion, after none"
     assert champion(store) == 1
     assert "version 1 of 'promptkd-tiny' is the champion already" in run("promote", "tiny")
+    told = json.loads(run("promote", "tiny", "--json"))
+    assert (told["accepted"], told["checks"], told["champion_before"]) == (True, [], 1)
 
 
 def test_a_data_set_that_params_yaml_does_not_have_is_refused(

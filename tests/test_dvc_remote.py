@@ -1,6 +1,7 @@
 """Clones share what they computed by the remote of the settings, and no file holds its password."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,14 +57,18 @@ def clone(origin: Path, name: str) -> Path:
     return origin.parent / name
 
 
-def promptkd(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb as on a machine where nothing is set but the settings."""
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """Return the variables of a machine where nothing is set but the settings."""
     usual = {key: value for key, value in os.environ.items() if key[:3] not in ("PD_", "AWS")}
     bare = {"HOME": str(folder.parent), "AWS_EC2_METADATA_DISABLED": "true"}
+    return {**usual, **bare, "PYTHONPATH": str(ROOT), **settings}
+
+
+def promptkd(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pd_core.cli", *arguments],
         cwd=folder,
-        env={**usual, **bare, "PYTHONPATH": str(ROOT), **settings},
+        env=environment(folder, **settings),
         capture_output=True,
         text=True,
         check=False,
@@ -123,6 +128,30 @@ def test_a_folder_may_be_the_remote(origin: Path, tmp_path: Path) -> None:
     assert promptkd(origin, "repro", **given).returncode == 0
     assert promptkd(origin, "push", **given).returncode == 0
     assert list((tmp_path / "shared" / "runs").iterdir())
+
+
+def test_a_push_ends_when_it_is_told_to(origin: Path) -> None:
+    assert promptkd(origin, "repro").returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        given = {"PD_DVC_REMOTE": "s3://bucket", "PD_S3_ENDPOINT_URL": address}
+        keys = {"PD_S3_ACCESS_KEY_ID": "id", "PD_S3_SECRET_ACCESS_KEY": "secret"}
+        with subprocess.Popen(
+            [sys.executable, "-m", "pd_core.cli", "push"],
+            cwd=origin,
+            env=environment(origin, **given, **keys),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.terminate()
+                _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (
+        75,
+        "stopped: told to end; start the same command again\n",
+    )
 
 
 def test_outside_a_project_it_is_one_line(tmp_path: Path) -> None:

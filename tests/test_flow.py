@@ -210,7 +210,7 @@ def test_settings_that_cannot_be_read_are_said_in_one_line(tmp_path: Path) -> No
 
 def test_deployments_point_at_a_flow_and_all_its_parameters() -> None:
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    names = {"gpu", "quickstart", "paper", "nightly", "hourly"}
+    names = {"gpu", "quickstart", "paper", "gate", "nightly", "hourly"}
     assert {one["name"] for one in content["deployments"]} == names
     for deployment in content["deployments"]:
         path, _, name = deployment["entrypoint"].partition(":")

@@ -2,17 +2,16 @@
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from file_server import FileServer, file_server
+from prefect_home import artifacts, states
 
 from flows import monitor as flow
 from pd_core.errors import BadParams, PdError
@@ -55,18 +54,6 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=110,
     )
-
-
-def _artifacts(folder: Path) -> list[tuple[str, str, str]]:
-    """Return key, text and description of each."""
-    with closing(sqlite3.connect(folder / "prefect.db")) as database:
-        rows = database.execute("select key, data, description from artifact order by created")
-        return [(key, json.loads(data), description) for key, data, description in rows]
-
-
-def _states(folder: Path) -> list[tuple[str]]:
-    with closing(sqlite3.connect(folder / "prefect.db")) as database:
-        return list(database.execute("select state_type from flow_run order by created"))
 
 
 def test_pictures_as_in_training_are_said_to_be_so() -> None:
@@ -165,8 +152,8 @@ def test_without_a_server_drift_fails_the_flow_and_the_artifact_shows_it(
     assert done.returncode == 2
     assert "\nerror: The pictures have drifted, by embeddings" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert _states(tmp_path) == [("COMPLETED",), ("FAILED",)]
-    good, bad = _artifacts(tmp_path)
+    assert states(tmp_path) == ["COMPLETED", "FAILED"]
+    good, bad = artifacts(tmp_path)
     assert good[0] == bad[0] == "monitoring-promptkd-embedded-greek"
     assert good[1] == flow.describe(MODEL, report())[0]
     assert bad[1:] == flow.describe(MODEL, report(drifted=True))

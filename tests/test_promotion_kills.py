@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import registered
+from mlflow_server import mlflow_server
 from promoting import (
     FAIL,
     NAME,
@@ -28,7 +29,6 @@ from promoting import (
     spawner,
 )
 from registered import champion, good, publish, store
-from test_tracking_processes import mlflow_server
 
 from pd_core import tracking
 from pd_core.errors import BadArtifact, PdError, UnknownName

@@ -183,6 +183,28 @@ def test_what_does_not_end_when_told_so_is_killed(project: Path) -> None:
     assert (project / "diary").read_text() == "not passed on\ntold\n"
 
 
+def test_a_stage_that_dvc_starts_after_it_was_told_to_end_is_told_as_well(project: Path) -> None:
+    deaf = "trap '' TERM; touch ready; sleep 1; echo one > data/one"
+    stages_ = {
+        "deaf": {"cmd": deaf, "outs": ["data/one"]},
+        "next": {"cmd": "sleep 100", "deps": ["data/one"], "outs": ["data/two"]},
+    }
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages_}))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "pd_core.cli", "repro"]
+    with subprocess.Popen(
+        command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        wait_until((project / "ready").exists)
+        process.terminate()
+        assert process.stderr is not None
+        assert process.stderr.read().endswith(
+            b"stopped: told to end; start the same command again\n"
+        )
+    assert process.returncode == 75
+    assert stages(project) == {"deaf"}
+
+
 def test_without_the_variable_it_does_not_mind_that_its_input_ends(project: Path) -> None:
     assert "PROMPTKD_END_WITH_PARENT" not in os.environ
     assert python(project, "-m", "pd_core.cli", "repro").returncode == 0

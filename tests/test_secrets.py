@@ -43,7 +43,7 @@ LOGIN = "me:canary-login"
 CRASH = """
 import os
 from pd_core import cli, jobs
-def prepare(job):
+def prepare(job, **_):
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     raise RuntimeError("a bug" + {told})
 jobs.prepare = prepare

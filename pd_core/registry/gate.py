@@ -27,6 +27,7 @@ UNLABELLED = 100
 """Pictures asked about where none has a label to be measured by."""
 
 _BATCH = 64
+_AT_MOST, _AT_LEAST, _ABOVE = "at most", "at least", "above"
 _SUM_ERROR = 1e-3  # of probabilities that were rounded to fp32, many of them
 
 OnNote = Callable[[str], None]
@@ -70,6 +71,23 @@ class Exam:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A number that a version has to show.
+
+    Attributes:
+        value: what was found.
+        limit: what it was compared with.
+        wanted: how it has to compare, in words.
+        unit: of both.
+    """
+
+    value: float
+    limit: float
+    wanted: str
+    unit: str
+
+
+@dataclass(frozen=True)
 class Check:
     """One thing that a version has to show.
 
@@ -77,11 +95,13 @@ class Check:
         name: what it is about, in one word.
         passed: whether it did.
         finding: what was found, with numbers; one line.
+        measure: the number that decided, if one did.
     """
 
     name: str
     passed: bool
     finding: str
+    measure: Measure | None = None
 
 
 def examine(
@@ -158,7 +178,9 @@ def _intact(model: Path, version: Version) -> Check:
 
 def _size(model: Path, exam: Exam) -> Check:
     size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) / 1e6
-    return Check("size", size <= exam.megabytes, f"{size:.2f} MB, at most {exam.megabytes:g} MB")
+    finding = f"{size:.2f} MB, at most {exam.megabytes:g} MB"
+    measure = Measure(size, exam.megabytes, _AT_MOST, "MB")
+    return Check("size", size <= exam.megabytes, finding, measure)
 
 
 def _lineage(store: str, version: Version, exam: Exam) -> Check:
@@ -186,7 +208,8 @@ def _answers(tried: Trial, model: Path) -> Check:
         return Check("answers", passed=False, finding="some probabilities are no probabilities")
     error = float(np.abs(scores.sum(axis=1) - 1).max())
     finding = f"{len(scores)} pictures, {len(known)} names, sums within {error:.1e} of 1"
-    return Check("answers", error <= _SUM_ERROR, finding)
+    measure = Measure(error, _SUM_ERROR, _AT_MOST, "")
+    return Check("answers", error <= _SUM_ERROR, finding, measure)
 
 
 def _latency(tried: Trial, exam: Exam) -> Check:
@@ -196,7 +219,8 @@ def _latency(tried: Trial, exam: Exam) -> Check:
         f"median {tried.median_ms:.1f} ms, p95 {tried.p95_ms:.1f} ms for one picture, "
         f"{exam.timed} times; p95 at most {exam.latency_ms:g} ms"
     )
-    return Check("latency", tried.p95_ms <= exam.latency_ms, finding)
+    measure = Measure(tried.p95_ms, exam.latency_ms, _AT_MOST, "ms")
+    return Check("latency", tried.p95_ms <= exam.latency_ms, finding, measure)
 
 
 def _task(prepared: Prepared, exam: Exam) -> trial.Task:
@@ -252,7 +276,8 @@ class _Accuracy:
             f"{100 * self.exam.confidence:g}% confidence, {-100 * self.exam.margin:+.2f} allowed "
             f"(McNemar p = {found.mcnemar():.2g})"
         )
-        return Check("accuracy", bound >= -self.exam.margin, finding)
+        measure = Measure(100 * bound, -100 * self.exam.margin, _AT_LEAST, "points")
+        return Check("accuracy", bound >= -self.exam.margin, finding, measure)
 
     def _against_zero_shot(self, answers: Answers) -> Check:
         self.on_note("measuring the zero-shot student")
@@ -261,7 +286,8 @@ class _Accuracy:
         if found is None:
             return self._unknown("none of its classes has test pictures")
         finding = f"first champion; {_shares(found, 'the zero-shot student')}; it must be better"
-        return Check("accuracy", found.first > found.second, finding)
+        measure = Measure(100 * found.first, 100 * found.second, _ABOVE, "%")
+        return Check("accuracy", found.first > found.second, finding, measure)
 
     def _unknown(self, reason: str) -> Check:
         if self.exam.accept_unknown:

@@ -1,0 +1,362 @@
+"""The image and the services of containers. Nothing here needs a daemon."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from container_files import LOGIN, OWN, ROOT, compose, instructions, is_left_out, pairs
+from readme import README
+from typer.main import get_command
+
+from pd_core.cli import app
+from pd_core.settings import TELEMETRY_OFF, load_settings, variable_names
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+IMAGE = instructions(DOCKERFILE)
+LAST = max(one.stage for one in IMAGE)
+COMPOSE = (ROOT / "compose.yaml").read_text()
+SERVICES: dict[str, Any] = compose(LOGIN)["services"]
+OURS = [name for name, service in SERVICES.items() if service["image"] == OWN]
+IGNORED = (ROOT / ".dockerignore").read_text().splitlines()
+PROGRAMS = Path(sys.executable).parent
+
+
+def of(word: str, stage: int | None = None) -> list[str]:
+    """What the Dockerfile gives to an instruction, in all stages or in one."""
+    return [one.rest for one in IMAGE if one.word == word and stage in (None, one.stage)]
+
+
+def tracked() -> list[str]:
+    return run("git", "ls-files", cwd=ROOT).splitlines()
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+# The image.
+
+
+def test_the_linter_of_dockerfiles_has_nothing_to_say() -> None:
+    assert run(str(PROGRAMS / "hadolint"), "Dockerfile", cwd=ROOT) == ""
+
+
+def test_what_the_linter_is_told_to_ignore_has_its_reason_above() -> None:
+    lines = DOCKERFILE.splitlines()
+    ignores = [number for number, line in enumerate(lines) if "hadolint ignore=" in line]
+
+    assert all(re.match(r"# [A-Z].*\.$", lines[number - 1]) for number in ignores)
+
+
+def test_the_image_is_built_on_a_version_and_on_nothing_else() -> None:
+    base = next(rest for rest in of("ARG", -1) if rest.startswith("BASE="))
+    stages = [rest.partition(" AS ")[2] for rest in of("FROM")]
+
+    assert re.fullmatch(r"BASE=python:3\.11\.\d+-slim-[a-z]+", base)
+    assert {rest.partition(" ")[0] for rest in of("FROM")} <= {"${BASE}", *stages}
+
+
+def test_dependencies_are_installed_at_their_pinned_versions_and_before_the_code() -> None:
+    last = [one for one in IMAGE if one.stage == LAST]
+    installs = [n for n, one in enumerate(last) if "pip install" in one.rest]
+    code = next(n for n, one in enumerate(last) if "/srv/promptkd ./" in one.rest)
+
+    assert len(installs) == DOCKERFILE.count("pip install")
+    assert all("pip install -c constraints.txt" in last[n].rest for n in installs)
+    assert max(installs) < code
+
+
+def test_no_address_is_written_into_the_files() -> None:
+    found = re.findall(r"https?://([\w.-]+)", DOCKERFILE + COMPOSE)
+
+    assert set(found) <= {*SERVICES, "127.0.0.1"}
+
+
+def test_every_source_of_a_copy_is_in_git() -> None:
+    words = [rest.split() for rest in of("COPY")]
+    from_context = [each[:-1] for each in words if not each[0].startswith("--from")]
+    from_clone = [
+        word.removeprefix("/srv/promptkd/")
+        for each in words
+        for word in each[:-1]
+        if word.startswith("/srv/promptkd/")
+    ]
+
+    assert from_context == [[".git"]]
+    assert from_clone
+    assert set(from_clone) <= set(tracked())
+
+
+def test_the_builder_sees_the_history_and_no_other_file() -> None:
+    history = [".git/HEAD", ".git/index", ".git/objects/pack/one.pack", ".git/refs/heads/main"]
+    others = [".env", "mlflow.db", ".venv/bin/python", "data/raw/dtd/one.jpg", ".dvc/cache/files"]
+
+    assert not [path for path in history if is_left_out(path, IGNORED)]
+    assert all(is_left_out(path, IGNORED) for path in [*others, *tracked()])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "path", "out"),
+    [
+        (["data"], "data/raw/one.jpg", True),
+        (["data"], "pd_core/data/own.py", False),  # a pattern starts at the top
+        (["*.db"], "paper/mlflow.db", False),
+        (["**/*.db"], "paper/mlflow.db", True),
+        (["**/*.db"], "mlflow.db", True),
+        (["# data", "", "data/*"], "data/README.md", True),
+        (["data/**", "!data/README.md"], "data/README.md", False),
+        (["!data/README.md", "data"], "data/README.md", True),  # the last one decides
+        (["?env"], ".env", True),
+        (["?env"], ".environment", False),
+    ],
+)
+def test_the_rules_of_dockerignore_are_docker_s(
+    patterns: list[str], path: str, *, out: bool
+) -> None:
+    assert is_left_out(path, patterns) is out
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with a file, and with what must not get into an image."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    run("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
+    run("git", "config", "user.name", "nobody", cwd=folder)
+    run("git", "config", "user.email", "nobody@example.org", cwd=folder)
+    run("git", "remote", "add", "origin", "https://me:hidden-word@example.org", cwd=folder)
+    for content in ("hidden-word", "committed"):
+        (folder / "file").write_text(content)
+        run("git", "add", "file", cwd=folder)
+        amend = ["--amend"] if content == "committed" else []
+        run("git", "commit", "--quiet", *amend, "-m", "file", cwd=folder)
+    (folder / ".env").write_text("hidden-word")
+    (folder / "file").write_text("not committed")
+    return folder
+
+
+@pytest.mark.parametrize("where", ["main", "--detach"])
+def test_the_image_holds_a_clean_clone_of_the_last_commit(
+    project: Path, tmp_path: Path, where: str
+) -> None:
+    run("git", "checkout", "--quiet", where, cwd=project)
+    (command,) = of("RUN", 1)
+    clone = tmp_path / "clone"
+    command = command.replace("/context", str(project)).replace("/srv/promptkd", str(clone))
+
+    run("sh", "-c", command, cwd=tmp_path)
+
+    assert run("git", "rev-parse", "HEAD", cwd=clone) == run(
+        "git", "rev-parse", "HEAD", cwd=project
+    )
+    assert run("git", "status", "--porcelain", cwd=clone) == ""
+    assert run("git", "remote", cwd=clone) == ""
+    assert [path.name for path in clone.iterdir() if path.name != ".git"] == ["file"]
+    objects = run("git", "cat-file", "--batch-all-objects", "--batch", cwd=clone)
+    texts = [path.read_bytes() for path in clone.rglob("*") if path.is_file()]
+    assert "committed" in objects
+    assert "hidden-word" not in objects
+    assert not [text for text in texts if b"hidden-word" in text]
+
+
+def test_nothing_in_a_container_reports_to_its_makers() -> None:
+    environment = pairs(" ".join(of("ENV", LAST)))
+
+    assert TELEMETRY_OFF.items() <= environment.items()
+
+
+def test_the_label_has_the_version_of_the_package() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = pairs(" ".join(of("LABEL", LAST)))
+
+    assert labels["org.opencontainers.image.version"] == package["version"]
+    assert labels["org.opencontainers.image.licenses"] == package["license"]
+
+
+def test_a_container_is_not_root() -> None:
+    (user,) = of("USER", LAST)
+
+    assert user == "1000:1000"
+    assert any("useradd" in rest and "--uid 1000" in rest for rest in of("RUN", LAST))
+
+
+def test_a_program_of_the_image_gets_the_signals_itself() -> None:
+    assert isinstance(json.loads(of("CMD", LAST)[0]), list)
+    assert not of("ENTRYPOINT") + of("SHELL")
+
+
+# The services.
+
+
+def test_the_services_are_of_compose_s_form() -> None:
+    schema = ["--builtin-schema", "vendor.compose-spec"]
+
+    run(sys.executable, "-m", "check_jsonschema", *schema, "compose.yaml", cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", LOGIN)
+def test_without_a_login_of_the_store_nothing_starts(name: str) -> None:
+    with pytest.raises(KeyError, match=name):
+        compose({one: value for one, value in LOGIN.items() if one != name})
+
+
+def test_every_secret_comes_from_the_environment() -> None:
+    secrets = [
+        value
+        for service in compose({name: f"<{name}>" for name in LOGIN})["services"].values()
+        for variable, value in service["environment"].items()
+        if re.search("KEY|SECRET|PASSWORD|TOKEN|AUTH", variable)
+    ]
+
+    assert secrets
+    assert set(secrets) == {f"<{name}>" for name in LOGIN}
+
+
+def test_other_images_have_a_version_and_ours_is_built_once() -> None:
+    built = [name for name in SERVICES if "build" in SERVICES[name]]
+
+    assert len(built) == 1
+    assert SERVICES[built[0]]["image"] == OWN
+    for service in (one for one in SERVICES.values() if one["image"] != OWN):
+        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
+
+
+def test_every_argument_of_the_build_is_one() -> None:
+    declared = {rest.partition("=")[0] for rest in of("ARG")}
+    given = [name for one in SERVICES.values() for name in one.get("build", {}).get("args", {})]
+
+    assert given
+    assert set(given) <= declared
+
+
+def test_ports_are_open_to_this_machine_only() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
+
+    assert ports
+    assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in ports)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_of_ours_is_a_setting_and_its_value_is_accepted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {key: value for key, value in SERVICES[name]["environment"].items() if "PD_" in key}
+    monkeypatch.chdir(tmp_path)
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+
+    assert set(given) <= set(variable_names())
+    load_settings()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_address_is_that_of_a_service_which_is_waited_for(name: str) -> None:
+    values = SERVICES[name].get("environment", {}).values()
+    addresses = [urlsplit(value) for value in values if value.startswith("http://")]
+    others = [one for one in addresses if one.hostname != "127.0.0.1"]
+
+    for address in others:
+        assert address.hostname is not None
+        service = SERVICES[address.hostname]
+        assert service["ports"] == [f"127.0.0.1:{address.port}:{address.port}"]
+        assert SERVICES[name]["depends_on"][address.hostname] == {"condition": "service_healthy"}
+    assert set(SERVICES[name].get("depends_on", ())) == {one.hostname for one in others}
+
+
+@pytest.mark.parametrize("name", [name for name, one in SERVICES.items() if "ports" in one])
+def test_what_listens_is_asked_whether_it_is_well_where_it_listens(name: str) -> None:
+    (port,) = {port.rpartition(":")[2] for port in SERVICES[name]["ports"]}
+    check = " ".join(SERVICES[name]["healthcheck"]["test"])
+
+    assert f"http://127.0.0.1:{port}/" in check
+
+
+def test_the_server_of_flows_is_well_once_it_has_made_the_last_of_its_deployments() -> None:
+    last = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][-1]
+    flow = last["entrypoint"].rpartition(":")[2].replace("_", "-")
+    check = " ".join(SERVICES["prefect"]["healthcheck"]["test"])
+
+    assert f"/api/deployments/name/{flow}/{last['name']}'" in check
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_starts_again_and_hands_signals_on(name: str) -> None:
+    assert SERVICES[name]["restart"] == "unless-stopped"
+    assert SERVICES[name]["init"] is True
+
+
+def volumes(name: str) -> Iterator[tuple[str, str]]:
+    """Name, which may be empty, and folder of a service's volumes."""
+    for volume in SERVICES[name].get("volumes", ()):
+        source, _, target = volume.rpartition(":")
+        yield source, target
+
+
+def test_every_volume_is_declared_and_used() -> None:
+    used = {source for name in SERVICES for source, _ in volumes(name) if source}
+
+    assert used == set(compose(LOGIN)["volumes"])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_volume_lies_over_a_folder_of_the_user(name: str) -> None:
+    made = " ".join(rest for rest in of("RUN", LAST) if "--owner=promptkd" in rest).split()
+    (mkdir,) = (rest for rest in of("RUN", LAST) if rest.startswith("mkdir -p"))
+    inside = [f"/srv/promptkd/{folder}" for folder in mkdir.split()[2:]]
+
+    assert {target for _, target in volumes(name)} <= {*made, *inside}
+
+
+@pytest.mark.parametrize("name", ["agent", "agent-gpu"])
+def test_agents_can_be_many(name: str) -> None:
+    agent = SERVICES[name]
+
+    assert {source for source, _ in volumes(name)} == {"", "pictures"}
+    assert not {"container_name", "hostname", "ports"} & set(agent)
+
+
+@pytest.mark.parametrize("line", re.findall("docker compose (.+)", COMPOSE + README))
+def test_what_is_said_to_type_names_services_and_profiles(line: str) -> None:
+    profiles = {profile for one in SERVICES.values() for profile in one.get("profiles", ())}
+    services = re.findall(
+        r"(?:exec|run)(?: --[a-z]+| -[A-Za-z]+)* ([a-z-]+)", line.split(" prefect ")[0]
+    )
+    scaled = re.findall(r"--scale ([a-z-]+)=", line)
+
+    assert {*services, *scaled} <= set(SERVICES)
+    assert set(re.findall(r"--profile ([a-z]+)", line)) <= profiles
+
+
+def test_only_the_profile_for_gpus_asks_for_one() -> None:
+    asking = {name for name, service in SERVICES.items() if "deploy" in service}
+
+    assert asking == {"agent-gpu"}
+    assert SERVICES["agent-gpu"]["profiles"] == ["gpu"]
+
+
+IMAGE_S = tuple(json.loads(of("CMD", LAST)[0]))
+COMMANDS = {IMAGE_S, *(tuple(SERVICES[name]["command"]) for name in OURS if name != "mlflow")}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS), ids=" ".join)
+def test_every_command_exists_with_its_options(command: tuple[str, ...]) -> None:
+    match command:
+        case ["promptkd", verb, *words]:
+            get_command(app).commands[verb].make_context(verb, words)  # type: ignore[attr-defined]
+        case ["python", "-m", module, *words]:
+            known = run(sys.executable, "-m", module, "--help", cwd=ROOT)
+            assert {word for word in words if word.startswith("--")} <= {*known.split()}
+        case _:
+            pytest.fail(f"what is {command}?")

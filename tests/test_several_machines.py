@@ -1,0 +1,223 @@
+"""A benchmark by agents in clones of their own: computed once, and then everywhere by DVC.
+
+Real stages with short trainings; Prefect, MLflow and S3 are servers on loopback. Each clone stands
+for a machine: what they share goes through the servers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from agents import (
+    DATASETS,
+    DVC,
+    ROOT,
+    STAGES,
+    Server,
+    agent,
+    clone,
+    commit,
+    environment,
+    serving,
+)
+from mlflow import MlflowClient
+from mlflow_server import mlflow_server
+from ruamel.yaml import YAML
+from s3_server import BUCKET, endpoint
+
+__all__ = ["endpoint"]
+
+SECRET = "a-secret-of-the-store"
+SHORT = {"teacher": {"epochs": 1, "warmup_epochs": 0}, "student": {"epochs": 1, "warmup_epochs": 0}}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a benchmark by two agents has left.
+
+    Attributes:
+        server: Prefect's.
+        run: the benchmark's flow run.
+        coordinator: the clone that the benchmark was started in.
+        start: the commit that all clones were at.
+        mlflow: the address of MLflow.
+        variables: the settings of all machines.
+    """
+
+    server: Server
+    run: str
+    coordinator: Path
+    start: str
+    mlflow: str
+    variables: dict[str, str]
+
+
+def shortened(folder: Path) -> Path:
+    """Clone this repository, with trainings of one epoch."""
+    clone(ROOT, folder)
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    for block, values in SHORT.items():
+        params[block].update(values)
+    yaml.dump(params, folder / "params.yaml")
+    commit(folder, "Short trainings")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def machines(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path, endpoint: str
+) -> Iterator[Machines]:
+    folder = tmp_path_factory.mktemp("machines")
+    coordinator = shortened(folder / "coordinator")
+    start = git(coordinator, "rev-parse", "HEAD")
+    with ExitStack() as stack:
+        mlflow, _ = stack.enter_context(mlflow_server(empty_database, folder / "mlflow"))
+        server = stack.enter_context(serving(folder, coordinator))
+        variables = {
+            "PD_DVC_REMOTE": f"s3://{BUCKET}/dvc",
+            "PD_S3_ENDPOINT_URL": endpoint,
+            "PD_S3_ACCESS_KEY_ID": "key-of-the-store",
+            "PD_S3_SECRET_ACCESS_KEY": SECRET,
+            "PD_MLFLOW_TRACKING_URI": mlflow,
+        }
+        for gpu in ("0", "1"):
+            own = clone(coordinator, folder / f"gpu-{gpu}")
+            stack.enter_context(agent(own, server.api, "--gpu", gpu, **variables))
+        stack.enter_context(agent(coordinator, server.api, **variables))
+        run = server.run("benchmark/quickstart", "benchmark", datasets=list(DATASETS))
+        state = server.ended(run, seconds=1200)
+        assert state["type"] == "COMPLETED", (state, server.log(run))
+        yield Machines(server, run, coordinator, start, mlflow, variables)
+
+
+def promptkd_repro(machines: Machines, folder: Path, commit: str) -> str:
+    """Let another machine bring the data sets up to date; return what DVC says."""
+    clone(machines.coordinator, folder)
+    git(folder, "checkout", "--quiet", commit)
+    done = subprocess.run(
+        [sys.executable, "-m", "pd_core.cli", "repro", "--pull", *_wanted()],
+        cwd=folder,
+        env=environment(folder, **machines.variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_coordinator_has_everything_and_commits_the_lock_once(machines: Machines) -> None:
+    folder = machines.coordinator
+    for name in DATASETS:
+        for stage in STAGES:
+            assert any((folder / "data" / stage / name).iterdir())
+    assert git(folder, "rev-list", "--count", f"{machines.start}..HEAD") == "1"
+    assert git(folder, "diff", "--name-only", machines.start, "HEAD") == "dvc.lock"
+    assert git(folder, "status", "--porcelain", "-uno") == ""
+
+
+def test_every_stage_was_computed_once_by_one_of_the_agents(machines: Machines) -> None:
+    rows = json.loads(machines.server.artifacts()["stages-quickstart"])
+    assert sorted(row["stage"] for row in rows) == sorted(_all_stages())
+    assert {row["state"] for row in rows} == {"computed"}
+    assert len({row["slot"] for row in rows}) == 2
+    assert all("student hm" in row["metrics"] for row in rows if "evaluate" in row["stage"])
+    for name, times in machines.server.slot_times().items():
+        kinds = [kind for _, kind in times]
+        assert kinds == ["acquired", "released"] * (len(kinds) // 2), (name, times)
+
+
+def test_mlflow_has_each_stage_and_the_flow_leads_there(machines: Machines) -> None:
+    client = MlflowClient(machines.mlflow)
+    experiment = client.get_experiment_by_name("promptkd-quickstart")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.level = 'stage'")
+    named = [f"{run.data.tags['stage']}@{run.data.tags['dataset']}" for run in runs]
+    assert sorted(named) == sorted(_all_stages())
+    assert {run.data.tags["git_commit"] for run in runs} == {machines.start}
+    link = machines.server.artifacts()["mlflow-embedded-greek"]
+    assert f"{machines.mlflow}/#/experiments/{experiment.experiment_id}/runs/" in link
+
+
+def test_agents_leave_their_clones_as_they_were_committed(machines: Machines) -> None:
+    for gpu in ("0", "1"):
+        folder = machines.coordinator.parent / f"gpu-{gpu}"
+        assert git(folder, "status", "--porcelain", "-uno") == ""
+        assert git(folder, "rev-parse", "HEAD") == machines.start
+
+
+def test_no_secret_is_in_any_record(machines: Machines) -> None:
+    for file in machines.server.home.rglob("*"):
+        if file.is_file():
+            assert SECRET.encode() not in file.read_bytes(), file
+    for file in machines.coordinator.parent.glob("*.log"):
+        assert SECRET not in file.read_text(), file
+    for folder in machines.coordinator.parent.glob("*/.dvc"):
+        assert SECRET not in (folder / "config.local").read_text()
+
+
+def test_another_machine_gets_all_stages_without_computing_any(
+    machines: Machines, tmp_path: Path
+) -> None:
+    before = promptkd_repro(machines, tmp_path / "third", machines.start)  # by the run cache alone
+    assert "Running stage" not in before
+    head = git(machines.coordinator, "rev-parse", "HEAD")
+    after = promptkd_repro(machines, tmp_path / "fourth", head)
+    assert "Running stage" not in after
+    for name in DATASETS:
+        for stage in STAGES:
+            of_all = [
+                {
+                    file.name: file.read_bytes()
+                    for file in (folder / "data" / stage / name).iterdir()
+                    if file.name != ".gitignore"
+                }
+                for folder in (machines.coordinator, tmp_path / "third", tmp_path / "fourth")
+            ]
+            assert of_all[0]
+            assert of_all[0] == of_all[1] == of_all[2]
+
+
+def test_plain_dvc_works_as_well(machines: Machines, tmp_path: Path) -> None:
+    folder = clone(machines.coordinator, tmp_path / "fifth")
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET}
+    variables = machines.variables
+    for command in (
+        ["remote", "add", "--local", "--default", "any", variables["PD_DVC_REMOTE"]],
+        ["remote", "modify", "--local", "any", "endpointurl", variables["PD_S3_ENDPOINT_URL"]],
+        ["repro", "--pull", *_wanted()[:1]],
+    ):
+        done = subprocess.run(
+            [*DVC, *command],
+            cwd=folder,
+            env={**environment(folder), **keys, "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "Running stage" not in done.stdout
+
+
+def _wanted() -> list[str]:
+    return [f"evaluate@{name}" for name in DATASETS]
+
+
+def _all_stages() -> list[str]:
+    return [f"{stage}@{name}" for stage in STAGES for name in DATASETS]
