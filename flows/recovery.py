@@ -58,6 +58,9 @@ def noted() -> Iterator[Callable[[Sequence[UUID]], None]]:
 
     Yields:
         What adds the leases that it has got.
+
+    Raises:
+        PdError: it cannot be noted: the disk is full, for example.
     """
     process = psutil.Process(os.getpid())
     run = str(runtime.flow_run.get_id())
@@ -67,7 +70,6 @@ def noted() -> Iterator[Callable[[Sequence[UUID]], None]]:
         note = Note(run, process.pid, process.create_time(), [str(lease) for lease in leases])
         write_bytes(file, json.dumps(asdict(note)).encode())
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     write()
     try:
         yield write
