@@ -169,35 +169,54 @@ def _fails_for_want_of_space(server: Server, run: str) -> None:
 # Agents
 
 
-def test_the_data_set_of_an_agent_that_is_gone_for_good_ends_with_another(
+def test_when_agents_are_gone_another_takes_over_and_what_nobody_takes_waits_for_its_own(
     server: Server, tmp_path: Path
 ) -> None:
     folder = waiting_project(tmp_path / "clone", seconds=5)
-    names = DATASETS[:2]
-    with agent(folder, server.api, "--gpu", "2") as gone, agent(folder, server.api, "--gpu", "3"):
-        address = {"PD_PREFECT_API_URL": server.api, "PREFECT_HOME": str(tmp_path / "home")}
-        benchmark = subprocess.Popen(
-            [sys.executable, "-m", "flows.benchmark", *names],
-            cwd=folder,
-            env=environment(folder, **address),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        slot = _slot_of(server, "gpu-2")
-        wait_until(lambda: server.limits()[slot] == 1, "the agent has a data set", benchmark)
-        time.sleep(8)  # in the middle of a stage
-        kill(gone)
-        wait_until(lambda: server.limits()[slot] == 0, "its slot is free", seconds=62)
-        said = benchmark.communicate(timeout=300)[0]
+    *names, alone = DATASETS[:3]
+    with agent(folder, server.api, "--gpu", "2") as first:
+        run = server.run("distill-dataset/gpu", "alone", dataset=alone)
+        _wait_for_slot(server, "gpu-2", taken=1)
+        with (
+            agent(folder, server.api, "--gpu", "3") as second,
+            agent(folder, server.api, "--gpu", "4"),
+        ):
+            benchmark = _start_benchmark(folder, server.api, *names)
+            _wait_for_slot(server, "gpu-3", taken=1)
+            time.sleep(8)  # in the middle of a stage
+            kill(first)
+            kill(second)
+            _wait_for_slot(server, "gpu-2", taken=0, seconds=62)
+            _wait_for_slot(server, "gpu-3", taken=0, seconds=62)
+            said = benchmark.communicate(timeout=300)[0]
     assert benchmark.returncode == 0, said
     assert said.count("its agent is gone, another one takes it") == 1
     runs = server.runs()
     (again,) = [name for name in names if f"{name}, attempt 2" in runs]
     assert runs[again]["state_type"] == "CRASHED"
     assert runs[f"{again}, attempt 2"]["state_type"] == "COMPLETED"
-    for name in names:
+
+    assert server.state(run)["type"] == "CRASHED"
+    with agent(folder, server.api, "--gpu", "2"):
+        wait_until(lambda: server.state(run)["type"] == "COMPLETED", "the run has gone on")
+    for name in (*names, alone):
         assert (folder / "data" / "evaluate" / name / "value").read_text().strip() == name
+
+
+def test_a_run_that_waits_for_its_agent_to_be_free_is_not_taken_for_dead(
+    server: Server, tmp_path: Path
+) -> None:
+    folder = waiting_project(tmp_path / "clone", seconds=22)
+    with agent(folder, server.api, "--gpu", "5") as process:
+        cut_off = server.run("distill-dataset/gpu", "cut off", dataset=DATASETS[0])
+        _wait_for_slot(server, "gpu-5", taken=1)
+        before = server.run("distill-dataset/gpu", "before it", dataset=DATASETS[1])
+        kill(process)
+    with agent(folder, server.api, "--gpu", "5"):
+        assert server.ended(before)["type"] == "COMPLETED"  # after 110 seconds
+        assert server.state(cut_off)["type"] in ("SCHEDULED", "PENDING", "RUNNING")
+        server.ask(f"/flow_runs/{cut_off}/set_state", state={"type": "CANCELLING"})
+        assert server.ended(cut_off)["type"] == "CANCELLED"
 
 
 def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
@@ -205,11 +224,10 @@ def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
 ) -> None:
     folder = waiting_project(tmp_path / "clone", seconds=4)
     names = list(DATASETS[2:])
-    with agent(folder, server.api, "--gpu", "4"):
+    with agent(folder, server.api, "--gpu", "6"):
         with agent(folder, server.api) as coordinator:
             run = server.run("benchmark/quickstart", "benchmark", datasets=names)
-            slot = _slot_of(server, "gpu-4")
-            wait_until(lambda: server.limits()[slot] == 1, "a data set is at work")
+            slot = _wait_for_slot(server, "gpu-6", taken=1)
             kill(coordinator)
         assert server.state(run)["type"] == "RUNNING"
         with agent(folder, server.api):
@@ -229,14 +247,14 @@ def test_no_secret_of_an_agent_reaches_the_server_or_a_file(server: Server, tmp_
     _let_stages_tell(folder)
     with hostile_server(healthy=True) as mlflow:
         secrets = {**SECRETS, "PD_MLFLOW_TRACKING_URI": with_login(mlflow)}
-        with agent(folder, server.api, "--gpu", "5", **secrets):
+        with agent(folder, server.api, "--gpu", "7", **secrets):
             run = server.run("distill-dataset/gpu", "tells", dataset=DATASETS[0])
             state = server.ended(run)
     assert state["type"] == "FAILED"
     assert "***" in state["message"]
     assert CANARY not in "\n".join(server.log(run))
-    assert search(server.home.parent) == []
-    assert search(tmp_path) == []
+    found = [*search(server.home.parent), *search(tmp_path)]
+    assert {path.name for path in found} == {"test_secrets.py"}  # in the clones
 
 
 def _let_stages_tell(folder: Path) -> None:
@@ -252,6 +270,19 @@ def _runs_stage(server: Server, run: str, stage: str) -> bool:
     return f"Running stage '{stage}@{DATASETS[0]}':" in server.log(run)
 
 
-def _slot_of(server: Server, end: str) -> str:
+def _wait_for_slot(server: Server, end: str, *, taken: int, seconds: float = 60) -> str:
+    """Wait until the slot with a name that ends so is taken, or not; return its name."""
     (name,) = [limit for limit in server.limits() if limit.endswith(end)]
+    wait_until(lambda: server.limits()[name] == taken, f"{name} is at {taken}", seconds=seconds)
     return name
+
+
+def _start_benchmark(folder: Path, api: str, *names: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.benchmark", *names],
+        cwd=folder,
+        env=environment(folder, PD_PREFECT_API_URL=api, PREFECT_HOME=f"{folder}-home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -91,8 +91,8 @@ def _run_and_kill(folder: Path, server: Server) -> list[float]:
 
 
 def _is_in_the_middle(stage: str, folder: Path, log: Log) -> bool:
-    """Whether a stage has counted steps; and, if it is a training, has kept a checkpoint."""
-    kept = (folder / "data" / "checkpoints" / stage / NAME).glob("*.safetensors")
+    """Whether a stage counts its steps; and, if it is a training, is in its second epoch."""
+    kept = (folder / "data" / "checkpoints" / stage / NAME).glob("checkpoint-000002-*.safetensors")
     return bool(log.counts(stage)) and (stage not in TRAININGS or any(kept))
 
 
