@@ -93,7 +93,7 @@ def _only_one(slot: Slot | None) -> FileLock:
     name = "agent" if shared else f"agent-{_name(slot)}"
     lock = FileLock(folder / f"promptkd-{name}.lock", blocking=False)
     try:
-        return lock.acquire().lock
+        lock.acquire()
     except Timeout:
         remedy = (
             "with PD_DVC_REMOTE each needs a clone of its own: `git clone . <folder>`, start it "
@@ -102,6 +102,10 @@ def _only_one(slot: Slot | None) -> FileLock:
             else "end it first"
         )
         raise PdError(f"another agent is at work in this clone; {remedy}") from None
+    if shared:
+        # DVC knows who died by its process id, which another process may have by now.
+        (folder / "rwlock").unlink(missing_ok=True)
+    return lock
 
 
 def _prepare(slot: Slot | None) -> None:

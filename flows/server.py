@@ -83,7 +83,7 @@ def serve(host: str, port: int) -> int:
     server = subprocess.Popen(
         [*_PREFECT, "server", "start", "--host", host, "--port", str(port)], env=environment
     )
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _wait_for(server, address)
         set_up(address)

@@ -174,8 +174,14 @@ def commit(folder: Path, message: str) -> None:
     subprocess.run(["git", "-C", str(folder), *who, "commit", "-qm", message], check=True)
 
 
-def waiting_project(folder: Path, *, seconds: float = 0) -> Path:
-    """Clone this repository; four data sets have stages that wait instead of computing."""
+def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = None) -> Path:
+    """Clone this repository; four data sets have stages that wait instead of computing.
+
+    Args:
+        folder: where to.
+        seconds: that each stage waits.
+        first: that the first one waits instead.
+    """
     clone(ROOT, folder)
     stages: dict[str, Any] = {}
     before = None
@@ -186,7 +192,8 @@ def waiting_project(folder: Path, *, seconds: float = 0) -> Path:
         else:
             deps = [f"data/{before}/${{key}}"]
             work = f"cp {deps[0]}/value {out}/value"
-        command = f"sleep {seconds} && mkdir -p {out} && {work}"
+        wait = seconds if before or first is None else first
+        command = f"sleep {wait} && mkdir -p {out} && {work}"
         stages[stage] = {
             "foreach": dict.fromkeys(DATASETS, 1),
             "do": {"cmd": command, "deps": deps, "outs": [out]},

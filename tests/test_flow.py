@@ -241,6 +241,6 @@ def test_a_stage_that_fails_stops_the_flow_and_is_named(tmp_path: Path) -> None:
     done = _run(tmp_path, "embedded_arrows")
     assert done.returncode == 2
     assert "no data at all" in done.stdout + done.stderr
-    assert "\nerror: stage 'prepare@embedded_arrows' failed with status" in done.stderr
+    assert "\nerror: embedded_arrows: 'prepare@embedded_arrows' failed with status" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "data" / "evaluate").exists()
