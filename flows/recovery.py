@@ -112,6 +112,10 @@ def _schedule_again(client: SyncPrefectClient, run: UUID, say: Callable[[str], N
     if state.is_cancelling():
         client.set_flow_run_state(run, Cancelled(), force=True)
         return
+    # No process of it is left; while the server thinks so, cancelling it would wait for one.
+    client.request(
+        "PATCH", "/flow_runs/{id}", path_params={"id": run}, json={"infrastructure_pid": None}
+    )
     client.set_flow_run_state(run, AwaitingRetry(), force=True)
     say(f"run '{found.name}' was cut off and goes on")
 

@@ -213,10 +213,10 @@ def test_a_run_that_waits_for_its_agent_to_be_free_is_not_taken_for_dead(
         before = server.run("distill-dataset/gpu", "before it", dataset=DATASETS[1])
         kill(process)
     with agent(folder, server.api, "--gpu", "5"):
-        assert server.ended(before)["type"] == "COMPLETED"  # after three heartbeats
-        assert server.state(cut_off)["type"] in ("SCHEDULED", "PENDING", "RUNNING")
+        wait_until(lambda: _runs_stage(server, before, "teacher"), "three heartbeats have passed")
+        assert server.state(cut_off)["name"] == "AwaitingRetry"
         server.ask(f"/flow_runs/{cut_off}/set_state", state={"type": "CANCELLING"})
-        assert server.ended(cut_off)["type"] == "CANCELLED"
+        assert server.state(cut_off)["type"] == "CANCELLED"  # at once, no process is left
 
 
 def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
@@ -237,6 +237,22 @@ def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
     for name in names:
         assert server.runs()[name]["state_type"] == "COMPLETED"
         assert f"{name}, attempt 2" not in server.runs()
+
+
+def test_a_cancelled_benchmark_leaves_nothing_at_work_or_in_a_queue(
+    server: Server, tmp_path: Path
+) -> None:
+    folder = waiting_project(tmp_path / "clone", first=100)
+    names = DATASETS[:2]
+    with agent(folder, server.api, "--gpu", "8"), agent(folder, server.api):
+        run = server.run("benchmark/quickstart", "cancelled", datasets=list(names))
+        slot = _wait_for_slot(server, "gpu-8", taken=1)
+        server.ask(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+        assert server.ended(run)["type"] == "CANCELLED"
+        runs = server.runs()
+        states = [server.ended(runs[name]["id"], seconds=60)["type"] for name in names]
+        assert states == ["CANCELLED", "CANCELLED"]
+        wait_until(lambda: server.limits()[slot] == 0, "the slot is free", seconds=10)
 
 
 # Secrets
@@ -267,7 +283,7 @@ def _let_stages_tell(folder: Path) -> None:
 
 
 def _runs_stage(server: Server, run: str, stage: str) -> bool:
-    return f"Running stage '{stage}@{DATASETS[0]}':" in server.log(run)
+    return any(line.startswith(f"Running stage '{stage}@") for line in server.log(run))
 
 
 def _wait_for_slot(server: Server, end: str, *, taken: int, seconds: float = 60) -> str:
