@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +120,10 @@ def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Se
 
 @contextmanager
 def agent(
-    clone: Path, api: str, *arguments: str, **variables: str
+    clone: Path, api: str, *arguments: str, within: Sequence[str] = (), **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Let an agent work in a clone while the block runs."""
-    command = [sys.executable, "-m", "flows.agent", *arguments]
+    """Let an agent work in a clone while the block runs; `within` is what its command follows."""
+    command = [*within, sys.executable, "-m", "flows.agent", *arguments]
     log = clone.parent / f"{clone.name}-agent{''.join(arguments)}.log"
     before = log.read_text().count("takes runs from") if log.is_file() else 0
     home = str(clone.parent / f"{clone.name}-home")
@@ -214,7 +214,7 @@ def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = N
 def wait_until(
     is_so: Callable[[], bool],
     what: str,
-    process: subprocess.Popen[bytes] | None = None,
+    process: subprocess.Popen[Any] | None = None,
     *,
     seconds: float = 180,
 ) -> float:
