@@ -107,10 +107,13 @@ def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Se
     port = free_port() if port is None else port
     home = folder / "prefect"
     command = [sys.executable, "-m", "flows.server", "--port", str(port)]
-    with _process(command, code, folder / "server.log", PREFECT_HOME=str(home)) as process:
-        log = folder / "server.log"
+    log = folder / "server.log"
+    before = log.read_text().count("\nready at") if log.is_file() else 0
+    with _process(command, code, log, PREFECT_HOME=str(home)) as process:
         wait_until(
-            lambda: "\nready at" in log.read_text(), f"the server is there, see {log}", process
+            lambda: log.read_text().count("\nready at") > before,
+            f"the server is there, see {log}",
+            process,
         )
         yield Server(f"http://127.0.0.1:{port}/api", home, code)
 
