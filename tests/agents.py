@@ -39,8 +39,12 @@ class Server:
     code: Path
 
     def ask(self, path: str, **body: Any) -> Any:
-        """Ask its API."""
-        answer = requests.post(f"{self.api}{path}", json=body, timeout=30)
+        """Ask its API; while its database is busy, again, as Prefect's own client does."""
+        while True:
+            answer = requests.post(f"{self.api}{path}", json=body, timeout=30)
+            if answer.status_code != requests.codes.unavailable:
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
