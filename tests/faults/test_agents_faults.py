@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -174,26 +174,26 @@ def test_when_agents_are_gone_another_takes_over_and_what_nobody_takes_waits_for
 ) -> None:
     folder = waiting_project(tmp_path / "clone", first=30)
     shared, alone = DATASETS[:2]
-    with (
-        agent(folder, server.api, "--gpu", "2") as one,
-        agent(folder, server.api, "--gpu", "3") as two,
-    ):
+    with ExitStack() as stack:
+        agents = {
+            gpu: stack.enter_context(agent(folder, server.api, "--gpu", gpu)) for gpu in "234"
+        }
         benchmark = _start_benchmark(folder, server.api, shared)
         wait_until(lambda: _taken(server) == 1, "a data set of the benchmark is at work")
         run = server.run("distill-dataset/gpu", "alone", dataset=alone)
         wait_until(lambda: _taken(server) == 2, "a data set of its own is at work")
-        kill(one)
-        kill(two)
-    with agent(folder, server.api, "--gpu", "4"):
+        gone = [gpu for gpu in agents if server.limits()[_slot_of(server, gpu)] == 1]
+        for gpu in gone:
+            kill(agents[gpu])
+        wait_until(lambda: _taken(server) == 0, "their slots are free", seconds=62)
         said = benchmark.communicate(timeout=300)[0]
     assert benchmark.returncode == 0, said
     assert said.count("its agent is gone, another one takes it") == 1
     assert server.runs()[shared]["state_type"] == "CRASHED"
     assert server.runs()[f"{shared}, attempt 2"]["state_type"] == "COMPLETED"
-    assert _taken(server) == 0
 
     assert server.state(run)["type"] == "CRASHED"
-    with agent(folder, server.api, "--gpu", "2"), agent(folder, server.api, "--gpu", "3"):
+    with agent(folder, server.api, "--gpu", gone[0]):
         wait_until(lambda: server.state(run)["type"] == "COMPLETED", "the run has gone on")
     assert f"{shared}, attempt 3" not in server.runs()
     for name in (shared, alone):
@@ -229,8 +229,7 @@ def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
         assert server.state(run)["type"] == "RUNNING"
         with agent(folder, server.api):
             assert server.ended(run)["type"] == "COMPLETED"
-    (slot,) = [slot for slot in server.slot_times() if slot.endswith("gpu-6")]
-    kinds = [kind for _, kind in server.slot_times()[slot]]
+    kinds = [kind for _, kind in server.slot_times()[_slot_of(server, "6")]]
     assert kinds == ["acquired", "released"] * len(names)  # one at a time, each once
     for name in names:
         assert server.runs()[name]["state_type"] == "COMPLETED"
@@ -282,6 +281,11 @@ def _let_stages_tell(folder: Path) -> None:
 
 def _runs_stage(server: Server, run: str, stage: str) -> bool:
     return any(line.startswith(f"Running stage '{stage}@") for line in server.log(run))
+
+
+def _slot_of(server: Server, gpu: str) -> str:
+    (name,) = [limit for limit in server.limits() if limit.endswith(f"-gpu-{gpu}")]
+    return name
 
 
 def _taken(server: Server) -> int:
