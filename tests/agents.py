@@ -193,7 +193,7 @@ def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = N
     stages: dict[str, Any] = {}
     before = None
     for stage in STAGES:
-        out, deps = f"data/{stage}/${{key}}", list[str]()
+        out, deps = f"data/{stage}/${{key}}", ["params.yaml"]  # DVC shares no stage without deps
         if before is None:
             work = f"echo ${{key}} > {out}/value"
         else:
