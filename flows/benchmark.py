@@ -147,7 +147,8 @@ def _gather(
     """Bring here what was computed elsewhere, and make the report; return why that failed."""
     shared = load_settings().dvc_remote is not None
     found: list[tables.Row] = []
-    wanted = {"gather": [stage for name in names for stage in pipeline.plan(graph, name)]}
+    planned = [stage for name in names for stage in pipeline.plan(graph, name)]
+    wanted = {"gather": pipeline.ends(graph, planned)}
     if with_report:
         wanted["report"] = [stage for stage in graph if "@" not in stage]
     for title, group in wanted.items():
