@@ -163,7 +163,7 @@ def _fails_for_want_of_space(server: Server, run: str) -> None:
     log = "\n".join(server.log(run))
     assert "Traceback" not in log
     assert "AwaitingRetry" not in log
-    wait_until(lambda: _taken(server) == 0, "the slot is free", seconds=10)
+    wait_until(lambda: _taken(server, "1") == 0, "the slot is free", seconds=10)
 
 
 # Agents
@@ -179,13 +179,13 @@ def test_when_agents_are_gone_another_takes_over_and_what_nobody_takes_waits_for
             gpu: stack.enter_context(agent(folder, server.api, "--gpu", gpu)) for gpu in "234"
         }
         benchmark = _start_benchmark(folder, server.api, shared)
-        wait_until(lambda: _taken(server) == 1, "a data set of the benchmark is at work")
+        wait_until(lambda: _taken(server, "234") == 1, "a data set of the benchmark is at work")
         run = server.run("distill-dataset/gpu", "alone", dataset=alone)
-        wait_until(lambda: _taken(server) == 2, "a data set of its own is at work")
+        wait_until(lambda: _taken(server, "234") == 2, "a data set of its own is at work")
         gone = [gpu for gpu in agents if server.limits()[_slot_of(server, gpu)] == 1]
         for gpu in gone:
             kill(agents[gpu])
-        wait_until(lambda: _taken(server) == 0, "their slots are free", seconds=62)
+        wait_until(lambda: _taken(server, "234") == 0, "their slots are free", seconds=62)
         said = benchmark.communicate(timeout=300)[0]
     assert benchmark.returncode == 0, said
     assert said.count("its agent is gone, another one takes it") == 1
@@ -206,7 +206,7 @@ def test_a_run_that_waits_for_its_agent_to_be_free_is_not_taken_for_dead(
     folder = waiting_project(tmp_path / "clone", first=95)
     with agent(folder, server.api, "--gpu", "5") as process:
         cut_off = server.run("distill-dataset/gpu", "cut off", dataset=DATASETS[0])
-        wait_until(lambda: _taken(server) == 1, "the run has its slot")
+        wait_until(lambda: _taken(server, "5") == 1, "the run has its slot")
         before = server.run("distill-dataset/gpu", "before it", dataset=DATASETS[1])
         kill(process)
     with agent(folder, server.api, "--gpu", "5"):
@@ -214,6 +214,7 @@ def test_a_run_that_waits_for_its_agent_to_be_free_is_not_taken_for_dead(
         assert server.state(cut_off)["name"] == "AwaitingRetry"
         server.ask(f"/flow_runs/{cut_off}/set_state", state={"type": "CANCELLING"})
         assert server.state(cut_off)["type"] == "CANCELLED"  # at once, no process is left
+        assert server.ended(before)["type"] == "COMPLETED"
 
 
 def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
@@ -224,7 +225,7 @@ def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
     with agent(folder, server.api, "--gpu", "6"):
         with agent(folder, server.api) as coordinator:
             run = server.run("benchmark/quickstart", "benchmark", datasets=names)
-            wait_until(lambda: _taken(server) == 1, "a data set is at work")
+            wait_until(lambda: _taken(server, "6") == 1, "a data set is at work")
             kill(coordinator)
         assert server.state(run)["type"] == "RUNNING"
         with agent(folder, server.api):
@@ -243,13 +244,13 @@ def test_a_cancelled_benchmark_leaves_nothing_at_work_or_in_a_queue(
     names = DATASETS[:2]
     with agent(folder, server.api, "--gpu", "8"), agent(folder, server.api):
         run = server.run("benchmark/quickstart", "cancelled", datasets=list(names))
-        wait_until(lambda: _taken(server) == 1, "a data set is at work")
+        wait_until(lambda: _taken(server, "8") == 1, "a data set is at work")
         server.ask(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
         assert server.ended(run)["type"] == "CANCELLED"
         runs = server.runs()
         states = [server.ended(runs[name]["id"], seconds=60)["type"] for name in names]
         assert states == ["CANCELLED", "CANCELLED"]
-        wait_until(lambda: _taken(server) == 0, "the slot is free", seconds=10)
+        wait_until(lambda: _taken(server, "8") == 0, "the slot is free", seconds=10)
 
 
 # Secrets
@@ -290,9 +291,9 @@ def _slot_of(server: Server, gpu: str) -> str:
     return name
 
 
-def _taken(server: Server) -> int:
-    """Return how many slots are taken."""
-    return sum(server.limits().values())
+def _taken(server: Server, gpus: str) -> int:
+    """Return how many of some slots are taken."""
+    return sum(server.limits()[_slot_of(server, gpu)] for gpu in gpus)
 
 
 def _start_benchmark(folder: Path, api: str, *names: str) -> subprocess.Popen[str]:
