@@ -45,8 +45,8 @@ def end_with_parent() -> None:
         preemption.at_end_of_input(_end)
 
 
-def root() -> Path:
-    """Find the folder of the DVC project that this one is in.
+def root(folder: Path = Path()) -> Path:
+    """Find the folder of the DVC project that a folder is in, by default this one.
 
     Raises:
         MissingFile: it is in none.
@@ -55,10 +55,10 @@ def root() -> Path:
     from dvc.repo import Repo
 
     try:
-        return Path(Repo.find_root())
+        return Path(Repo.find_root(str(folder.absolute())))
     except NotDvcRepoError:
         raise missing(
-            "DVC project", Path.cwd(), "go to the folder of a project's dvc.yaml"
+            "DVC project", folder.absolute(), "go to the folder of a project's dvc.yaml"
         ) from None
 
 
