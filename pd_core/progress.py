@@ -52,6 +52,8 @@ class Reporter:
             self._bar = Progress(*columns, console=console, transient=True)
             self._bar.start()
             self._bar.add_task(self._title, total=None, metrics="")
+        if self._record is None:  # a stage, which has one, says at once what it is about to do
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         return self
 
     def __exit__(

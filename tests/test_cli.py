@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from said import lines_but_counts
 
 ROOT = Path(__file__).parent.parent
 NAME = "embedded_digits"
@@ -35,7 +36,7 @@ def promptkd(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
     """Check the form of a refusal, and return its line."""
-    lines = done.stderr.strip().splitlines()
+    lines = lines_but_counts(done.stderr)
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
@@ -70,9 +71,7 @@ def test_a_wrong_type_is_answered_with_key_and_value(project: Path) -> None:
 
 def test_more_shots_than_images_are_refused(project: Path) -> None:
     edit(project, "  shots: 16", "  shots: 1000")
-    done = promptkd(project, "prepare", NAME)
-    assert done.returncode == 2
-    line = done.stderr.splitlines()[-1]  # behind the count of the pictures
+    line = refused(promptkd(project, "prepare", NAME))
     assert "shots = 1000: the largest class has 90 train images; give a number from 1 to 90" in line
     assert not (project / "data" / "prepare" / NAME).exists()
 

@@ -28,6 +28,7 @@ import pytest
 import tiny
 from PIL import Image
 from ruamel.yaml import YAML
+from said import lines_but_counts
 
 from pd_core import cli, cli_import, tracking
 from pd_core.data.prepared import write_prepared
@@ -110,7 +111,7 @@ def check_harmless(case: Case, project: Path) -> None:
 
 def check_line(done: Done, names: str) -> None:
     """Make sure that a verb was refused, in one line that names something."""
-    lines = done.err.splitlines()
+    lines = lines_but_counts(done.err)
     assert (done.status, len(lines)) == (2, 1), done.err
     assert lines[0].startswith("error: ")
     assert names in lines[0]
