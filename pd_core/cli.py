@@ -26,6 +26,7 @@ from pd_core import (
     cli_fetch,
     cli_import,
     cli_models,
+    cli_page,
     cli_registry,
     cli_serve,
     jobs,
@@ -63,6 +64,7 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_fetch.weights, name="weights")
 app.add_typer(cli_registry.app, name="registry")
 app.add_typer(cli_models.app)
+app.add_typer(cli_page.app)
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
