@@ -6,6 +6,7 @@ what a picture costs need the models, not their training.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,7 +88,7 @@ def answers(job: Job, prepared: Prepared) -> Answers:
         PdError: pictures or what the stages wrote are not there.
     """
     computing = job.params.run
-    set_threads(computing.threads)
+    set_threads(os.cpu_count() or 1)  # the page is no result: its last bits do not matter
     loaded = {who: load(job, who) for who in PEOPLE}
     judged = judge(
         {who: one.classifier for who, one in loaded.items()},

@@ -21,6 +21,7 @@ from pd_core.report import read_titles
 from pd_core.results import BASELINE, read_evaluations, summarise
 
 NAME = "report"  # of the three files
+ANSWERS = "answers"  # the folder beside them
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def gather(
 
     Args:
         jobs: by the names of all data sets of the profile.
-        folder: where the page goes, and measured times are.
+        folder: where the page goes, and what was measured and answered before is.
         profile: its name.
         root: of the repository.
         baselines: data sets that may have the baseline `tuned_student`.
@@ -91,7 +92,7 @@ def gather(
         _titles(list(jobs), first.prepared.parent),
         summary,
         beside(summary, list(jobs)),
-        tuple(page for job in evaluated if (page := _page(job, notes))),
+        tuple(page for job in evaluated if (page := _page(job, folder / ANSWERS, notes))),
         speed.kept(folder),
         origin(list(jobs), root),
         tuple(notes),
@@ -119,10 +120,10 @@ def _titles(datasets: Sequence[str], prepared: Path) -> dict[str, str]:
     return {**{name: dataset_spec(name).title for name in known}, **read_titles(prepared)}
 
 
-def _page(job: Job, notes: list[str]) -> DatasetPage | None:
+def _page(job: Job, folder: Path, notes: list[str]) -> DatasetPage | None:
     """Gather a data set; one whose preparation is not here has its row in the summary alone."""
     try:
-        return dataset.gather(job)
+        return dataset.gather(job, folder)
     except PdError as error:
         notes.append(f"{job.evaluation.name} has no section: {masked(str(error))}")
         return None

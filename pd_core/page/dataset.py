@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pd_core.artifacts import read_json, understood
-from pd_core.data.prepared import Prepared, read_prepared, read_split
+from pd_core.data.prepared import read_prepared, read_split
 from pd_core.errors import PdError
 from pd_core.layout import Job
 from pd_core.masking import masked
-from pd_core.page.answering import PEOPLE, answers
+from pd_core.page.answered import Answered, answered
+from pd_core.page.answering import PEOPLE
 from pd_core.page.cost import Cost
-from pd_core.page.gallery import Gallery, gallery
+from pd_core.page.gallery import Gallery
 from pd_core.page.measures import (
     Calibration,
     Confused,
-    calibration,
     class_accuracies,
     confusion,
     most_confused,
@@ -76,10 +76,14 @@ class DatasetPage:
     notes: tuple[str, ...] = ()
 
 
-def gather(job: Job) -> DatasetPage:
+def gather(job: Job, folder: Path) -> DatasetPage:
     """Gather what the stages of an evaluated data set wrote, and let both models answer again.
 
     What is not on this machine, such as photos, is left out and noted.
+
+    Args:
+        job: the data set's.
+        folder: where answers are kept until something changes.
 
     Raises:
         MissingFile: the data set is not prepared.
@@ -97,15 +101,19 @@ def gather(job: Job) -> DatasetPage:
         {stage: _curve(folder, notes) for stage, folder in _trainings(job).items()},
     )
     if not rows:
-        return _with(page, notes=(*notes, "no test image has a label, so nothing is compared"))
+        return replace(page, notes=(*notes, "no test image has a label, so nothing is compared"))
     told = {who: _told(rows, who, len(prepared.classes), job.evaluation) for who in PEOPLE}
     try:
-        more = _answered(job, prepared, rows, told, notes)
+        found = answered(job, prepared, rows, folder)
     except PdError as error:
-        reason = masked(str(error))
-        notes.append(f"calibration, cost and pictures are left out: {reason}")
-        more = {"people": told}
-    return _with(page, notes=tuple(notes), **more)
+        notes.append(f"calibration, cost and pictures are left out: {masked(str(error))}")
+        return replace(page, people=told, notes=tuple(notes))
+    return replace(
+        page,
+        people=_with_answers(told, found),
+        gallery=found.gallery,
+        notes=(*notes, *_other(found, len(rows))),
+    )
 
 
 def shares(page: DatasetPage, who: str) -> NDArray[np.float64]:
@@ -115,10 +123,6 @@ def shares(page: DatasetPage, who: str) -> NDArray[np.float64]:
     for pair in person.confused:
         cells[pair.label, pair.taken_for] = pair.count / page.images[pair.label]
     return cells
-
-
-def _with(page: DatasetPage, **changes: Any) -> DatasetPage:
-    return DatasetPage(**{**vars(page), **changes})
 
 
 def _trainings(job: Job) -> dict[str, Path]:
@@ -162,33 +166,18 @@ def _told(rows: Sequence[Mapping[str, Any]], who: str, classes: int, folder: Pat
     )
 
 
-def _answered(
-    job: Job,
-    prepared: Prepared,
-    rows: Sequence[Mapping[str, Any]],
-    told: Mapping[str, Person],
-    notes: list[str],
-) -> dict[str, Any]:
-    """Add what the models' own answers tell; note where these are not those of `evaluate`."""
-    found = answers(job, prepared)
-    for who in PEOPLE:
-        before = {row["path"]: row[who][1] for row in rows}
-        now = found.probabilities[who].argmax(axis=1)
-        paths = [path for path, _ in found.items]
-        other = sum(before.get(path) != best for path, best in zip(paths, now, strict=True))
-        if other:
-            notes.append(
-                f"{who}: {other} of {len(now)} answers are not those that evaluate wrote; "
-                "calibration and pictures show the present ones"
-            )
-    people = {
-        who: Person(
-            person.accuracy,
-            person.classes,
-            person.confused,
-            calibration(found.probabilities[who], found.labels),
-            found.cost[who],
-        )
+def _with_answers(told: Mapping[str, Person], found: Answered) -> dict[str, Person]:
+    return {
+        who: replace(person, calibration=found.calibration[who], cost=found.cost[who])
         for who, person in told.items()
     }
-    return {"people": people, "gallery": gallery(found, prepared)}
+
+
+def _other(found: Answered, images: int) -> list[str]:
+    """Note where the models no longer answer what `evaluate` wrote."""
+    return [
+        f"{who}: {count} of {images} answers are not those that evaluate wrote; calibration and "
+        "pictures show the present ones"
+        for who, count in found.other.items()
+        if count
+    ]

@@ -79,10 +79,10 @@ def _dataset(page: DatasetPage) -> str:
         curves,
         _panel("Confusion, all classes at once", figures.matrices(page)),
         _calibration(page),
-        *(_panel("", _table(tables.confused(page, who))) for who in PEOPLE),
     )
+    confused = _panels(*(_panel("", _table(tables.confused(page, who))) for who in PEOPLE))
     return _section(
-        page.name, page.title, *about, *notes, _table(tables.accuracies(page)), panels,
+        page.name, page.title, *about, *notes, _table(tables.accuracies(page)), panels, confused,
         _gallery(page), _folded("Accuracy of each class", _table(tables.classes(page), bars=True)),
     )  # fmt: skip
 
@@ -123,7 +123,9 @@ def _table(table: Table, *, bars: bool = False) -> str:
     """Write a table; with bars, percentages of teacher and student are shown as such, too."""
     if not table.rows:
         return ""
-    heads = "".join(f"<th scope='col'>{escape(head)}</th>" for head in table.heads)
+    heads = "".join(
+        f"<th scope='col'{_side(table, head)}>{escape(head)}</th>" for head in table.heads
+    )
     rows = "".join(
         f"<tr{_kind(table, number)}>{_row(table, row, bars)}</tr>"
         for number, row in enumerate(table.rows)
@@ -139,7 +141,7 @@ def _caption(title: str) -> str:
 
 
 def _kind(table: Table, number: int) -> str:
-    if number in table.quiet:
+    if number in table.theirs:
         return " class='paper'"
     return " class='strong'" if table.strong and number == len(table.rows) - 1 else ""
 
@@ -148,12 +150,20 @@ def _row(table: Table, row: Iterable[str], bars: bool) -> str:
     name, *cells = row
     rest = zip(table.heads[1:], cells, strict=True)
     return f"<th scope='row'>{escape(name)}</th>" + "".join(
-        f"<td{_bar(head, cell) if bars else ''}>{escape(cell)}</td>" for head, cell in rest
+        f"<td{_look(table, head, cell, bars)}>{escape(cell)}</td>" for head, cell in rest
     )
 
 
-def _bar(head: str, cell: str) -> str:
-    return f" class='bar {head}' style='--part:{cell}%'" if head in PEOPLE else ""
+def _look(table: Table, head: str, cell: str, bars: bool) -> str:
+    if bars and head in PEOPLE:
+        return f" class='bar {head}' style='--part:{cell}%'"
+    return _side(table, head)
+
+
+def _side(table: Table, head: str) -> str:
+    if head == table.theirs_under:
+        return " class='theirs'"
+    return " class='word'" if head in tables.WORDS else ""
 
 
 def _section(anchor: str, title: str, *parts: str) -> str:

@@ -14,6 +14,9 @@ from pd_core.page.speed import Speed
 from pd_core.results import KEYS, TITLES, Evaluation, columns, headline, rows_of
 
 NOT_RUN = "not run"
+WORDS = frozenset({"taken for", "half", "whose", "MD5", "on this machine", "version"})
+"""Heads of the columns that hold words, besides the first one of each table."""
+
 _NONE = "–"
 _NOT_MEASURED = "not measured"
 _PAIRS = 5  # of confused classes
@@ -33,14 +36,16 @@ class Table:
         title: above it, if it has one.
         heads: of the columns.
         rows: cells, as many as heads.
-        quiet: rows of these numbers are somebody else's.
+        theirs: rows of these numbers are the paper's.
+        theirs_under: what stands under this head is the paper's.
         strong: the last row is a sum of the others.
     """
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    quiet: frozenset[int] = frozenset()
+    theirs: frozenset[int] = frozenset()
+    theirs_under: str = ""
     strong: bool = False
 
 
@@ -62,13 +67,13 @@ def summary(page: Page, key: str) -> Table:
 def paper(page: Page, who: str) -> Table:
     """Return our accuracies, the paper's, and their difference; empty if none are of the paper."""
     rows: list[tuple[str, ...]] = []
-    quiet: set[int] = set()
+    theirs: set[int] = set()
     for one in page.beside.get(who, ()):
         title = page.titles.get(one.dataset, one.dataset)
-        quiet.add(len(rows) + 1)
+        theirs.add(len(rows) + 1)
         rows += _three(one, "average of the paper's" if one.dataset == AVERAGE else title)
     heads = ("data set", "whose", "base", "novel", "harmonic mean")
-    return Table(f"{TITLES[who]}, %", heads, tuple(rows), frozenset(quiet))
+    return Table(f"{TITLES[who]}, %", heads, tuple(rows), frozenset(theirs))
 
 
 def accuracies(page: DatasetPage) -> Table:
@@ -112,6 +117,7 @@ def classes(page: DatasetPage) -> Table:
 def cost(page: Page) -> Table:
     """Return what a picture costs: a column for each model, and one for the paper's student."""
     columns: list[tuple[str, ...]] = []
+    theirs = ""
     for one in page.pages:
         for who, person in one.people.items():
             column = _cost(who, person.cost, page.speed.get(who)) if person.cost else ()
@@ -120,10 +126,10 @@ def cost(page: Page) -> Table:
     if page.beside:
         told = cost_in_paper()
         fast = str(told["images_per_second"])
-        name = f"paper's student, {told['hardware']}"
-        columns.append((name, _NONE, _NONE, str(told["gflops"]), fast, _NONE))
+        theirs = f"paper's student, {told['hardware']}"
+        columns.append((theirs, _NONE, _NONE, str(told["gflops"]), fast, _NONE))
     heads, *rows = zip(_COSTS, *columns, strict=True)
-    return Table("", heads, tuple(rows) if columns else ())
+    return Table("", heads, tuple(rows) if columns else (), theirs_under=theirs)
 
 
 def outputs(page: Page) -> Table:
