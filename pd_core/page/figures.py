@@ -83,7 +83,7 @@ def reliability(page: DatasetPage) -> str:
             axes.scatter(x, y, areas, color=COLOURS[who], marker=MARKERS[who], label=label)
         axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="confidence, %", ylabel="accuracy, %")
         axes.legend(loc="upper left")
-        figure.subplots_adjust(left=0.11, right=0.97, top=0.97, bottom=0.14)
+        figure.subplots_adjust(left=0.13, right=0.95, top=0.96, bottom=0.16)
 
     return _svg(
         draw, height=3.4, key=f"calibration-{page.name}", label=f"Calibration, {page.title}"
@@ -106,9 +106,9 @@ def matrices(page: DatasetPage) -> str:
                 for line in (one.axhline, one.axvline):
                     line(page.base_count - 0.5, color="white", linewidth=0.7)
         axes[0].set_ylabel("class")
-        bar = figure.add_axes((0.3, 0.12, 0.4, 0.025))
+        bar = figure.add_axes((0.3, 0.16, 0.4, 0.025))
         figure.colorbar(picture, cax=bar, orientation="horizontal", label="share of the class")
-        figure.subplots_adjust(left=0.1, right=0.98, top=0.97, bottom=0.24, wspace=0.22)
+        figure.subplots_adjust(left=0.1, right=0.98, top=0.97, bottom=0.27, wspace=0.22)
 
     return _svg(draw, height=3.0, key=f"confusion-{page.name}", label=f"Confusion, {page.title}")
 
