@@ -197,6 +197,7 @@ def show() -> None:
     console = Console()
     console.print(stage.table(stage.read_summary(folder), stage.read_titles(DATA / "prepare")))
     console.print(f"Report   {folder / 'summary.md'}, {folder / 'summary.png'}")
+    console.print("Page     `promptkd page`")
     console.print(f"MLflow   {_mlflow_page()}")
 
 

@@ -2,66 +2,40 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tiny
 import yaml
-from browser import Browser, browser
-from PIL import Image
+from page_project import NAME, ROOT, gathered, make
 from sklearn.metrics import accuracy_score
 
-from pd_core import class_vectors, distill, evaluate, pretrain
+from pd_core import class_vectors
 from pd_core.layout import Job
-from pd_core.page import answering, build, html, markdown, measures, speed
+from pd_core.models.clip import load_clip
+from pd_core.models.student import Student
+from pd_core.models.teacher import Teacher
+from pd_core.page import answering, build, html, markdown, speed
 from pd_core.page.build import Page
-from pd_core.page.dataset import DatasetPage, Person
-from pd_core.page.gallery import Gallery
 from pd_core.params import load_params
+from pd_core.predictor import STUDENT_FILE
 from pd_core.provenance import content_hash
-
-ROOT = Path(__file__).parent.parent
-NAME = "embedded_digits"
-SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
 
 Gather = Callable[[], Page]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the stages of a data set of five classes, with tiny models."""
-    folder = tmp_path_factory.mktemp("made")
-    data = folder / "data"
-    prepared = tiny.prepared(data / "prepare" / NAME)
-    large, small = tiny.weights(folder), tiny.weights(folder, seed=1)
-    teacher, vectors, student, evaluation = (
-        data / stage / NAME for stage in ("teacher", "class_vectors", "student", "evaluate")
-    )
-    with tiny.quick_stages("pretrain", "class_vectors", "distill", "evaluate"):
-        pretrain.run(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
-        class_vectors.run(prepared, teacher, vectors, model="tiny", weights=large)
-        clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": large}
-        mine: dict[str, Any] = {"model": "tiny", "weights": small}
-        distill.run(prepared, teacher, vectors, student, epochs=2, batch_size=4, **mine, **clip)
-        evaluate.run(
-            prepared, teacher, vectors, student, evaluation,
-            split="test", batch_size=8, **mine, **clip,
-        )  # fmt: skip
-    return folder
+@pytest.fixture(scope="module", name="made")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -73,28 +47,6 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def job(folder: Path, name: str) -> Job:
-    """Lay a data set out as the pipeline does, with the tiny models."""
-    params = load_params(ROOT / "params.yaml").for_dataset(name)
-    weights = {"teacher": "tiny-0.safetensors", "student": "tiny-1.safetensors"}
-    blocks = {
-        stage: getattr(params, stage).model_copy(
-            update={"model": "tiny", "weights": str(folder / file)}
-        )
-        for stage, file in weights.items()
-    }
-    mine = params.model_copy(update=blocks)
-    data = folder / "data"
-    return Job.at(data, mine, seed=1, device="cpu", data_root=data / "raw")
-
-
-def gathered(folder: Path) -> Page:
-    """Gather the page of two data sets, of which one was run."""
-    jobs = {name: job(folder, name) for name in (NAME, "embedded_greek")}
-    with tiny.torch_restored():
-        return build.gather(jobs, folder / "build", profile="quickstart", root=folder)
 
 
 @pytest.fixture
@@ -303,131 +255,34 @@ def test_damaged_results_are_refused_in_one_line(made: Path, tmp_path: Path) -> 
     assert f"dvc repro evaluate@{NAME}" in line
 
 
+def untrained(folder: Path) -> Job:
+    """Write an untrained teacher and student of the embedded models."""
+    params = load_params(ROOT / "params.yaml").for_dataset(NAME)
+    found = Job.at(folder / "data", params, seed=1, device="cpu", data_root=folder)
+    teacher = Teacher.untrained(load_clip(params.teacher.model, None), text_depth=2, image_depth=2)
+    teacher.save(found.teacher / answering.TEACHER_FILE)
+    vectors = class_vectors.build(teacher.eval(), ("digit one", "digit two"))
+    vectors.save(found.vectors / class_vectors.FILE)
+    student = Student.untrained(load_clip(params.student.model, None), feature_width=128)
+    student.save(found.student / STUDENT_FILE)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_teacher_and_student_are_measured_each_in_a_process_of_its_own(
-    project: Path, gather: Gather
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = speed.measure(job(project, NAME), project / "build")
+    monkeypatch.chdir(ROOT)  # whose params.yaml names the weights from there
+    found = speed.measure(untrained(tmp_path), tmp_path / "build")
     assert set(found) == {"teacher", "student"}
     assert all(one.images_per_second > 1 and one.mebibytes > 1 for one in found.values())
-    assert gather().speed == found
+    assert speed.kept(tmp_path / "build") == found
 
 
-# --- in a browser
-
-
-def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
-    """Make a data set as large as the embedded ones, with random answers and long names."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(classes), images)
-    people = {}
-    for who in answering.PEOPLE:
-        shares = rng.dirichlet(np.full(classes, 0.1), len(labels))
-        answers = np.where(rng.random(len(labels)) < 0.6, labels, shares.argmax(axis=1))
-        people[who] = Person(
-            60.0,
-            measures.class_accuracies(labels, answers, classes),
-            measures.most_confused(measures.confusion(labels, answers, classes)),
-            measures.calibration(shares, labels),
-        )
-    curve = tuple(
-        {"loss": 5.0 / n, "accuracy": 9.0 * n, "agreement": 8.0 * n} for n in range(1, 11)
-    )
-    return DatasetPage(
-        name,
-        f"Letters of {name}",
-        tuple(
-            f"greek capital letter number_{n} without_any_place_to_break" for n in range(classes)
-        ),
-        classes // 2,
-        (images,) * classes,
-        dict.fromkeys(answering.PEOPLE, curve),
-        people,
-        notes=("a note " * 20,),
-    )
-
-
-def photo() -> str:
-    """Make a picture of the gallery's size that cannot be made small."""
-    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    file = BytesIO()
-    Image.fromarray(noise).save(file, format="WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-@pytest.fixture(scope="module", name="eleven")
-def _eleven(made: Path) -> Path:
-    """Write a page of eleven large data sets, with pictures."""
-    shutil.copy(ROOT / "params.yaml", made)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made)
-        page = gathered(made)
-    small = page.pages[0]
-    assert small.gallery is not None
-    shown = [replace(one, data=photo()) for one in small.gallery.shown]
-    pictures = Gallery(1152, 100, 80, 60, tuple(shown[n % len(shown)] for n in range(8)))
-    pages = (replace(large(f"set_{n}"), gallery=pictures) for n in range(11))
-    return build.write(replace(page, pages=(small, *pages)), made / "build")
-
-
-@pytest.fixture(scope="module", name="tab")
-def _tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as running:
-        yield running
-
-
-def test_eleven_data_sets_are_small_open_fast_and_ask_for_nothing(
-    eleven: Path, tab: Browser
-) -> None:
-    assert eleven.stat().st_size < 5_000_000
-    tab.show(width=1280, height=900)
-    tab.forget()
-    start = time.monotonic()
-    tab.open(eleven.as_uri())
-    assert time.monotonic() - start < 2
-    assert [url for url in tab.asked if not url.startswith("data:")] == [eleven.as_uri()]
-    assert tab.complaints == []
-    assert tab.failed == []
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("screen", SCREENS)
-def test_everything_fits_on_the_screen(eleven: Path, tab: Browser, screen: str, dark: bool) -> None:
-    width, height = SCREENS[screen]
-    tab.show(width=width, height=height, dark=dark, phone=screen == "phone")
-    tab.open(eleven.as_uri())
-    tab.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
-    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    overflowing = (
-        "[...document.querySelectorAll('body *:not(svg *)')].filter((one) =>"
-        " one.getBoundingClientRect().right > innerWidth"
-        " || one.clientWidth && one.scrollWidth > one.clientWidth + 1)"
-        ".map((one) => one.tagName + ' ' + one.textContent.slice(0, 60))"
-    )
-    assert tab.evaluate(overflowing) == []
-    letters = (
-        "[...document.querySelectorAll('svg')].filter((one) => [...one.querySelectorAll('text')]"
-        ".some((text) => { const [a, b] = [text, one].map((x) => x.getBoundingClientRect());"
-        " return a.left < b.left - 1 || a.right > b.right + 1 || a.bottom > b.bottom + 1"
-        " || a.top < b.top - 1; })).map((one) => one.ariaLabel)"
-    )
-    assert tab.evaluate(letters) == []
-    ink = "getComputedStyle(document.querySelector('svg text')).fill"
-    assert tab.evaluate(ink) == tab.evaluate("getComputedStyle(document.body).color")
-
-
-def test_every_link_leads_to_a_heading_and_every_picture_is_described(
-    eleven: Path, tab: Browser
-) -> None:
-    tab.open(eleven.as_uri())
-    dead = (
-        "[...document.querySelectorAll('nav a')]"
-        ".filter((one) => !document.getElementById(one.hash.slice(1))).length"
-    )
-    assert tab.evaluate(dead) == 0
-    assert tab.evaluate("[...document.querySelectorAll('img')].every((one) => one.alt)")
-    assert tab.evaluate("[...document.querySelectorAll('svg')].every((one) => one.ariaLabel)")
-    ids = "[...document.querySelectorAll('[id]')].map((one) => one.id)"
-    found = tab.evaluate(ids)
-    assert len(found) == len(set(found))
+def test_to_measure_what_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    done = promptkd(tmp_path, "page", "--measure")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"run `dvc repro class_vectors@{NAME}`" in line

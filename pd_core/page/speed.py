@@ -29,7 +29,7 @@ class Speed:
 
     Attributes:
         images_per_second: from pixels to logits, pictures already decoded.
-        mebibytes: a GPU's peak; on a CPU, how much the process grew at its peak, with loading.
+        mebibytes: a GPU's peak; on a CPU that of the whole process, with Python and torch.
         device: what it ran on.
         threads: of the CPU.
         batch: pictures at a time.
@@ -77,7 +77,6 @@ def _measured(job: Job, who: str) -> Speed:
     from pd_core.page.answering import load
     from pd_core.provenance import peak_memory
 
-    before = peak_memory()
     set_threads(job.params.run.threads)
     loaded = load(job, who)
     device = loaded.classifier.vectors.vectors.device
@@ -91,7 +90,7 @@ def _measured(job: Job, who: str) -> Speed:
 
     rate = _rate(batch)
     on_gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else peak_memory() - before
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else peak_memory()
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
     return Speed(round(rate, 1), round(peak, 1), name, torch.get_num_threads(), _BATCH)
 

@@ -76,4 +76,8 @@ def measured(page: Page) -> str:
         return HOW_TO_MEASURE
     one = page.speed["student"]
     threads = f", threads: {one.threads}" if one.device == "CPU" else ""
-    return f"Measured on {one.device}{threads}, {one.batch} pictures at a time."
+    what = "of the whole process" if one.device == "CPU" else "of the GPU"
+    return (
+        f"Measured on {one.device}{threads}, {one.batch} pictures at a time; memory is the peak "
+        f"{what}."
+    )
