@@ -20,11 +20,12 @@ from page_project import NAME, ROOT, gathered, make
 from sklearn.metrics import accuracy_score
 
 from pd_core import class_vectors
+from pd_core.artifacts import write_sums
 from pd_core.layout import Job
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.page import answering, build, html, markdown, speed
+from pd_core.page import answering, build, html, markdown, speed, tables, words
 from pd_core.page.build import Page
 from pd_core.params import load_params
 from pd_core.predictor import STUDENT_FILE
@@ -199,13 +200,30 @@ def test_names_are_shown_as_they_are_written(gather: Gather) -> None:
 def test_measured_times_are_kept_beside_the_page(project: Path, gather: Gather) -> None:
     assert "not measured" in markdown.text(gather())
     rows = {
-        "teacher": speed.Speed(100.0, 20.0, "CPU", 1, 32),
-        "student": speed.Speed(321.0, 10.0, "CPU", 1, 32),
+        "teacher": speed.Speed("tiny", 100.0, 20.0, "CPU", 1, 32),
+        "student": speed.Speed("tiny", 321.0, 10.0, "CPU", 1, 32),
     }
     (project / "build" / speed.FILE).write_text(
         json.dumps({who: vars(one) for who, one in rows.items()})
     )
     assert "| pictures a second | 100 | 321 |" in markdown.text(gather())
+
+
+def test_times_of_another_model_are_not_shown(project: Path, gather: Gather) -> None:
+    gather()
+    other = vars(speed.Speed("ViT-B/16", 100.0, 20.0, "CPU", 1, 32))
+    (project / "build" / speed.FILE).write_text(json.dumps({"teacher": other, "student": other}))
+    assert "| pictures a second | not measured | not measured |" in markdown.text(gather())
+
+
+def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather: Gather) -> None:
+    split = project / "data" / "prepare" / NAME / "split.json"
+    split.write_text(json.dumps({**json.loads(split.read_text()), "protocol": "all_classes"}))
+    write_sums(split.parent)
+    (page,) = gather().pages
+    assert page.base_count == len(page.classes)
+    assert "novel" not in words.dataset(page)
+    assert tables.classes(page).heads == ("class", "images", "teacher", "student")
 
 
 def test_json_has_what_the_page_shows(project: Path, gather: Gather) -> None:

@@ -57,7 +57,7 @@ class DatasetPage:
         name: as in `params.yaml`.
         title: for people.
         classes: C names, by label.
-        base_count: how many of the first are base classes.
+        base_count: how many of the first are base classes, all where all were taught.
         images: test images of each class, by label; none where no test image has a label.
         curves: by stage, what its training wrote after each epoch.
         people: teacher and student; nobody where no test image has a label.
@@ -96,7 +96,7 @@ def gather(job: Job, folder: Path) -> DatasetPage:
         job.prepared.name,
         str(read_split(job.prepared)["title"]),
         prepared.classes,
-        prepared.base_count,
+        len(prepared.taught),
         _images(rows, len(prepared.classes)),
         {stage: _curve(folder, notes) for stage, folder in _trainings(job).items()},
     )

@@ -28,6 +28,7 @@ class Speed:
     """What was measured of one classifier.
 
     Attributes:
+        model: name of its CLIP.
         images_per_second: from pixels to logits, pictures already decoded.
         mebibytes: a GPU's peak; on a CPU that of the whole process, with Python and torch.
         device: what it ran on.
@@ -35,6 +36,7 @@ class Speed:
         batch: pictures at a time.
     """
 
+    model: str
     images_per_second: float
     mebibytes: float
     device: str
@@ -92,7 +94,9 @@ def _measured(job: Job, who: str) -> Speed:
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else peak_memory()
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
-    return Speed(round(rate, 1), round(peak, 1), name, torch.get_num_threads(), _BATCH)
+    return Speed(
+        loaded.cost.model, round(rate, 1), round(peak, 1), name, torch.get_num_threads(), _BATCH
+    )
 
 
 def _rate(batch: Any) -> float:

@@ -98,6 +98,7 @@ def confused(page: DatasetPage, who: str) -> Table:
 def classes(page: DatasetPage) -> Table:
     """Return each class's accuracy, the student's worst ones first."""
     people = [page.people[who].classes for who in PEOPLE]
+    halves = page.base_count < len(page.classes)
     order = sorted(
         (label for label, images in enumerate(page.images) if images),
         key=lambda label: (people[1][label] or 0.0, label),
@@ -105,13 +106,13 @@ def classes(page: DatasetPage) -> Table:
     rows = tuple(
         (
             page.classes[label],
-            "base" if label < page.base_count else "novel",
+            *(("base" if label < page.base_count else "novel",) if halves else ()),
             str(page.images[label]),
             *(f"{one[label]:.0f}" for one in people),
         )
         for label in order
     )
-    return Table("accuracy of each class, %", ("class", "half", "images", *PEOPLE), rows)
+    return Table("accuracy of each class, %", ("class", *(("half",) if halves else ()), "images", *PEOPLE), rows)
 
 
 def cost(page: Page) -> Table:
@@ -144,6 +145,8 @@ def versions(page: Page) -> Table:
 
 
 def _cost(who: str, cost: Cost, speed: Speed | None) -> tuple[str, ...]:
+    if speed is not None and speed.model != cost.model:
+        speed = None
     return (
         f"{who}, {cost.model}",
         f"{cost.parameters / 1e6:.2f}",
