@@ -57,19 +57,15 @@ def benchmark(
         shared = load_settings().dvc_remote is not None
         by_agents = bool(PREFECT_API_URL.value()) and (slots.by_agent() or _is_served())
         commit = _commit() if by_agents and shared else None
+        with noted() if slots.by_agent() else nullcontext():
+            done = (_by_agents if by_agents else _here)(names, profile_dir, commit)
+            reasons = _conclude(graph, done, profile_dir, with_report=report)
+            if not reasons and commit is not None:
+                _commit_lock(profile_dir)
     except PdError as error:
         return Failed(message=str(error))
-    with noted() if slots.by_agent() else nullcontext():
-        done = (_by_agents if by_agents else _here)(names, profile_dir, commit)
-        reasons = [f"{one.dataset}: {one.reason}" for one in done if one.reason]
-        rows: list[tables.Row] = []
-        if not reasons:
-            reasons = _gather(graph, names, profile_dir, rows, with_report=report)
-        _publish(profile_dir, [*tables.stages_of(one.run for one in done), *tables.as_table(rows)])
-        if reasons:
-            return Failed(message="; ".join(reasons))
-        if commit is not None:
-            _commit_lock(profile_dir)
+    if reasons:
+        return Failed(message="; ".join(reasons))
     return Completed(message=f"{len(names)} data sets are up to date")
 
 
@@ -127,6 +123,19 @@ def _by_agents(names: Sequence[str], profile_dir: Path, commit: str | None) -> l
     return dispatch.distill(names, parameters, get_run_logger().info)
 
 
+def _conclude(
+    graph: pipeline.Graph, done: Sequence[Outcome], profile_dir: Path, *, with_report: bool
+) -> list[str]:
+    """Gather what was computed, unless something failed, and publish it; return what failed."""
+    rows: list[tables.Row] = []
+    reasons = [f"{one.dataset}: {one.reason}" for one in done if one.reason]
+    if not reasons:
+        names = [one.dataset for one in done]
+        reasons = _gather(graph, names, profile_dir, rows, with_report=with_report)
+    _publish(profile_dir, [*tables.stages_of(one.run for one in done), *tables.as_table(rows)])
+    return reasons
+
+
 def _gather(
     graph: pipeline.Graph,
     names: Sequence[str],
@@ -138,7 +147,8 @@ def _gather(
     """Bring here what was computed elsewhere, and make the report; return why that failed."""
     shared = load_settings().dvc_remote is not None
     found: list[tables.Row] = []
-    wanted = {"gather": [stage for name in names for stage in pipeline.plan(graph, name)]}
+    planned = [stage for name in names for stage in pipeline.plan(graph, name)]
+    wanted = {"gather": pipeline.ends(graph, planned)}
     if with_report:
         wanted["report"] = [stage for stage in graph if "@" not in stage]
     for title, group in wanted.items():

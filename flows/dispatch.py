@@ -159,4 +159,4 @@ def _cancel(client: SyncPrefectClient, works: Sequence[_Work]) -> None:
     for work in works:
         state = _read(client, work.run.id).state
         if state is not None and not state.is_final():
-            client.set_flow_run_state(work.run.id, Cancelling(), force=True)
+            client.set_flow_run_state(work.run.id, Cancelling())

@@ -42,20 +42,10 @@ def distill_dataset(
         graph = pipeline.read_graph(profile_dir)
         (name,) = pipeline.choose(graph, [dataset])
         shared = load_settings().dvc_remote is not None
+        with _at_work(profile_dir, shared=shared):
+            return _bring_up(graph, name, profile_dir, shared=shared)
     except PdError as error:
         return Failed(message=str(error))
-    rows: list[tables.Row] = []
-    with _at_work(profile_dir, shared=shared):
-        failed = _first_failed(pipeline.plan(graph, name), profile_dir, shared=shared, rows=rows)
-        create_table_artifact(
-            table=tables.as_table(rows),
-            key=tables.key_of("stages", name),
-            description=f"The stages of {name}, in order.",
-        )
-        publish_page(profile_dir, name)
-    if failed is not None:
-        return Failed(message=failed.message)
-    return Completed(message=f"{len(rows)} stages of {name} are up to date")
 
 
 def publish_page(profile_dir: Path, dataset: str = "") -> None:
@@ -85,6 +75,20 @@ def _page(profile_dir: Path, profile: str, dataset: str) -> str:
         provenance.commit_tags(profile_dir)["git_commit"],
         dataset,
     )
+
+
+def _bring_up(graph: pipeline.Graph, name: str, profile_dir: Path, *, shared: bool) -> State[Any]:
+    rows: list[tables.Row] = []
+    failed = _first_failed(pipeline.plan(graph, name), profile_dir, shared=shared, rows=rows)
+    create_table_artifact(
+        table=tables.as_table(rows),
+        key=tables.key_of("stages", name),
+        description=f"The stages of {name}, in order.",
+    )
+    publish_page(profile_dir, name)
+    if failed is not None:
+        return Failed(message=failed.message)
+    return Completed(message=f"{len(rows)} stages of {name} are up to date")
 
 
 def _first_failed(

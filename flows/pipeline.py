@@ -81,9 +81,10 @@ def plan(graph: Graph, dataset: str) -> list[str]:
     return list(ordered)
 
 
-def last_stage(dataset: str) -> str:
-    """Return the name of the stage that measures a data set's student."""
-    return f"{_GROUP}{dataset}"
+def ends(graph: Graph, stages: Sequence[str]) -> list[str]:
+    """Return those of some stages that none of the others needs: whoever has them has all."""
+    needed = frozenset[str]().union(*(graph[stage] for stage in stages))
+    return [stage for stage in stages if stage not in needed]
 
 
 def command(stages: Sequence[str], *, shared: bool) -> list[str]:

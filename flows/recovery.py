@@ -17,13 +17,18 @@ from uuid import UUID
 import psutil
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled
 
 from pd_core.atomic import write_bytes
+from pd_core.reproduce import works
 
 NOTES = Path(".dvc", "tmp", "promptkd-runs")
 """Git ignores it, and DVC keeps what it does not know there."""
+
+SILENT = "it went silent, as if its machine had died"
+"""What `flows.server` says of a run that it declares crashed."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,10 @@ class Note:
     @property
     def is_alive(self) -> bool:
         """Whether its process is still there."""
-        try:
-            return bool(psutil.Process(self.process).create_time() == self.started)
-        except psutil.NoSuchProcess:
-            return False
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.process)
+            return bool(process.create_time() == self.started) and works(process)
+        return False
 
 
 @contextmanager
@@ -57,6 +62,9 @@ def noted() -> Iterator[Callable[[Sequence[UUID]], None]]:
 
     Yields:
         What adds the leases that it has got.
+
+    Raises:
+        PdError: it cannot be noted: the disk is full, for example.
     """
     process = psutil.Process(os.getpid())
     run = str(runtime.flow_run.get_id())
@@ -66,7 +74,6 @@ def noted() -> Iterator[Callable[[Sequence[UUID]], None]]:
         note = Note(run, process.pid, process.create_time(), [str(lease) for lease in leases])
         write_bytes(file, json.dumps(asdict(note)).encode())
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     write()
     try:
         yield write
@@ -98,10 +105,29 @@ def _schedule_again(client: SyncPrefectClient, run: UUID, say: Callable[[str], N
     except ObjectNotFound:  # the server has been emptied
         return
     state = found.state
-    if state is None or state.is_final() or found.deployment_id is None:
+    if state is None or found.deployment_id is None:
+        return
+    if state.is_final() and not _is_missed(found):
         return
     if state.is_cancelling():
         client.set_flow_run_state(run, Cancelled(), force=True)
         return
+    # No process of it is left; while the server thinks so, cancelling it would wait for one.
+    client.request(
+        "PATCH", "/flow_runs/{id}", path_params={"id": run}, json={"infrastructure_pid": None}
+    )
     client.set_flow_run_state(run, AwaitingRetry(), force=True)
     say(f"run '{found.name}' was cut off and goes on")
+
+
+def _is_missed(run: FlowRun) -> bool:
+    """Whether a run was declared crashed while its agent was away, and no other agent takes it.
+
+    One of a benchmark is handed to another agent (`flows.dispatch`).
+    """
+    return (
+        run.state is not None
+        and run.state.is_crashed()
+        and run.state.message == SILENT
+        and run.parent_task_run_id is None
+    )

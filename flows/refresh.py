@@ -51,21 +51,21 @@ def refresh(profile_dir: Path = Path()) -> State[Any]:
     """
     try:
         changes, others = look(profile_dir)
+        rows = [{"data set": name, "changed": why} for name, why in {**changes, **others}.items()]
+        create_table_artifact(
+            table=rows,
+            key=tables.key_of("changes", load_params(profile_dir / PARAMS).profile.name),
+            description="What is not as it was when it was computed.",
+        )
+        wanted = [name for name in changes if name not in others]
+        failed = list(others.values())
+        if wanted:
+            with noted() if slots.by_agent() else nullcontext():
+                state: State[Any] = benchmark(wanted, profile_dir, report=True, return_state=True)
+            if not state.is_completed():
+                failed.append(str(state.message))
     except PdError as error:
         return Failed(message=str(error))
-    rows = [{"data set": name, "changed": why} for name, why in {**changes, **others}.items()]
-    create_table_artifact(
-        table=rows,
-        key=tables.key_of("changes", load_params(profile_dir / PARAMS).profile.name),
-        description="What is not as it was when it was computed.",
-    )
-    wanted = [name for name in changes if name not in others]
-    failed = list(others.values())
-    if wanted:
-        with noted() if slots.by_agent() else nullcontext():
-            state: State[Any] = benchmark(wanted, profile_dir, report=True, return_state=True)
-        if not state.is_completed():
-            failed.append(str(state.message))
     if failed:
         return Failed(message="; ".join(failed))
     return Completed(message=f"{len(wanted)} data sets had changed, all is up to date")

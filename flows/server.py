@@ -28,6 +28,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.addresses import check_server, refuse
 from flows.dispatch import COORDINATOR_QUEUE, GPU_QUEUE, POOL
+from flows.recovery import SILENT
 from pd_core.errors import MissingFile, PdError
 from pd_core.masking import masked_tracebacks
 
@@ -35,6 +36,7 @@ _PREFECT = (sys.executable, "-m", "prefect")
 _SECONDS = 180.0  # for a server to come up: its database is made, on slow disks
 _SILENT = timedelta(seconds=90)  # three heartbeats
 _WATCH = "runs whose machine is gone"
+_ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 # What Prefect's server reads, unless the user said otherwise.
 _SETTINGS = {
@@ -160,21 +162,14 @@ def _watch() -> AutomationCore:
         description="A run that sends no heartbeat any more has crashed.",
         trigger=EventTrigger(
             after={f"{runs}.heartbeat"},
-            expect={
-                f"{runs}.{event}"
-                for event in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
-            },
+            expect={f"{runs}.{event}" for event in ("heartbeat", "AwaitingRetry", *_ENDS)},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
             within=_SILENT,
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message="it went silent, as if its machine had died"
-            )
-        ],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=SILENT)],
     )
 
 

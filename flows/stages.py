@@ -58,7 +58,8 @@ def reproduce(
     if send and ended.status == 0:
         pushed = _run([*PROMPTKD, "push", *stages], profile_dir)
         if pushed.status != 0:
-            return Failed(name=_PASSING, message=f"results are not sent: {pushed.reason}")
+            why = _what_may_pass(pushed) or pushed.reason
+            return Failed(name=_PASSING, message=f"results are not sent: {why}")
     seconds = time.monotonic() - start
     said = f"'{stages[0]}'" if len(stages) == 1 else f"{len(stages)} stages"
     if ended.status == 0:

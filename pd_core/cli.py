@@ -20,6 +20,7 @@ from rich.console import Console
 
 from pd_core import (
     cli_ablations,
+    cli_compare,
     cli_data,
     cli_doctor,
     cli_embedded,
@@ -65,6 +66,7 @@ app.add_typer(cli_fetch.weights, name="weights")
 app.add_typer(cli_registry.app, name="registry")
 app.add_typer(cli_models.app)
 app.add_typer(cli_page.app)
+app.add_typer(cli_compare.app)
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
@@ -122,6 +124,7 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
     with _watched("evaluate", setting) as (run, report):
         metrics = jobs.evaluate(job, on_progress=report.progress, on_note=note)
         run.log_metrics(metrics)
+        run.log_file(job.evaluation / "predictions.json")
     register(setting, run.run_id)
 
 

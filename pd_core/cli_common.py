@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +85,11 @@ def register(setting: Setting, run_id: str | None = None) -> Registered:
         run_id=run_id,
         on_note=note,
     )
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
+    say(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def say(text: str) -> None:

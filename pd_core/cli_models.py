@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pd_core.cli_common import note, open_store, say, setting_of
+from pd_core.cli_common import note, open_store, print_json, say, setting_of
 from pd_core.cli_registry import DryRun
 from pd_core.errors import BadArtifact, MissingFile, UnknownName, missing
 from pd_core.settings import compute_with, load_settings
@@ -50,7 +49,7 @@ def predict(
             raise missing("picture", image, "check the path")
     rankings = _load(model).classify_many(images, top=top)
     if as_json:
-        say(json.dumps(_as_rows(images, rankings), indent=2, ensure_ascii=False))
+        print_json(_as_rows(images, rankings))
         return
     for image, ranking in zip(images, rankings, strict=True):
         say(str(image))

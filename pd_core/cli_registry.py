@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pd_core.cli_common import note, open_store, register, say, setting_of
+from pd_core.cli_common import note, open_store, print_json, register, say, setting_of
 from pd_core.errors import BadParams, PdError, missing
 from pd_core.params import DATA, PARAMS, load_params
 from pd_core.settings import compute_with, load_settings
@@ -72,7 +71,7 @@ def list_(
     known = {one: registry.versions(store, one) for one in names}
     if as_json:
         every = [version for versions in known.values() for version in versions]
-        _print_json([_described(version) for version in every])
+        print_json([_described(version) for version in every])
     elif not known:
         say("no student is registered; run `promptkd registry register`")
     else:
@@ -87,7 +86,7 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
 
     version = registry.find(store, reference)
     if as_json:
-        _print_json(_described(version))
+        print_json(_described(version))
         return
     table = Table(show_header=False, box=None)
     for key, value in {**_headline(version), **dict(sorted(version.tags.items()))}.items():
@@ -123,7 +122,7 @@ def promote(
     decision = promotion.promote(store, reference, examine, who=_who(), dry_run=dry_run)
     conclusion = _conclusion(decision, dry_run=dry_run)
     if as_json:
-        _print_json(_as_dict(decision, conclusion, dry_run=dry_run))
+        print_json(_as_dict(decision, conclusion, dry_run=dry_run))
     else:
         _show(decision)
     if not decision.accepted:
@@ -154,7 +153,7 @@ def history(name: Name, as_json: AsJson = False) -> None:
 
     entries = promotion.history(store, name)
     if as_json:
-        _print_json([asdict(entry) for entry in entries])
+        print_json([asdict(entry) for entry in entries])
     elif entries:
         Console().print(_history_table(entries))
     else:
@@ -295,7 +294,3 @@ def _history_table(entries: Sequence[Entry]) -> Table:
 
 def _clock(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _print_json(value: object) -> None:
-    say(json.dumps(value, indent=2, ensure_ascii=False))

@@ -23,6 +23,7 @@ _QUERY = re.compile(
     r"([?&][\w-]*(?:password|token|secret|key|signature|credential)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
+_HEADER = re.compile(r"(authorization['\"]?: ?['\"]?\w+ )[\w.~+/=-]+", re.IGNORECASE)
 _SECRET = re.compile(
     r"(PASSWORD|PASSWD|SECRET|TOKEN|KEY|KEY_ID|AUTH_STRING|CONNECTION_STRING)$", re.IGNORECASE
 )
@@ -33,14 +34,16 @@ def masked(text: str) -> str:
     """Return a text without secrets.
 
     Masked are: what stands before the host of an address, passwords and signatures after its
-    question mark, and the values of variables that are secrets by their name, wherever they occur.
+    question mark, what a request is authorized by, and the values of variables that are secrets by
+    their name, wherever they occur.
 
     Args:
         text: of any length.
     """
     for value in sorted(_secrets(), key=len, reverse=True):  # one may be a part of another
         text = text.replace(value, MASK)
-    return _QUERY.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
+    text = _QUERY.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
+    return _HEADER.sub(rf"\1{MASK}", text)
 
 
 def without_login(address: str) -> str:

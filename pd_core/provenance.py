@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
 from pd_core.errors import BadData
+from pd_core.repository import git
 
 # What changes while a pipeline runs says nothing about its code. (DVC takes the .gitignore of an
 # output away before the stage, and puts it back behind it.)
@@ -32,13 +32,14 @@ def content_hash(path: Path) -> str:
     """Return the hash that DVC gives a file or folder.
 
     A file's is the MD5 of its bytes; a folder's is the MD5 of the JSON list of its files' hashes,
-    sorted by path, with ".dir" after it. `__pycache__` folders do not count.
+    sorted by path, with ".dir" after it. `__pycache__` folders do not count, nor does `.gitignore`,
+    which DVC puts beside outputs after the stage that wrote them.
 
     Returns:
         The hash, or "absent" if there is nothing at `path`.
     """
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
+        files = [file for file in path.rglob("*") if file.is_file() and file.name != ".gitignore"]
         entries = [
             {"md5": _file_md5(file), "relpath": file.relative_to(path).as_posix()}
             for file in files
@@ -112,13 +113,8 @@ def peak_memory() -> float:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(project), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    answer = git(project, *arguments)
+    return None if answer is None else answer.decode().strip()
 
 
 def _file_md5(path: Path) -> str:

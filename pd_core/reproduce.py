@@ -45,8 +45,8 @@ def end_with_parent() -> None:
         preemption.at_end_of_input(_end)
 
 
-def root() -> Path:
-    """Find the folder of the DVC project that this one is in.
+def root(folder: Path = Path()) -> Path:
+    """Find the folder of the DVC project that a folder is in, by default this one.
 
     Raises:
         MissingFile: it is in none.
@@ -55,10 +55,10 @@ def root() -> Path:
     from dvc.repo import Repo
 
     try:
-        return Path(Repo.find_root())
+        return Path(Repo.find_root(str(folder.absolute())))
     except NotDvcRepoError:
         raise missing(
-            "DVC project", Path.cwd(), "go to the folder of a project's dvc.yaml"
+            "DVC project", folder.absolute(), "go to the folder of a project's dvc.yaml"
         ) from None
 
 
@@ -105,6 +105,13 @@ def run(arguments: Sequence[str], data: Path) -> int:
     return status
 
 
+def works(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that has may stay in the table as a zombie."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def _pass_on(below: list[psutil.Process], ended: threading.Event) -> None:
     """Tell the stage that is running, which a scheduler may not, and one that DVC starts yet.
 
@@ -123,14 +130,8 @@ def _pass_on(below: list[psutil.Process], ended: threading.Event) -> None:
 def _wait(below: Sequence[psutil.Process]) -> None:
     """Wait until a stage has ended, not only the shell that started it, for which DVC waits."""
     deadline = time.monotonic() + _PATIENCE
-    while any(_works(process) for process in below) and time.monotonic() < deadline:
+    while any(works(process) for process in below) and time.monotonic() < deadline:
         time.sleep(_PAUSE)
-
-
-def _works(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def _end() -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,12 @@ class Server:
     code: Path
 
     def ask(self, path: str, **body: Any) -> Any:
-        """Ask its API."""
-        answer = requests.post(f"{self.api}{path}", json=body, timeout=30)
+        """Ask its API; while its database is busy, again, as Prefect's own client does."""
+        while True:
+            answer = requests.post(f"{self.api}{path}", json=body, timeout=30)
+            if answer.status_code != requests.codes.unavailable:
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -107,20 +111,23 @@ def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Se
     port = free_port() if port is None else port
     home = folder / "prefect"
     command = [sys.executable, "-m", "flows.server", "--port", str(port)]
-    with _process(command, code, folder / "server.log", PREFECT_HOME=str(home)) as process:
-        log = folder / "server.log"
+    log = folder / "server.log"
+    before = log.read_text().count("\nready at") if log.is_file() else 0
+    with _process(command, code, log, PREFECT_HOME=str(home)) as process:
         wait_until(
-            lambda: "\nready at" in log.read_text(), f"the server is there, see {log}", process
+            lambda: log.read_text().count("\nready at") > before,
+            f"the server is there, see {log}",
+            process,
         )
         yield Server(f"http://127.0.0.1:{port}/api", home, code)
 
 
 @contextmanager
 def agent(
-    clone: Path, api: str, *arguments: str, **variables: str
+    clone: Path, api: str, *arguments: str, within: Sequence[str] = (), **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Let an agent work in a clone while the block runs."""
-    command = [sys.executable, "-m", "flows.agent", *arguments]
+    """Let an agent work in a clone while the block runs; `within` is what its command follows."""
+    command = [*within, sys.executable, "-m", "flows.agent", *arguments]
     log = clone.parent / f"{clone.name}-agent{''.join(arguments)}.log"
     before = log.read_text().count("takes runs from") if log.is_file() else 0
     home = str(clone.parent / f"{clone.name}-home")
@@ -174,19 +181,26 @@ def commit(folder: Path, message: str) -> None:
     subprocess.run(["git", "-C", str(folder), *who, "commit", "-qm", message], check=True)
 
 
-def waiting_project(folder: Path, *, seconds: float = 0) -> Path:
-    """Clone this repository; four data sets have stages that wait instead of computing."""
+def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = None) -> Path:
+    """Clone this repository; four data sets have stages that wait instead of computing.
+
+    Args:
+        folder: where to.
+        seconds: that each stage waits.
+        first: that the first one waits instead.
+    """
     clone(ROOT, folder)
     stages: dict[str, Any] = {}
     before = None
     for stage in STAGES:
-        out, deps = f"data/{stage}/${{key}}", list[str]()
+        out, deps = f"data/{stage}/${{key}}", ["params.yaml"]  # DVC shares no stage without deps
         if before is None:
             work = f"echo ${{key}} > {out}/value"
         else:
             deps = [f"data/{before}/${{key}}"]
             work = f"cp {deps[0]}/value {out}/value"
-        command = f"sleep {seconds} && mkdir -p {out} && {work}"
+        wait = seconds if before or first is None else first
+        command = f"sleep {wait} && mkdir -p {out} && {work}"
         stages[stage] = {
             "foreach": dict.fromkeys(DATASETS, 1),
             "do": {"cmd": command, "deps": deps, "outs": [out]},
@@ -204,7 +218,7 @@ def waiting_project(folder: Path, *, seconds: float = 0) -> Path:
 def wait_until(
     is_so: Callable[[], bool],
     what: str,
-    process: subprocess.Popen[bytes] | None = None,
+    process: subprocess.Popen[Any] | None = None,
     *,
     seconds: float = 180,
 ) -> float:

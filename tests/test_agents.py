@@ -38,8 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def project(tmp_path: Path, *, seconds: float = 3) -> Path:
-    return waiting_project(tmp_path / "clone", seconds=seconds)
+def project(tmp_path: Path, *, seconds: float = 0, first: float | None = None) -> Path:
+    return waiting_project(tmp_path / "clone", seconds=seconds, first=first)
 
 
 def benchmark(clone: Path, api: str, *datasets: str) -> float:
@@ -68,7 +68,7 @@ def test_two_agents_take_four_data_sets_in_at_most_065_of_the_time_of_one(
 ) -> None:
     times = []
     for number, gpus in enumerate((("0",), ("0", "1"))):
-        clone = project(tmp_path / str(number))
+        clone = project(tmp_path / str(number), seconds=3)
         with ExitStack() as stack:
             for gpu in gpus:
                 stack.enter_context(agent(clone, server.api, "--gpu", gpu))
@@ -83,7 +83,7 @@ def test_two_agents_take_four_data_sets_in_at_most_065_of_the_time_of_one(
 
 
 def test_a_run_leaves_the_table_of_its_stages_and_their_log(server: Server, tmp_path: Path) -> None:
-    clone = project(tmp_path, seconds=0)
+    clone = project(tmp_path)
     with agent(clone, server.api, "--gpu", "0"):
         run = server.run("distill-dataset/gpu", "first", dataset=DATASETS[0])
         assert server.ended(run)["type"] == "COMPLETED"
@@ -101,7 +101,7 @@ def test_a_run_leaves_the_table_of_its_stages_and_their_log(server: Server, tmp_
 def test_the_slot_of_a_killed_agent_is_free_within_a_minute_and_its_run_goes_on(
     server: Server, tmp_path: Path
 ) -> None:
-    clone = project(tmp_path, seconds=15)
+    clone = project(tmp_path, first=15)
     with agent(clone, server.api, "--gpu", "5") as first:
         run = server.run("distill-dataset/gpu", "killed", dataset=DATASETS[0])
         slot = _slot_of(server, "gpu-5")
@@ -119,7 +119,7 @@ def test_the_slot_of_a_killed_agent_is_free_within_a_minute_and_its_run_goes_on(
 def test_an_agent_that_is_started_again_frees_its_slot_at_once(
     server: Server, tmp_path: Path
 ) -> None:
-    clone = project(tmp_path, seconds=15)
+    clone = project(tmp_path, first=15)
     with agent(clone, server.api, "--gpu", "6") as first:
         run = server.run("distill-dataset/gpu", "killed again", dataset=DATASETS[0])
         slot = _slot_of(server, "gpu-6")
@@ -133,7 +133,7 @@ def test_an_agent_that_is_started_again_frees_its_slot_at_once(
 
 
 def test_a_cancelled_run_ends_its_stage_and_frees_its_slot(server: Server, tmp_path: Path) -> None:
-    clone = project(tmp_path, seconds=61.5)
+    clone = project(tmp_path, first=61.5)
     with agent(clone, server.api, "--gpu", "7"):
         run = server.run("distill-dataset/gpu", "cancelled", dataset=DATASETS[0])
         wait_until(lambda: "sleep 61.5" in _commands(), "the stage is at work")
@@ -160,13 +160,13 @@ def test_parameters_that_cannot_be_are_refused_once_and_at_once(
 
 
 def test_a_server_that_is_started_again_finds_the_stage_at_work(tmp_path: Path) -> None:
-    clone = project(tmp_path, seconds=20)
+    clone = project(tmp_path, first=40)
     port = free_port()
     with ExitStack() as agents:
         with serving(tmp_path, clone, port=port) as server:
             agents.enter_context(agent(clone, server.api, "--gpu", "0"))
             run = server.run("distill-dataset/gpu", "long", dataset=DATASETS[0])
-            wait_until(lambda: "sleep 20" in _commands(), "the first stage is at work")
+            wait_until(lambda: "sleep 40" in _commands(), "the first stage is at work")
         time.sleep(10)
         with serving(tmp_path, clone, port=port) as server:
             assert server.ended(run)["type"] == "COMPLETED"

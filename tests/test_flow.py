@@ -81,6 +81,11 @@ def test_each_stage_of_a_data_set_comes_after_those_it_needs() -> None:
     assert pipeline.plan(GRAPH, "b") == ["prepare@b", "student@b", "evaluate@b"]
 
 
+def test_the_ends_of_a_plan_are_what_no_other_stage_of_it_needs() -> None:
+    assert pipeline.ends(GRAPH, pipeline.plan(GRAPH, "a")) == ["evaluate@a", "tuned_student@a"]
+    assert pipeline.ends(GRAPH, []) == []
+
+
 def test_all_data_sets_are_meant_if_none_is_named_and_each_only_once() -> None:
     assert pipeline.choose(GRAPH) == ["a", "b"]
     assert pipeline.choose(GRAPH, ["b", "b"]) == ["b"]

@@ -61,7 +61,7 @@ def test_the_lower_bound_is_seldom_above_the_true_difference() -> None:
     rng = np.random.default_rng(0)
     shares, n = [0.08, 0.12, 0.8], 300
     bounds = [
-        Comparison(2, n, int(gained), int(lost), 0).lower_bound(0.95)
+        Comparison(n, int(gained), int(lost), 0, 2).lower_bound(0.95)
         for gained, lost, _ in rng.multinomial(n, shares, 1000)
     ]
     assert np.mean(np.array(bounds) > -0.04) == pytest.approx(0.05, abs=0.02)
@@ -77,7 +77,7 @@ def test_the_same_answers_are_no_worse_whatever_the_margin() -> None:
 
 
 def test_mcnemars_test_is_the_exact_binomial_one() -> None:
-    found = Comparison(2, 50, gained=1, lost=6, both=0)
+    found = Comparison(50, gained=1, lost=6, both=0, classes=2)
     assert found.mcnemar() == pytest.approx(2 * (1 + 7) / 2**7)
 
 
@@ -92,7 +92,7 @@ def test_both_choose_among_the_names_that_they_share() -> None:
 def test_pictures_of_other_classes_and_those_not_answered_do_not_count() -> None:
     first = Answers(("a", "b"), np.array([[1, 0], [np.nan, np.nan], [1, 0]], np.float32))
     second = Answers(("a", "c"), np.array([[1, 0], [1, 0], [1, 0]], np.float32))
-    assert compare(first, second, ["a", "a", "b"]) == Comparison(1, 1, 0, 0, 1)
+    assert compare(first, second, ["a", "a", "b"]) == Comparison(1, 0, 0, 1, 1)
     assert compare(first, second, ["c", "b", "b"]) is None
 
 

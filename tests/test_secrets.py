@@ -159,6 +159,16 @@ def test_values_of_secret_variables_are_masked_wherever_they_stand(
     assert masked("plain-value") == "plain-value"
 
 
+def test_what_requests_are_authorized_by_is_masked() -> None:
+    for told in ("Authorization: Basic bWU6cHc=", "{'authorization': 'Bearer ab.cd-ef'}"):
+        said = masked(f"{told} and more")
+        assert said.startswith(told[:20])
+        assert said.endswith(" and more")
+        assert said.count(MASK) == 1
+        assert "bWU6" not in said
+        assert "ab.cd" not in said
+
+
 def test_short_values_do_not_shred_ordinary_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_PASSWORD", "run")
 

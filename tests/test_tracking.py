@@ -64,6 +64,14 @@ def test_hashes_are_those_that_dvc_writes_into_its_lock_file(tmp_path: Path) -> 
     assert {path: provenance.content_hash(tmp_path / path) for path in expected} == expected
 
 
+def test_what_dvc_puts_beside_an_output_does_not_change_the_folders_hash(tmp_path: Path) -> None:
+    """Else what a stage wrote would not be known again as what the next one read."""
+    (tmp_path / "student.safetensors").write_bytes(b"weights")
+    written = provenance.content_hash(tmp_path)
+    (tmp_path / ".gitignore").write_text("/student.safetensors\n")
+    assert provenance.content_hash(tmp_path) == written
+
+
 def test_what_is_not_there_has_the_hash_absent(tmp_path: Path) -> None:
     assert provenance.content_hash(tmp_path / "nothing") == "absent"
 

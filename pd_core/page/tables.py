@@ -112,7 +112,11 @@ def classes(page: DatasetPage) -> Table:
         )
         for label in order
     )
-    return Table("accuracy of each class, %", ("class", *(("half",) if halves else ()), "images", *PEOPLE), rows)
+    return Table(
+        "accuracy of each class, %",
+        ("class", *(("half",) if halves else ()), "images", *PEOPLE),
+        rows,
+    )
 
 
 def cost(page: Page) -> Table:

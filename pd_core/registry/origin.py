@@ -7,16 +7,15 @@ with changed classes comes from a version that has to be that, and from the same
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pd_core import provenance
-from pd_core.errors import BadData, PdError
+from pd_core.errors import PdError
 from pd_core.registry import store as registry
 from pd_core.registry.store import Version
+from pd_core.repository import commit_of, contents, read_yaml
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 STAGES = ("prepare", "teacher", "class_vectors", "student")
@@ -80,7 +79,7 @@ def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str
     yield from _outputs(version, stages)
     yield from _test_pictures(project, version.dataset, stages)
     commit = tags.get("git_commit", "none")
-    if _git(project, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+    if commit_of(project, commit) is None:
         yield f"its commit {commit[:12]} is not in this repository; commit and {_AGAIN}"
         return
     yield from _code(project, commit, stages)
@@ -127,7 +126,7 @@ def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str
     deps = {dep["path"]: dep.get("md5") for entry in stages.values() for dep in entry["deps"]}
     changed = [
         path
-        for path, content in _contents(project, commit, sorted(deps))
+        for path, content in contents(project, commit, sorted(deps))
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != deps[path]
     ]
     if changed:
@@ -139,11 +138,11 @@ def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str
 
 def _params(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str]:
     """Compare the parameters that the stages ran with and those of a commit."""
-    content = dict(_contents(project, commit, [PARAMS])).get(PARAMS)
+    content = dict(contents(project, commit, [PARAMS])).get(PARAMS)
     if content is None:
         yield f"its commit {commit[:12]} has no {PARAMS}"
         return
-    committed = _yaml(content.decode(), f"{commit[:12]}:{PARAMS}")
+    committed = read_yaml(content, f"{commit[:12]}:{PARAMS}")
     used = {
         key: value
         for entry in stages.values()
@@ -160,44 +159,9 @@ def _params(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[s
 def _stages(project: Path, dataset: str) -> dict[str, Any]:
     """Return the data set's entries of `dvc.lock`, by stage."""
     path = project / LOCK
-    entries = _yaml(path.read_text(encoding="utf-8"), LOCK)["stages"] if path.is_file() else {}
+    entries = read_yaml(path.read_bytes(), LOCK)["stages"] if path.is_file() else {}
     wanted = {stage: entries.get(f"{stage}@{dataset}") for stage in STAGES}
     return {stage: entry for stage, entry in wanted.items() if entry}
-
-
-def _contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Read files of a commit, those that it has; paths are seen from the project."""
-    top = (_git(project, "rev-parse", "--show-toplevel") or b"").decode().strip()
-    inside = [os.path.relpath((project / path).resolve(), top) for path in paths]
-    asked = "".join(f"{commit}:{path}\n" for path in inside).encode()
-    answer = _git(project, "cat-file", "--batch", given=asked) or b""
-    for path in paths:
-        header, _, answer = answer.partition(b"\n")
-        if not header.endswith(b" missing"):
-            kind, size = header.split()[-2:]
-            content, answer = answer[: int(size)], answer[int(size) + 1 :]
-            if kind == b"blob":
-                yield path, content
-
-
-def _git(project: Path, *arguments: str, given: bytes = b"") -> bytes | None:
-    command = ["git", "-C", str(project), *arguments]
-    try:
-        return subprocess.run(command, input=given, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _yaml(text: str, name: str) -> Any:
-    """Read YAML 1.2, as DVC does: `1e-5` is a number."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        problem = str(error).partition("\n")[0]
-        raise BadData(f"{name} is not YAML ({problem}); restore it from git") from None
 
 
 def _lookup(values: Any, key: str) -> Any:

@@ -43,6 +43,7 @@ class Version:
         tags: what is known of it: `dataset`, `kind`, `bundle`, `git_commit`, `out:...`, decisions.
         aliases: `champion`, `challenger`, or none.
         created: seconds since 1970.
+        run_id: of the run that it was logged to; None if it is not known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Version:
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
     created: float
+    run_id: str | None = None
 
     @property
     def uri(self) -> str:
@@ -227,4 +229,5 @@ def _version(entry: ModelVersion, aliases: Mapping[int, tuple[str, ...]]) -> Ver
         tags=dict(entry.tags),
         aliases=aliases.get(number, ()),
         created=entry.creation_timestamp / 1000,
+        run_id=entry.run_id or None,
     )

@@ -1,0 +1,187 @@
+"""Whether a difference between two classifiers is more than chance: tests of paired answers.
+
+On one data set the pairs are its test pictures, over several data sets the data sets. All tests are
+two-sided, and exact wherever that can be computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+_EXACT = 13  # data sets: beyond, the signs of all differences are too many to go through
+_ROUNDING = 1e-9  # differences closer than this are the same
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How often two classifiers are right about the same pictures.
+
+    Attributes:
+        pictures: how many pictures both answered.
+        gained: pictures that only the first is right about.
+        lost: pictures that only the second is right about.
+        both: pictures that both are right about.
+    """
+
+    pictures: int
+    gained: int
+    lost: int
+    both: int
+
+    @property
+    def first(self) -> float:
+        """The first one's share of right answers."""
+        return (self.both + self.gained) / self.pictures
+
+    @property
+    def second(self) -> float:
+        """The second one's share of right answers."""
+        return (self.both + self.lost) / self.pictures
+
+    def lower_bound(self, confidence: float) -> float:
+        """Return what the first one's share is at least above the second's (below: negative).
+
+        It is Tango's score bound for a difference of paired shares, which holds for few pictures
+        as well. Two classifiers that are right about the same pictures are taken to be equal.
+
+        Args:
+            confidence: of the one-sided bound, for example 0.95.
+        """
+        if self.gained == self.lost == 0:
+            return 0.0
+        if self.lost == self.pictures:
+            return -1.0
+        from scipy.optimize import brentq
+        from scipy.stats import norm
+
+        wanted = norm.ppf(confidence)
+        estimate = (self.gained - self.lost) / self.pictures
+        return float(brentq(lambda value: self._score(value) - wanted, -1 + 1e-9, estimate))
+
+    def mcnemar(self) -> float:
+        """Return the exact p-value of McNemar's test that both are equally good."""
+        if self.gained == self.lost == 0:
+            return 1.0
+        from scipy.stats import binomtest
+
+        return float(binomtest(self.gained, self.gained + self.lost).pvalue)
+
+    def _score(self, difference: float) -> float:
+        """Return how many standard errors the observation lies above a true difference."""
+        n, gained, lost = self.pictures, self.gained, self.lost
+        # The likeliest share of lost pictures, if the true difference were this one.
+        linear = (2 * n - gained + lost) * difference - gained - lost
+        constant = -lost * difference * (1 - difference)
+        share = (sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+        variance = n * (2 * share + difference * (1 - difference))
+        distance = gained - lost - n * difference
+        return distance / sqrt(variance) if variance > 0 else 0.0 if distance == 0 else np.inf
+
+
+def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """Count how often two classifiers are right about the same pictures.
+
+    Args:
+        first: (N,), whether the first is right about each picture.
+        second: (N,), the same of the second.
+    """
+    return Paired(
+        pictures=len(first),
+        gained=int((first & ~second).sum()),
+        lost=int((second & ~first).sum()),
+        both=int((first & second).sum()),
+    )
+
+
+def harmonic_mean_test(base: Paired, novel: Paired) -> float:
+    """Return the exact p-value of a permutation test on the harmonic mean of two accuracies.
+
+    If both classifiers were equally good, each picture that only one is right about could as well
+    be the other's. The test goes through all that might be so: how many of these pictures are the
+    first one's in either half. Where one half decides alone, it is McNemar's test.
+
+    Args:
+        base: the answers to pictures of base classes.
+        novel: the answers to pictures of novel classes.
+    """
+    chance, difference = _possibilities(novel)
+    p = 0.0
+    observed = abs(_harmonic(base.first, novel.first) - _harmonic(base.second, novel.second))
+    for weight, (first, second) in zip(*_possibilities(base), strict=True):
+        apart = np.abs(_harmonic(first, difference[:, 0]) - _harmonic(second, difference[:, 1]))
+        p += float(weight * chance[apart >= observed - _ROUNDING].sum())
+    return min(p, 1.0)
+
+
+def _possibilities(half: Paired) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what might be as well: chances (K,), and both ones' accuracy (K, 2)."""
+    from scipy.stats import binom
+
+    discordant = half.gained + half.lost
+    first = np.arange(discordant + 1)
+    right = half.both + np.stack([first, discordant - first], axis=1)
+    return binom.pmf(first, discordant, 0.5), right / half.pictures
+
+
+def _harmonic(base: float, novel: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    total = np.asarray(base + novel, dtype=np.float64)
+    return np.divide(2 * base * novel, total, out=np.zeros_like(total), where=total > 0)
+
+
+@dataclass(frozen=True)
+class OverDatasets:
+    """What several data sets say together.
+
+    Attributes:
+        datasets: how many there are.
+        difference: the mean of their differences.
+        p: of Wilcoxon's signed-rank test that there is none; None for a single data set.
+    """
+
+    datasets: int
+    difference: float
+    p: float | None
+
+
+def over_datasets(
+    first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]]
+) -> OverDatasets:
+    """Compare two methods over the data sets that both were measured on.
+
+    Seeds of one data set are averaged: they share its pictures, and are no further evidence of what
+    happens on other data sets. With n data sets p is never below 2 / 2^n.
+
+    Args:
+        first: by data set, the first one's number for each seed.
+        second: the same of the second.
+
+    Raises:
+        ValueError: they share no data set.
+    """
+    shared = sorted(set(first) & set(second))
+    if not shared:
+        raise ValueError("the two methods share no data set")
+    differences = [fmean(first[name]) - fmean(second[name]) for name in shared]
+    p = signed_ranks(differences) if len(shared) > 1 else None
+    return OverDatasets(len(shared), fmean(differences), p)
+
+
+def signed_ranks(differences: Sequence[float]) -> float:
+    """Return the p-value of Wilcoxon's signed-rank test.
+
+    Args:
+        differences: one of each pair; pairs without a difference say nothing.
+    """
+    from scipy.stats import PermutationMethod, wilcoxon
+
+    told = [round(value, 9) for value in differences if abs(value) > _ROUNDING]
+    if not told:
+        return 1.0
+    exact = PermutationMethod(n_resamples=2**_EXACT) if len(told) <= _EXACT else "auto"
+    return float(wilcoxon(told, method=exact).pvalue)
