@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, browser
-from page_project import ROOT, gathered, make
+from page_project import NAME, ROOT, gathered, make
 from PIL import Image
 
 from pd_core.page import answering, build, measures
 from pd_core.page.dataset import DatasetPage, Person
 from pd_core.page.gallery import Gallery
+from pd_core.page.published import AVERAGE, beside, paper
 
 SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
 
@@ -64,7 +65,7 @@ def photo() -> str:
 
 @pytest.fixture(scope="module", name="eleven")
 def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a page of eleven large data sets, with pictures."""
+    """Write a page of eleven large data sets, with pictures and the paper's numbers."""
     made = make(tmp_path_factory.mktemp("made"))
     shutil.copy(ROOT / "params.yaml", made)
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +76,10 @@ def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = [replace(one, data=photo()) for one in small.gallery.shown]
     pictures = Gallery(1152, 100, 80, 60, tuple(shown[n % len(shown)] for n in range(8)))
     pages = (replace(large(f"set_{n}"), gallery=pictures) for n in range(11))
-    return build.write(replace(page, pages=(small, *pages)), made / "build")
+    names = [name for name in paper()["base_to_novel"] if name != AVERAGE]
+    run = {"datasets": {"dtd": page.summary["datasets"][NAME]}, "average": {}}
+    whole = replace(page, pages=(small, *pages), beside=beside(run, names))
+    return build.write(whole, made / "build")
 
 
 @pytest.fixture(scope="module", name="tab")

@@ -163,7 +163,9 @@ def _look(table: Table, head: str, cell: str, bars: bool) -> str:
 def _side(table: Table, head: str) -> str:
     if head == table.theirs_under:
         return " class='theirs'"
-    return " class='word'" if head in tables.WORDS else ""
+    if head in tables.WORDS:
+        return " class='word long'" if head in tables.LONG else " class='word'"
+    return ""
 
 
 def _section(anchor: str, title: str, *parts: str) -> str:

@@ -17,8 +17,10 @@ NOT_RUN = "not run"
 WORDS = frozenset({"taken for", "half", "whose", "MD5", "on this machine", "version"})
 """Heads of the columns that hold words, besides the first one of each table."""
 
+LONG = frozenset({"taken for", "MD5"})
+"""Those of them whose words may be wider than a phone."""
+
 _NONE = "–"
-_NOT_MEASURED = "not measured"
 _PAIRS = 5  # of confused classes
 _COSTS = (
     "model", "parameters, million", "trained, million", "GFLOPs a picture", "pictures a second",
@@ -156,8 +158,8 @@ def _cost(who: str, cost: Cost, speed: Speed | None) -> tuple[str, ...]:
         f"{cost.parameters / 1e6:.2f}",
         f"{cost.trained / 1e6:.3f}",
         f"{cost.operations / 1e9:.3g}",
-        f"{speed.images_per_second:.0f}" if speed else _NOT_MEASURED,
-        f"{speed.mebibytes:.0f}" if speed else _NOT_MEASURED,
+        f"{speed.images_per_second:.0f}" if speed else _NONE,
+        f"{speed.mebibytes:.0f}" if speed else _NONE,
     )
 
 
