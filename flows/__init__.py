@@ -9,7 +9,7 @@ from pd_core.settings import load_settings, telemetry_off
 
 
 def _set_server() -> None:
-    """Set the server's address where Prefect looks for it.
+    """Set the server's address where Prefect looks for it, and how long it waits for its own.
 
     Prefect itself ends in a traceback where `.env` cannot be read, so this says why before.
     """
@@ -20,6 +20,8 @@ def _set_server() -> None:
         raise SystemExit(2) from None
     if address:
         os.environ["PREFECT_API_URL"] = address
+    # Of the one that Prefect starts itself if none is set; 20 are too few for a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 
 # Prefect reads its settings when it is imported.

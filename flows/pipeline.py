@@ -93,7 +93,7 @@ def command(stages: Sequence[str], *, shared: bool) -> list[str]:
     Args:
         stages: their names.
         shared: whether other machines compute as well: then what a stage needs is looked for in
-            the DVC remote, and else it is there (mlops: with `-s` DVC would not look for it).
+            the DVC remote (with `--single-item` DVC would not look for it); else it is there.
     """
     return [*PROMPTKD, "repro", "--pull" if shared else "--single-item", *stages]
 

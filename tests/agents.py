@@ -193,8 +193,9 @@ def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = N
     stages: dict[str, Any] = {}
     before = None
     for stage in STAGES:
-        out, deps = f"data/{stage}/${{key}}", ["params.yaml"]  # DVC shares no stage without deps
+        out = f"data/{stage}/${{key}}"
         if before is None:
+            deps = ["fingerprints/${key}.json"]  # DVC shares no stage without dependencies
             work = f"echo ${{key}} > {out}/value"
         else:
             deps = [f"data/{before}/${{key}}"]

@@ -70,7 +70,9 @@ def test_a_wrong_type_is_answered_with_key_and_value(project: Path) -> None:
 
 def test_more_shots_than_images_are_refused(project: Path) -> None:
     edit(project, "  shots: 16", "  shots: 1000")
-    line = refused(promptkd(project, "prepare", NAME))
+    done = promptkd(project, "prepare", NAME)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]  # behind the count of the pictures
     assert "shots = 1000: the largest class has 90 train images; give a number from 1 to 90" in line
     assert not (project / "data" / "prepare" / NAME).exists()
 

@@ -24,6 +24,7 @@ import torch
 from readme import blocks
 from serving import Running, serving
 
+from pd_core import tracking
 from pd_core.artifacts import read_json
 from pd_core.class_vectors import ClassVectors
 from pd_core.classifier import distilled
@@ -122,6 +123,14 @@ def evaluated(project: Path) -> tuple[list[int], Any]:
     )
     best = [row["student"][1] for row in judged.rows()]  # type: ignore[index]
     return best, torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
+
+
+def test_the_run_of_evaluate_keeps_the_predictions_to_be_compared(project: Path) -> None:
+    store = tracking.open_store(project)
+    run_id = find(store, f"{NAME}/1").run_id
+    assert run_id is not None
+    kept = tracking.client(store).list_artifacts(run_id)
+    assert "predictions.json" in [file.path for file in kept]
 
 
 def test_every_test_picture_is_served_as_evaluate_predicted_it(

@@ -127,7 +127,8 @@ def _finder(project: Path) -> Find:
     """Return what finds a file by its path and hash: in the project, or in DVC's cache."""
     from dvc.repo import Repo
 
-    cache = Repo(str(reproduce.root(project))).cache.local
+    with Repo(str(reproduce.root(project))) as repo:
+        cache = repo.cache.local
 
     def find(path: str, digest: str) -> Path:
         for place in (project / path, Path(cache.oid_to_path(digest))):

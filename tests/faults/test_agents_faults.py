@@ -230,8 +230,13 @@ def test_a_coordinator_that_is_started_again_goes_on_with_its_benchmark(
         assert server.state(run)["type"] == "RUNNING"
         with agent(folder, server.api):
             assert server.ended(run)["type"] == "COMPLETED"
-    kinds = [kind for _, kind in server.slot_times()[_slot_of(server, "6")]]
-    assert kinds == ["acquired", "released"] * len(names)  # one at a time, each once
+    expected = ["acquired", "released"] * len(names)  # one at a time, each once
+    slot = _slot_of(server, "6")
+    wait_until(  # the server notes events a little later
+        lambda: [kind for _, kind in server.slot_times().get(slot, [])] == expected,
+        f"the slot was {expected}",
+        seconds=20,
+    )
     for name in names:
         assert server.runs()[name]["state_type"] == "COMPLETED"
         assert f"{name}, attempt 2" not in server.runs()
