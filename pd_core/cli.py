@@ -27,6 +27,7 @@ from pd_core import (
     cli_fetch,
     cli_import,
     cli_models,
+    cli_page,
     cli_registry,
     cli_serve,
     jobs,
@@ -64,6 +65,7 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_fetch.weights, name="weights")
 app.add_typer(cli_registry.app, name="registry")
 app.add_typer(cli_models.app)
+app.add_typer(cli_page.app)
 app.add_typer(cli_compare.app)
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
@@ -198,6 +200,7 @@ def show() -> None:
     console = Console()
     console.print(stage.table(stage.read_summary(folder), stage.read_titles(DATA / "prepare")))
     console.print(f"Report   {folder / 'summary.md'}, {folder / 'summary.png'}")
+    console.print("Page     `promptkd page`")
     console.print(f"MLflow   {_mlflow_page()}")
 
 

@@ -1,0 +1,129 @@
+"""Gather the whole page, and write it as HTML, Markdown and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pd_core.artifacts import write_json, write_text
+from pd_core.data.catalogue import dataset_names, dataset_spec
+from pd_core.errors import PdError
+from pd_core.layout import Job
+from pd_core.masking import masked
+from pd_core.page import dataset, speed
+from pd_core.page.dataset import DatasetPage
+from pd_core.page.origin import Origin, origin
+from pd_core.page.published import Beside, beside
+from pd_core.page.speed import Speed
+from pd_core.report import read_titles
+from pd_core.results import BASELINE, read_evaluations, summarise
+
+NAME = "report"  # of the three files
+ANSWERS = "answers"  # the folder beside them
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page shows.
+
+    Attributes:
+        profile: `quickstart` or `paper`.
+        seed: of the runs.
+        datasets: all of the profile, run or not.
+        titles: readable names, where there are any.
+        summary: what `results.summarise` made of those that were run.
+        beside: by who, our accuracies and the paper's.
+        pages: the data sets that were run.
+        speed: by who; nobody if nothing was measured.
+        origin: where it all comes from.
+        notes: what could not be shown of a whole data set, and why.
+    """
+
+    profile: str
+    seed: int
+    datasets: tuple[str, ...]
+    titles: dict[str, str]
+    summary: dict[str, Any]
+    beside: dict[str, tuple[Beside, ...]]
+    pages: tuple[DatasetPage, ...]
+    speed: dict[str, Speed]
+    origin: Origin
+    notes: tuple[str, ...] = ()
+
+
+def run(jobs: Mapping[str, Job]) -> list[Job]:
+    """Return the jobs that were evaluated."""
+    return [job for job in jobs.values() if (job.evaluation / "metrics.json").is_file()]
+
+
+def gather(
+    jobs: Mapping[str, Job],
+    folder: Path,
+    *,
+    profile: str,
+    root: Path,
+    baselines: Sequence[str] = (),
+) -> Page:
+    """Gather the page of a profile; what was not run is no error.
+
+    Args:
+        jobs: by the names of all data sets of the profile.
+        folder: where the page goes, and what was measured and answered before is.
+        profile: its name.
+        root: of the repository.
+        baselines: data sets that may have the baseline `tuned_student`.
+
+    Raises:
+        PdError: results are damaged.
+    """
+    first = next(iter(jobs.values()))
+    evaluated = run(jobs)
+    names = [job.evaluation.name for job in evaluated]
+    evaluations = first.evaluation.parent
+    having = [name for name in baselines if (evaluations / BASELINE / f"{name}.json").is_file()]
+    summary = summarise(profile, read_evaluations(evaluations, names, having) if names else {})
+    notes: list[str] = []
+    return Page(
+        profile,
+        first.seed,
+        tuple(jobs),
+        _titles(list(jobs), first.prepared.parent),
+        summary,
+        beside(summary, list(jobs)),
+        tuple(page for job in evaluated if (page := _page(job, folder / ANSWERS, notes))),
+        speed.kept(folder),
+        origin(list(jobs), root),
+        tuple(notes),
+    )
+
+
+def write(page: Page, folder: Path) -> Path:
+    """Write `report.html`, `report.md` and `report.json`; return the first.
+
+    Raises:
+        PdError: the folder cannot be written.
+    """
+    from pd_core.page import html, markdown
+
+    path = folder / f"{NAME}.html"
+    write_json(path.with_suffix(".json"), asdict(page))
+    write_text(path.with_suffix(".md"), markdown.text(page))
+    write_text(path, html.text(page))
+    return path
+
+
+def _titles(datasets: Sequence[str], prepared: Path) -> dict[str, str]:
+    """Return readable names: the catalogue's, and of your own pictures what was prepared."""
+    known = set(datasets) & set(dataset_names())
+    return {**{name: dataset_spec(name).title for name in known}, **read_titles(prepared)}
+
+
+def _page(job: Job, folder: Path, notes: list[str]) -> DatasetPage | None:
+    """Gather a data set; one whose preparation is not here has its row in the summary alone."""
+    try:
+        return dataset.gather(job, folder)
+    except PdError as error:
+        notes.append(f"{job.evaluation.name} has no section: {masked(str(error))}")
+        return None

@@ -1,0 +1,183 @@
+"""All that the page says of one data set, gathered out of what its stages wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pd_core.artifacts import read_json, understood
+from pd_core.data.prepared import read_prepared, read_split
+from pd_core.errors import PdError
+from pd_core.layout import Job
+from pd_core.masking import masked
+from pd_core.page.answered import Answered, answered
+from pd_core.page.answering import PEOPLE
+from pd_core.page.cost import Cost
+from pd_core.page.gallery import Gallery
+from pd_core.page.measures import (
+    Calibration,
+    Confused,
+    class_accuracies,
+    confusion,
+    most_confused,
+)
+
+Curve = tuple[Mapping[str, float], ...]  # an entry an epoch: loss, accuracy or agreement, ...
+
+
+@dataclass(frozen=True)
+class Person:
+    """What is known of a teacher or a student, all classes compared at once.
+
+    Attributes:
+        accuracy: percent.
+        classes: each class's accuracy, percent; None for one without test images.
+        confused: pairs of classes, the most frequent ones first.
+        calibration: None if the pictures or the model are not here.
+        cost: None likewise.
+    """
+
+    accuracy: float
+    classes: tuple[float | None, ...]
+    confused: tuple[Confused, ...]
+    calibration: Calibration | None = None
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True)
+class DatasetPage:
+    """One data set.
+
+    Attributes:
+        name: as in `params.yaml`.
+        title: for people.
+        classes: C names, by label.
+        base_count: how many of the first are base classes, all where all were taught.
+        images: test images of each class, by label; none where no test image has a label.
+        curves: by stage, what its training wrote after each epoch.
+        people: teacher and student; nobody where no test image has a label.
+        gallery: None if the pictures or a model are not here.
+        notes: what is missing, or does not fit, and why.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    base_count: int
+    images: tuple[int, ...]
+    curves: dict[str, Curve]
+    people: dict[str, Person] = field(default_factory=dict)
+    gallery: Gallery | None = None
+    notes: tuple[str, ...] = ()
+
+
+def gather(job: Job, folder: Path) -> DatasetPage:
+    """Gather what the stages of an evaluated data set wrote, and let both models answer again.
+
+    What is not on this machine, such as photos, is left out and noted.
+
+    Args:
+        job: the data set's.
+        folder: where answers are kept until something changes.
+
+    Raises:
+        MissingFile: the data set is not prepared.
+        BadArtifact: a file is damaged.
+    """
+    prepared = read_prepared(job.prepared, data_root=job.data_root)
+    notes: list[str] = []
+    rows = _predictions(job)
+    page = DatasetPage(
+        job.prepared.name,
+        str(read_split(job.prepared)["title"]),
+        prepared.classes,
+        len(prepared.taught),
+        _images(rows, len(prepared.classes)),
+        {stage: _curve(folder, notes) for stage, folder in _trainings(job).items()},
+    )
+    if not rows:
+        return replace(page, notes=(*notes, "no test image has a label, so nothing is compared"))
+    told = {who: _told(rows, who, len(prepared.classes), job.evaluation) for who in PEOPLE}
+    try:
+        found = answered(job, prepared, rows, folder)
+    except PdError as error:
+        notes.append(f"calibration, cost and pictures are left out: {masked(str(error))}")
+        return replace(page, people=told, notes=tuple(notes))
+    return replace(
+        page,
+        people=_with_answers(told, found),
+        gallery=found.gallery,
+        notes=(*notes, *_other(found, len(rows))),
+    )
+
+
+def shares(page: DatasetPage, who: str) -> NDArray[np.float64]:
+    """Return a confusion matrix (C, C) as shares of each class's images, 0 to 1."""
+    person = page.people[who]
+    cells = np.diag([(one or 0.0) / 100 for one in person.classes])
+    for pair in person.confused:
+        cells[pair.label, pair.taken_for] = pair.count / page.images[pair.label]
+    return cells
+
+
+def _trainings(job: Job) -> dict[str, Path]:
+    return {"teacher": job.teacher, "student": job.student}
+
+
+def _curve(folder: Path, notes: list[str]) -> Curve:
+    """Read what a training wrote; a zero-shot teacher has no training."""
+    try:
+        rows = read_json(folder / "history.json", what="history", remedy="run `dvc pull`")
+    except PdError as error:
+        notes.append(f"no learning curve: {masked(str(error))}")
+        return ()
+    return tuple(rows)
+
+
+def _predictions(job: Job) -> list[dict[str, Any]]:
+    path = job.evaluation / "predictions.json"
+    if not path.is_file():  # as where no test image has a label
+        return []
+    rows: list[dict[str, Any]] = read_json(path)
+    return rows
+
+
+def _images(rows: Sequence[Mapping[str, Any]], classes: int) -> tuple[int, ...]:
+    labels = np.array([row["label"] for row in rows], np.int64)
+    return tuple(np.bincount(labels, minlength=classes).tolist()) if rows else ()
+
+
+def _told(rows: Sequence[Mapping[str, Any]], who: str, classes: int, folder: Path) -> Person:
+    """Count what `evaluate` wrote down."""
+    remedy = f"run `dvc repro evaluate@{folder.name}`"
+    with understood(folder / "predictions.json", what="predictions", remedy=remedy):
+        labels = np.array([row["label"] for row in rows])
+        best = np.array([row[who][1] for row in rows])
+    cells = confusion(labels, best, classes)
+    return Person(
+        100 * float((labels == best).mean()),
+        class_accuracies(labels, best, classes),
+        most_confused(cells),
+    )
+
+
+def _with_answers(told: Mapping[str, Person], found: Answered) -> dict[str, Person]:
+    return {
+        who: replace(person, calibration=found.calibration[who], cost=found.cost[who])
+        for who, person in told.items()
+    }
+
+
+def _other(found: Answered, images: int) -> list[str]:
+    """Note where the models no longer answer what `evaluate` wrote."""
+    return [
+        f"{who}: {count} of {images} answers are not those that evaluate wrote; calibration and "
+        "pictures show the present ones"
+        for who, count in found.other.items()
+        if count
+    ]

@@ -1,0 +1,83 @@
+"""The page's sentences, for HTML and Markdown alike."""
+
+from __future__ import annotations
+
+from pd_core.page.build import Page
+from pd_core.page.dataset import DatasetPage
+from pd_core.results import cautions, estimates
+
+COST = (
+    "To classify a decoded picture; class vectors are stored, so no text tower is at work. A "
+    "multiplication and an addition are two operations."
+)
+HOW_TO_MEASURE = "Times and memory: `promptkd page --measure`."
+CALIBRATION = (
+    "On the diagonal an answer is right as often as its confidence says; below it the model is too "
+    "sure. ECE: expected calibration error, 15 bins."
+)
+
+
+def facts(page: Page) -> list[str]:
+    """Say in a few words what the page is of."""
+    changed = " and changes" if page.origin.changed else ""
+    run = len(page.summary["datasets"]) + len(page.summary.get("accuracy_unknown", {}))
+    return [
+        f"{run} of {len(page.datasets)} data sets run",
+        f"seed {page.seed}",
+        f"commit {page.origin.commit[:10]}{changed}",
+    ]
+
+
+def summary(page: Page) -> list[str]:
+    """Say how the accuracies of the summary are to be read."""
+    return [
+        "Accuracy on test images: base classes among base classes, novel ones among novel ones. "
+        "One seed. The average's harmonic mean is that of the averaged halves, as in the paper.",
+        *cautions(page.summary, page.titles),
+        *estimates(page.summary, page.titles),
+        *page.notes,
+    ]
+
+
+def paper(page: Page) -> str:
+    """Say what stands beside the paper's numbers."""
+    if not page.beside:
+        return "None of this profile's data sets is one of the paper's: nothing to compare."
+    return (
+        "The paper's rows are the mean of three seeds, as published (CVPR 2024, arXiv 2403.02781); "
+        f"this run's are of seed {page.seed} alone. Its zero-shot student is CLIP."
+    )
+
+
+def dataset(page: DatasetPage) -> str:
+    """Say how large a data set is."""
+    novel = len(page.classes) - page.base_count
+    halves = f", {page.base_count} base and {novel} novel" if novel else ""
+    images = f"{sum(page.images)} test images" if page.images else "no labelled test image"
+    return f"{page.name}: {len(page.classes)} classes{halves}; {images}."
+
+
+def gallery(page: DatasetPage) -> str:
+    """Say how often teacher and student differ."""
+    found = page.gallery
+    if found is None:
+        return ""
+    differ = found.teacher_right + found.student_right + found.both_wrong
+    return (
+        f"They name different classes on {differ} of {found.images} test images: the teacher is "
+        f"right on {found.teacher_right}, the student on {found.student_right}, neither on "
+        f"{found.both_wrong}."
+    )
+
+
+def measured(page: Page) -> str:
+    """Say on what times and memory were measured."""
+    if not page.speed:
+        return HOW_TO_MEASURE
+    one = page.speed["student"]
+    threads = f", threads: {one.threads}" if one.device == "CPU" else ""
+    what = "of the whole process" if one.device == "CPU" else "of the GPU"
+    return (
+        f"Measured on {one.device}{threads}, {one.batch} pictures at a time; memory is the peak "
+        f"{what}."
+    )

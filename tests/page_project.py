@@ -1,0 +1,60 @@
+"""A tiny project whose results the page shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+from pd_core import class_vectors, distill, evaluate, pretrain
+from pd_core.layout import Job
+from pd_core.page import build
+from pd_core.page.build import Page
+from pd_core.params import load_params
+
+ROOT = Path(__file__).parent.parent
+NAME = "embedded_digits"
+
+
+def make(folder: Path) -> Path:
+    """Run the stages of a data set of five classes, with tiny models."""
+    data = folder / "data"
+    prepared = tiny.prepared(data / "prepare" / NAME)
+    large, small = tiny.weights(folder), tiny.weights(folder, seed=1)
+    teacher, vectors, student, evaluation = (
+        data / stage / NAME for stage in ("teacher", "class_vectors", "student", "evaluate")
+    )
+    with tiny.quick_stages("pretrain", "class_vectors", "distill", "evaluate"):
+        pretrain.run(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
+        class_vectors.run(prepared, teacher, vectors, model="tiny", weights=large)
+        clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": large}
+        mine: dict[str, Any] = {"model": "tiny", "weights": small}
+        distill.run(prepared, teacher, vectors, student, epochs=2, batch_size=4, **mine, **clip)
+        evaluate.run(
+            prepared, teacher, vectors, student, evaluation,
+            split="test", batch_size=8, **mine, **clip,
+        )  # fmt: skip
+    return folder
+
+
+def job(folder: Path, name: str) -> Job:
+    """Lay a data set out as the pipeline does, with the tiny models."""
+    params = load_params(ROOT / "params.yaml").for_dataset(name)
+    weights = {"teacher": "tiny-0.safetensors", "student": "tiny-1.safetensors"}
+    blocks = {
+        stage: getattr(params, stage).model_copy(
+            update={"model": "tiny", "weights": str(folder / file)}
+        )
+        for stage, file in weights.items()
+    }
+    mine = params.model_copy(update=blocks)
+    data = folder / "data"
+    return Job.at(data, mine, seed=1, device="cpu", data_root=data / "raw")
+
+
+def gathered(folder: Path) -> Page:
+    """Gather the page of two data sets, of which one was run."""
+    jobs = {name: job(folder, name) for name in (NAME, "embedded_greek")}
+    with tiny.torch_restored():
+        return build.gather(jobs, folder / "build", profile="quickstart", root=folder)

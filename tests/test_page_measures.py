@@ -1,0 +1,151 @@
+"""What the page counts is what scikit-learn counts, and torch where it counts operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import tiny
+import torch
+from numpy.typing import NDArray
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix, recall_score
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pd_core.models.prompts import DeepPrompts, encode_image
+from pd_core.models.student import Student
+from pd_core.models.teacher import Teacher
+from pd_core.options import Trained
+from pd_core.page import cost, measures
+
+CLASSES = 7
+
+
+@pytest.fixture
+def probabilities() -> NDArray[np.float64]:
+    rng = np.random.default_rng(0)
+    return rng.dirichlet(np.full(CLASSES, 0.3), 500)
+
+
+@pytest.fixture
+def labels(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Right more often than by chance, and no image of the last class."""
+    rng = np.random.default_rng(1)
+    drawn = rng.integers(0, CLASSES - 1, len(probabilities))
+    best = np.minimum(probabilities.argmax(axis=1), CLASSES - 2)
+    return np.where(rng.random(len(drawn)) < 0.5, best, drawn)
+
+
+def test_the_confusion_matrix_is_scikit_learns(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+) -> None:
+    answers = probabilities.argmax(axis=1)
+    expected = confusion_matrix(labels, answers, labels=range(CLASSES))
+    assert (measures.confusion(labels, answers, CLASSES) == expected).all()
+
+
+def test_a_classs_accuracy_is_scikit_learns_recall(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+) -> None:
+    answers = probabilities.argmax(axis=1)
+    found = measures.class_accuracies(labels, answers, CLASSES)
+    present = list(range(CLASSES - 1))
+    expected = recall_score(labels, answers, labels=present, average=None)
+    assert found[:-1] == pytest.approx(100 * expected)
+    assert found[-1] is None  # no image, no accuracy
+
+
+def test_the_bins_of_the_calibration_are_scikit_learns(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+) -> None:
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    found = measures.calibration(probabilities, labels)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=measures.BINS)
+    assert [one.accuracy for one in found.bins] == pytest.approx(accuracy)
+    assert [one.confidence for one in found.bins] == pytest.approx(mean)
+    weights = np.array([one.count for one in found.bins]) / len(labels)
+    assert found.error == pytest.approx(100 * (weights * abs(accuracy - mean)).sum())
+    assert sum(one.count for one in found.bins) == len(labels)
+
+
+def test_who_is_sure_and_right_has_no_calibration_error_and_who_is_sure_and_wrong_has_all() -> None:
+    sure = np.eye(3)
+    assert measures.calibration(sure, np.array([0, 1, 2])).error == 0
+    assert measures.calibration(sure, np.array([1, 2, 0])).error == 100
+
+
+def test_the_most_confused_pairs_come_first_and_right_answers_are_none() -> None:
+    matrix = np.array([[9, 1, 0], [4, 2, 0], [0, 2, 5]])
+    assert measures.most_confused(matrix) == (
+        measures.Confused(1, 0, 4),
+        measures.Confused(2, 1, 2),
+        measures.Confused(0, 1, 1),
+    )
+
+
+def counted(tower: Any, prompts: DeepPrompts | None) -> int:
+    """Let torch count what it does; it knows attention only as the products that it is made of."""
+    size = tower.image_size[0]
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        encode_image(tower, torch.zeros(1, 3, size, size), prompts)
+    return int(counter.get_total_flops())
+
+
+def deep_prompts(tower: Any, depth: int) -> DeepPrompts | None:
+    prompts = DeepPrompts(depth, 4, tower.transformer.width).requires_grad_(requires_grad=False)
+    return prompts if depth else None
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_operations_of_a_tiny_tower_are_those_that_torch_counts(depth: int) -> None:
+    tower = tiny.towers().visual
+    prompts = deep_prompts(tower, depth)
+    assert cost.image_operations(tower, prompts) == counted(tower, prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("depth", [0, 9])
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])
+def test_operations_of_the_papers_towers_are_those_that_torch_counts(name: str, depth: int) -> None:
+    vision = open_clip.get_model_config(name)
+    tower = open_clip.CustomTextCLIP(**vision).visual.eval().requires_grad_(requires_grad=False)
+    prompts = deep_prompts(tower, depth)
+    found = cost.image_operations(tower, prompts)
+    assert found == pytest.approx(counted(tower, prompts), rel=0.02)
+    assert found > {"ViT-B-16": 30e9, "ViT-L-14": 150e9}[name]
+
+
+def test_a_student_is_counted_with_prompts_projector_and_class_vectors() -> None:
+    towers = tiny.towers()
+    student = Student.untrained(towers, feature_width=24, depth=2, length=4)
+    found = cost.of_student(student, classes=5)
+    assert student.image_prompts is not None
+    added = sum(one.numel() for one in student.parameters())
+    assert found.trained == added
+    assert found.parameters == added + sum(one.numel() for one in towers.visual.parameters())
+    projector = 2 * (16 * 24 + 24 * 24)
+    tower = cost.image_operations(towers.visual, student.image_prompts)
+    assert found.operations == tower + projector + 2 * 5 * 24
+
+
+def test_a_student_whose_tower_is_trained_is_all_trained() -> None:
+    student = Student.untrained(tiny.towers(), feature_width=24, trained=Trained.FULL_FINETUNE)
+    found = cost.of_student(student, classes=5)
+    assert found.trained == found.parameters
+
+
+def test_a_teacher_is_counted_without_its_text_tower() -> None:
+    towers = tiny.towers()
+    found = cost.of_teacher(Teacher(towers), classes=5)
+    assert found.parameters == sum(one.numel() for one in towers.visual.parameters())
+    assert found.trained == 0
+    assert found.operations == cost.image_operations(towers.visual, None) + 2 * 5 * 16

@@ -1,0 +1,306 @@
+"""The page shows what the stages wrote, says what is missing, and can be looked at anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from page_project import NAME, ROOT, gathered, make
+from sklearn.metrics import accuracy_score
+
+from pd_core import class_vectors
+from pd_core.artifacts import write_sums
+from pd_core.layout import Job
+from pd_core.models.clip import load_clip
+from pd_core.models.student import Student
+from pd_core.models.teacher import Teacher
+from pd_core.page import answering, build, html, markdown, speed, tables, words
+from pd_core.page.build import Page
+from pd_core.params import load_params
+from pd_core.predictor import STUDENT_FILE
+from pd_core.provenance import content_hash
+
+Gather = Callable[[], Page]
+
+
+@pytest.fixture(scope="module", name="made")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy these outputs into a folder of a test's own, and go there."""
+    shutil.copytree(made / "data", tmp_path / "data")
+    for weights in made.glob("*.safetensors"):
+        shutil.copy(weights, tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def gather(project: Path) -> Gather:
+    """Return what gathers the page of the test's own folder."""
+    return partial(gathered, project)
+
+
+def predictions(project: Path) -> list[dict[str, Any]]:
+    path = project / "data" / "evaluate" / NAME / "predictions.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
+def test_accuracy_and_confusion_are_those_of_the_predictions(project: Path, gather: Gather) -> None:
+    (page,) = gather().pages
+    rows = predictions(project)
+    labels = [row["label"] for row in rows]
+    for who in answering.PEOPLE:
+        answers = [row[who][1] for row in rows]
+        person = page.people[who]
+        assert person.accuracy == pytest.approx(100 * accuracy_score(labels, answers))
+        wrong = sum(label != answer for label, answer in zip(labels, answers, strict=True))
+        assert sum(pair.count for pair in person.confused) == wrong
+    assert page.images == (4, 4, 4, 4, 4)
+    assert page.notes == ()
+
+
+def test_the_models_answer_again_what_evaluate_wrote(project: Path, gather: Gather) -> None:
+    (page,) = gather().pages
+    rows = {row["path"]: row for row in predictions(project)}
+    assert page.gallery is not None
+    differing = [row for row in rows.values() if row["teacher"][1] != row["student"][1]]
+    found = page.gallery
+    assert found.images == len(rows)
+    assert found.teacher_right + found.student_right + found.both_wrong == len(differing)
+    for one in found.shown:
+        for who in answering.PEOPLE:
+            best, _ = one.top[who][0]
+            assert best == page.classes[rows[one.path][who][1]]
+            assert len(one.top[who]) == 3
+
+
+def test_a_data_set_that_was_not_run_is_said_so(gather: Gather) -> None:
+    page = gather()
+    assert "1 of 2 data sets run" in html.text(page)
+    line = "| Greek letters, neon | not run | not run | not run | not run |"
+    assert line in markdown.text(page)
+
+
+def test_missing_pictures_leave_the_counts_and_are_noted(project: Path, gather: Gather) -> None:
+    split = project / "data" / "prepare" / NAME / "split.json"
+    pictures = Path(json.loads(split.read_text())["images"])
+    away = pictures.with_name("away")
+    pictures.rename(away)
+    try:
+        (page,) = gather().pages
+    finally:
+        away.rename(pictures)
+    assert page.gallery is None
+    assert page.people["student"].calibration is None
+    assert page.people["student"].confused
+    assert "pictures are left out: no image folder at" in page.notes[0]
+
+
+def test_answers_that_evaluate_did_not_write_are_noted(project: Path, gather: Gather) -> None:
+    path = project / "data" / "evaluate" / NAME / "predictions.json"
+    rows = json.loads(path.read_text())
+    rows[0]["student"][1] = (rows[0]["student"][1] + 1) % 5
+    path.write_text(json.dumps(rows))
+    (page,) = gather().pages
+    assert page.notes[0].startswith("student: 1 of 20 answers are not those that evaluate wrote")
+
+
+def test_answers_are_kept_until_the_student_changes(project: Path, gather: Gather) -> None:
+    first = gather().pages[0]
+    kept = project / "build" / build.ANSWERS / f"{NAME}.json"
+    content = json.loads(kept.read_text())
+    content["answered"]["calibration"]["student"]["error"] = 12.5
+    kept.write_text(json.dumps(content))
+    second = gather().pages[0].people["student"].calibration
+    assert second is not None
+    assert second.error == 12.5  # as kept
+
+    history = project / "data" / "student" / NAME / "history.json"
+    history.write_text(history.read_text() + "\n")
+    third = gather().pages[0]
+    assert third.people == first.people  # computed again
+
+
+def test_where_no_test_image_has_a_label_accuracy_is_unknown(project: Path, gather: Gather) -> None:
+    folder = project / "data" / "evaluate" / NAME
+    (folder / "predictions.json").unlink()
+    metrics = {
+        "accuracy": "unknown",
+        "agreement": {"student": 90.0},
+        "counts": {"unlabelled": 20},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = gather()
+    text = markdown.text(page)
+    assert "accuracy unknown, no labelled test images; the student agrees with its teacher" in text
+    assert page.pages[0].people == {}
+    assert "accuracy unknown" in html.text(page)
+
+
+def test_outputs_are_compared_with_what_dvc_recorded(gather: Gather) -> None:
+    data = Path("data")
+    student = data / "student" / NAME / "student.safetensors"
+    teacher = data / "teacher" / NAME / "teacher.safetensors"
+    gone = data / "class_vectors" / NAME / "nothing.safetensors"
+
+    def stage(path: Path, md5: str) -> dict[str, Any]:
+        return {"outs": [{"path": path.as_posix(), "md5": md5}]}
+
+    stages = {
+        f"student@{NAME}": stage(student, content_hash(student)),
+        f"teacher@{NAME}": stage(teacher, "0" * 32),
+        f"class_vectors@{NAME}": stage(gone, "1" * 32),
+    }
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    found = {one.path: one.state for one in gather().origin.outputs}
+    assert found == {
+        student.as_posix(): "as recorded",
+        teacher.as_posix(): "not as recorded",
+        gone.as_posix(): "not here",
+    }
+
+
+def test_no_login_in_the_parameters_reaches_the_page(project: Path, gather: Gather) -> None:
+    with (project / "params.yaml").open("a") as file:
+        file.write("# mirror: https://me:hunter22secret@example.org/data\n")
+    page = gather()
+    build.write(page, project / "build")
+    for path in (project / "build").glob("report.*"):
+        assert "hunter22secret" not in path.read_text()
+        assert "example.org/data" in path.read_text()
+
+
+def test_names_are_shown_as_they_are_written(gather: Gather) -> None:
+    page = gather()
+    odd = replace(page.pages[0], title="<b>x</b> & y", classes=("a|b", "<i>", "c", "d", "e"))
+    text = html.text(replace(page, pages=(odd,)))
+    assert "<b>x</b> &" not in text
+    assert "<i>" not in text
+    assert "&lt;i&gt;" in text
+    assert "a\\|b" in markdown.text(replace(page, pages=(odd,)))
+
+
+def test_measured_times_are_kept_beside_the_page(project: Path, gather: Gather) -> None:
+    assert "| pictures a second | – | – |" in markdown.text(gather())
+    rows = {
+        "teacher": speed.Speed("tiny", 100.0, 20.0, "CPU", 1, 32),
+        "student": speed.Speed("tiny", 321.0, 10.0, "CPU", 1, 32),
+    }
+    (project / "build" / speed.FILE).write_text(
+        json.dumps({who: vars(one) for who, one in rows.items()})
+    )
+    assert "| pictures a second | 100 | 321 |" in markdown.text(gather())
+
+
+def test_times_of_another_model_are_not_shown(project: Path, gather: Gather) -> None:
+    gather()
+    other = vars(speed.Speed("ViT-B/16", 100.0, 20.0, "CPU", 1, 32))
+    (project / "build" / speed.FILE).write_text(json.dumps({"teacher": other, "student": other}))
+    assert "| pictures a second | – | – |" in markdown.text(gather())
+
+
+def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather: Gather) -> None:
+    split = project / "data" / "prepare" / NAME / "split.json"
+    split.write_text(json.dumps({**json.loads(split.read_text()), "protocol": "all_classes"}))
+    write_sums(split.parent)
+    (page,) = gather().pages
+    assert page.base_count == len(page.classes)
+    assert "novel" not in words.dataset(page)
+    assert tables.classes(page).heads == ("class", "images", "teacher", "student")
+
+
+def test_json_has_what_the_page_shows(project: Path, gather: Gather) -> None:
+    page = gather()
+    path = build.write(page, project / "build")
+    content = json.loads(path.with_suffix(".json").read_text())
+    assert content["pages"][0]["people"]["student"]["accuracy"] == pytest.approx(
+        page.pages[0].people["student"].accuracy
+    )
+    assert content["summary"]["datasets"][NAME] == page.summary["datasets"][NAME]
+    assert len(content["pages"][0]["curves"]["student"]) == 2
+
+
+def promptkd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pd_core.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_before_anything_is_run_the_papers_numbers_are_the_papers_alone(tmp_path: Path) -> None:
+    (tmp_path / "paper").mkdir()
+    shutil.copy(ROOT / "paper" / "params.yaml", tmp_path / "paper")
+    done = promptkd(tmp_path / "paper", "page")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "wrote build/report/paper/report.html\n"
+    text = (tmp_path / "paper" / "build" / "report" / "paper" / "report.html").read_text()
+    assert "0 of 11 data sets run" in text
+    assert "85.84" in text
+    others = re.sub(r"<tr class='paper'>.*?</tr>|<(td|th)[^>]*class='theirs'.*?</\1>", "", text)
+    numbers = re.findall(r"<td>([+-]?\d[\d.]*)</td>", others)
+    assert numbers == []
+
+
+def test_damaged_results_are_refused_in_one_line(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "data" / "evaluate", tmp_path / "data" / "evaluate")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "data" / "evaluate" / NAME / "metrics.json").write_text("{")
+    done = promptkd(tmp_path, "page")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert f"dvc repro evaluate@{NAME}" in line
+
+
+def untrained(folder: Path) -> Job:
+    """Write an untrained teacher and student of the embedded models."""
+    params = load_params(ROOT / "params.yaml").for_dataset(NAME)
+    found = Job.at(folder / "data", params, seed=1, device="cpu", data_root=folder)
+    teacher = Teacher.untrained(load_clip(params.teacher.model, None), text_depth=2, image_depth=2)
+    teacher.save(found.teacher / answering.TEACHER_FILE)
+    vectors = class_vectors.build(teacher.eval(), ("digit one", "digit two"))
+    vectors.save(found.vectors / class_vectors.FILE)
+    student = Student.untrained(load_clip(params.student.model, None), feature_width=128)
+    student.save(found.student / STUDENT_FILE)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_teacher_and_student_are_measured_each_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # whose params.yaml names the weights from there
+    found = speed.measure(untrained(tmp_path), tmp_path / "build")
+    assert set(found) == {"teacher", "student"}
+    assert all(one.images_per_second > 1 and one.mebibytes > 1 for one in found.values())
+    assert speed.kept(tmp_path / "build") == found
+
+
+def test_to_measure_what_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    done = promptkd(tmp_path, "page", "--measure")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"run `dvc repro class_vectors@{NAME}`" in line
