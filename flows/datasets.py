@@ -6,9 +6,10 @@ So a Prefect server offers their names, and refuses others before a run is made.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
+from pydantic import WithJsonSchema
 
 from pd_core.errors import unknown
 from pd_core.params import PARAMS
@@ -40,8 +41,11 @@ def read_profiles(root: Path) -> dict[str, Path]:
 
 
 def type_of(names: tuple[str, ...]) -> Any:
-    """Return the type of a parameter that is one of some names; of any name if none is known."""
-    return Literal[names] if names else str
+    """Return the type of a parameter for which a server offers some names, and takes no others.
+
+    Without a server, profiles elsewhere have names of their own, which the flows look at.
+    """
+    return Annotated[str, WithJsonSchema({"type": "string", "enum": list(names)})] if names else str
 
 
 PROFILE_OF = read_profiles(ROOT)

@@ -48,6 +48,26 @@ def contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str
                 yield path, content
 
 
+def read_lock(content: str | bytes, name: str) -> dict[str, Any]:
+    """Read the stages of a `dvc.lock`.
+
+    Args:
+        content: of the file.
+        name: of the file, for the error.
+
+    Raises:
+        BadData: it is no such file.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        # Hashes need no YAML 1.2, and this reader takes a tenth of the time.
+        return dict(YAML(typ="safe").load(content)["stages"])
+    except (YAMLError, KeyError, TypeError, ValueError):
+        raise BadData(f"{name} is no lock file of DVC; restore it from git") from None
+
+
 def read_yaml(content: str | bytes, name: str) -> Any:
     """Read YAML 1.2, as DVC does: `1e-5` is a number.
 

@@ -218,7 +218,7 @@ def test_the_stage_computes_on_one_thread_unless_told_otherwise(
     used: list[int] = []
     build = class_vectors.build
 
-    def watched(teacher: Teacher, names: Sequence[str]) -> ClassVectors:
+    def watched(teacher: Teacher, names: Sequence[str], **_: object) -> ClassVectors:
         used.append(torch.get_num_threads())
         torch.set_num_threads(1)  # which is quicker here
         return build(teacher, names)

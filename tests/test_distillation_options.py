@@ -371,7 +371,7 @@ def test_so_many_unlabelled_images_of_each_class_are_listed_and_the_few_labels_s
         return tuple(Item(f"{name}/{n % 5}_{n}.png", n % 5, NAMES[n % 5]) for n in range(30))
 
     splits = Splits(items("train"), items("val"), items("test"))
-    monkeypatch.setattr("pd_core.prepare.read_splits", lambda *_: splits)
+    monkeypatch.setattr("pd_core.prepare.read_splits", lambda *_, **__: splits)
 
     def listed(count: int | None) -> tuple[tuple[str, ...], bytes]:
         out, shots = tmp_path / str(count), {"shots": 2, "val_shots": 1, "seed": 1}

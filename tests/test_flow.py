@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from waiting import wait_until
 
 from flows import pipeline, processes, refresh
 from flows.addresses import check_server
@@ -27,6 +29,13 @@ GRAPH = {
     "evaluate@a": frozenset({"prepare@a"}),
     "prepare@a": frozenset[str](),
 }
+
+
+def _works(command: str) -> bool:
+    """Whether a command is at work, and not one that has ended and that nobody has asked after."""
+    found = psutil.process_iter(["cmdline", "status"])
+    at_work = [one.info for one in found if one.info["status"] != psutil.STATUS_ZOMBIE]
+    return any(" ".join(info["cmdline"] or ()) == command for info in at_work)
 
 
 def _copy(source: str, target: str) -> str:
@@ -136,8 +145,7 @@ def test_a_command_and_all_that_it_started_end_with_the_block(tmp_path: Path) ->
 
     with pytest.raises(KeyboardInterrupt):
         processes.run(["bash", "-c", script], tmp_path, say)
-    found = subprocess.run(["pgrep", "-f", "sleep 71.25"], capture_output=True, check=False)
-    assert found.stdout == b""
+    wait_until(lambda: not _works("sleep 71.25"), 10)
 
 
 def test_the_reason_of_a_failure_is_the_first_error_that_was_named(tmp_path: Path) -> None:

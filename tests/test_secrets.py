@@ -338,7 +338,7 @@ def test_a_flow_records_no_secret_that_its_stages_print(place: Path) -> None:
     assert done.returncode == 2, output
     assert f"told: {MASK} http://{MASK}@127.0.0.1:9" in output
     assert "no MLflow server answers" in output
-    assert "error: stage 'evaluate@digits' failed" in done.stderr
+    assert "error: digits: 'evaluate@digits' failed" in done.stderr
     (database,) = (place / "prefect").glob("*.db")
     assert b"told: " in b"".join(file.read_bytes() for file in database.parent.glob("*.db*"))
     assert not search(place)

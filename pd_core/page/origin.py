@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pd_core.errors import BadArtifact
 from pd_core.masking import masked
 from pd_core.params import PARAMS
 from pd_core.provenance import ABSENT, commit_tags, content_hash, version
+from pd_core.repository import read_lock
 
 LOCK = Path("dvc.lock")
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
@@ -98,9 +96,4 @@ def _stages() -> dict[str, Any]:
     """Return the stages of `dvc.lock`; none before the first run."""
     if not LOCK.is_file():
         return {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the other one takes seconds
-    try:
-        stages: dict[str, Any] = yaml.load(LOCK.read_text(encoding="utf-8"), loader)["stages"]
-    except (yaml.YAMLError, ValueError, TypeError, KeyError):
-        raise BadArtifact(f"'{LOCK}' cannot be read; run `git checkout {LOCK}`") from None
-    return stages
+    return read_lock(LOCK.read_bytes(), f"'{LOCK}'")

@@ -147,7 +147,7 @@ def _prepared(content: Splits, kind: str) -> tuple[list[str], list[list[Any]]]:
     protocol = Protocol.BASE_TO_NOVEL if kind == "base2novel" else Protocol.ALL_CLASSES
     with (
         TemporaryDirectory() as folder,
-        patch.object(prepare, "read_splits", lambda *_: content),
+        patch.object(prepare, "read_splits", lambda *_, **__: content),
         patch.object(prepare, "image_root", lambda _, root: root / "pictures"),
     ):
         out = Path(folder) / "lists"
