@@ -102,14 +102,14 @@ def with_login(address: str) -> str:
 
 
 @contextmanager
-def hostile_server(healthy: bool) -> Iterator[str]:
+def hostile_server(healthy: bool, status: int = 403) -> Iterator[str]:
     """Refuse everything and repeat what was asked; `healthy` answers /health."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             good = healthy and self.path.endswith("/health")
             body = f"<Code>AccessDenied</Code>{self.path} {self.headers}".encode()
-            self.send_response(200 if good else 403)
+            self.send_response(200 if good else status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
@@ -326,17 +326,18 @@ def test_a_flow_records_no_secret_that_its_stages_print(place: Path) -> None:
     }
     (place / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
-    done = run(
-        place,
-        "-m",
-        "flows.benchmark",
-        PREFECT_HOME=str(place / "prefect"),
-        PD_MLFLOW_TRACKING_URI=with_login("http://127.0.0.1:9"),
-    )
+    with hostile_server(healthy=False, status=404) as address:
+        done = run(
+            place,
+            "-m",
+            "flows.benchmark",
+            PREFECT_HOME=str(place / "prefect"),
+            PD_MLFLOW_TRACKING_URI=with_login(address),
+        )
 
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
-    assert f"told: {MASK} http://{MASK}@127.0.0.1:9" in output
+    assert f"told: {MASK} {address.replace('://', f'://{MASK}@')}" in output
     assert "no MLflow server answers" in output
     assert "error: digits: 'evaluate@digits' failed" in done.stderr
     (database,) = (place / "prefect").glob("*.db")
