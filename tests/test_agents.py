@@ -166,7 +166,8 @@ def test_a_server_that_is_started_again_finds_the_stage_at_work(tmp_path: Path) 
         with serving(tmp_path, clone, port=port) as server:
             agents.enter_context(agent(clone, server.api, "--gpu", "0"))
             run = server.run("distill-dataset/gpu", "long", dataset=DATASETS[0])
-            wait_until(lambda: "sleep 40" in _commands(), "the first stage is at work")
+            line = f"Running stage '{STAGES[0]}@{DATASETS[0]}':"  # lines are sent now and then
+            wait_until(lambda: line in server.log(run), "the first stage is at work")
         time.sleep(10)
         with serving(tmp_path, clone, port=port) as server:
             assert server.ended(run)["type"] == "COMPLETED"
