@@ -44,8 +44,17 @@ def read_graph(profile_dir: Path) -> Graph:
     """
     if not (profile_dir / "dvc.yaml").is_file():
         raise MissingFile(f"no 'dvc.yaml' in '{profile_dir}'; give a profile's folder")
+    return _parse(ask_dvc(profile_dir, "dag", "--dot", "dvc.yaml"))
+
+
+def ask_dvc(profile_dir: Path, *arguments: str) -> str:
+    """Return what a command of DVC's prints.
+
+    Raises:
+        PdError: DVC refuses the pipeline.
+    """
     done = subprocess.run(
-        [*DVC, "dag", "--dot", "dvc.yaml"],
+        [*DVC, *arguments],
         cwd=profile_dir,
         env=environment(),
         capture_output=True,
@@ -55,7 +64,7 @@ def read_graph(profile_dir: Path) -> Graph:
     if done.returncode != 0:
         reason = masked(done.stderr or done.stdout)
         raise PdError(f"DVC refuses '{profile_dir / 'dvc.yaml'}': {reason}")
-    return _parse(done.stdout)
+    return done.stdout
 
 
 def choose(graph: Graph, datasets: Iterable[str] = ()) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -24,13 +23,12 @@ from prefect.states import Completed, Failed
 from flows import pipeline, slots, tables
 from flows.addresses import check_server, refuse
 from flows.benchmark import benchmark
-from flows.processes import DVC, environment
 from flows.recovery import noted
 from pd_core.data import fingerprint
 from pd_core.data.catalogue import Layout
 from pd_core.data.readers import sources
 from pd_core.errors import BadData, MissingFile, PdError
-from pd_core.masking import masked, masked_tracebacks
+from pd_core.masking import masked_tracebacks
 from pd_core.params import DATA, PARAMS, Params, load_params
 from pd_core.prepare import spec_of
 from pd_core.settings import load_settings
@@ -84,7 +82,7 @@ def look(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
     """
     names = pipeline.choose(pipeline.read_graph(profile_dir))
     params = load_params(profile_dir / PARAMS)
-    changes = changed(_status(profile_dir), names)
+    changes = changed(json.loads(pipeline.ask_dvc(profile_dir, "status", "--json")), names)
     others = {name: why for name in names if (why := _other_pictures(name, params, profile_dir))}
     return changes, others
 
@@ -124,20 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PdError as error:
         return refuse(str(error))
     return 0 if state.is_completed() else refuse(str(state.message))
-
-
-def _status(profile_dir: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [*DVC, "status", "--json"],
-        cwd=profile_dir,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise PdError(f"DVC does not say what has changed: {masked(done.stderr)}")
-    return dict(json.loads(done.stdout))
 
 
 def _reasons(details: Sequence[Any]) -> list[str]:
