@@ -69,6 +69,6 @@ def test_what_the_package_ships_is_named() -> None:
         if path.suffix in (".safetensors", ".gz", ".json") and path.name != "zero_shot.json"
     ]
 
-    assert len(data) == 4
+    assert len(data) == 5
     for name in data:
         assert re.sub("embedded-[a-z]+", "embedded-*", name) in text
