@@ -69,7 +69,7 @@ def test_two_agents_take_four_data_sets_in_at_most_065_of_the_time_of_one(
 ) -> None:
     times = []
     for number, gpus in enumerate((("0",), ("0", "1"))):
-        clone = project(tmp_path / str(number), seconds=3)
+        clone = project(tmp_path / str(number), seconds=5)
         with ExitStack() as stack:
             for gpu in gpus:
                 stack.enter_context(agent(clone, server.api, "--gpu", gpu))
