@@ -1,0 +1,1 @@
+"""The four protocols over several seeds: what is run, and what is reported of it."""
