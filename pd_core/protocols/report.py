@@ -169,7 +169,7 @@ def _outliers(protocol: str, found: Summary, titles: Titles | None) -> list[str]
     runs = [run for seeds in found["runs"].values() for run in seeds.values()]
     seeds = len(next(iter(found["runs"].values())))
     if seeds < 3:
-        return ["outliers: not looked for, it takes three seeds"] if seeds > 1 else []
+        return ["outliers: none named, which takes three seeds"]
     return [
         f"outlier: {title(one['dataset'], titles)}, {people[one['who']]}, seed {one['seed']}: "
         f"{one['value']:.1f}, {one['deviation']:+.1f} points off the other seeds' "

@@ -36,6 +36,10 @@ def title(name: str, titles: Mapping[str, str] | None) -> str:
 
 def heading(summary: Summary, protocol: str, titles: Mapping[str, str] | None) -> str:
     """Return a protocol's heading, with the source if the teacher is another data set's."""
-    if protocol not in FROM_SOURCE:
-        return HEADINGS[protocol]
-    return f"{HEADINGS[protocol]}, teacher from {title(summary['source'], titles)}"
+    return ", ".join([HEADINGS[protocol], *taught_by(summary, protocol, titles)])
+
+
+def taught_by(summary: Summary, protocol: str, titles: Mapping[str, str] | None) -> list[str]:
+    """Say whose teacher it is, if it is another data set's: one phrase, or none."""
+    known = protocol not in FROM_SOURCE
+    return [] if known else [f"teacher from {title(summary['source'], titles)}"]
