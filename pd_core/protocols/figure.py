@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from statistics import fmean
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from pd_core.protocols.results import Run, averages, headline_of, protocols_of
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _INK, _FAINT, _BAND = "#333333", "#DDDDDD", "#F5F5F5"
 _DOTS_PER_INCH = 150
 _ROW, _HEAD = 0.44, 0.9  # inches: height of a data set, and of a panel's title and axis
+_LINE = 36  # characters of a title in a line, of which a row has room for two
 _BESIDE: dict[str, Any] = {"textcoords": "offset points", "color": "#0072B2", "fontsize": 10}
 _RING: dict[str, Any] = {
     "linestyle": "none", "marker": "o", "markersize": 9, "zorder": 4,
@@ -93,7 +95,7 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
                 _draw(axes, place, row)
             _decorate(axes, [row.title for row in rows], _limits(everything))
             axes.set_title(HEADINGS[protocol], loc="left", weight="bold", color=_INK)
-            axes.set_xlabel(_label(summary, protocol, titles), color=_INK)
+            axes.set_xlabel(_label(summary, protocol, titles), loc="right", color=_INK)
         _legend(picture, several=len(summary["seeds"]) > 1, ringed=any(r.wild for r in everything))
         data = io.BytesIO()
         picture.savefig(data, format="png", metadata={"Software": None})
@@ -121,7 +123,7 @@ def _by_who(seeds: Mapping[str, Run], key: str) -> dict[str, dict[str, float]]:
 
 
 def _label(summary: Summary, protocol: str, titles: Mapping[str, str] | None) -> str:
-    return ", ".join([_AXES[headline_of(protocol)], *taught_by(summary, protocol, titles)])
+    return "\n".join([_AXES[headline_of(protocol)], *taught_by(summary, protocol, titles)])
 
 
 def _draw(axes: Axes, place: int, row: _Row) -> None:
@@ -142,7 +144,7 @@ def _decorate(axes: Axes, names: Sequence[str], limits: tuple[int, int]) -> None
     last = len(names) - 1
     for place in range(0, last, 2):
         axes.axhspan(place - 0.5, place + 0.5, color=_BAND, zorder=0)
-    axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
+    axes.set_yticks(range(len(names)), [fill(n, _LINE) for n in names], fontsize=10.5, color=_INK)
     axes.get_yticklabels()[last].set_fontweight("bold")
     axes.axhline(last - 0.5, color=_INK, linewidth=0.8)
     axes.set_ylim(last + 0.5, -0.5)
