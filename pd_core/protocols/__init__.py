@@ -1,1 +1,1 @@
-"""The four protocols over several seeds: what is run, and what is reported of it."""
+"""The four protocols over several seeds: what runs with which numbers, and what came of it."""
