@@ -11,6 +11,7 @@ from PIL import Image
 from protocol_runs import DATASETS, SEEDS, SOURCE, path_of, put, write_all
 from rich.console import Console
 
+from pd_core.data.splits import Protocol
 from pd_core.errors import MissingFile
 from pd_core.protocols import report
 from pd_core.protocols.figure import figure
@@ -41,7 +42,7 @@ def shown(summary: dict[str, Any], width: int = 100) -> str:
 
 def go_wild(results: Path) -> None:
     """Take twelve points from one student's accuracy."""
-    path = path_of(results, ("domain_generalisation", "latin_neon", 2))
+    path = path_of(results, (Protocol.DOMAIN_GENERALISATION, "latin_neon", 2))
     scores = json.loads(path.read_text())
     scores["student"]["all"] -= 12
     path.write_text(json.dumps(scores))
@@ -70,7 +71,7 @@ def test_a_summary_read_back_is_told_as_the_one_that_was_written(results: Path) 
 def test_a_missing_run_leaves_the_report_as_it_was(results: Path) -> None:
     run(results)
     before = (results.parent / "report" / "summary.md").read_bytes()
-    path_of(results, ("all_classes", "latin", 1)).unlink()
+    path_of(results, (Protocol.ALL_CLASSES, "latin", 1)).unlink()
     with pytest.raises(MissingFile):
         run(results)
     assert (results.parent / "report" / "summary.md").read_bytes() == before
@@ -177,7 +178,9 @@ def test_titles_are_no_markup(results: Path) -> None:
 
 def test_the_figure_grows_with_its_rows_and_is_a_picture(results: Path) -> None:
     whole = Image.open(BytesIO(figure(run(results), TITLES)))
-    part = Image.open(BytesIO(figure(run(results, datasets={"all_classes": ["latin"]}), TITLES)))
+    part = Image.open(
+        BytesIO(figure(run(results, datasets={Protocol.ALL_CLASSES: ["latin"]}), TITLES))
+    )
     assert whole.format == part.format == "PNG"
     assert whole.width == part.width == 1500
     assert whole.height > 3 * part.height
@@ -193,7 +196,7 @@ def test_the_figure_rings_an_outlier(results: Path) -> None:
 
 @pytest.mark.parametrize("who", ["zero_shot_student", "teacher", "student"])
 def test_the_figure_shows_single_seeds_and_not_their_mean_alone(results: Path, who: str) -> None:
-    summary = run(results, datasets={"all_classes": ["latin"]})
+    summary = run(results, datasets={Protocol.ALL_CLASSES: ["latin"]})
     before = figure(summary)
     seeds = summary["protocols"]["all_classes"]["runs"]["latin"]
     for seed, change in (("1", 3), ("2", -3)):  # the mean stays
@@ -202,8 +205,8 @@ def test_the_figure_shows_single_seeds_and_not_their_mean_alone(results: Path, w
 
 
 def test_numbers_at_the_ends_of_the_scale_are_drawn(results: Path) -> None:
-    for name in DATASETS["cross_dataset"]:
+    for name in DATASETS[Protocol.CROSS_DATASET]:
         for seed in SEEDS:
             scores = {who: {"all": 100.0 if who == "student" else 0.0} for who in WHO}
-            put(results, ("cross_dataset", name, seed), scores)
-    assert figure(run(results, datasets={"cross_dataset": DATASETS["cross_dataset"]}))
+            put(results, (Protocol.CROSS_DATASET, name, seed), scores)
+    assert figure(run(results, datasets={Protocol.CROSS_DATASET: DATASETS[Protocol.CROSS_DATASET]}))

@@ -10,6 +10,7 @@ from statistics import fmean
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from pd_core.data.splits import Protocol
 from pd_core.protocols.results import Run, averages, headline_of, protocols_of
 from pd_core.protocols.words import HEADINGS, taught_by, title
 from pd_core.results import TITLES, Summary
@@ -102,7 +103,7 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
     return data.getvalue()
 
 
-def _rows(protocol: str, found: Summary, titles: Mapping[str, str] | None) -> list[_Row]:
+def _rows(protocol: Protocol, found: Summary, titles: Mapping[str, str] | None) -> list[_Row]:
     """Return the data sets by the distilled student's mean, then the average."""
     key, runs = headline_of(protocol), found["runs"]
     wild = {(one["dataset"], one["who"], str(one["seed"])) for one in found["outliers"]}
@@ -122,7 +123,7 @@ def _by_who(seeds: Mapping[str, Run], key: str) -> dict[str, dict[str, float]]:
     return {one.who: {seed: run[one.who][key] for seed, run in seeds.items()} for one in _SERIES}
 
 
-def _label(summary: Summary, protocol: str, titles: Mapping[str, str] | None) -> str:
+def _label(summary: Summary, protocol: Protocol, titles: Mapping[str, str] | None) -> str:
     return "\n".join([_AXES[headline_of(protocol)], *taught_by(summary, protocol, titles)])
 
 

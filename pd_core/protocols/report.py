@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.artifacts import write_json, write_text
 from pd_core.atomic import write_folder
+from pd_core.data.splits import Protocol
 from pd_core.protocols.figure import figure
 from pd_core.protocols.results import (
-    BASE_TO_NOVEL,
     headline_of,
     keys_of,
     protocols_of,
@@ -21,8 +21,8 @@ from pd_core.protocols.results import (
     summarise,
     titles_of,
 )
-from pd_core.protocols.words import NUMBERS, heading, title
-from pd_core.results import WHO, Scores, Summary
+from pd_core.protocols.words import heading, numbers, title
+from pd_core.results import TITLES, WHO, Scores, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,11 +31,11 @@ Titles = Mapping[str, str]
 
 
 def run(
-    results: Path,
+    evaluations: Path,
     folder: Path,
     *,
     profile: str,
-    datasets: Mapping[str, Sequence[str]],
+    datasets: Mapping[Protocol, Sequence[str]],
     seeds: Sequence[int],
     source: str | None = None,
     titles: Titles | None = None,
@@ -43,7 +43,7 @@ def run(
     """Write `summary.json`, `summary.md` and `summary.png`.
 
     Args:
-        results: holds `<protocol>/evaluate/<run>/metrics.json`, see `results.read`.
+        evaluations: holds `<protocol>/<run>/metrics.json`, see `results.read`.
         folder: where the three files go, `reports/protocols/<profile>`; replaced.
         profile: `quickstart` or `paper`.
         datasets: by protocol, the data sets to report; a protocol without any is left out.
@@ -55,13 +55,12 @@ def run(
         The summary, as `results.summarise` makes it.
 
     Raises:
-        UnknownName: there is no such protocol.
         BadParams: there is no data set, no seed, or no source where one is needed.
         MissingFile: a run is missing.
         BadArtifact: a metrics file lacks a number.
         PdError: the folder cannot be written.
     """
-    measured = read(results, datasets=datasets, seeds=seeds, source=source)
+    measured = read(evaluations, datasets=datasets, seeds=seeds, source=source)
     summary = summarise(profile, measured, source)
     with write_folder(folder) as new:
         write_json(new / "summary.json", summary)
@@ -76,7 +75,7 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
     for protocol, found in protocols_of(summary).items():
         shown = titles_of(protocol)
         heads = ["data set", *(shown[who] for who in WHO)]
-        lines += ["", f"## {heading(summary, protocol, titles)}", "", NUMBERS[protocol], ""]
+        lines += ["", f"## {heading(summary, protocol, titles)}", "", numbers(protocol), ""]
         lines += [_line(heads), _line(["---", *["---:"] * len(WHO)])]
         lines += [
             _line([name, *(_all_numbers(protocol, row[who], who) for who in WHO)])
@@ -96,7 +95,7 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
     shown = Table(title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}")
     shown.add_column("data set")
     for who in WHO:
-        head = titles_of(BASE_TO_NOVEL)[who].replace(" ", "\n")
+        head = TITLES[who].replace(" ", "\n")
         shown.add_column(head, justify="right", style="bold" if who == "student" else "")
     notes = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
     for protocol, found in protocols_of(summary).items():
@@ -138,7 +137,7 @@ def _rows(found: Summary, titles: Titles | None) -> list[tuple[str, Mapping[str,
     return [*rows, ("average", found["average"])]
 
 
-def _all_numbers(protocol: str, scores: Scores, who: str) -> str:
+def _all_numbers(protocol: Protocol, scores: Scores, who: str) -> str:
     *others, headline = (_spread(scores, key, digits=2) for key in keys_of(protocol))
     return " / ".join([*others, f"**{headline}**" if who == "student" else headline])
 
@@ -149,11 +148,11 @@ def _spread(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:
     return number if std is None else f"{number} ± {std:.{digits}f}"
 
 
-def _differences(protocol: str, found: Summary, *, digits: int) -> list[str]:
+def _differences(protocol: Protocol, found: Summary, *, digits: int) -> list[str]:
     return [_difference(protocol, one, digits) for one in found["differences"]]
 
 
-def _difference(protocol: str, one: Mapping[str, Any], digits: int) -> str:
+def _difference(protocol: Protocol, one: Mapping[str, Any], digits: int) -> str:
     people, count = titles_of(protocol), one["datasets"]
     sets = "1 data set" if count == 1 else f"{count} data sets"
     p = "too few for p" if one["p"] is None else f"p = {one['p']:.2g}"
@@ -163,7 +162,7 @@ def _difference(protocol: str, one: Mapping[str, Any], digits: int) -> str:
     )
 
 
-def _outliers(protocol: str, found: Summary, titles: Titles | None) -> list[str]:
+def _outliers(protocol: Protocol, found: Summary, titles: Titles | None) -> list[str]:
     """Name the outliers, one line each, or say that there is none, or that none can be named."""
     people = titles_of(protocol)
     runs = [run for seeds in found["runs"].values() for run in seeds.values()]
