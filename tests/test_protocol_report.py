@@ -6,6 +6,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from protocol_runs import DATASETS, SEEDS, SOURCE, path_of, put, write_all
@@ -184,6 +185,14 @@ def test_the_figure_grows_with_its_rows_and_is_a_picture(results: Path) -> None:
     assert whole.format == part.format == "PNG"
     assert whole.width == part.width == 1500
     assert whole.height > 3 * part.height
+
+
+def test_nothing_is_cut_at_the_edges_of_the_figure(results: Path) -> None:
+    title = "Letters of several alphabets, photographed in bad light by a hand that trembles"
+    titles = dict.fromkeys(("latin", "greek", "latin_neon"), title)
+    picture = np.asarray(Image.open(BytesIO(figure(run(results), titles))).convert("L"))
+    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
+        assert (edge == 255).all()
 
 
 def test_the_figure_rings_an_outlier(results: Path) -> None:

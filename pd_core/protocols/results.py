@@ -11,7 +11,7 @@ from pd_core.artifacts import read_json
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams
 from pd_core.protocols.spread import Cell, outliers, spread
-from pd_core.results import ALL, KEYS, TITLES, WHO, Scores, Summary, percent
+from pd_core.results import KEYS, TITLES, WHO, Scores, Summary, percent
 from pd_core.significance import over_datasets
 
 COMPARED = (
@@ -25,6 +25,7 @@ Run = Mapping[str, Scores]  # who -> the protocol's keys, in percent
 Runs = Mapping[str, Mapping[str, Run]]  # data set -> seed -> run
 
 _ACCURACY = ("accuracy",)
+_WRITTEN = {"accuracy": "all"}  # what `evaluate` calls it
 
 
 def keys_of(protocol: Protocol) -> tuple[str, ...]:
@@ -142,13 +143,10 @@ def _read_run(
     path = evaluations / protocol / f"{target}-{seed}" / "metrics.json"
     remedy = f"run `dvc repro {protocol}@{name}-{seed}` in protocols/"
     value = read_json(path, what=f"result of {protocol} on '{name}', seed {seed}", remedy=remedy)
-    keys = dict(
-        zip(keys_of(protocol), KEYS if protocol is Protocol.BASE_TO_NOVEL else ALL, strict=True)
-    )
     return {
         who: {
-            key: percent(value, who, written, path=path, remedy=remedy)
-            for key, written in keys.items()
+            key: percent(value, who, _WRITTEN.get(key, key), path=path, remedy=remedy)
+            for key in keys_of(protocol)
         }
         for who in WHO
     }
@@ -198,24 +196,28 @@ def _statistics(seeds: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 def _spread(key: str, values: Sequence[float]) -> dict[str, float]:
     found = spread(values)
-    several = {} if found.std is None else {f"{key}_std": round(found.std, 2)}
-    return {key: round(found.mean, 2), **several, **({f"{key}_n": found.count} if several else {})}
+    mean = {key: round(found.mean, 2)}
+    if found.std is None:
+        return mean
+    return {**mean, f"{key}_std": round(found.std, 2), f"{key}_n": found.count}
 
 
 def _difference(first: Mapping[str, Cell], second: Mapping[str, Cell]) -> dict[str, Any]:
-    found = over_datasets(
-        *({n: list(c.values()) for n, c in side.items()} for side in (first, second))
-    )
+    found = over_datasets(_seeds(first), _seeds(second))
     seeds = next(iter(first.values()))
     changes = [fmean(first[name][seed] - second[name][seed] for name in first) for seed in seeds]
     std = spread(changes).std
     return {
         "datasets": found.datasets,
         "seeds": len(seeds),
-        "difference": _signless(found.difference),
-        **({} if std is None else {"difference_std": _signless(std)}),
+        "difference": round(found.difference, 2) + 0.0,  # a zero has no sign
+        **({} if std is None else {"difference_std": round(std, 2)}),
         "p": None if found.p is None else float(f"{found.p:.4g}"),
     }
+
+
+def _seeds(cells: Mapping[str, Cell]) -> dict[str, list[float]]:
+    return {name: list(cell.values()) for name, cell in cells.items()}
 
 
 def _outliers(who: str, key: str, cells: Mapping[str, Cell]) -> list[dict[str, Any]]:
@@ -242,7 +244,3 @@ def _average(scores: Sequence[Scores]) -> dict[str, float]:
 
 def _rounded(scores: Scores) -> dict[str, float]:
     return {key: round(value, 2) for key, value in scores.items()}
-
-
-def _signless(value: float) -> float:
-    return round(value, 2) + 0.0  # a zero has no sign
