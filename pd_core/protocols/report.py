@@ -21,7 +21,7 @@ from pd_core.protocols.results import (
     summarise,
     titles_of,
 )
-from pd_core.protocols.words import heading, numbers, title
+from pd_core.protocols.words import HEADINGS, heading, numbers, title
 from pd_core.results import TITLES, WHO, Scores, Summary
 
 if TYPE_CHECKING:
@@ -73,16 +73,17 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
     """Return the summary as Markdown: what was run, then one section per protocol."""
     lines = _introduction(summary)
     for protocol, found in protocols_of(summary).items():
-        shown = titles_of(protocol)
-        heads = ["data set", *(shown[who] for who in WHO)]
+        people = titles_of(protocol)
         lines += ["", f"## {heading(summary, protocol, titles)}", "", numbers(protocol), ""]
-        lines += [_line(heads), _line(["---", *["---:"] * len(WHO)])]
+        lines += [_line(["data set", *(people[who] for who in WHO)])]
+        lines += [_line(["---", *["---:"] * len(WHO)])]
         lines += [
             _line([name, *(_all_numbers(protocol, row[who], who) for who in WHO)])
             for name, row in _rows(found, titles)
         ]
-        lines += ["", *(f"- {line}." for line in _differences(protocol, found, digits=2))]
-        lines += [f"- {line}." for line in _outliers(protocol, found, titles)]
+        told = _differences(protocol, found, digits=2, over=_over(found))
+        told += _outliers(protocol, found, titles)
+        lines += ["", *(f"- {sentence}." for sentence in told)]
     return "\n".join(lines) + "\n"
 
 
@@ -91,26 +92,33 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    several = " ± standard deviation" if len(summary["seeds"]) > 1 else ""
-    shown = Table(title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}")
+    shown = Table(
+        title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}",
+        caption=Text("\n".join(_notes(summary, titles))),
+        caption_justify="left",
+    )
     shown.add_column("data set")
     for who in WHO:
-        head = TITLES[who].replace(" ", "\n")
-        shown.add_column(head, justify="right", style="bold" if who == "student" else "")
-    notes = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
+        style = "bold" if who == "student" else ""
+        shown.add_column(TITLES[who].replace(" ", "\n"), justify="right", style=style)
     for protocol, found in protocols_of(summary).items():
-        name = heading(summary, protocol, titles)
-        shown.add_row(Text(name, style="italic"))
-        rows = _rows(found, titles)
-        key = headline_of(protocol)
-        for index, (label, row) in enumerate(rows, 1):
+        shown.add_row(Text(heading(summary, protocol, titles), style="italic"))
+        rows, key = _rows(found, titles), headline_of(protocol)
+        for index, (name, row) in enumerate(rows, 1):
             cells = [_spread(row[who], key, digits=1) for who in WHO]
-            shown.add_row(Text(label), *cells, end_section=index >= len(rows) - 1)
-        notes += ["", f"{name}:", *_differences(protocol, found, digits=1)]
-        notes += _outliers(protocol, found, titles)
-    shown.caption = Text("\n".join(notes))
-    shown.caption_justify = "left"
+            shown.add_row(Text(name), *cells, end_section=index >= len(rows) - 1)
     return shown
+
+
+def _notes(summary: Summary, titles: Titles | None) -> list[str]:
+    """Say what the terminal's table shows, how large the differences are, and who is off."""
+    several = " ± standard deviation" if len(summary["seeds"]) > 1 else ""
+    lines = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
+    for protocol, found in protocols_of(summary).items():
+        lines += ["", f"{HEADINGS[protocol]},{_over(found)}:"]
+        lines += _differences(protocol, found, digits=1)
+        lines += _outliers(protocol, found, titles)
+    return lines
 
 
 def _introduction(summary: Summary) -> list[str]:
@@ -148,18 +156,23 @@ def _spread(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:
     return number if std is None else f"{number} ± {std:.{digits}f}"
 
 
-def _differences(protocol: Protocol, found: Summary, *, digits: int) -> list[str]:
-    return [_difference(protocol, one, digits) for one in found["differences"]]
-
-
-def _difference(protocol: Protocol, one: Mapping[str, Any], digits: int) -> str:
-    people, count = titles_of(protocol), one["datasets"]
-    sets = "1 data set" if count == 1 else f"{count} data sets"
-    p = "too few for p" if one["p"] is None else f"p = {one['p']:.2g}"
-    return (
+def _differences(protocol: Protocol, found: Summary, *, digits: int, over: str = "") -> list[str]:
+    """Tell the differences, one line each; `over` goes between the points and p."""
+    people = titles_of(protocol)
+    return [
         f"{people[one['first']]} over {people[one['second']]}: "
-        f"{_spread(one, 'difference', digits=digits, sign='+')} points over {sets}, {p}"
-    )
+        f"{_spread(one, 'difference', digits=digits, sign='+')} points{over}, {_p(one['p'])}"
+        for one in found["differences"]
+    ]
+
+
+def _p(value: float | None) -> str:
+    return "too few for p" if value is None else f"p = {value:.2g}"
+
+
+def _over(found: Summary) -> str:
+    count = len(found["datasets"])
+    return f" over {count} data set{'s' if count > 1 else ''}"
 
 
 def _outliers(protocol: Protocol, found: Summary, titles: Titles | None) -> list[str]:
