@@ -125,6 +125,7 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
         metrics = jobs.evaluate(job, on_progress=report.progress, on_note=note)
         run.log_metrics(metrics)
         run.log_file(job.evaluation / "predictions.json")
+        run.log_texts(lambda: _figures(job))
     register(setting, run.run_id)
 
 
@@ -292,6 +293,12 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
         yield run
         if (history := out / "history.json").is_file():
             run.log_file(history)
+
+
+def _figures(job: Job) -> dict[str, str]:
+    from pd_core.page import recorded
+
+    return recorded.of_evaluation(job)
 
 
 def _data_inputs(stage: str, job: Job) -> list[DataInput]:

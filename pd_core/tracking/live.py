@@ -202,12 +202,15 @@ class _Sender:
             self._mlflow.log_batch(self._id, tags=some)
 
     def send_files(self) -> None:
-        """Send copies of the files and folders."""
+        """Send copies of the files and folders, then what has to be made first."""
         for path, folder in self._run.files:
             if path.is_dir():
                 self._mlflow.log_artifacts(self._id, str(path), folder or path.name)
             else:
                 self._mlflow.log_artifact(self._id, str(path), folder or None)
+        for make in self._run.texts:
+            for name, text in make().items():
+                self._mlflow.log_text(self._id, text, name)
 
     def end(self, status: str) -> None:
         """End the run, and those above it if it was the last below them."""
