@@ -110,7 +110,7 @@ class StageRun:
     def log_texts(self, make: Callable[[], Mapping[str, str]]) -> None:
         """Keep files that `make` returns, by name; it is called once the work is done.
 
-        Without a store it is never called, and an error in it is a warning as the store's are.
+        Without a store it is never called; an error in it is a warning, as the store's are.
         """
         self.texts.append(make)
 
