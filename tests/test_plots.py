@@ -201,11 +201,12 @@ def test_another_learning_rate_shows_in_the_students_curves_alone(tmp_path: Path
     folder = clone(tmp_path / "promptkd")
     shorten(folder, NAME)
 
-    def slower(params: dict[str, Any]) -> None:
-        params["student"]["lr"] = 0.0001
+    def rate(params: dict[str, Any], *, lr: float) -> None:
+        params["student"].update(lr=lr, epochs=2)  # the first epoch warms up at a rate of its own
 
     stage = f"student@{NAME}"
-    written = _two_revisions(folder, lambda _: None, slower, target=stage)
+    changes = (partial(rate, lr=lr) for lr in (0.001, 0.0001))
+    written = _two_revisions(folder, *changes, target=stage)
     project = Project(folder, written)
     student, teacher = (f"data/{kind}/{NAME}/history.json" for kind in ("student", "teacher"))
     found = project.diff("--targets", student, teacher, "--")
