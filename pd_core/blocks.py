@@ -93,13 +93,14 @@ class OwnParams(Block):
 
 
 class PrepareParams(Block):
-    """Few-shot lists."""
+    """Few-shot lists, and which pictures are distilled on."""
 
     own: OwnParams | None
     protocol: Protocol
     shots: Count
     val_shots: Count
     unlabelled_per_class: Count | None
+    transductive: bool
 
 
 class _Training(Block):

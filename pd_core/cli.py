@@ -28,6 +28,7 @@ from pd_core import (
     cli_import,
     cli_models,
     cli_page,
+    cli_protocols,
     cli_registry,
     cli_serve,
     jobs,
@@ -36,6 +37,7 @@ from pd_core import (
     preemption,
 )
 from pd_core.cli_common import Setting, note, register, setting_of
+from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams, Interrupted, PdError
 from pd_core.layout import Job, inputs, output, tuning_of_student
 from pd_core.masking import masked, masked_tracebacks
@@ -67,6 +69,7 @@ app.add_typer(cli_registry.app, name="registry")
 app.add_typer(cli_models.app)
 app.add_typer(cli_page.app)
 app.add_typer(cli_compare.app)
+app.add_typer(cli_protocols.app, name="protocols")
 
 Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
 Seed = Annotated[
@@ -80,45 +83,59 @@ Source = Annotated[
         show_default=False,
     ),
 ]
+InProtocol = Annotated[
+    Protocol | None,
+    typer.Option(
+        "--protocol",
+        help="As protocols/params.yaml has it; outputs go to protocols/data.",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
-def prepare(name: Name, seed: Seed = None) -> None:
+def prepare(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
     """Stage: draw the few-shot split and list the unlabelled pictures."""
-    setting = setting_of(name, seed)
+    setting = setting_of(name, seed, protocol=protocol)
     with _watched("prepare", setting, "pictures") as (_, report):
         jobs.prepare(setting.job, on_progress=report.progress)
 
 
 @app.command()
-def teacher(name: Name, seed: Seed = None) -> None:
+def teacher(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
     """Stage: tune the teacher's prompts on the few labels."""
-    setting = setting_of(name, seed)
+    setting = setting_of(name, seed, protocol=protocol)
     with _training("teacher", setting) as (_, observers):
         jobs.teacher(setting.job, **observers)
 
 
 @app.command("class-vectors")
-def class_vectors(name: Name, seed: Seed = None, source: Source = None) -> None:
+def class_vectors(
+    name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
+) -> None:
     """Stage: compute the teacher's text features of all classes, once."""
-    setting = setting_of(name, seed, source)
+    setting = setting_of(name, seed, source, protocol)
     compute_with(setting.job.params.run.threads)
     with _watched("class_vectors", setting, "classes") as (_, report):
         jobs.class_vectors(setting.job, on_progress=report.progress)
 
 
 @app.command()
-def student(name: Name, seed: Seed = None, source: Source = None) -> None:
+def student(
+    name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
+) -> None:
     """Stage: distil the student on the unlabelled pictures."""
-    setting = setting_of(name, seed, source)
+    setting = setting_of(name, seed, source, protocol)
     with _training("student", setting) as (_, observers):
         jobs.student(setting.job, **observers)
 
 
 @app.command()
-def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
-    """Stage: measure student and teacher on test pictures, and register the student."""
-    setting = setting_of(name, seed, source)
+def evaluate(
+    name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
+) -> None:
+    """Stage: measure student and teacher on test pictures; register the profile's student."""
+    setting = setting_of(name, seed, source, protocol)
     job = setting.job
     compute_with(job.params.run.threads)
     with _watched("evaluate", setting) as (run, report):
@@ -126,7 +143,8 @@ def evaluate(name: Name, seed: Seed = None, source: Source = None) -> None:
         run.log_metrics(metrics)
         run.log_file(job.evaluation / "predictions.json")
         run.log_texts(lambda: _figures(job))
-    register(setting, run.run_id)
+    if protocol is None:
+        register(setting, run.run_id)
 
 
 @app.command("tuned-student")
@@ -238,7 +256,7 @@ def _watched(
     stage: str, setting: Setting, unit: str = "steps"
 ) -> Iterator[tuple[StageRun, Reporter]]:
     """Surround a stage: its record, and its progress, counted in a unit."""
-    title = f"{stage.replace('_', ' ')} {output(setting.job, stage).name}"
+    title = f"{stage.replace('_', ' ')} {setting.label(stage)}"
     with _tracked(stage, setting) as run, Reporter(title, unit, record=run) as report:
         yield run, report
 
@@ -277,7 +295,7 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
     with tracking.stage_run(
         store,
         profile=setting.profile,
-        dataset=out.name,
+        dataset=setting.label(stage),
         stage=stage,
         params={
             "run": job.params.run.model_dump(mode="json"),

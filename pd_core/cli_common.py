@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pd_core.data import fingerprint
-from pd_core.layout import Job
+from pd_core.data.splits import Protocol
+from pd_core.errors import BadParams
+from pd_core.layout import Job, output
 from pd_core.params import DATA, PARAMS, load_params
+from pd_core.protocols import layout as protocols_layout
+from pd_core.protocols.params import FOLDER, load_protocols
 from pd_core.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -26,19 +30,37 @@ class Setting:
     profile: str
     root: Path  # of the repository
     settings: Settings
+    protocol: Protocol | None = None  # of `protocols/`; None for the profile's own pipeline
+
+    def label(self, stage: str) -> str:
+        """Return what records and messages call the data set."""
+        name = output(self.job, stage).name
+        return name if self.protocol is None else f"{self.protocol}/{name}"
 
 
-def setting_of(name: str, seed: int | None = None, source: str | None = None) -> Setting:
+def setting_of(
+    name: str,
+    seed: int | None = None,
+    source: str | None = None,
+    protocol: Protocol | None = None,
+) -> Setting:
     """Put together what a stage of a data set needs.
 
     Args:
         name: of the data set.
         seed: instead of `run.seed`; outputs then go to folders of their own.
         source: the data set whose teacher is used, if it is another one.
+        protocol: one of `protocols/params.yaml`, which then says more of the numbers, and names the
+            source; None for what `params.yaml` says.
 
     Raises:
         UnknownName: there is no such data set.
+        BadParams: a source is given for a protocol that has its own.
     """
+    if protocol is not None:
+        if source is not None:
+            raise BadParams(f"--source {source}: {FOLDER / PARAMS} names the source; leave it out")
+        return _setting_of_protocol(protocol, name, seed)
     params = load_params(PARAMS)
     mine = params.for_dataset(name)
     if source is not None:
@@ -58,6 +80,23 @@ def setting_of(name: str, seed: int | None = None, source: str | None = None) ->
         source=source,
     )
     return Setting(job, params.profile.name, root, settings)
+
+
+def _setting_of_protocol(protocol: Protocol, name: str, seed: int | None) -> Setting:
+    params, profile = load_protocols(FOLDER)
+    settings = load_settings()
+    root = Path(profile.profile.root)
+    job = protocols_layout.job(
+        params,
+        protocol,
+        params.for_dataset(profile, protocol, name),
+        seed=profile.run.seed if seed is None else seed,
+        device=settings.device or profile.run.device,
+        data_root=settings.data_root or root / DATA / "raw",
+        fingerprint=fingerprint.path_of(name, root),
+        features=DATA / "features",
+    )
+    return Setting(job, profile.profile.name, root, settings, protocol)
 
 
 def open_store() -> str:

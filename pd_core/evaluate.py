@@ -2,7 +2,7 @@
 
 Base images are compared with base classes only, novel ones with novel classes only (the paper's
 base-to-novel protocol, section 4.1), and all of them with all classes at once. Where the teacher
-saw labels of all classes there are no halves to compare.
+saw labels of all classes, or of another data set only, there are no halves to compare.
 
 Shapes: B images, C classes, D the teacher's joint width.
 """
@@ -141,7 +141,7 @@ def run(
         on_progress: called with images done and images in all.
 
     Returns:
-        `who` -> {base, novel, hm, all}, percent; `all` alone where all classes were taught.
+        `who` -> {base, novel, hm, all}, percent; `all` alone where there are no halves.
 
     Raises:
         MissingFile: pictures, weights or an earlier stage are missing.
@@ -196,16 +196,14 @@ class Judged:
         return np.array([label for _, label in self.items])
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Return `who` -> {base, novel, hm, all}, percent; `all` alone where all were taught."""
+        """Return `who` -> {base, novel, hm, all}, percent; `all` alone without two halves."""
         return {who: self._numbers(logits) for who, logits in self.logits.items()}
 
     def _numbers(self, logits: NDArray[np.float32]) -> dict[str, float]:
         numbers = accuracy(logits, self.labels, self.first_novel).as_dict()
-        match self.protocol:
-            case Protocol.BASE_TO_NOVEL:
-                return numbers
-            case Protocol.ALL_CLASSES:
-                return {"all": numbers["all"]}
+        if self.protocol is Protocol.BASE_TO_NOVEL:
+            return numbers
+        return {"all": numbers["all"]}
 
     def note(self) -> dict[str, int]:
         """Return how many images were skipped, if any were."""

@@ -239,8 +239,11 @@ def check_row(path: Path, params: Params, row: DatasetRow, where: str) -> None:
 
 def _check_overrides(path: Path, params: Params) -> None:
     known = dataset_names()
+    _check_protocol(path, params.prepare.protocol, "prepare.protocol")
     for name, row in params.datasets.items():
         check_row(path, params, row, f"datasets.{name}")
+        mine = _merge(params.prepare, row.overrides("prepare"))
+        _check_protocol(path, mine.protocol, f"datasets.{name}.prepare.protocol")
         is_own = row.overrides("prepare").get("own", params.prepare.own) is not None
         if name not in known and not is_own:
             raise unknown(f"data set in {path}:", name, known)
@@ -256,6 +259,15 @@ def _check_overrides(path: Path, params: Params) -> None:
             params.for_dataset(name)
         except ValidationError as error:
             raise bad_params(path, TeacherParams, error, f"tuned_student.{name}.") from None
+
+
+def _check_protocol(path: Path, protocol: Protocol, key: str) -> None:
+    """Refuse a protocol whose teacher is another data set's: one row cannot say whose."""
+    if protocol.has_source:
+        raise BadParams(
+            f"{path}: {key} = {protocol} needs a source; give {Protocol.BASE_TO_NOVEL} or"
+            f" {Protocol.ALL_CLASSES}, and run it in protocols/"
+        )
 
 
 def bad_params(

@@ -38,6 +38,7 @@ def run(
     shots: int,
     val_shots: int,
     unlabelled_per_class: int | None = None,
+    transductive: bool = False,
     seed: int,
     on_progress: OnProgress | None = None,
 ) -> None:
@@ -57,6 +58,8 @@ def run(
         shots: labelled training images per class.
         val_shots: labelled validation images per class, at most `shots`.
         unlabelled_per_class: how many training images of each class are listed; None: all.
+        transductive: list the test images instead, as the published code does for ImageNet's
+            variants, which have no others; the student then sees them, without labels, beforehand.
         seed: of the draw.
         on_progress: called with pictures done and pictures in all, where pictures are looked at.
 
@@ -110,7 +113,10 @@ def run(
         paths = {item.path for item in train}
         if spec.own is not None:
             paths |= set(own_images.unlabelled(spec.own, root))
-        write_prepared(folder, split, sorted(paths - _held_out(splits)))
+        paths -= _held_out(splits)
+        if transductive:
+            paths = {item.path for item in splits.test}
+        write_prepared(folder, split, sorted(paths))
 
 
 def check_pictures(prepared: Path, dataset: str, *, own: Own | None, data_root: Path) -> None:

@@ -167,7 +167,7 @@ def dataset_names() -> tuple[str, ...]:
     # Drawing glyphs needs scipy, which takes half a second to import.
     from pd_core.data import embedded
 
-    return (*embedded.DOMAINS, *_PHOTOS)
+    return (*embedded.DOMAINS, *embedded.VARIANTS, *_PHOTOS)
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -180,11 +180,11 @@ def dataset_spec(name: str) -> DatasetSpec:
         return _PHOTOS[name]
     from pd_core.data import embedded
 
-    if name not in embedded.DOMAINS:
+    if name not in {*embedded.DOMAINS, *embedded.VARIANTS}:
         raise unknown("data set", name, dataset_names())
     return DatasetSpec(
         name,
-        embedded.DOMAINS[name].title,
+        embedded.domain(name).title,
         Layout.EMBEDDED,
         num_classes=len(embedded.class_names(name)),
     )

@@ -54,6 +54,8 @@ class Prepared:
                 return self.classes[: self.base_count]
             case Protocol.ALL_CLASSES:
                 return self.classes
+            case Protocol.CROSS_DATASET | Protocol.DOMAIN_GENERALISATION:
+                return ()
 
 
 def write_prepared(folder: Path, split: Mapping[str, Any], unlabelled: Iterable[str]) -> None:

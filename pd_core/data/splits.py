@@ -18,7 +18,14 @@ class Protocol(StrEnum):
     """Which classes the teacher sees labels of, and how accuracy is counted."""
 
     BASE_TO_NOVEL = "base_to_novel"  # labels of the first half of the classes only
+    CROSS_DATASET = "cross_dataset"  # no labels: the teacher is that of a source data set
+    DOMAIN_GENERALISATION = "domain_generalisation"  # the same, of which this is a variant
     ALL_CLASSES = "all_classes"  # labels of every class
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the teacher is tuned on another data set."""
+        return self in (Protocol.CROSS_DATASET, Protocol.DOMAIN_GENERALISATION)
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,14 @@ def few_shot_split(
         splits: The whole data set.
         shots: Training images per class.
         val_shots: Validation images per class, at most ``shots``.
-        protocol: ``BASE_TO_NOVEL`` keeps base classes only.
+        protocol: ``BASE_TO_NOVEL`` keeps base classes only; with a source there are no labels.
         rng: Source of the draws.
 
     Raises:
         BadParams: No class of the train list has ``shots`` images.
     """
+    if protocol.has_source:
+        return (), ()
     largest = max((len(members) for members in _by_class(splits.train).values()), default=0)
     if shots > largest:
         raise BadParams(
@@ -133,12 +142,10 @@ def few_shot_split(
         )
     train = few_shot(splits.train, shots, rng)
     val = few_shot(splits.val, min(shots, val_shots), rng)
-    match protocol:
-        case Protocol.ALL_CLASSES:
-            return train, val
-        case Protocol.BASE_TO_NOVEL:
-            num_classes = len(splits.class_names)
-            return base_and_novel(train, num_classes)[0], base_and_novel(val, num_classes)[0]
+    if protocol is Protocol.ALL_CLASSES:
+        return train, val
+    num_classes = len(splits.class_names)
+    return base_and_novel(train, num_classes)[0], base_and_novel(val, num_classes)[0]
 
 
 def train_val(

@@ -1,0 +1,1 @@
+"""The four protocols over several seeds: what runs with which numbers, and what came of it."""
