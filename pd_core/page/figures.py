@@ -113,6 +113,11 @@ def matrices(page: DatasetPage) -> str:
     return _svg(draw, height=3.0, key=f"confusion-{page.name}", label=f"Confusion, {page.title}")
 
 
+def standalone(figure: str) -> str:
+    """Return a figure as a file of its own, black on white wherever it is shown."""
+    return figure.replace("<svg", '<svg style="background: white; color: black"', 1)
+
+
 def _curve(axes: Axes, rows: Curve, key: str, stage: str) -> None:
     epochs = [number for number, row in enumerate(rows, 1) if key in row]
     values = [row[key] for row in rows if key in row]
