@@ -14,6 +14,7 @@ WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 BASELINE = "tuned_student"  # a further one, where it was asked for
 KEYS = ("base", "novel", "hm")
 ALL = ("all",)  # what there is instead where all classes were taught
+ACCURACY = "accuracy"  # the same number, as a summary calls that of every other protocol
 ESTIMATES = ("agreement", "cross_validated")  # and where no test picture has a label
 
 Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
@@ -188,7 +189,7 @@ def _is_estimate(value: Evaluation) -> bool:
 def _keys(value: Evaluation) -> tuple[str, ...]:
     """Name the numbers that everybody has: those of the protocol."""
     rows = [row for who in (*WHO, BASELINE) if isinstance(row := value.get(who), Mapping)]
-    return ALL if rows and all(set(row) == set(ALL) for row in rows) else KEYS
+    return ALL if rows and all(set(row) - {ACCURACY} == set(ALL) for row in rows) else KEYS
 
 
 def _title(name: str, row: Evaluation, titles: Mapping[str, str] | None) -> str:
@@ -213,7 +214,7 @@ def _average(scores: Sequence[Scores]) -> dict[str, float]:
 def _shown(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
     """Return the numbers of a protocol; without two halves there is one, by two names."""
     numbers = _rounded({key: scores[key] for key in keys})
-    return numbers | ({"accuracy": numbers["all"]} if tuple(keys) == ALL else {})
+    return numbers | ({ACCURACY: numbers["all"]} if tuple(keys) == ALL else {})
 
 
 def _rounded(scores: Scores) -> dict[str, float]:
