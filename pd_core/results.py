@@ -142,6 +142,28 @@ def gain(scores: Evaluation) -> float:
     return float(headline(scores["student"]) - headline(scores["zero_shot_student"]))
 
 
+def percent(value: Any, who: str, key: str, *, path: Path, remedy: str) -> float:
+    """Return one number of a metrics file's content.
+
+    Args:
+        value: what the file holds.
+        who: whose number it is.
+        key: which of them.
+        path: the file, for the message.
+        remedy: what to do about a damaged one.
+
+    Raises:
+        BadArtifact: it is not there, or is no percentage.
+    """
+    try:
+        number = value[who][key]
+    except (KeyError, TypeError):
+        raise BadArtifact(f"'{path}' has no number '{who}.{key}'; {remedy}") from None
+    if type(number) not in (int, float) or not 0 <= number <= 100:
+        raise BadArtifact(f"'{who}.{key}' in '{path}' is '{number}'; {remedy}")
+    return float(number)
+
+
 def _read_evaluation(path: Path, name: str) -> Evaluation:
     return _read_scores(path, name, "evaluate", WHO)
 
@@ -157,12 +179,7 @@ def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) ->
         keys = list(_keys(value))
     for who in everybody:
         for key in keys:
-            try:
-                number = value[who][key]
-            except (KeyError, TypeError):
-                raise BadArtifact(f"'{path}' has no number '{who}.{key}'; {remedy}") from None
-            if type(number) not in (int, float) or not 0 <= number <= 100:
-                raise BadArtifact(f"'{who}.{key}' in '{path}' is '{number}'; {remedy}")
+            percent(value, who, key, path=path, remedy=remedy)
     scores: Evaluation = value
     return scores
 

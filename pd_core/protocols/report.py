@@ -1,0 +1,182 @@
+"""Stage `report` of the protocols: every protocol's result over the seeds, in one place.
+
+All files are functions of the measurements alone, to the byte: no times, hosts or versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pd_core.artifacts import write_json, write_text
+from pd_core.atomic import write_folder
+from pd_core.protocols.figure import figure
+from pd_core.protocols.results import (
+    BASE_TO_NOVEL,
+    headline_of,
+    keys_of,
+    protocols_of,
+    read,
+    summarise,
+    titles_of,
+)
+from pd_core.protocols.words import NUMBERS, heading, title
+from pd_core.results import WHO, Scores, Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Titles = Mapping[str, str]
+
+
+def run(
+    results: Path,
+    folder: Path,
+    *,
+    profile: str,
+    datasets: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    source: str | None = None,
+    titles: Titles | None = None,
+) -> dict[str, Any]:
+    """Write `summary.json`, `summary.md` and `summary.png`.
+
+    Args:
+        results: holds `<protocol>/evaluate/<run>/metrics.json`, see `results.read`.
+        folder: where the three files go, `reports/protocols/<profile>`; replaced.
+        profile: `quickstart` or `paper`.
+        datasets: by protocol, the data sets to report; a protocol without any is left out.
+        seeds: the seeds to report.
+        source: the data set that the teacher was tuned on, for the protocols with such a one.
+        titles: a readable name for each data set, where there is one.
+
+    Returns:
+        The summary, as `results.summarise` makes it.
+
+    Raises:
+        UnknownName: there is no such protocol.
+        BadParams: there is no data set, no seed, or no source where one is needed.
+        MissingFile: a run is missing.
+        BadArtifact: a metrics file lacks a number.
+        PdError: the folder cannot be written.
+    """
+    measured = read(results, datasets=datasets, seeds=seeds, source=source)
+    summary = summarise(profile, measured, source)
+    with write_folder(folder) as new:
+        write_json(new / "summary.json", summary)
+        write_text(new / "summary.md", markdown(summary, titles))
+        (new / "summary.png").write_bytes(figure(summary, titles))
+    return summary
+
+
+def markdown(summary: Summary, titles: Titles | None = None) -> str:
+    """Return the summary as Markdown: what was run, then one section per protocol."""
+    lines = _introduction(summary)
+    for protocol, found in protocols_of(summary).items():
+        shown = titles_of(protocol)
+        heads = ["data set", *(shown[who] for who in WHO)]
+        lines += ["", f"## {heading(summary, protocol, titles)}", "", NUMBERS[protocol], ""]
+        lines += [_line(heads), _line(["---", *["---:"] * len(WHO)])]
+        lines += [
+            _line([name, *(_all_numbers(protocol, row[who], who) for who in WHO)])
+            for name, row in _rows(found, titles)
+        ]
+        lines += ["", *(f"- {line}." for line in _differences(protocol, found, digits=2))]
+        lines += [f"- {line}." for line in _outliers(protocol, found, titles)]
+    return "\n".join(lines) + "\n"
+
+
+def table(summary: Summary, titles: Titles | None = None) -> Table:
+    """Return the headline numbers as a table for the terminal, with differences and outliers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    several = " ± standard deviation" if len(summary["seeds"]) > 1 else ""
+    shown = Table(title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}")
+    shown.add_column("data set")
+    for who in WHO:
+        head = titles_of(BASE_TO_NOVEL)[who].replace(" ", "\n")
+        shown.add_column(head, justify="right", style="bold" if who == "student" else "")
+    notes = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
+    for protocol, found in protocols_of(summary).items():
+        name = heading(summary, protocol, titles)
+        shown.add_row(Text(name, style="italic"))
+        rows = _rows(found, titles)
+        key = headline_of(protocol)
+        for index, (label, row) in enumerate(rows, 1):
+            cells = [_spread(row[who], key, digits=1) for who in WHO]
+            shown.add_row(Text(label), *cells, end_section=index >= len(rows) - 1)
+        notes += ["", f"{name}:", *_differences(protocol, found, digits=1)]
+        notes += _outliers(protocol, found, titles)
+    shown.caption = Text("\n".join(notes))
+    shown.caption_justify = "left"
+    return shown
+
+
+def _introduction(summary: Summary) -> list[str]:
+    several = len(summary["seeds"]) > 1
+    shown = "mean ± sample standard deviation over the seeds" if several else "of a single seed"
+    return [
+        f"# Protocols of the {summary['profile']} profile, {_seeds(summary)}",
+        "",
+        f"Accuracy in percent, {shown}.",
+        "Averages are over the data sets within each seed; the average's harmonic mean is that of",
+        "the averaged base and novel accuracy, as in the paper.",
+        "Differences are paired by data set and seed; p is of Wilcoxon's signed-rank test over the",
+        "data sets, each with the mean of its seeds.",
+    ]
+
+
+def _seeds(summary: Summary) -> str:
+    seeds = summary["seeds"]
+    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+
+
+def _rows(found: Summary, titles: Titles | None) -> list[tuple[str, Mapping[str, Scores]]]:
+    rows = [(title(name, titles), row) for name, row in sorted(found["datasets"].items())]
+    return [*rows, ("average", found["average"])]
+
+
+def _all_numbers(protocol: str, scores: Scores, who: str) -> str:
+    *others, headline = (_spread(scores, key, digits=2) for key in keys_of(protocol))
+    return " / ".join([*others, f"**{headline}**" if who == "student" else headline])
+
+
+def _spread(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:
+    number = f"{scores[key]:{sign}.{digits}f}"
+    std = scores.get(f"{key}_std")
+    return number if std is None else f"{number} ± {std:.{digits}f}"
+
+
+def _differences(protocol: str, found: Summary, *, digits: int) -> list[str]:
+    return [_difference(protocol, one, digits) for one in found["differences"]]
+
+
+def _difference(protocol: str, one: Mapping[str, Any], digits: int) -> str:
+    people, count = titles_of(protocol), one["datasets"]
+    sets = "1 data set" if count == 1 else f"{count} data sets"
+    p = "too few for p" if one["p"] is None else f"p = {one['p']:.2g}"
+    return (
+        f"{people[one['first']]} over {people[one['second']]}: "
+        f"{_spread(one, 'difference', digits=digits, sign='+')} points over {sets}, {p}"
+    )
+
+
+def _outliers(protocol: str, found: Summary, titles: Titles | None) -> list[str]:
+    """Name the outliers, one line each, or say that there is none, or that none can be named."""
+    people = titles_of(protocol)
+    runs = [run for seeds in found["runs"].values() for run in seeds.values()]
+    seeds = len(next(iter(found["runs"].values())))
+    if seeds < 3:
+        return ["outliers: not looked for, it takes three seeds"] if seeds > 1 else []
+    return [
+        f"outlier: {title(one['dataset'], titles)}, {people[one['who']]}, seed {one['seed']}: "
+        f"{one['value']:.1f}, {one['deviation']:+.1f} points off the other seeds' "
+        f"{one['others']:.1f}"
+        for one in found["outliers"]
+    ] or [f"no outlier among {len(runs)} runs"]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
