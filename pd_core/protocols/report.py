@@ -82,8 +82,8 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
             _line([name, *(_all_numbers(protocol, row[who], who) for who in WHO)])
             for name, row in _rows(found, titles)
         ]
-        lines += ["", *(f"- {line}." for line in _differences(protocol, found, digits=2))]
-        lines += [f"- {line}." for line in _outliers(protocol, found, titles)]
+        lines += ["", *(f"- {line}." for line in differences(protocol, found, digits=2))]
+        lines += [f"- {line}." for line in outliers(protocol, found, titles)]
     return "\n".join(lines) + "\n"
 
 
@@ -107,8 +107,8 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
         for index, (label, row) in enumerate(rows, 1):
             cells = [_spread(row[who], key, digits=1) for who in WHO]
             shown.add_row(Text(label), *cells, end_section=index >= len(rows) - 1)
-        notes += ["", f"{name}:", *_differences(protocol, found, digits=1)]
-        notes += _outliers(protocol, found, titles)
+        notes += ["", f"{name}:", *differences(protocol, found, digits=1)]
+        notes += outliers(protocol, found, titles)
     shown.caption = Text("\n".join(notes))
     shown.caption_justify = "left"
     return shown
@@ -149,7 +149,8 @@ def _spread(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:
     return number if std is None else f"{number} ± {std:.{digits}f}"
 
 
-def _differences(protocol: str, found: Summary, *, digits: int) -> list[str]:
+def differences(protocol: str, found: Summary, *, digits: int) -> list[str]:
+    """Say by how much one method is above another, a line each, with p."""
     return [_difference(protocol, one, digits) for one in found["differences"]]
 
 
@@ -163,7 +164,7 @@ def _difference(protocol: str, one: Mapping[str, Any], digits: int) -> str:
     )
 
 
-def _outliers(protocol: str, found: Summary, titles: Titles | None) -> list[str]:
+def outliers(protocol: str, found: Summary, titles: Titles | None) -> list[str]:
     """Name the outliers, one line each, or say that there is none, or that none can be named."""
     people = titles_of(protocol)
     runs = [run for seeds in found["runs"].values() for run in seeds.values()]
