@@ -14,7 +14,7 @@ from pd_core.masking import masked
 from pd_core.protocols.results import FROM_SOURCE, keys_of, protocols_of
 from pd_core.results import WHO, Summary
 
-NOT_RUN = "not run: `cd protocols && dvc repro` runs every protocol over several seeds"
+NOT_RUN = "Not run. `cd protocols && dvc repro` runs every protocol over several seeds."
 
 _Number = Annotated[float, AllowInfNan(False)]
 _Who = Annotated[str, Field(pattern=f"^({'|'.join(WHO)})$")]
@@ -102,7 +102,7 @@ def read(root: Path, profile: str) -> Seeds:
     try:
         return _read(path)
     except PdError as error:
-        return Seeds(note=f"protocols and seeds are left out: {masked(str(error))}")
+        return Seeds(note=f"Protocols and seeds are left out: {masked(str(error))}.")
 
 
 def _read(path: Path) -> Seeds:
