@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install quickstart ablations test test-slow bench load faults mutation check format clean audit audit-tools licences sbom
+.PHONY: help install quickstart ablations protocols test test-slow bench load faults mutation check format clean audit audit-tools licences sbom
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,16 @@ ablations: install ## run the paper's ablations (hours; goes on where it stopped
 		| xargs -P $(JOBS) -n 1 promptkd repro -s 2>&1 | cat
 	@cd ablations && promptkd repro
 	@promptkd ablation show
+
+# All teachers, then all students, then all measurements: within each, nobody waits for another.
+protocols: install ## run the four protocols over three seeds (hours; goes on where it stopped), show the tables
+	@cd protocols && promptkd repro code
+	@cd protocols && for kind in teacher student '(novel|dataset|generalisation|classes)'; do \
+		dvc stage list --name-only | grep -E "$$kind@" \
+			| xargs -P $(JOBS) -n 4 promptkd repro -s 2>&1 | cat; \
+	done
+	@cd protocols && promptkd repro
+	@promptkd protocols show
 
 test: install ## set up and run the tests (no network, no GPU)
 	@python3 -m pytest

@@ -242,9 +242,8 @@ def _check_overrides(path: Path, params: Params) -> None:
     _check_protocol(path, params.prepare.protocol, "prepare.protocol")
     for name, row in params.datasets.items():
         check_row(path, params, row, f"datasets.{name}")
-        _check_protocol(
-            path, params.for_dataset(name).prepare.protocol, f"datasets.{name}.prepare.protocol"
-        )
+        mine = _merge(params.prepare, row.overrides("prepare"))
+        _check_protocol(path, mine.protocol, f"datasets.{name}.prepare.protocol")
         is_own = row.overrides("prepare").get("own", params.prepare.own) is not None
         if name not in known and not is_own:
             raise unknown(f"data set in {path}:", name, known)

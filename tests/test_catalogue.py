@@ -22,9 +22,10 @@ def reference(name: str) -> Any:
     return json.loads(file.read_text())
 
 
-def test_eleven_photo_data_sets_and_four_variants_follow_eleven_embedded_ones() -> None:
-    assert dataset_names() == (*embedded.DOMAINS, *PHOTOS, *VARIANTS)
+def test_eleven_photo_data_sets_and_four_variants_follow_as_many_embedded_ones() -> None:
+    assert dataset_names() == (*embedded.DOMAINS, *embedded.VARIANTS, *PHOTOS, *VARIANTS)
     assert len(PHOTOS) == len(embedded.DOMAINS) == 11
+    assert len(VARIANTS) == len(embedded.VARIANTS) == 4
 
 
 @pytest.mark.parametrize("name", dataset_names())

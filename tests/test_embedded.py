@@ -12,7 +12,7 @@ from pd_core.data import embedded, glyphs
 from pd_core.data.splits import Splits
 from pd_core.errors import UnknownName
 
-NAMES = list(embedded.DOMAINS)
+NAMES = [*embedded.DOMAINS, *embedded.VARIANTS]
 SMALL = "embedded_braille"
 
 
@@ -22,8 +22,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Splits]:
     return folder, embedded.build(SMALL, folder)
 
 
-def test_there_are_eleven() -> None:
-    assert len(NAMES) == 11
+def test_there_are_eleven_and_four_variants_of_one_of_them() -> None:
+    assert len(embedded.DOMAINS) == 11
+    assert len(embedded.VARIANTS) == 4
+    assert {row.source for row in embedded.VARIANTS.values()} == {"embedded_symbols"}
+
+
+@pytest.mark.parametrize("name", embedded.VARIANTS)
+def test_a_variant_has_the_classes_of_its_source_by_the_same_labels(name: str) -> None:
+    assert embedded.class_names(name) == embedded.class_names("embedded_symbols")
+
+
+def test_no_two_variants_look_alike() -> None:
+    looks = {embedded.domain(name).camera for name in ("embedded_symbols", *embedded.VARIANTS)}
+    assert len(looks) == 5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +47,7 @@ def test_class_names_are_distinct_unicode_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_classes_of_a_data_set_look_the_same(name: str) -> None:
-    if embedded.DOMAINS[name].handwritten:
+    if embedded.domain(name).handwritten:
         return
     seen: dict[bytes, str] = {}
     for char in embedded.class_characters(name):

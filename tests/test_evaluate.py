@@ -10,6 +10,7 @@ import tiny
 
 from pd_core import class_vectors, distill, evaluate, pretrain
 from pd_core.artifacts import write_sums
+from pd_core.data.splits import Protocol
 from pd_core.errors import BadData, MissingFile
 
 LABELS = np.array([0, 1, 2, 3])  # two base classes, two novel ones
@@ -111,9 +112,13 @@ def test_a_missing_student_says_what_to_run(stages: dict[str, Any]) -> None:
         evaluate.run(**stages)
 
 
-def test_where_all_classes_were_taught_only_all_of_them_are_counted(stages: dict[str, Any]) -> None:
+@pytest.mark.parametrize("protocol", sorted(set(Protocol) - {Protocol.BASE_TO_NOVEL}))
+def test_where_there_are_no_halves_all_classes_are_counted_at_once(
+    stages: dict[str, Any], protocol: Protocol
+) -> None:
     file = stages["prepared"] / "split.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "protocol": "all_classes"}))
+    taught = {"protocol": protocol, **({"few_shot": []} if protocol.has_source else {})}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **taught}))
     write_sums(file.parent)
 
     metrics = evaluate.run(**stages)

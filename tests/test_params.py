@@ -78,7 +78,8 @@ def test_the_papers_file_has_its_eleven_data_sets_and_its_numbers() -> None:
 
     assert params.profile.name == "paper"
     variants = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
-    assert set(params.datasets) == set(dataset_names()) - set(embedded.DOMAINS) - variants
+    photos = {name for name in dataset_names() if not name.startswith(embedded.PREFIX)}
+    assert set(params.datasets) == photos - variants
     student = params.for_dataset("sun397").student
     assert (student.lr, student.epochs, student.batch_size) == (0.005, 20, 8)
     assert student.kd_weight == 1000
@@ -226,7 +227,7 @@ def test_a_data_set_that_the_file_does_not_list_is_refused() -> None:
         (r"crop_scale: \[.*\]", "crop_scale: [0.9, 0.5]", "0 < least <= largest <= 1"),
         (r"crop_scale: \[.*\]", "crop_scale: 0.5", "teacher.crop_scale = 0.5"),
         (r"precision: fp32", "precision: fp23", "'fp32', 'bf16' or 'fp16'"),
-        (r"base_to_novel", "base2novel", "'base_to_novel' or 'all_classes'"),
+        (r"base_to_novel", "base2novel", "'base_to_novel', 'cross_dataset'"),
         (r"device: cpu", "device: gpu", 'run.device = "gpu": give cpu'),
         (r"template: .*", "template: a photo", "where the class name goes"),
         (r"^evaluate:", "evaluat:", "'evaluat'; did you mean 'evaluate'"),
@@ -353,7 +354,12 @@ CHOICES = [
 
 @pytest.mark.parametrize(
     ("block", "key", "value"),
-    [(block, key, value) for block, key, kind in CHOICES for value in kind],
+    [
+        (block, key, value)
+        for block, key, kind in CHOICES
+        for value in kind
+        if not (isinstance(value, Protocol) and value.has_source)
+    ],
 )
 def test_every_named_choice_is_accepted(
     edited: Edited, block: str, key: str, value: StrEnum
@@ -361,6 +367,18 @@ def test_every_named_choice_is_accepted(
     path = edited(rf"(^{block}:\n(?:  .*\n)*?  {key}:) \S+", rf"\g<1> {value.value}")
 
     assert getattr(getattr(load_params(path), block), key) is value
+
+
+@pytest.mark.parametrize("protocol", [one for one in Protocol if one.has_source])
+def test_a_protocol_that_needs_a_source_is_refused_with_the_place_to_run_it(
+    edited: Edited, protocol: Protocol
+) -> None:
+    wanted = f"= {protocol} needs a source; give base_to_novel or all_classes, and run it in proto"
+    with pytest.raises(BadParams, match=f"prepare.protocol {wanted}"):
+        load_params(edited(r"protocol: \S+", f"protocol: {protocol}"))
+    row = f"embedded_greek: {{prepare: {{protocol: {protocol}}}"
+    with pytest.raises(BadParams, match=f"datasets.embedded_greek.prepare.protocol {wanted}"):
+        load_params(edited(r"embedded_greek: \{prepare: \{\}", row))
 
 
 def test_every_kind_of_choice_has_a_key() -> None:

@@ -60,6 +60,28 @@ def test_all_classes_are_taught_where_the_protocol_says_so(tmp_path: Path) -> No
     assert {label for _, label in read_prepared(out).few_shot} == set(range(10))
 
 
+@pytest.mark.parametrize("protocol", [one for one in Protocol if one.has_source])
+def test_a_target_has_no_labels_but_those_of_its_test_pictures(
+    prepared: Path, tmp_path: Path, protocol: Protocol
+) -> None:
+    out = tmp_path / NAME
+    prepare.run(NAME, out, **{**OPTIONS, "protocol": protocol})
+    content = read_prepared(out)
+    assert content.taught == content.few_shot == content.few_shot_val == ()
+    assert content.test == read_prepared(prepared).test
+    assert read_unlabelled(out) == read_unlabelled(prepared)
+
+
+def test_the_test_pictures_are_the_unlabelled_ones_only_where_that_is_asked_for(
+    prepared: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / NAME
+    prepare.run(NAME, out, **OPTIONS, transductive=True)
+    tested = {path for path, _ in read_prepared(out).test}
+    assert set(read_unlabelled(out)) == tested
+    assert not tested & set(read_unlabelled(prepared))
+
+
 def test_the_seed_draws_other_shots_and_nothing_else(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / NAME
     prepare.run(NAME, out, **{**OPTIONS, "seed": 2})

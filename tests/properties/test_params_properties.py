@@ -25,6 +25,7 @@ VALUES: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("prepare", "shots"): st.integers(1, 100),
     ("prepare", "protocol"): st.sampled_from(["base_to_novel", "all_classes"]),
     ("prepare", "unlabelled_per_class"): st.none() | st.integers(1, 100),
+    ("prepare", "transductive"): st.booleans(),
     ("teacher", "lr"): positive,
     ("teacher", "epochs"): st.integers(1, 1000),
     ("teacher", "method"): st.sampled_from(["promptsrc", "ivlp", "maple", "coop", "clip"]),
