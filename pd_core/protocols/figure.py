@@ -7,22 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from statistics import fmean
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from pd_core.data.splits import Protocol
 from pd_core.protocols.results import Run, averages, headline_of, protocols_of
-from pd_core.protocols.words import heading, title
+from pd_core.protocols.words import HEADINGS, taught_by, title
 from pd_core.results import TITLES, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _FAINT = "#333333", "#DDDDDD"
+_INK, _FAINT, _BAND = "#333333", "#DDDDDD", "#F5F5F5"
 _DOTS_PER_INCH = 150
-_ROW, _HEAD = 0.42, 0.9  # inches: height of a data set, and of a panel's title and axis
+_ROW, _HEAD = 0.44, 0.9  # inches: height of a data set, and of a panel's title and axis
+_LINE = 36  # characters of a title in a line, of which a row has room for two
 _BESIDE: dict[str, Any] = {"textcoords": "offset points", "color": "#0072B2", "fontsize": 10}
 _RING: dict[str, Any] = {
-    "linestyle": "none", "marker": "o", "markersize": 12, "zorder": 4,
+    "linestyle": "none", "marker": "o", "markersize": 9, "zorder": 4,
     "markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4,
 }  # fmt: skip
 _AXES = {"hm": "harmonic mean of base and novel accuracy (%)", "accuracy": "accuracy (%)"}
@@ -33,16 +36,16 @@ class _Series:
     """How one classifier is drawn: Okabe and Ito's colours, and shapes that tell it as well."""
 
     who: str
-    title: str
     colour: str
     marker: str
+    size: float  # points
     lift: float  # rows, downwards
 
 
 _SERIES = (
-    _Series("zero_shot_student", TITLES["zero_shot_student"], "#666666", "s", -0.26),
-    _Series("teacher", "tuned teacher (or the source's)", "#D55E00", "D", 0.0),
-    _Series("student", TITLES["student"], "#0072B2", "o", 0.26),
+    _Series("zero_shot_student", "#666666", "s", 7.5, -0.28),
+    _Series("teacher", "#D55E00", "D", 6.2, 0.0),
+    _Series("student", "#0072B2", "o", 8.0, 0.28),
 )
 
 
@@ -92,15 +95,15 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
             for place, row in enumerate(rows):
                 _draw(axes, place, row)
             _decorate(axes, [row.title for row in rows], _limits(everything))
-            axes.set_title(heading(summary, protocol, titles), loc="left", weight="bold", c=_INK)
-            axes.set_xlabel(_AXES[headline_of(protocol)], color=_INK)
+            axes.set_title(HEADINGS[protocol], loc="left", weight="bold", color=_INK)
+            axes.set_xlabel(_label(summary, protocol, titles), loc="right", color=_INK)
         _legend(picture, several=len(summary["seeds"]) > 1, ringed=any(r.wild for r in everything))
         data = io.BytesIO()
         picture.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
 
 
-def _rows(protocol: str, found: Summary, titles: Mapping[str, str] | None) -> list[_Row]:
+def _rows(protocol: Protocol, found: Summary, titles: Mapping[str, str] | None) -> list[_Row]:
     """Return the data sets by the distilled student's mean, then the average."""
     key, runs = headline_of(protocol), found["runs"]
     wild = {(one["dataset"], one["who"], str(one["seed"])) for one in found["outliers"]}
@@ -120,6 +123,10 @@ def _by_who(seeds: Mapping[str, Run], key: str) -> dict[str, dict[str, float]]:
     return {one.who: {seed: run[one.who][key] for seed, run in seeds.items()} for one in _SERIES}
 
 
+def _label(summary: Summary, protocol: Protocol, titles: Mapping[str, str] | None) -> str:
+    return "\n".join([_AXES[headline_of(protocol)], *taught_by(summary, protocol, titles)])
+
+
 def _draw(axes: Axes, place: int, row: _Row) -> None:
     """Draw each one's mean as a pale marker, and its seeds as dots on it or beside it."""
     for one in _SERIES:
@@ -136,10 +143,12 @@ def _draw(axes: Axes, place: int, row: _Row) -> None:
 
 def _decorate(axes: Axes, names: Sequence[str], limits: tuple[int, int]) -> None:
     last = len(names) - 1
-    axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
+    for place in range(0, last, 2):
+        axes.axhspan(place - 0.5, place + 0.5, color=_BAND, zorder=0)
+    axes.set_yticks(range(len(names)), [fill(n, _LINE) for n in names], fontsize=10.5, color=_INK)
     axes.get_yticklabels()[last].set_fontweight("bold")
     axes.axhline(last - 0.5, color=_INK, linewidth=0.8)
-    axes.set_ylim(last + 0.55, -0.55)
+    axes.set_ylim(last + 0.5, -0.5)
     axes.set_xlim(limits)
     axes.grid(axis="x", color=_FAINT, zorder=0)
     axes.tick_params(length=0, colors=_INK)
@@ -156,7 +165,7 @@ def _limits(rows: Sequence[_Row]) -> tuple[int, int]:
 def _legend(picture: Figure, *, several: bool, ringed: bool) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], label=one.title, **_mean_style(one)) for one in _SERIES]
+    marks = [Line2D([], [], label=TITLES[one.who], **_mean_style(one)) for one in _SERIES]
     if several:
         marks.append(Line2D([], [], label="single seeds", **_dot_style(_INK)))
     if ringed:
@@ -169,7 +178,7 @@ def _legend(picture: Figure, *, several: bool, ringed: bool) -> None:
 
 def _mean_style(one: _Series) -> dict[str, Any]:
     return {
-        "linestyle": "none", "marker": one.marker, "markersize": 9, "zorder": 2,
+        "linestyle": "none", "marker": one.marker, "markersize": one.size, "zorder": 2,
         "markerfacecolor": (one.colour, 0.3), "markeredgecolor": one.colour,
     }  # fmt: skip
 

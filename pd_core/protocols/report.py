@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.artifacts import write_json, write_text
 from pd_core.atomic import write_folder
+from pd_core.data.splits import Protocol
 from pd_core.protocols.figure import figure
 from pd_core.protocols.results import (
-    BASE_TO_NOVEL,
     headline_of,
     keys_of,
     protocols_of,
@@ -21,8 +21,8 @@ from pd_core.protocols.results import (
     summarise,
     titles_of,
 )
-from pd_core.protocols.words import NUMBERS, heading, title
-from pd_core.results import WHO, Scores, Summary
+from pd_core.protocols.words import HEADINGS, heading, numbers, title
+from pd_core.results import TITLES, WHO, Scores, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,11 +31,11 @@ Titles = Mapping[str, str]
 
 
 def run(
-    results: Path,
+    evaluations: Path,
     folder: Path,
     *,
     profile: str,
-    datasets: Mapping[str, Sequence[str]],
+    datasets: Mapping[Protocol, Sequence[str]],
     seeds: Sequence[int],
     source: str | None = None,
     titles: Titles | None = None,
@@ -43,7 +43,7 @@ def run(
     """Write `summary.json`, `summary.md` and `summary.png`.
 
     Args:
-        results: holds `<protocol>/evaluate/<run>/metrics.json`, see `results.read`.
+        evaluations: holds `<protocol>/<run>/metrics.json`, see `results.read`.
         folder: where the three files go, `reports/protocols/<profile>`; replaced.
         profile: `quickstart` or `paper`.
         datasets: by protocol, the data sets to report; a protocol without any is left out.
@@ -55,13 +55,12 @@ def run(
         The summary, as `results.summarise` makes it.
 
     Raises:
-        UnknownName: there is no such protocol.
         BadParams: there is no data set, no seed, or no source where one is needed.
         MissingFile: a run is missing.
         BadArtifact: a metrics file lacks a number.
         PdError: the folder cannot be written.
     """
-    measured = read(results, datasets=datasets, seeds=seeds, source=source)
+    measured = read(evaluations, datasets=datasets, seeds=seeds, source=source)
     summary = summarise(profile, measured, source)
     with write_folder(folder) as new:
         write_json(new / "summary.json", summary)
@@ -74,16 +73,17 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
     """Return the summary as Markdown: what was run, then one section per protocol."""
     lines = _introduction(summary)
     for protocol, found in protocols_of(summary).items():
-        shown = titles_of(protocol)
-        heads = ["data set", *(shown[who] for who in WHO)]
-        lines += ["", f"## {heading(summary, protocol, titles)}", "", NUMBERS[protocol], ""]
-        lines += [_line(heads), _line(["---", *["---:"] * len(WHO)])]
+        people = titles_of(protocol)
+        lines += ["", f"## {heading(summary, protocol, titles)}", "", numbers(protocol), ""]
+        lines += [_line(["data set", *(people[who] for who in WHO)])]
+        lines += [_line(["---", *["---:"] * len(WHO)])]
         lines += [
             _line([name, *(_all_numbers(protocol, row[who], who) for who in WHO)])
             for name, row in _rows(found, titles)
         ]
-        lines += ["", *(f"- {line}." for line in differences(protocol, found, digits=2))]
-        lines += [f"- {line}." for line in outliers(protocol, found, titles)]
+        told = _differences(protocol, found, digits=2, over=_over(found))
+        told += _outliers(protocol, found, titles)
+        lines += ["", *(f"- {sentence}." for sentence in told)]
     return "\n".join(lines) + "\n"
 
 
@@ -92,26 +92,33 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    several = " ± standard deviation" if len(summary["seeds"]) > 1 else ""
-    shown = Table(title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}")
+    shown = Table(
+        title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}",
+        caption=Text("\n".join(_notes(summary, titles))),
+        caption_justify="left",
+    )
     shown.add_column("data set")
     for who in WHO:
-        head = titles_of(BASE_TO_NOVEL)[who].replace(" ", "\n")
-        shown.add_column(head, justify="right", style="bold" if who == "student" else "")
-    notes = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
+        style = "bold" if who == "student" else ""
+        shown.add_column(TITLES[who].replace(" ", "\n"), justify="right", style=style)
     for protocol, found in protocols_of(summary).items():
-        name = heading(summary, protocol, titles)
-        shown.add_row(Text(name, style="italic"))
-        rows = _rows(found, titles)
-        key = headline_of(protocol)
-        for index, (label, row) in enumerate(rows, 1):
+        shown.add_row(Text(heading(summary, protocol, titles), style="italic"))
+        rows, key = _rows(found, titles), headline_of(protocol)
+        for index, (name, row) in enumerate(rows, 1):
             cells = [_spread(row[who], key, digits=1) for who in WHO]
-            shown.add_row(Text(label), *cells, end_section=index >= len(rows) - 1)
-        notes += ["", f"{name}:", *differences(protocol, found, digits=1)]
-        notes += outliers(protocol, found, titles)
-    shown.caption = Text("\n".join(notes))
-    shown.caption_justify = "left"
+            shown.add_row(Text(name), *cells, end_section=index >= len(rows) - 1)
     return shown
+
+
+def _notes(summary: Summary, titles: Titles | None) -> list[str]:
+    """Say what the terminal's table shows, how large the differences are, and who is off."""
+    several = " ± standard deviation" if len(summary["seeds"]) > 1 else ""
+    lines = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
+    for protocol, found in protocols_of(summary).items():
+        lines += ["", f"{HEADINGS[protocol]},{_over(found)}:"]
+        lines += _differences(protocol, found, digits=1)
+        lines += _outliers(protocol, found, titles)
+    return lines
 
 
 def _introduction(summary: Summary) -> list[str]:
@@ -138,7 +145,7 @@ def _rows(found: Summary, titles: Titles | None) -> list[tuple[str, Mapping[str,
     return [*rows, ("average", found["average"])]
 
 
-def _all_numbers(protocol: str, scores: Scores, who: str) -> str:
+def _all_numbers(protocol: Protocol, scores: Scores, who: str) -> str:
     *others, headline = (_spread(scores, key, digits=2) for key in keys_of(protocol))
     return " / ".join([*others, f"**{headline}**" if who == "student" else headline])
 
@@ -149,28 +156,32 @@ def _spread(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:
     return number if std is None else f"{number} ± {std:.{digits}f}"
 
 
-def differences(protocol: str, found: Summary, *, digits: int) -> list[str]:
-    """Say by how much one method is above another, a line each, with p."""
-    return [_difference(protocol, one, digits) for one in found["differences"]]
-
-
-def _difference(protocol: str, one: Mapping[str, Any], digits: int) -> str:
-    people, count = titles_of(protocol), one["datasets"]
-    sets = "1 data set" if count == 1 else f"{count} data sets"
-    p = "too few for p" if one["p"] is None else f"p = {one['p']:.2g}"
-    return (
+def _differences(protocol: Protocol, found: Summary, *, digits: int, over: str = "") -> list[str]:
+    """Tell the differences, one line each; `over` goes between the points and p."""
+    people = titles_of(protocol)
+    return [
         f"{people[one['first']]} over {people[one['second']]}: "
-        f"{_spread(one, 'difference', digits=digits, sign='+')} points over {sets}, {p}"
-    )
+        f"{_spread(one, 'difference', digits=digits, sign='+')} points{over}, {_p(one['p'])}"
+        for one in found["differences"]
+    ]
 
 
-def outliers(protocol: str, found: Summary, titles: Titles | None) -> list[str]:
+def _p(value: float | None) -> str:
+    return "too few for p" if value is None else f"p = {value:.2g}"
+
+
+def _over(found: Summary) -> str:
+    count = len(found["datasets"])
+    return f" over {count} data set{'s' if count > 1 else ''}"
+
+
+def _outliers(protocol: Protocol, found: Summary, titles: Titles | None) -> list[str]:
     """Name the outliers, one line each, or say that there is none, or that none can be named."""
     people = titles_of(protocol)
     runs = [run for seeds in found["runs"].values() for run in seeds.values()]
     seeds = len(next(iter(found["runs"].values())))
     if seeds < 3:
-        return ["outliers: not looked for, it takes three seeds"] if seeds > 1 else []
+        return ["outliers: none named, which takes three seeds"]
     return [
         f"outlier: {title(one['dataset'], titles)}, {people[one['who']]}, seed {one['seed']}: "
         f"{one['value']:.1f}, {one['deviation']:+.1f} points off the other seeds' "

@@ -8,15 +8,11 @@ from statistics import fmean, harmonic_mean
 from typing import Any
 
 from pd_core.artifacts import read_json
-from pd_core.errors import BadParams, unknown
+from pd_core.data.splits import Protocol
+from pd_core.errors import BadParams
 from pd_core.protocols.spread import Cell, outliers, spread
-from pd_core.results import ALL, KEYS, TITLES, WHO, Scores, Summary, percent
+from pd_core.results import KEYS, TITLES, WHO, Scores, Summary, percent
 from pd_core.significance import over_datasets
-
-BASE_TO_NOVEL, CROSS_DATASET = "base_to_novel", "cross_dataset"
-DOMAIN_GENERALISATION, ALL_CLASSES = "domain_generalisation", "all_classes"
-PROTOCOLS = (BASE_TO_NOVEL, CROSS_DATASET, DOMAIN_GENERALISATION, ALL_CLASSES)
-FROM_SOURCE = (CROSS_DATASET, DOMAIN_GENERALISATION)  # the teacher was tuned on another data set
 
 COMPARED = (
     ("student", "zero_shot_student"),
@@ -29,34 +25,35 @@ Run = Mapping[str, Scores]  # who -> the protocol's keys, in percent
 Runs = Mapping[str, Mapping[str, Run]]  # data set -> seed -> run
 
 _ACCURACY = ("accuracy",)
+_WRITTEN = {"accuracy": "all"}  # what `evaluate` calls it
 
 
-def keys_of(protocol: str) -> tuple[str, ...]:
+def keys_of(protocol: Protocol) -> tuple[str, ...]:
     """Name the numbers that a protocol measures."""
-    return KEYS if protocol == BASE_TO_NOVEL else _ACCURACY
+    return KEYS if protocol is Protocol.BASE_TO_NOVEL else _ACCURACY
 
 
-def headline_of(protocol: str) -> str:
+def headline_of(protocol: Protocol) -> str:
     """Name the one of them that stands for all: the harmonic mean, or the accuracy."""
     return keys_of(protocol)[-1]
 
 
-def titles_of(protocol: str) -> dict[str, str]:
+def titles_of(protocol: Protocol) -> dict[str, str]:
     """Return what people call those who are measured: most teachers know the data set itself."""
-    return TITLES | ({"teacher": "source's teacher"} if protocol in FROM_SOURCE else {})
+    return TITLES | ({"teacher": "source's teacher"} if protocol.has_source else {})
 
 
 def read(
-    results: Path,
+    evaluations: Path,
     *,
-    datasets: Mapping[str, Sequence[str]],
+    datasets: Mapping[Protocol, Sequence[str]],
     seeds: Sequence[int],
     source: str | None = None,
-) -> dict[str, Runs]:
+) -> dict[Protocol, Runs]:
     """Read what was measured.
 
     Args:
-        results: holds `<protocol>/evaluate/<data set>-<seed>/metrics.json`, or
+        evaluations: holds `<protocol>/<data set>-<seed>/metrics.json`, or
             `<data set>-from-<source>-<seed>` where the teacher was tuned on another data set.
         datasets: by protocol, the data sets to read; a protocol without any is left out.
         seeds: the seeds to read.
@@ -66,21 +63,17 @@ def read(
         By protocol, data set, seed and who: base, novel and hm, or accuracy, in percent.
 
     Raises:
-        UnknownName: there is no such protocol.
         BadParams: there is no data set, no seed, or no source where one is needed.
         MissingFile: a run is missing.
         BadArtifact: a file lacks a number.
     """
-    for protocol in datasets:
-        if protocol not in PROTOCOLS:
-            raise unknown("protocol", protocol, PROTOCOLS)
-    wanted = {protocol: datasets[protocol] for protocol in PROTOCOLS if datasets.get(protocol)}
+    wanted = {protocol: datasets[protocol] for protocol in Protocol if datasets.get(protocol)}
     if not wanted or not seeds:
         raise BadParams("the protocols need at least one data set and one seed")
     return {
         protocol: {
             name: {
-                str(seed): _read_run(results, protocol, name, seed, source)
+                str(seed): _read_run(evaluations, protocol, name, seed, source)
                 for seed in sorted(seeds)
             }
             for name in sorted(names)
@@ -90,7 +83,7 @@ def read(
 
 
 def summarise(
-    profile: str, measured: Mapping[str, Runs], source: str | None = None
+    profile: str, measured: Mapping[Protocol, Runs], source: str | None = None
 ) -> dict[str, Any]:
     """Average over the seeds, compare, and name outliers.
 
@@ -119,15 +112,15 @@ def summarise(
             str(protocol): _summarise(protocol, found) for protocol, found in measured.items()
         },
     }
-    if any(protocol in measured for protocol in FROM_SOURCE):
+    if any(protocol.has_source for protocol in measured):
         summary["source"] = source
     return summary
 
 
-def protocols_of(summary: Summary) -> dict[str, Summary]:
+def protocols_of(summary: Summary) -> dict[Protocol, Summary]:
     """Return a summary's protocols in the order in which they are told."""
     found = summary["protocols"]
-    return {protocol: found[protocol] for protocol in PROTOCOLS if protocol in found}
+    return {protocol: found[protocol] for protocol in Protocol if protocol in found}
 
 
 def averages(runs: Runs) -> dict[str, Run]:
@@ -139,26 +132,27 @@ def averages(runs: Runs) -> dict[str, Run]:
     }
 
 
-def _read_run(results: Path, protocol: str, name: str, seed: int, source: str | None) -> Run:
+def _read_run(
+    evaluations: Path, protocol: Protocol, name: str, seed: int, source: str | None
+) -> Run:
     target = name
-    if protocol in FROM_SOURCE:
+    if protocol.has_source:
         if source is None:
             raise BadParams(f"protocol '{protocol}' needs a source; name one under `source`")
         target = f"{name}-from-{source}"
-    path = results / protocol / "evaluate" / f"{target}-{seed}" / "metrics.json"
-    remedy = f"run `dvc repro {protocol}@{name}-{seed}`"
+    path = evaluations / protocol / f"{target}-{seed}" / "metrics.json"
+    remedy = f"run `dvc repro {protocol}@{name}-{seed}` in protocols/"
     value = read_json(path, what=f"result of {protocol} on '{name}', seed {seed}", remedy=remedy)
-    keys = dict(zip(keys_of(protocol), KEYS if protocol == BASE_TO_NOVEL else ALL, strict=True))
     return {
         who: {
-            key: percent(value, who, written, path=path, remedy=remedy)
-            for key, written in keys.items()
+            key: percent(value, who, _WRITTEN.get(key, key), path=path, remedy=remedy)
+            for key in keys_of(protocol)
         }
         for who in WHO
     }
 
 
-def _summarise(protocol: str, runs: Runs) -> dict[str, Any]:
+def _summarise(protocol: Protocol, runs: Runs) -> dict[str, Any]:
     key = headline_of(protocol)
     headlines = {
         who: {
@@ -202,24 +196,28 @@ def _statistics(seeds: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 def _spread(key: str, values: Sequence[float]) -> dict[str, float]:
     found = spread(values)
-    several = {} if found.std is None else {f"{key}_std": round(found.std, 2)}
-    return {key: round(found.mean, 2), **several, **({f"{key}_n": found.count} if several else {})}
+    mean = {key: round(found.mean, 2)}
+    if found.std is None:
+        return mean
+    return {**mean, f"{key}_std": round(found.std, 2), f"{key}_n": found.count}
 
 
 def _difference(first: Mapping[str, Cell], second: Mapping[str, Cell]) -> dict[str, Any]:
-    found = over_datasets(
-        *({n: list(c.values()) for n, c in side.items()} for side in (first, second))
-    )
+    found = over_datasets(_seeds(first), _seeds(second))
     seeds = next(iter(first.values()))
     changes = [fmean(first[name][seed] - second[name][seed] for name in first) for seed in seeds]
     std = spread(changes).std
     return {
         "datasets": found.datasets,
         "seeds": len(seeds),
-        "difference": _signless(found.difference),
-        **({} if std is None else {"difference_std": _signless(std)}),
+        "difference": round(found.difference, 2) + 0.0,  # a zero has no sign
+        **({} if std is None else {"difference_std": round(std, 2)}),
         "p": None if found.p is None else float(f"{found.p:.4g}"),
     }
+
+
+def _seeds(cells: Mapping[str, Cell]) -> dict[str, list[float]]:
+    return {name: list(cell.values()) for name, cell in cells.items()}
 
 
 def _outliers(who: str, key: str, cells: Mapping[str, Cell]) -> list[dict[str, Any]]:
@@ -246,7 +244,3 @@ def _average(scores: Sequence[Scores]) -> dict[str, float]:
 
 def _rounded(scores: Scores) -> dict[str, float]:
     return {key: round(value, 2) for key, value in scores.items()}
-
-
-def _signless(value: float) -> float:
-    return round(value, 2) + 0.0  # a zero has no sign

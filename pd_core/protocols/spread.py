@@ -70,7 +70,10 @@ def outliers(cells: Mapping[str, Cell]) -> list[Outlier]:
     or another. Named is a run that is farther from its cell's median than more than half of the
     cell's runs (so not its neighbours, and nobody where two seeds merely differ), and whose
     distance from the median of the others is at least four standard deviations of such a distance
-    and at least `LEAST` points: half of the ten by which single seeds are known to go wrong.
+    and at least `LEAST` points: half of the ten by which single seeds are known to go wrong. In
+    simulated normal spreads of eleven data sets and three seeds, a name is false in one table of
+    twenty at most, and in none where the standard deviation is a point; ten points are named where
+    it is estimated to be below two.
 
     Args:
         cells: of one protocol and one classifier, the headline number by data set and by seed.

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pd_core.protocols.results import (
-    ALL_CLASSES,
-    BASE_TO_NOVEL,
-    CROSS_DATASET,
-    DOMAIN_GENERALISATION,
-    FROM_SOURCE,
-)
+from pd_core.data.splits import Protocol
 from pd_core.results import Summary
 
 HEADINGS = {
-    BASE_TO_NOVEL: "Base to novel",
-    CROSS_DATASET: "Cross-data-set",
-    DOMAIN_GENERALISATION: "Domain generalisation",
-    ALL_CLASSES: "All classes",
+    Protocol.BASE_TO_NOVEL: "Base to novel",
+    Protocol.CROSS_DATASET: "Cross-data-set",
+    Protocol.DOMAIN_GENERALISATION: "Domain generalisation",
+    Protocol.ALL_CLASSES: "All classes",
 }
 
-NUMBERS = {
-    BASE_TO_NOVEL: "Base classes / novel classes / harmonic mean of the two; differences and "
-    "outliers are of the harmonic mean.",
-    **dict.fromkeys(
-        (CROSS_DATASET, DOMAIN_GENERALISATION, ALL_CLASSES), "Accuracy over all classes."
-    ),
-}
+_HALVES = "Base classes / novel classes / harmonic mean; differences and outliers are of the last."
+_WHOLE = "Accuracy over all classes."
+
+
+def numbers(protocol: Protocol) -> str:
+    """Say what the numbers of a protocol's table are."""
+    return _HALVES if protocol is Protocol.BASE_TO_NOVEL else _WHOLE
 
 
 def title(name: str, titles: Mapping[str, str] | None) -> str:
@@ -34,8 +28,12 @@ def title(name: str, titles: Mapping[str, str] | None) -> str:
     return (titles or {}).get(name, name)
 
 
-def heading(summary: Summary, protocol: str, titles: Mapping[str, str] | None) -> str:
+def heading(summary: Summary, protocol: Protocol, titles: Mapping[str, str] | None) -> str:
     """Return a protocol's heading, with the source if the teacher is another data set's."""
-    if protocol not in FROM_SOURCE:
-        return HEADINGS[protocol]
-    return f"{HEADINGS[protocol]}, teacher from {title(summary['source'], titles)}"
+    return ", ".join([HEADINGS[protocol], *taught_by(summary, protocol, titles)])
+
+
+def taught_by(summary: Summary, protocol: Protocol, titles: Mapping[str, str] | None) -> list[str]:
+    """Say whose teacher it is, if it is another data set's: one phrase, or none."""
+    source = title(summary["source"], titles) if protocol.has_source else None
+    return [] if source is None else [f"teacher from {source}"]
