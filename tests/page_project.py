@@ -11,6 +11,7 @@ import tiny
 
 from pd_core import class_vectors, distill, evaluate, pretrain
 from pd_core.artifacts import write_json
+from pd_core.data.splits import Protocol
 from pd_core.layout import Job
 from pd_core.page import build
 from pd_core.page.build import Page
@@ -20,10 +21,10 @@ from pd_core.protocols.results import keys_of, summarise
 ROOT = Path(__file__).parent.parent
 NAME = "embedded_digits"
 PROTOCOLS = {
-    "base_to_novel": (NAME, "embedded_greek", "embedded_latin"),
-    "cross_dataset": (NAME, "embedded_greek"),
-    "domain_generalisation": ("embedded_latin_chalk", "embedded_latin_neon"),
-    "all_classes": (NAME, "embedded_greek", "embedded_latin"),
+    Protocol.BASE_TO_NOVEL: (NAME, "embedded_greek", "embedded_latin"),
+    Protocol.CROSS_DATASET: (NAME, "embedded_greek"),
+    Protocol.DOMAIN_GENERALISATION: ("embedded_latin_chalk", "embedded_latin_neon"),
+    Protocol.ALL_CLASSES: (NAME, "embedded_greek", "embedded_latin"),
 }
 
 
@@ -74,7 +75,7 @@ def protocols(
     folder: Path,
     *,
     seeds: Sequence[int] = (1, 2, 3),
-    datasets: Mapping[str, Sequence[str]] = PROTOCOLS,
+    datasets: Mapping[Protocol, Sequence[str]] = PROTOCOLS,
     source: str = "embedded_latin",
     wild: float = 0.0,
     profile: str = "quickstart",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pd_core.data.splits import Protocol
 from pd_core.page import published
 from pd_core.page.published import AVERAGE, PUBLISHED, across, beside
 
@@ -28,8 +29,8 @@ def test_the_papers_harmonic_means_are_those_of_its_halves() -> None:
             assert scores["hm"] == pytest.approx(halves, abs=0.3), (name, who)
 
 
-@pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalisation"])
-def test_the_papers_averages_are_those_of_its_data_sets(protocol: str) -> None:
+@pytest.mark.parametrize("protocol", [Protocol.CROSS_DATASET, Protocol.DOMAIN_GENERALISATION])
+def test_the_papers_averages_are_those_of_its_data_sets(protocol: Protocol) -> None:
     rows = {**published.paper()[protocol]}
     averages = rows.pop(AVERAGE)
     for who, scores in averages.items():
@@ -38,9 +39,9 @@ def test_the_papers_averages_are_those_of_its_data_sets(protocol: str) -> None:
 
 
 def test_the_paper_has_ten_targets_and_four_variants_of_its_source() -> None:
-    assert set(published.targets("cross_dataset")) == set(ELEVEN) - {"imagenet"}
+    assert set(published.targets(Protocol.CROSS_DATASET)) == set(ELEVEN) - {"imagenet"}
     variants = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
-    assert published.targets("domain_generalisation") == variants
+    assert published.targets(Protocol.DOMAIN_GENERALISATION) == variants
 
 
 def test_a_protocol_that_was_not_run_has_no_number_of_ours() -> None:
@@ -50,13 +51,13 @@ def test_a_protocol_that_was_not_run_has_no_number_of_ours() -> None:
 
 
 def test_the_papers_average_across_data_sets_needs_all_of_them() -> None:
-    targets = published.targets("cross_dataset")
+    protocol = Protocol.CROSS_DATASET
+    targets = published.targets(protocol)
     ours = dict.fromkeys(PUBLISHED, {"accuracy": 70.0, "accuracy_std": 0.5})
     for run, complete in ((targets, True), (targets[1:], False), ([*targets, "my_own"], False)):
         measured = {"datasets": dict.fromkeys(run, ours), "average": ours}
-        *rows, average = across({"cross_dataset": measured}, "imagenet", ELEVEN)["cross_dataset"][
-            "student"
-        ]
+        beside_theirs = across({protocol: measured}, "imagenet", ELEVEN)[protocol]
+        *rows, average = beside_theirs["student"]
         assert (average.ours is not None) is complete
         assert rows[1].difference == {"accuracy": -21.59}
         assert rows[1].spread == {"accuracy": 0.5}

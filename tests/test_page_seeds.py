@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from page_project import NAME, PROTOCOLS, ROOT, job, protocols
 
+from pd_core.data.splits import Protocol
 from pd_core.page import build, figures, html, markdown, words
 from pd_core.page.build import Page
 from pd_core.page.published import paper
 
 TARGETS = [name for name in paper()["cross_dataset"] if name != "average"]
 OURS = {
-    "base_to_novel": ["imagenet", *TARGETS],
-    "cross_dataset": TARGETS,
-    "domain_generalisation": ["imagenetv2", "imagenet_sketch"],
+    Protocol.BASE_TO_NOVEL: ["imagenet", *TARGETS],
+    Protocol.CROSS_DATASET: TARGETS,
+    Protocol.DOMAIN_GENERALISATION: ["imagenetv2", "imagenet_sketch"],
 }
 
 
@@ -87,7 +88,7 @@ def test_a_single_seed_has_no_spread() -> None:
 
 def test_differences_are_told_with_their_p() -> None:
     found = protocols(Path.cwd())["protocols"]["base_to_novel"]["differences"][0]
-    line = words.protocol(gather(), "base_to_novel")[0]
+    line = words.protocol(gather(), Protocol.BASE_TO_NOVEL)[0]
     assert line.startswith("Distilled student over zero-shot student: +")
     assert f"{found['difference']:+.2f} ± {found['difference_std']:.2f} points" in line
     assert f"over 3 data sets, p = {found['p']:.2g}" in line
@@ -95,7 +96,7 @@ def test_differences_are_told_with_their_p() -> None:
 
 def test_a_seed_that_is_far_off_is_named() -> None:
     protocols(Path.cwd(), wild=11.0)
-    lines = words.protocol(gather(), "all_classes")
+    lines = words.protocol(gather(), Protocol.ALL_CLASSES)
     (line,) = (line for line in lines if line.startswith("Outlier"))
     assert "Handwritten digits" in line
     assert "distilled student, seed 3" in line
@@ -104,17 +105,17 @@ def test_a_seed_that_is_far_off_is_named() -> None:
 def test_that_no_seed_is_far_off_is_said() -> None:
     protocols(Path.cwd())
     page = gather()
-    assert "No outlier among 9 runs." in words.protocol(page, "all_classes")
+    assert "No outlier among 9 runs." in words.protocol(page, Protocol.ALL_CLASSES)
     assert "No outlier among 9 runs." in html.text(page)
 
 
 def test_the_figure_has_a_dot_for_each_seed() -> None:
     protocols(Path.cwd(), seeds=(1, 2))
-    two = figures.seeds(gather(), "all_classes")
+    two = figures.seeds(gather(), Protocol.ALL_CLASSES)
     protocols(Path.cwd(), seeds=(1, 2, 3))
-    three = figures.seeds(gather(), "all_classes")
+    three = figures.seeds(gather(), Protocol.ALL_CLASSES)
     marks = [_marks(one, color) for one in (two, three) for color in ("#2f8fd0", "#e0701f")]
-    assert marks[2] - marks[0] == marks[3] - marks[1] == len(PROTOCOLS["all_classes"])
+    assert marks[2] - marks[0] == marks[3] - marks[1] == len(PROTOCOLS[Protocol.ALL_CLASSES])
 
 
 def _marks(svg: str, colour: str) -> int:
@@ -191,13 +192,13 @@ def test_json_has_the_whole_summary() -> None:
 def papers_page(**made: Any) -> Page:
     """Gather the page of the paper's data sets, of which protocols were run over seeds."""
     protocols(Path.cwd(), datasets=OURS, **{"source": "imagenet", **made})
-    return gather(*OURS["base_to_novel"])
+    return gather(*OURS[Protocol.BASE_TO_NOVEL])
 
 
 def test_several_seeds_stand_beside_the_papers_mean_with_their_spread() -> None:
     page = papers_page()
     row = next(one for one in page.beside["student"] if one.dataset == "dtd")
-    mine = page.seeds.protocols["base_to_novel"]["datasets"]["dtd"]["student"]
+    mine = page.seeds.protocols[Protocol.BASE_TO_NOVEL]["datasets"]["dtd"]["student"]
     assert row.ours == {key: mine[key] for key in ("base", "novel", "hm")}
     assert row.spread == {key: mine[f"{key}_std"] for key in ("base", "novel", "hm")}
     assert row.paper == {"base": 85.84, "novel": 71.37, "hm": 77.94}
@@ -208,7 +209,7 @@ def test_several_seeds_stand_beside_the_papers_mean_with_their_spread() -> None:
 
 def test_the_other_protocols_stand_beside_the_papers() -> None:
     page = papers_page()
-    mine = page.seeds.protocols["cross_dataset"]
+    mine = page.seeds.protocols[Protocol.CROSS_DATASET]
     for name, row in (("EuroSAT", mine["datasets"]["eurosat"]), ("average", mine["average"])):
         _, ours, theirs, difference = cells(section(page, "Cross-data-set\n"), name)
         accuracy = row["student"]["accuracy"]

@@ -16,6 +16,7 @@ from browser import Browser, browser
 from page_project import PROTOCOLS, ROOT, gathered, make, protocols
 from PIL import Image
 
+from pd_core.data.splits import Protocol
 from pd_core.page import answering, build, measures
 from pd_core.page.dataset import DatasetPage, Person
 from pd_core.page.gallery import Gallery
@@ -84,7 +85,7 @@ def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
         page,
         pages=(small, *pages),
         titles={**page.titles, "dtd": long},
-        beside=beside(measured["base_to_novel"], names),
+        beside=beside(measured[Protocol.BASE_TO_NOVEL], names),
         beside_seeds=page.seeds.seeds,
         across=across(measured, "imagenet", names),
     )

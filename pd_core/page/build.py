@@ -9,6 +9,7 @@ from typing import Any
 
 from pd_core.artifacts import write_json, write_text
 from pd_core.data.catalogue import dataset_names, dataset_spec
+from pd_core.data.splits import Protocol
 from pd_core.errors import PdError
 from pd_core.layout import Job
 from pd_core.masking import masked
@@ -18,7 +19,6 @@ from pd_core.page.origin import Origin, origin
 from pd_core.page.published import Beside, across, beside
 from pd_core.page.seeds import Seeds
 from pd_core.page.speed import Speed
-from pd_core.protocols.results import BASE_TO_NOVEL
 from pd_core.report import read_titles
 from pd_core.results import BASELINE, Summary, read_evaluations, summarise
 
@@ -55,7 +55,7 @@ class Page:
     seeds: Seeds
     beside: dict[str, tuple[Beside, ...]]
     beside_seeds: tuple[int, ...]
-    across: dict[str, dict[str, tuple[Beside, ...]]]
+    across: dict[Protocol, dict[str, tuple[Beside, ...]]]
     pages: tuple[DatasetPage, ...]
     speed: dict[str, Speed]
     origin: Origin
@@ -130,7 +130,7 @@ def write(page: Page, folder: Path) -> Path:
 
 def _base_to_novel(summary: Summary, several: Seeds) -> tuple[Summary, tuple[int, ...]]:
     """Return what several seeds say and these, if they were run wherever the single one was."""
-    measured = several.protocols.get(BASE_TO_NOVEL)
+    measured = several.protocols.get(Protocol.BASE_TO_NOVEL)
     if measured is None or not set(summary["datasets"]) <= set(measured["datasets"]):
         return summary, ()
     return measured, several.seeds

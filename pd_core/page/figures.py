@@ -13,6 +13,7 @@ from html import escape
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pd_core.data.splits import Protocol
 from pd_core.page.answering import PEOPLE
 from pd_core.page.build import Page
 from pd_core.page.dataset import Curve, DatasetPage, shares
@@ -126,7 +127,7 @@ def matrices(page: DatasetPage) -> str:
     return _svg(draw, height=3.0, key=f"confusion-{page.name}", label=f"Confusion, {page.title}")
 
 
-def seeds(page: Page, protocol: str) -> str:
+def seeds(page: Page, protocol: Protocol) -> str:
     """Draw the headline number of each seed as a dot around their mean, a row a data set."""
     key, runs = headline_of(protocol), page.seeds.protocols[protocol]["runs"]
     people = titles_of(protocol)

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from pd_core.data.splits import Protocol
 from pd_core.page import figures, tables, words
 from pd_core.page.answering import PEOPLE
 from pd_core.page.build import Page
@@ -61,7 +62,7 @@ def _seeds(page: Page) -> str:
     )  # fmt: skip
 
 
-def _protocol(page: Page, name: str) -> str:
+def _protocol(page: Page, name: Protocol) -> str:
     headline, *others = (_table(tables.seeds(page, name, key)) for key in reversed(keys_of(name)))
     picture = figures.seeds(page, name) + "".join(_sentences([words.DOTS]))
     lines = _list(words.protocol(page, name))
@@ -81,7 +82,7 @@ def _paper(page: Page) -> str:
     )  # fmt: skip
 
 
-def _across(page: Page, name: str) -> list[str]:
+def _across(page: Page, name: Protocol) -> list[str]:
     shown = [tables.across(page, name, who) for who in PUBLISHED]
     return [
         f"<h3>{escape(HEADINGS[name])}</h3>",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pd_core.data.splits import Protocol
 from pd_core.page import tables, words
 from pd_core.page.answering import PEOPLE
 from pd_core.page.build import Page
@@ -41,7 +42,7 @@ def text(page: Page) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _protocol(page: Page, name: str) -> list[str]:
+def _protocol(page: Page, name: Protocol) -> list[str]:
     return [
         f"### {heading(page.seeds.summary, name, page.titles)}",
         *(_table(tables.seeds(page, name, key)) for key in reversed(keys_of(name))),
@@ -49,7 +50,7 @@ def _protocol(page: Page, name: str) -> list[str]:
     ]
 
 
-def _across(page: Page, name: str) -> list[str]:
+def _across(page: Page, name: Protocol) -> list[str]:
     rest = (_table(tables.across(page, name, who)) for who in PUBLISHED)
     return [f"### {HEADINGS[name]}", words.across(page), *rest]
 

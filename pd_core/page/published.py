@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pd_core.artifacts import read_json
-from pd_core.protocols.results import BASE_TO_NOVEL, FROM_SOURCE
+from pd_core.data.splits import Protocol
 from pd_core.results import Scores, Summary
 
 PUBLISHED = ("student", "teacher", "zero_shot_student")
@@ -51,7 +51,7 @@ def paper() -> dict[str, Any]:
 
 
 def beside(
-    summary: Summary, datasets: Sequence[str], protocol: str = BASE_TO_NOVEL
+    summary: Summary, datasets: Sequence[str], protocol: Protocol = Protocol.BASE_TO_NOVEL
 ) -> dict[str, tuple[Beside, ...]]:
     """Put our accuracies beside the paper's.
 
@@ -82,8 +82,8 @@ def beside(
 
 
 def across(
-    protocols: Mapping[str, Summary], source: str | None, datasets: Sequence[str]
-) -> dict[str, dict[str, tuple[Beside, ...]]]:
+    protocols: Mapping[Protocol, Summary], source: str | None, datasets: Sequence[str]
+) -> dict[Protocol, dict[str, tuple[Beside, ...]]]:
     """Put our accuracies on other data sets than the teacher's beside the paper's.
 
     Args:
@@ -101,11 +101,12 @@ def across(
     nothing: Summary = {"datasets": {}, AVERAGE: {}}
     return {
         protocol: beside(run.get(protocol, nothing), targets(protocol), protocol)
-        for protocol in FROM_SOURCE
+        for protocol in Protocol
+        if protocol.has_source
     }
 
 
-def targets(protocol: str) -> list[str]:
+def targets(protocol: Protocol) -> list[str]:
     """Name the data sets that the paper has in a protocol."""
     return [name for name in paper()[protocol] if name != AVERAGE]
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from pydantic import AllowInfNan, Field, TypeAdapter, ValidationError
 
 from pd_core.artifacts import read_json, understood
+from pd_core.data.splits import Protocol
 from pd_core.errors import BadArtifact, PdError
 from pd_core.masking import masked
-from pd_core.protocols.results import FROM_SOURCE, keys_of, protocols_of
+from pd_core.protocols.results import keys_of, protocols_of
 from pd_core.results import WHO, Summary
 
 NOT_RUN = "Not run. `cd protocols && dvc repro` runs every protocol over several seeds."
@@ -81,7 +82,7 @@ class Seeds:
         return self.summary.get("source")
 
     @property
-    def protocols(self) -> dict[str, Summary]:
+    def protocols(self) -> dict[Protocol, Summary]:
         """What was measured, by protocol."""
         return protocols_of(self.summary) if self.summary else {}
 
@@ -129,7 +130,7 @@ def _check(found: Seeds) -> None:
         KeyError: somebody does, or a data set lacks a seed, or the teacher's own is not named.
     """
     for protocol, measured in found.protocols.items():
-        if protocol in FROM_SOURCE and not found.source:
+        if protocol.has_source and not found.source:
             raise KeyError("source")
         rows, runs = measured["datasets"], measured["runs"]
         each = [runs[name][str(seed)] for name in rows for seed in found.seeds]

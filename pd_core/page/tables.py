@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pd_core.data.splits import Protocol
 from pd_core.page.answering import PEOPLE
 from pd_core.page.build import Page
 from pd_core.page.cost import Cost
@@ -70,7 +71,7 @@ def summary(page: Page, key: str) -> Table:
     return Table(f"{NAMES[key]}, %", heads, tuple(rows), strong=bool(average))
 
 
-def seeds(page: Page, protocol: str, key: str) -> Table:
+def seeds(page: Page, protocol: Protocol, key: str) -> Table:
     """Return everybody's mean over seeds on each data set of a protocol, with its spread."""
     measured = page.seeds.protocols[protocol]
     rows = [
@@ -96,7 +97,7 @@ def paper(page: Page, who: str) -> Table:
     return Table(f"{TITLES[who]}, %", heads, tuple(rows), frozenset(theirs))
 
 
-def across(page: Page, protocol: str, who: str) -> Table:
+def across(page: Page, protocol: Protocol, who: str) -> Table:
     """Return our accuracies in a protocol other than base to novel, the paper's and the gap."""
     rows = tuple(
         (_title(page, one), *(cells[0] for cells in _cells(one)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pd_core.data.splits import Protocol
 from pd_core.page.build import Page
 from pd_core.page.dataset import DatasetPage
 from pd_core.page.published import paper as paper_numbers
-from pd_core.protocols.report import differences, outliers
+from pd_core.protocols.report import findings
 from pd_core.results import cautions, estimates
 
 COST = (
@@ -59,10 +60,9 @@ def seeds(page: Page) -> list[str]:
     ]
 
 
-def protocol(page: Page, name: str) -> list[str]:
+def protocol(page: Page, one: Protocol) -> list[str]:
     """Say which methods differ, and which runs lie far off."""
-    found = page.seeds.protocols[name]
-    lines = [*differences(name, found, digits=2), *outliers(name, found, page.titles)]
+    lines = findings(one, page.seeds.protocols[one], page.titles)
     return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
 
