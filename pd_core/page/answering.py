@@ -29,7 +29,6 @@ from pd_core.predictor import STUDENT_FILE
 
 TEACHER_FILE = "teacher.safetensors"
 PEOPLE = ("teacher", "student")
-_BATCH = 64  # pictures at a time on a CPU, whose cache holds what becomes of so many
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,17 @@ def answers(job: Job, prepared: Prepared) -> Answers:
     Raises:
         PdError: pictures or what the stages wrote are not there.
     """
-    computing, batch = job.params.run, job.params.evaluate.batch_size
+    computing = job.params.run
     set_threads(os.cpu_count() or 1)  # the page is no result: its last bits do not matter
     loaded = {who: load(job, who) for who in PEOPLE}
-    device = loaded["teacher"].classifier.vectors.vectors.device
     judged = judge(
         {who: one.classifier for who, one in loaded.items()},
         prepared,
         split=job.params.evaluate.split,
         image_size=loaded["student"].image_size,
-        batch_size=min(batch, _BATCH) if device.type == "cpu" else batch,
+        batch_size=job.params.evaluate.batch_size,
         workers=computing.workers,
-        device=device,
+        device=loaded["teacher"].classifier.vectors.vectors.device,
         precision=computing.precision,
         on_corrupt=computing.on_corrupt,
     )

@@ -44,7 +44,6 @@ _PERCENTS = {"teacher": "accuracy", "student": "agreement"}
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters
     "font.size": 8.5,
-    "axes.titley": 1.0,  # to look for a free place takes long
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
