@@ -142,6 +142,7 @@ def evaluate(
         metrics = jobs.evaluate(job, on_progress=report.progress, on_note=note)
         run.log_metrics(metrics)
         run.log_file(job.evaluation / "predictions.json")
+        run.log_texts(lambda: _figures(job))
     if protocol is None:
         register(setting, run.run_id)
 
@@ -310,6 +311,12 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
         yield run
         if (history := out / "history.json").is_file():
             run.log_file(history)
+
+
+def _figures(job: Job) -> dict[str, str]:
+    from pd_core.page import recorded
+
+    return recorded.of_evaluation(job)
 
 
 def _data_inputs(stage: str, job: Job) -> list[DataInput]:

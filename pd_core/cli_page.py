@@ -6,14 +6,18 @@ and versions, which would make other bytes of the same results.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli_common import say, setting_of
-from pd_core.params import PARAMS, load_params
-from pd_core.settings import compute_with
+from pd_core.cli_common import open_store, say, setting_of
+from pd_core.params import DATA, PARAMS, Params, load_params
+from pd_core.settings import compute_with, load_settings
+
+if TYPE_CHECKING:
+    from pd_core.tracking import StageRun
 
 PAGES = Path("build") / "report"
 
@@ -26,21 +30,49 @@ def page(
         bool,
         typer.Option("--measure", help="Take the time and memory of teacher and student first."),
     ] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Keep the page and its calibration in MLflow as well."),
+    ] = False,
 ) -> None:
     """Put all that is known of the results on one page: HTML, Markdown, JSON."""
     params = load_params(PARAMS)
     jobs = {name: setting_of(name).job for name in params.datasets}
     folder = PAGES / params.profile.name
     compute_with(params.run.threads)
-    from pd_core.page import build, speed
+    from pd_core.page import build, recorded, speed
 
     if measure:
         speed.measure(next(iter(build.run(jobs) or jobs.values())), folder)
-    found = build.gather(
-        jobs,
-        folder,
+    with _run(params, open_store() if record else None) as run:
+        found = build.gather(
+            jobs,
+            folder,
+            profile=params.profile.name,
+            root=Path(params.profile.root),
+            baselines=list(params.tuned_student),
+        )
+        path = build.write(found, folder)
+        for suffix in (".html", ".md", ".json"):
+            run.log_file(path.with_suffix(suffix))
+        run.add(recorded.calibration_errors(found.pages))
+        run.log_texts(lambda: recorded.calibrations(found.pages))
+    say(f"wrote {path}")
+
+
+def _run(params: Params, store: str | None) -> AbstractContextManager[StageRun]:
+    """Surround the building of the page with its run, in a store or nowhere."""
+    from pd_core import tracking
+
+    return tracking.stage_run(
+        store,
         profile=params.profile.name,
-        root=Path(params.profile.root),
-        baselines=list(params.tuned_student),
+        dataset="",
+        stage="page",
+        params={"datasets": list(params.datasets)},
+        deps=[DATA / "evaluate"],
+        outs=[],
+        seed=params.run.seed,
+        protocol=params.prepare.protocol,
+        experiment=load_settings().mlflow_experiment,
     )
-    say(f"wrote {build.write(found, folder)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import typer
@@ -13,7 +12,7 @@ from pd_core.artifacts import read_json, write_json
 from pd_core.atomic import write_folder
 from pd_core.data.catalogue import dataset_names, dataset_spec
 from pd_core.protocols.layout import EVALUATIONS, RESULTS
-from pd_core.protocols.params import FOLDER, load_protocols
+from pd_core.protocols.params import FOLDER, ProtocolsParams, load_protocols
 
 REPORT = Path("reports") / FOLDER
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
@@ -49,7 +48,7 @@ def report() -> None:
         datasets=params.datasets,
         seeds=params.seeds,
         source=params.source.dataset,
-        titles=_titles(params.datasets.values()),
+        titles=_titles(params),
     )
 
 
@@ -61,11 +60,12 @@ def show() -> None:
 
     summary = read_json(REPORT / "summary.json", what="report", remedy="run `make protocols`")
     console = Console()
-    console.print(stage.table(summary, _titles(params.datasets.values())))
+    console.print(stage.table(summary, _titles(params)))
     console.print(f"Report   {REPORT / 'summary.md'}, {REPORT / 'summary.png'}")
 
 
-def _titles(protocols: Iterable[Iterable[str]]) -> dict[str, str]:
+def _titles(params: ProtocolsParams) -> dict[str, str]:
     """Return the catalogue's readable names; your own pictures have none."""
-    listed = {name for names in protocols for name in names}
-    return {name: dataset_spec(name).title for name in listed & set(dataset_names())}
+    listed = {name for names in params.datasets.values() for name in names}
+    known = {params.source.dataset, *listed} & set(dataset_names())
+    return {name: dataset_spec(name).title for name in known}

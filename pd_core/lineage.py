@@ -14,6 +14,7 @@ STAGE_MODULES = {
     "evaluate": "pd_core.estimate",  # which has pd_core.evaluate do what can be measured
     "report": "pd_core.report",
     "ablation_report": "pd_core.ablation_report",
+    "protocol_report": "pd_core.protocols.report",
 }
 """The module that holds each stage's work. The command line around it is not part of a result."""
 

@@ -69,11 +69,11 @@ def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, 
         evaluations: the scores by data set and by who, in percent.
 
     Returns:
-        `profile`, `datasets.<name>.<who>.{base,novel,hm}` (or `.all`) and
-        `average.<who>.{base,novel,hm}`, in percent with two decimals. The baseline has an average
-        if all data sets have it. If there are any, `accuracy_unknown.<name>` has what was estimated
-        without labelled test pictures, and `chosen_on_test` lists the data sets whose student was
-        chosen so.
+        `profile`, `datasets.<name>.<who>.{base,novel,hm}` (or `.all`, which is also called
+        `accuracy`, as that of every other protocol is) and `average.<who>.{base,novel,hm}`, in
+        percent with two decimals. The baseline has an average if all data sets have it. If there
+        are any, `accuracy_unknown.<name>` has what was estimated without labelled test pictures,
+        and `chosen_on_test` lists the data sets whose student was chosen so.
     """
     rows = dict(sorted(evaluations.items()))
     known = {name: scores for name, scores in rows.items() if not _is_estimate(scores)}
@@ -82,10 +82,7 @@ def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, 
     summary: dict[str, Any] = {
         "profile": profile,
         "datasets": {
-            name: {
-                who: _rounded({key: scores[who][key] for key in _keys(scores)})
-                for who in _present(scores)
-            }
+            name: {who: _shown(scores[who], _keys(scores)) for who in _present(scores)}
             for name, scores in known.items()
         },
         "average": {who: _average([row[who] for row in averaged]) for who in everywhere}
@@ -211,6 +208,12 @@ def _cross_validated(row: Evaluation) -> str:
 def _average(scores: Sequence[Scores]) -> dict[str, float]:
     base, novel = (fmean(row[key] for row in scores) for key in ("base", "novel"))
     return _rounded({"base": base, "novel": novel, "hm": harmonic_mean([base, novel])})
+
+
+def _shown(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of a protocol; without two halves there is one, by two names."""
+    numbers = _rounded({key: scores[key] for key in keys})
+    return numbers | ({"accuracy": numbers["all"]} if tuple(keys) == ALL else {})
 
 
 def _rounded(scores: Scores) -> dict[str, float]:

@@ -67,7 +67,7 @@ def test_a_target_has_no_labels_but_those_of_its_test_pictures(
     out = tmp_path / NAME
     prepare.run(NAME, out, **{**OPTIONS, "protocol": protocol})
     content = read_prepared(out)
-    assert content.taught == content.few_shot == content.few_shot_val == ()
+    assert (content.taught, content.few_shot, content.few_shot_val) == ((), (), ())
     assert content.test == read_prepared(prepared).test
     assert read_unlabelled(out) == read_unlabelled(prepared)
 

@@ -252,8 +252,11 @@ def test_a_hash_file_names_the_modules_of_its_stage_alone(
 
 
 def test_the_report_reads_all_that_is_measured() -> None:
-    assert PIPELINE["report"]["deps"][0] == "data/evaluate"
-    assert EVALUATIONS == FOLDER / "data" / "evaluate"
+    evaluations, *code = PIPELINE["report"]["deps"]
+    assert FOLDER / evaluations == EVALUATIONS
+    listed = {text.removeprefix("../${profile.root}/") for text in code}
+    closure = lineage.stage_code("protocol_report")
+    assert listed == {path.relative_to(ROOT).as_posix() for path in closure}
 
 
 def test_the_paper_links_to_the_same_pipeline() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pd_core.artifacts import read_json, understood
-from pd_core.data.prepared import read_prepared, read_split
+from pd_core.data.prepared import Prepared, read_prepared, read_split
 from pd_core.errors import PdError
 from pd_core.layout import Job
 from pd_core.masking import masked
@@ -89,31 +89,30 @@ def gather(job: Job, folder: Path) -> DatasetPage:
         MissingFile: the data set is not prepared.
         BadArtifact: a file is damaged.
     """
-    prepared = read_prepared(job.prepared, data_root=job.data_root)
-    notes: list[str] = []
-    rows = _predictions(job)
-    page = DatasetPage(
-        job.prepared.name,
-        str(read_split(job.prepared)["title"]),
-        prepared.classes,
-        len(prepared.taught),
-        _images(rows, len(prepared.classes)),
-        {stage: _curve(folder, notes) for stage, folder in _trainings(job).items()},
-    )
+    page, prepared, rows = _read(job)
     if not rows:
-        return replace(page, notes=(*notes, "no test image has a label, so nothing is compared"))
-    told = {who: _told(rows, who, len(prepared.classes), job.evaluation) for who in PEOPLE}
+        return page
     try:
         found = answered(job, prepared, rows, folder)
     except PdError as error:
-        notes.append(f"calibration, cost and pictures are left out: {masked(str(error))}")
-        return replace(page, people=told, notes=tuple(notes))
+        note = f"calibration, cost and pictures are left out: {masked(str(error))}"
+        return replace(page, notes=(*page.notes, note))
     return replace(
         page,
-        people=_with_answers(told, found),
+        people=_with_answers(page.people, found),
         gallery=found.gallery,
-        notes=(*notes, *_other(found, len(rows))),
+        notes=(*page.notes, *_other(found, len(rows))),
     )
+
+
+def written(job: Job) -> DatasetPage:
+    """Gather what the stages of an evaluated data set wrote, without asking a model.
+
+    Raises:
+        MissingFile: the data set is not prepared.
+        BadArtifact: a file is damaged.
+    """
+    return _read(job)[0]
 
 
 def shares(page: DatasetPage, who: str) -> NDArray[np.float64]:
@@ -123,6 +122,26 @@ def shares(page: DatasetPage, who: str) -> NDArray[np.float64]:
     for pair in person.confused:
         cells[pair.label, pair.taken_for] = pair.count / page.images[pair.label]
     return cells
+
+
+def _read(job: Job) -> tuple[DatasetPage, Prepared, list[dict[str, Any]]]:
+    """Return what the stages wrote, the data set, and the predictions with labels."""
+    prepared = read_prepared(job.prepared, data_root=job.data_root)
+    notes: list[str] = []
+    rows = _predictions(job)
+    classes = len(prepared.classes)
+    page = DatasetPage(
+        job.prepared.name,
+        str(read_split(job.prepared)["title"]),
+        prepared.classes,
+        len(prepared.taught),
+        _images(rows, classes),
+        {stage: _curve(folder, notes) for stage, folder in _trainings(job).items()},
+        {who: _told(rows, who, classes, job.evaluation) for who in PEOPLE if rows},
+    )
+    if not rows:
+        notes.append("no test image has a label, so nothing is compared")
+    return replace(page, notes=tuple(notes)), prepared, rows
 
 
 def _trainings(job: Job) -> dict[str, Path]:
@@ -140,11 +159,10 @@ def _curve(folder: Path, notes: list[str]) -> Curve:
 
 
 def _predictions(job: Job) -> list[dict[str, Any]]:
+    """Read the predictions; none where no test image has a label."""
     path = job.evaluation / "predictions.json"
-    if not path.is_file():  # as where no test image has a label
-        return []
-    rows: list[dict[str, Any]] = read_json(path)
-    return rows
+    rows: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    return rows if rows and "label" in rows[0] else []
 
 
 def _images(rows: Sequence[Mapping[str, Any]], classes: int) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.data.splits import Protocol
 from pd_core.page.answering import PEOPLE
-from pd_core.page.build import Page
 from pd_core.page.dataset import Curve, DatasetPage, shares
 from pd_core.protocols.results import headline_of, titles_of
 from pd_core.protocols.words import HEADINGS
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+
+    from pd_core.page.build import Page
 
 # Okabe and Ito's vermilion and blue, which colour-blind readers tell apart, a little lighter so
 # that both can be seen on white and on black
@@ -161,6 +162,11 @@ def _short(title: str) -> str:
     """Break a data set's name into two lines, and cut what does not fit."""
     lines = textwrap.wrap(title, _NAME)
     return "\n".join(lines if len(lines) < 3 else (lines[0], f"{lines[1][: _NAME - 1]}…"))
+
+
+def standalone(figure: str) -> str:
+    """Return a figure as a file of its own, black on white wherever it is shown."""
+    return figure.replace("<svg", '<svg style="background: white; color: black"', 1)
 
 
 def _curve(axes: Axes, rows: Curve, key: str, stage: str) -> None:

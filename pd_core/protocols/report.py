@@ -44,7 +44,7 @@ def run(
 
     Args:
         evaluations: holds `<protocol>/<run>/metrics.json`, see `results.read`.
-        folder: where the three files go, `reports/protocols/<profile>`; replaced.
+        folder: where the three files go, `reports/protocols`; replaced.
         profile: `quickstart` or `paper`.
         datasets: by protocol, the data sets to report; a protocol without any is left out.
         seeds: the seeds to report.

@@ -65,6 +65,7 @@ class Recorder:
         self._project = project
         self._sender: _Sender | None = None
         self._described = False
+        self._made: dict[str, str] = {}  # files by name
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_sending, name="tracking", daemon=True)
 
@@ -81,11 +82,12 @@ class Recorder:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
+        name = _name(self._run.tags)
+        if error := self._failure_of(self._make_texts):
+            _log.warning("run '%s' goes without its figures: %s", name, _reason(error))
         if error := self._failure_of(lambda: self._finish(status)):
-            tags = self._run.tags
-            reason = masked(" ".join(str(error).split()))[:300]
             _log.warning(
-                "run '%s' is not recorded in '%s': %s", _name(tags), masked(self._store), reason
+                "run '%s' is not recorded in '%s': %s", name, masked(self._store), _reason(error)
             )
 
     def _begin(self) -> _Sender:
@@ -111,6 +113,10 @@ class Recorder:
         sender.sample()
         sender.send_points()
 
+    def _make_texts(self) -> None:
+        for make in self._run.texts:
+            self._made.update(make())
+
     def _finish(self, status: str) -> None:
         sender = self._begin()
         try:
@@ -118,6 +124,7 @@ class Recorder:
             sender.send_points()
             sender.send_tags()
             sender.send_files()
+            sender.send_texts(self._made)
         finally:
             sender.end(status)
 
@@ -209,6 +216,11 @@ class _Sender:
             else:
                 self._mlflow.log_artifact(self._id, str(path), folder or None)
 
+    def send_texts(self, texts: Mapping[str, str]) -> None:
+        """Send files that are there as texts only, by name."""
+        for name, text in texts.items():
+            self._mlflow.log_text(self._id, text, name)
+
     def end(self, status: str) -> None:
         """End the run, and those above it if it was the last below them."""
         self._mlflow.set_terminated(self._id, status)
@@ -223,6 +235,10 @@ class _Sender:
 
 def _name(tags: Mapping[str, str]) -> str:
     return f"{tags['stage']}@{tags['dataset']}" if tags["dataset"] else tags["stage"]
+
+
+def _reason(error: Exception) -> str:
+    return masked(" ".join(str(error).split()))[:300]
 
 
 def _pause(elapsed: float) -> float:

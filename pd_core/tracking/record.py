@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -67,6 +67,7 @@ class StageRun:
         points: values of metrics, in the order in which they came.
         headline: the single numbers that say how the stage ended.
         files: what is to be kept with the run, and in which of its folders.
+        texts: what makes further files, by their names in the run.
         tags: by name.
     """
 
@@ -74,6 +75,7 @@ class StageRun:
     points: list[Point] = field(default_factory=list)
     headline: dict[str, float] = field(default_factory=dict)
     files: list[tuple[Path, str]] = field(default_factory=list)
+    texts: list[Callable[[], Mapping[str, str]]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     _pace: _Pace = field(default_factory=_Pace)
 
@@ -104,6 +106,13 @@ class StageRun:
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file or folder with the run, in `folder` of its artifacts."""
         self.files.append((path, folder))
+
+    def log_texts(self, make: Callable[[], Mapping[str, str]]) -> None:
+        """Keep files that `make` returns, by name; it is called once the work is done.
+
+        Without a store it is never called; an error in it is a warning, as the store's are.
+        """
+        self.texts.append(make)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Add tags to the run."""
