@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from statistics import harmonic_mean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import pytest
 
+from pd_core.data.splits import Protocol
 from pd_core.page import published
-from pd_core.page.published import AVERAGE, PUBLISHED, beside
+from pd_core.page.published import AVERAGE, PUBLISHED, across, beside
 
 ELEVEN = [name for name in published.paper()["base_to_novel"] if name != AVERAGE]
 OURS = {"base": 80.0, "novel": 70.0, "hm": 74.67}
@@ -26,6 +27,40 @@ def test_the_papers_harmonic_means_are_those_of_its_halves() -> None:
             halves = harmonic_mean([scores["base"], scores["novel"]])
             # it prints means over seeds, so that they differ a little; most for UCF101
             assert scores["hm"] == pytest.approx(halves, abs=0.3), (name, who)
+
+
+@pytest.mark.parametrize("protocol", [Protocol.CROSS_DATASET, Protocol.DOMAIN_GENERALISATION])
+def test_the_papers_averages_are_those_of_its_data_sets(protocol: Protocol) -> None:
+    rows = {**published.paper()[protocol]}
+    averages = rows.pop(AVERAGE)
+    for who, scores in averages.items():
+        mean = fmean(row[who]["accuracy"] for row in rows.values())
+        assert scores["accuracy"] == pytest.approx(mean, abs=0.011), who
+
+
+def test_the_paper_has_ten_targets_and_four_variants_of_its_source() -> None:
+    assert set(published.targets(Protocol.CROSS_DATASET)) == set(ELEVEN) - {"imagenet"}
+    variants = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
+    assert published.targets(Protocol.DOMAIN_GENERALISATION) == variants
+
+
+def test_a_protocol_that_was_not_run_has_no_number_of_ours() -> None:
+    for people in across({}, None, ELEVEN).values():
+        for rows in people.values():
+            assert all(row.ours is None and row.difference is None for row in rows)
+
+
+def test_the_papers_average_across_data_sets_needs_all_of_them() -> None:
+    protocol = Protocol.CROSS_DATASET
+    targets = published.targets(protocol)
+    ours = dict.fromkeys(PUBLISHED, {"accuracy": 70.0, "accuracy_std": 0.5})
+    for run, complete in ((targets, True), (targets[1:], False), ([*targets, "my_own"], False)):
+        measured = {"datasets": dict.fromkeys(run, ours), "average": ours}
+        beside_theirs = across({protocol: measured}, "imagenet", ELEVEN)[protocol]
+        *rows, average = beside_theirs["student"]
+        assert (average.ours is not None) is complete
+        assert rows[1].difference == {"accuracy": -21.59}
+        assert rows[1].spread == {"accuracy": 0.5}
 
 
 def test_what_was_not_run_has_no_number_of_ours() -> None:

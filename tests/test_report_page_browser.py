@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, browser
-from page_project import NAME, ROOT, gathered, make
+from page_project import PROTOCOLS, ROOT, gathered, make, protocols
 from PIL import Image
 
+from pd_core.data.splits import Protocol
 from pd_core.page import answering, build, measures
 from pd_core.page.dataset import DatasetPage, Person
 from pd_core.page.gallery import Gallery
-from pd_core.page.published import AVERAGE, beside, paper
+from pd_core.page.published import AVERAGE, across, beside, paper
 
 SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
 
@@ -68,6 +69,8 @@ def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a page of eleven large data sets, with pictures and the paper's numbers."""
     made = make(tmp_path_factory.mktemp("made"))
     shutil.copy(ROOT / "params.yaml", made)
+    names = [name for name in paper()["base_to_novel"] if name != AVERAGE]
+    protocols(made, datasets=dict.fromkeys(PROTOCOLS, names), source="imagenet", wild=30.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
         page = gathered(made)
@@ -76,9 +79,16 @@ def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = [replace(one, data=photo()) for one in small.gallery.shown]
     pictures = Gallery(1152, 100, 80, 60, tuple(shown[n % len(shown)] for n in range(8)))
     pages = (replace(large(f"set_{n}"), gallery=pictures) for n in range(11))
-    names = [name for name in paper()["base_to_novel"] if name != AVERAGE]
-    run = {"datasets": {"dtd": page.summary["datasets"][NAME]}, "average": {}}
-    whole = replace(page, pages=(small, *pages), beside=beside(run, names))
+    measured = page.seeds.protocols
+    long = f"{'a data set with a long name ' * 3}without_any_place_to_break_it_somewhere"
+    whole = replace(
+        page,
+        pages=(small, *pages),
+        titles={**page.titles, "dtd": long},
+        beside=beside(measured[Protocol.BASE_TO_NOVEL], names),
+        beside_seeds=page.seeds.seeds,
+        across=across(measured, "imagenet", names),
+    )
     return build.write(whole, made / "build")
 
 

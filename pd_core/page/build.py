@@ -9,16 +9,18 @@ from typing import Any
 
 from pd_core.artifacts import write_json, write_text
 from pd_core.data.catalogue import dataset_names, dataset_spec
+from pd_core.data.splits import Protocol
 from pd_core.errors import PdError
 from pd_core.layout import Job
 from pd_core.masking import masked
-from pd_core.page import dataset, speed
+from pd_core.page import dataset, seeds, speed
 from pd_core.page.dataset import DatasetPage
 from pd_core.page.origin import Origin, origin
-from pd_core.page.published import Beside, beside
+from pd_core.page.published import Beside, across, beside
+from pd_core.page.seeds import Seeds
 from pd_core.page.speed import Speed
 from pd_core.report import read_titles
-from pd_core.results import BASELINE, read_evaluations, summarise
+from pd_core.results import BASELINE, Summary, read_evaluations, summarise
 
 NAME = "report"  # of the three files
 ANSWERS = "answers"  # the folder beside them
@@ -32,9 +34,13 @@ class Page:
         profile: `quickstart` or `paper`.
         seed: of the runs.
         datasets: all of the profile, run or not.
-        titles: readable names, where there are any.
+        titles: readable names, also of data sets that are not the profile's.
         summary: what `results.summarise` made of those that were run.
-        beside: by who, our accuracies and the paper's.
+        seeds: what was measured by protocol over several seeds.
+        beside: by who, our accuracies from base to novel classes and the paper's.
+        beside_seeds: of ours there: several, or the one of the runs.
+        across: by protocol and by who, our accuracies on other data sets than the teacher's, and
+            the paper's.
         pages: the data sets that were run.
         speed: by who; nobody if nothing was measured.
         origin: where it all comes from.
@@ -46,7 +52,10 @@ class Page:
     datasets: tuple[str, ...]
     titles: dict[str, str]
     summary: dict[str, Any]
+    seeds: Seeds
     beside: dict[str, tuple[Beside, ...]]
+    beside_seeds: tuple[int, ...]
+    across: dict[Protocol, dict[str, tuple[Beside, ...]]]
     pages: tuple[DatasetPage, ...]
     speed: dict[str, Speed]
     origin: Origin
@@ -84,14 +93,19 @@ def gather(
     evaluations = first.evaluation.parent
     having = [name for name in baselines if (evaluations / BASELINE / f"{name}.json").is_file()]
     summary = summarise(profile, read_evaluations(evaluations, names, having) if names else {})
+    several = seeds.read(root, profile)
+    ours, of = _base_to_novel(summary, several)
     notes: list[str] = []
     return Page(
         profile,
         first.seed,
         tuple(jobs),
-        _titles(list(jobs), first.prepared.parent),
+        _titles(first.prepared.parent),
         summary,
-        beside(summary, list(jobs)),
+        several,
+        beside(ours, list(jobs)),
+        of or (first.seed,),
+        across(several.protocols, several.source, list(jobs)),
         tuple(page for job in evaluated if (page := _page(job, folder / ANSWERS, notes))),
         speed.kept(folder),
         origin(list(jobs), root),
@@ -114,10 +128,18 @@ def write(page: Page, folder: Path) -> Path:
     return path
 
 
-def _titles(datasets: Sequence[str], prepared: Path) -> dict[str, str]:
+def _base_to_novel(summary: Summary, several: Seeds) -> tuple[Summary, tuple[int, ...]]:
+    """Return what several seeds say and these, if they were run wherever the single one was."""
+    measured = several.protocols.get(Protocol.BASE_TO_NOVEL)
+    if measured is None or not set(summary["datasets"]) <= set(measured["datasets"]):
+        return summary, ()
+    return measured, several.seeds
+
+
+def _titles(prepared: Path) -> dict[str, str]:
     """Return readable names: the catalogue's, and of your own pictures what was prepared."""
-    known = set(datasets) & set(dataset_names())
-    return {**{name: dataset_spec(name).title for name in known}, **read_titles(prepared)}
+    known = {name: dataset_spec(name).title for name in dataset_names()}
+    return {**known, **read_titles(prepared)}
 
 
 def _page(job: Job, folder: Path, notes: list[str]) -> DatasetPage | None:

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from html import escape
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pd_core.data.splits import Protocol
 from pd_core.page.answering import PEOPLE
 from pd_core.page.dataset import Curve, DatasetPage, shares
+from pd_core.protocols.results import headline_of, titles_of
+from pd_core.protocols.words import HEADINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+
+    from pd_core.page.build import Page
 
 # Okabe and Ito's vermilion and blue, which colour-blind readers tell apart, a little lighter so
 # that both can be seen on white and on black
@@ -25,8 +32,15 @@ COLOURS = {"teacher": "#e0701f", "student": "#2f8fd0"}
 MARKERS = {"teacher": "s", "student": "o"}
 
 _INK = "#123456"  # replaced by the page's
+_SPREAD = (
+    ("zero_shot_student", _INK, "D", -0.24),
+    ("teacher", COLOURS["teacher"], "s", 0.0),
+    ("student", COLOURS["student"], "o", 0.24),
+)  # colour, mark, rows downwards
+_NAME = 19  # letters in a line of a data set's name; two lines
 _WIDTH = 4.4  # inches
 _SMALLEST, _LARGEST = 4, 60  # areas of a bin's mark, square points
+_AXES = {"hm": "harmonic mean", "accuracy": "accuracy"}
 _PERCENTS = {"teacher": "accuracy", "student": "agreement"}
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters
@@ -111,6 +125,43 @@ def matrices(page: DatasetPage) -> str:
         figure.subplots_adjust(left=0.1, right=0.98, top=0.97, bottom=0.27, wspace=0.22)
 
     return _svg(draw, height=3.0, key=f"confusion-{page.name}", label=f"Confusion, {page.title}")
+
+
+def seeds(page: Page, protocol: Protocol) -> str:
+    """Draw the headline number of each seed as a dot around their mean, a row a data set."""
+    key, runs = headline_of(protocol), page.seeds.protocols[protocol]["runs"]
+    people = titles_of(protocol)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for who, colour, mark, lift in _SPREAD:
+            rows = [[run[who][key] for run in each.values()] for each in runs.values()]
+            dots = [(value, row + lift) for row, values in enumerate(rows) for value in values]
+            means = [(fmean(values), row + lift) for row, values in enumerate(rows)]
+            look: dict[str, Any] = {"color": colour, "linestyle": "none"}
+            axes.plot(*zip(*means, strict=True), marker="|", markersize=9, **look)
+            axes.plot(
+                *zip(*dots, strict=True), marker=mark, markersize=3.5, alpha=0.7, mew=0, **look,
+                label=people[who],
+            )  # fmt: skip
+        axes.set_yticks(range(len(runs)), [_short(page.titles.get(name, name)) for name in runs])
+        axes.set_ylim(len(runs) - 0.5, -0.5)
+        axes.set_yticks([row + 0.5 for row in range(len(runs) - 1)], minor=True)
+        axes.grid(axis="y", which="minor", color=_INK, alpha=0.15)
+        axes.tick_params(axis="y", which="both", length=0)
+        axes.set_xlabel(f"{_AXES[key]}, %")
+        figure.legend(loc="upper center", ncols=3, handletextpad=0, columnspacing=0.8)
+        figure.subplots_adjust(left=0.31, right=0.97, top=1 - 0.3 / height, bottom=0.45 / height)
+
+    height = 0.75 + 0.36 * len(runs)
+    label = f"Single seeds, {HEADINGS[protocol]}"
+    return _svg(draw, height=height, key=f"seeds-{protocol}", label=label)
+
+
+def _short(title: str) -> str:
+    """Break a data set's name into two lines, and cut what does not fit."""
+    lines = textwrap.wrap(title, _NAME)
+    return "\n".join(lines if len(lines) < 3 else (lines[0], f"{lines[1][: _NAME - 1]}…"))
 
 
 def standalone(figure: str) -> str:

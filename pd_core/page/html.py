@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from pd_core.data.splits import Protocol
 from pd_core.page import figures, tables, words
 from pd_core.page.answering import PEOPLE
 from pd_core.page.build import Page
@@ -14,8 +15,13 @@ from pd_core.page.dataset import DatasetPage
 from pd_core.page.gallery import Shown
 from pd_core.page.published import PUBLISHED
 from pd_core.page.tables import Table
+from pd_core.protocols.results import keys_of
+from pd_core.protocols.words import HEADINGS, heading
 
 _TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+
+
+_SEEDS = "protocols-and-seeds"  # a data set may be called "seeds"
 
 
 def text(page: Page) -> str:
@@ -25,14 +31,15 @@ def text(page: Page) -> str:
         title=escape(title),
         facts="".join(f"<li>{escape(fact)}</li>" for fact in words.facts(page)),
         links="".join(_link(anchor, name) for anchor, name in _anchors(page)),
-        sections="\n".join([_summary(page), _paper(page), _cost(page), *map(_dataset, page.pages),
-                            _origin(page)]),
+        sections="\n".join([_summary(page), _seeds(page), _paper(page), _cost(page),
+                            *map(_dataset, page.pages), _origin(page)]),
     )  # fmt: skip
 
 
 def _anchors(page: Page) -> list[tuple[str, str]]:
     return [
         ("summary", "Summary"),
+        (_SEEDS, "Protocols and seeds"),
         ("paper", "Beside the paper"),
         ("cost", "Cost"),
         *((one.name, one.title) for one in page.pages),
@@ -48,11 +55,46 @@ def _summary(page: Page) -> str:
     )  # fmt: skip
 
 
+def _seeds(page: Page) -> str:
+    return _section(
+        _SEEDS, "Protocols and seeds", *_sentences(words.seeds(page)),
+        *(_protocol(page, name) for name in page.seeds.protocols),
+    )  # fmt: skip
+
+
+def _protocol(page: Page, name: Protocol) -> str:
+    headline, *others = (_table(tables.seeds(page, name, key)) for key in reversed(keys_of(name)))
+    picture = figures.seeds(page, name) + "".join(_sentences([words.DOTS]))
+    lines = _list(words.protocol(page, name))
+    return (
+        f"<h3 class='part'>{escape(heading(page.seeds.summary, name, page.titles))}</h3>"
+        f"{_panels(_panel('Single seeds', picture), _panel('Differences and outliers', lines))}"
+        f"{headline}"
+        f"{_folded('Base and novel classes apart', ''.join(others)) if others else ''}"
+    )
+
+
 def _paper(page: Page) -> str:
-    shown = [_table(tables.paper(page, who)) for who in PUBLISHED if page.beside]
-    first, rest = "".join(shown[:1]), "".join(shown[1:])
-    more = _folded("Teacher and zero-shot student", rest) if rest else ""
-    return _section("paper", "Beside the paper", *_sentences([words.paper(page)]), first, more)
+    return _section(
+        "paper", "Beside the paper", *_sentences([words.paper(page)]),
+        *(_published([tables.paper(page, who) for who in PUBLISHED]) if page.beside else ()),
+        *(part for name in page.across for part in _across(page, name)),
+    )  # fmt: skip
+
+
+def _across(page: Page, name: Protocol) -> list[str]:
+    shown = [tables.across(page, name, who) for who in PUBLISHED]
+    return [
+        f"<h3>{escape(HEADINGS[name])}</h3>",
+        *_sentences([words.across(page)]),
+        *_published(shown),
+    ]
+
+
+def _published(shown: list[Table]) -> tuple[str, str]:
+    """Show the student's table, and fold the others."""
+    first, *rest = (_table(table) for table in shown)
+    return first, _folded("Others' accuracies", "".join(rest))
 
 
 def _cost(page: Page) -> str:
@@ -188,6 +230,10 @@ def _folded(title: str, content: str) -> str:
 
 def _sentences(texts: Iterable[str], kind: str = "quiet") -> list[str]:
     return [f"<p class='{kind}'>{escape(one)}</p>" for one in texts if one]
+
+
+def _list(texts: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in texts)}</ul>"
 
 
 def _link(anchor: str, name: str) -> str:

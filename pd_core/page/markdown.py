@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pd_core.data.splits import Protocol
 from pd_core.page import tables, words
 from pd_core.page.answering import PEOPLE
 from pd_core.page.build import Page
 from pd_core.page.dataset import DatasetPage
 from pd_core.page.published import PUBLISHED
 from pd_core.page.tables import Table
+from pd_core.protocols.results import keys_of
+from pd_core.protocols.words import HEADINGS, heading
 
 
 def text(page: Page) -> str:
@@ -20,9 +23,13 @@ def text(page: Page) -> str:
         "## Summary",
         *(_table(tables.summary(page, key)) for key in ("hm", "base", "novel")),
         *words.summary(page),
+        "## Protocols and seeds",
+        *words.seeds(page),
+        *(part for name in page.seeds.protocols for part in _protocol(page, name)),
         "## Beside the paper",
         words.paper(page),
         *(_table(tables.paper(page, who)) for who in PUBLISHED if page.beside),
+        *(part for name in page.across for part in _across(page, name)),
         "## Cost",
         f"{words.COST} {words.measured(page)}",
         _table(tables.cost(page)),
@@ -33,6 +40,19 @@ def text(page: Page) -> str:
         f"```yaml\n{page.origin.params.strip()}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _protocol(page: Page, name: Protocol) -> list[str]:
+    return [
+        f"### {heading(page.seeds.summary, name, page.titles)}",
+        *(_table(tables.seeds(page, name, key)) for key in reversed(keys_of(name))),
+        "\n".join(f"- {line}" for line in words.protocol(page, name)),
+    ]
+
+
+def _across(page: Page, name: Protocol) -> list[str]:
+    rest = (_table(tables.across(page, name, who)) for who in PUBLISHED)
+    return [f"### {HEADINGS[name]}", words.across(page), *rest]
 
 
 def _dataset(page: DatasetPage) -> list[str]:

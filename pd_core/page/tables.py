@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pd_core.data.splits import Protocol
 from pd_core.page.answering import PEOPLE
 from pd_core.page.build import Page
 from pd_core.page.cost import Cost
 from pd_core.page.dataset import DatasetPage
 from pd_core.page.published import AVERAGE, Beside, cost_in_paper
 from pd_core.page.speed import Speed
-from pd_core.results import KEYS, TITLES, Evaluation, columns, headline, rows_of
+from pd_core.protocols.results import titles_of
+from pd_core.results import TITLES, WHO, Evaluation, Scores, columns, headline, rows_of
 
 NOT_RUN = "not run"
 WORDS = frozenset({"taken for", "half", "whose", "MD5", "on this machine", "version"})
@@ -27,7 +29,10 @@ _COSTS = (
     "memory, MiB",
 )  # fmt: skip
 
-NAMES = {"base": "base classes", "novel": "novel classes", "hm": "harmonic mean"}
+NAMES = {
+    "base": "base classes", "novel": "novel classes", "hm": "harmonic mean",
+    "accuracy": "accuracy",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,40 @@ def summary(page: Page, key: str) -> Table:
     return Table(f"{NAMES[key]}, %", heads, tuple(rows), strong=bool(average))
 
 
+def seeds(page: Page, protocol: Protocol, key: str) -> Table:
+    """Return everybody's mean over seeds on each data set of a protocol, with its spread."""
+    measured = page.seeds.protocols[protocol]
+    rows = [
+        (page.titles.get(name, name), *(spread(row[who], key) for who in WHO))
+        for name, row in measured["datasets"].items()
+    ]
+    average = tuple(spread(measured[AVERAGE][who], key) for who in WHO)
+    heads = ("data set", *(titles_of(protocol)[who] for who in WHO))
+    rows.append((f"average of all {len(rows)}", *average))
+    return Table(f"{NAMES[key]}, %", heads, tuple(rows), strong=True)
+
+
 def paper(page: Page, who: str) -> Table:
     """Return our accuracies, the paper's, and their difference; empty if none are of the paper."""
     rows: list[tuple[str, ...]] = []
     theirs: set[int] = set()
+    count = len(page.beside_seeds)
+    ours = f"{count} seeds here" if count > 1 else "this run"
     for one in page.beside.get(who, ()):
-        title = page.titles.get(one.dataset, one.dataset)
         theirs.add(len(rows) + 1)
-        rows += _three(one, "average of the paper's" if one.dataset == AVERAGE else title)
+        rows += _three(one, _title(page, one), ours)
     heads = ("data set", "whose", "base", "novel", "harmonic mean")
     return Table(f"{TITLES[who]}, %", heads, tuple(rows), frozenset(theirs))
+
+
+def across(page: Page, protocol: Protocol, who: str) -> Table:
+    """Return our accuracies in a protocol other than base to novel, the paper's and the gap."""
+    rows = tuple(
+        (_title(page, one), *(cells[0] for cells in _cells(one)))
+        for one in page.across[protocol].get(who, ())
+    )
+    heads = ("data set", "here", "paper", "difference")
+    return Table(f"{titles_of(protocol)[who]}, %", heads, rows, theirs_under="paper")
 
 
 def accuracies(page: DatasetPage) -> Table:
@@ -178,14 +207,36 @@ def _averaged(page: Page) -> str:
     return f"{count} of {len(page.datasets)}" if count < len(page.datasets) else f"all {count}"
 
 
-def _three(one: Beside, title: str) -> list[tuple[str, ...]]:
-    ours = [NOT_RUN] * 3 if one.ours is None else [f"{one.ours[key]:.2f}" for key in KEYS]
-    gap = [_NONE] * 3 if one.difference is None else [f"{one.difference[k]:+.2f}" for k in KEYS]
-    return [
-        (title, "this run", *ours),
-        ("", "paper", *(f"{one.paper[key]:.2f}" for key in KEYS)),
-        ("", "difference", *gap),
-    ]
+def _three(one: Beside, title: str, whose: str) -> list[tuple[str, ...]]:
+    ours, theirs, gap = _cells(one)
+    return [(title, whose, *ours), ("", "paper", *theirs), ("", "difference", *gap)]
+
+
+def _cells(one: Beside) -> tuple[list[str], list[str], list[str]]:
+    """Write what is ours, the paper's, and the difference."""
+    names, deviations = list(one.paper), one.spread or {}
+    ours = [NOT_RUN] * len(names)
+    if one.ours is not None:
+        ours = [f"{one.ours[name]:.2f}{_deviation(deviations.get(name))}" for name in names]
+    gap = [_NONE] * len(names)
+    if one.difference is not None:
+        gap = [f"{one.difference[name]:+.2f}" for name in names]
+    return ours, [f"{one.paper[name]:.2f}" for name in names], gap
+
+
+def _title(page: Page, one: Beside) -> str:
+    if one.dataset == AVERAGE:
+        return "average of the paper's"
+    return page.titles.get(one.dataset, one.dataset)
+
+
+def spread(scores: Scores, key: str) -> str:
+    """Write a number, and its standard deviation if there were several seeds."""
+    return f"{scores[key]:.2f}{_deviation(scores.get(f'{key}_std'))}"
+
+
+def _deviation(value: float | None) -> str:
+    return "" if value is None else f" ±\N{NO-BREAK SPACE}{value:.2f}"
 
 
 def _of(count: int, page: DatasetPage, label: int) -> str:

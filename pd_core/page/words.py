@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pd_core.data.splits import Protocol
 from pd_core.page.build import Page
 from pd_core.page.dataset import DatasetPage
+from pd_core.page.published import paper as paper_numbers
+from pd_core.protocols.report import findings
 from pd_core.results import cautions, estimates
 
 COST = (
@@ -11,6 +16,7 @@ COST = (
     "multiplication and an addition are two operations."
 )
 HOW_TO_MEASURE = "Times and memory: `promptkd page --measure`."
+DOTS = "A dot is a seed, a stroke the mean of all."
 CALIBRATION = (
     "On the diagonal an answer is right as often as its confidence says; below it the model is too "
     "sure. ECE: expected calibration error, 15 bins."
@@ -39,14 +45,44 @@ def summary(page: Page) -> list[str]:
     ]
 
 
+def seeds(page: Page) -> list[str]:
+    """Say how the numbers of several seeds are to be read."""
+    run = page.seeds.seeds
+    if not run:
+        return [page.seeds.note]
+    several = len(run) > 1
+    spread = "Shown are mean ± sample standard deviation over them. " if several else ""
+    return [
+        f"{_of_seeds(run)}. {spread}Averages are over the data sets within each seed.",
+        "p is the chance of differences at least as clear as these if neither method were better "
+        "(Wilcoxon's signed-rank test over data sets, each with the mean of its seeds); below 0.05 "
+        "chance is no good explanation. It cannot be smaller than 2 / 2^n with n data sets.",
+    ]
+
+
+def protocol(page: Page, one: Protocol) -> list[str]:
+    """Say which methods differ, and which runs lie far off."""
+    lines = findings(one, page.seeds.protocols[one], page.titles)
+    return [f"{line[0].upper()}{line[1:]}." for line in lines]
+
+
 def paper(page: Page) -> str:
     """Say what stands beside the paper's numbers."""
     if not page.beside:
         return "None of this profile's data sets is one of the paper's: nothing to compare."
     return (
-        "The paper's rows are the mean of three seeds, as published (CVPR 2024, arXiv 2403.02781); "
-        f"this run's are of seed {page.seed} alone. Its zero-shot student is CLIP."
+        "The paper's numbers are the mean of three seeds, as published (CVPR 2024, arXiv "
+        f"2403.02781). From base to novel classes, ours are {_ours(page.beside_seeds)}. The "
+        "paper's zero-shot student is CLIP."
     )
+
+
+def across(page: Page) -> str:
+    """Say whose accuracy stands beside the paper's on other data sets than the teacher's."""
+    source = paper_numbers()["source_dataset"]
+    ours = f" Ours are {_ours(page.seeds.seeds)}." if page.seeds.source == source else ""
+    title = page.titles.get(source, source)
+    return f"Accuracy over all classes; the teacher was tuned on {title} alone.{ours}"
 
 
 def dataset(page: DatasetPage) -> str:
@@ -81,3 +117,14 @@ def measured(page: Page) -> str:
         f"Measured on {one.device}{threads}, {one.batch} pictures at a time; memory is the peak "
         f"{what}."
     )
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, seeds))
+    return f"{len(seeds)} seeds: {numbers}" if len(seeds) > 1 else f"One seed: {numbers}"
+
+
+def _ours(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"of seed {seeds[0]} alone"
+    return f"the mean ± standard deviation of seeds {', '.join(map(str, seeds))}"

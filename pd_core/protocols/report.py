@@ -81,10 +81,14 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
             _line([name, *(_all_numbers(protocol, row[who], who) for who in WHO)])
             for name, row in _rows(found, titles)
         ]
-        told = _differences(protocol, found, digits=2, over=_over(found))
-        told += _outliers(protocol, found, titles)
-        lines += ["", *(f"- {sentence}." for sentence in told)]
+        lines += ["", *(f"- {sentence}." for sentence in findings(protocol, found, titles))]
     return "\n".join(lines) + "\n"
+
+
+def findings(protocol: Protocol, found: Summary, titles: Titles | None = None) -> list[str]:
+    """Tell a protocol's differences and outliers, one line each."""
+    told = _differences(protocol, found, digits=2, over=_over(found))
+    return told + _outliers(protocol, found, titles)
 
 
 def table(summary: Summary, titles: Titles | None = None) -> Table:
