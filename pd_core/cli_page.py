@@ -14,6 +14,7 @@ import typer
 
 from pd_core.cli_common import open_store, say, setting_of
 from pd_core.params import DATA, PARAMS, Params, load_params
+from pd_core.protocols.layout import REPORT
 from pd_core.settings import compute_with, load_settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def page(
             folder,
             profile=params.profile.name,
             root=Path(params.profile.root),
+            protocols=REPORT,
             baselines=list(params.tuned_student),
         )
         path = build.write(found, folder)

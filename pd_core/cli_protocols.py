@@ -11,10 +11,9 @@ from pd_core import lineage, provenance
 from pd_core.artifacts import read_json, write_json
 from pd_core.atomic import write_folder
 from pd_core.data.catalogue import dataset_names, dataset_spec
-from pd_core.protocols.layout import EVALUATIONS, RESULTS
+from pd_core.protocols.layout import EVALUATIONS, REPORT, RESULTS
 from pd_core.protocols.params import FOLDER, ProtocolsParams, load_protocols
 
-REPORT = Path("reports") / FOLDER
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
 
 app = typer.Typer(

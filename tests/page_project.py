@@ -16,6 +16,7 @@ from pd_core.layout import Job
 from pd_core.page import build
 from pd_core.page.build import Page
 from pd_core.params import load_params
+from pd_core.protocols.layout import REPORT
 from pd_core.protocols.results import keys_of, summarise
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +69,9 @@ def gathered(folder: Path) -> Page:
     """Gather the page of two data sets, of which one was run."""
     jobs = {name: job(folder, name) for name in (NAME, "embedded_greek")}
     with tiny.torch_restored():
-        return build.gather(jobs, folder / "build", profile="quickstart", root=folder)
+        return build.gather(
+            jobs, folder / "build", profile="quickstart", root=folder, protocols=folder / REPORT
+        )
 
 
 def protocols(
@@ -101,7 +104,7 @@ def protocols(
         run = next(iter(runs.values()))[str(seeds[-1])]
         run["student"][keys_of(protocol)[-1]] -= wild
     summary = summarise(profile, measured, source)
-    path = folder / "reports" / "protocols" / profile / "summary.json"
+    path = folder / REPORT / "summary.json"
     write_json(path, summary)
     return summary
 

@@ -15,6 +15,7 @@ from pd_core.data.splits import Protocol
 from pd_core.page import build, figures, html, markdown, words
 from pd_core.page.build import Page
 from pd_core.page.published import paper
+from pd_core.protocols.layout import REPORT
 
 TARGETS = [name for name in paper()["cross_dataset"] if name != "average"]
 OURS = {
@@ -35,7 +36,9 @@ def gather(*names: str) -> Page:
     """Gather the page of a profile of these data sets."""
     here = Path.cwd()
     jobs = {name: job(here, NAME) for name in names or (NAME, "embedded_greek", "embedded_latin")}
-    return build.gather(jobs, here / "build", profile="quickstart", root=here)
+    return build.gather(
+        jobs, here / "build", profile="quickstart", root=here, protocols=here / REPORT
+    )
 
 
 def cells(text: str, start: str) -> list[str]:

@@ -29,6 +29,8 @@ from pd_core.predictor import STUDENT_FILE
 
 TEACHER_FILE = "teacher.safetensors"
 PEOPLE = ("teacher", "student")
+AT_A_TIME = 2
+"""Data sets whose models answer together; they share the cores."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def answers(job: Job, prepared: Prepared) -> Answers:
         PdError: pictures or what the stages wrote are not there.
     """
     computing = job.params.run
-    set_threads(os.cpu_count() or 1)  # the page is no result: its last bits do not matter
+    # The page is no result: its last bits do not matter.
+    set_threads(max(1, (os.cpu_count() or 1) // AT_A_TIME))
     loaded = {who: load(job, who) for who in PEOPLE}
     judged = judge(
         {who: one.classifier for who, one in loaded.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pd_core.errors import PdError
 from pd_core.layout import Job
 from pd_core.masking import masked
 from pd_core.page import dataset, seeds, speed
+from pd_core.page.answering import AT_A_TIME
 from pd_core.page.dataset import DatasetPage
 from pd_core.page.origin import Origin, origin
 from pd_core.page.published import Beside, across, beside
@@ -73,6 +75,7 @@ def gather(
     *,
     profile: str,
     root: Path,
+    protocols: Path,
     baselines: Sequence[str] = (),
 ) -> Page:
     """Gather the page of a profile; what was not run is no error.
@@ -82,6 +85,7 @@ def gather(
         folder: where the page goes, and what was measured and answered before is.
         profile: its name.
         root: of the repository.
+        protocols: folder of the report of all protocols and seeds, if there is one.
         baselines: data sets that may have the baseline `tuned_student`.
 
     Raises:
@@ -93,9 +97,9 @@ def gather(
     evaluations = first.evaluation.parent
     having = [name for name in baselines if (evaluations / BASELINE / f"{name}.json").is_file()]
     summary = summarise(profile, read_evaluations(evaluations, names, having) if names else {})
-    several = seeds.read(root, profile)
+    several = seeds.read(protocols)
     ours, of = _base_to_novel(summary, several)
-    notes: list[str] = []
+    pages, notes = _pages(evaluated, folder / ANSWERS)
     return Page(
         profile,
         first.seed,
@@ -106,10 +110,10 @@ def gather(
         beside(ours, list(jobs)),
         of or (first.seed,),
         across(several.protocols, several.source, list(jobs)),
-        tuple(page for job in evaluated if (page := _page(job, folder / ANSWERS, notes))),
+        pages,
         speed.kept(folder),
         origin(list(jobs), root),
-        tuple(notes),
+        notes,
     )
 
 
@@ -142,10 +146,22 @@ def _titles(prepared: Path) -> dict[str, str]:
     return {**known, **read_titles(prepared)}
 
 
-def _page(job: Job, folder: Path, notes: list[str]) -> DatasetPage | None:
+def _pages(
+    evaluated: Sequence[Job], folder: Path
+) -> tuple[tuple[DatasetPage, ...], tuple[str, ...]]:
+    """Gather the data sets, and say of which there is nothing to show.
+
+    Several at a time: small models do not keep the cores busy one by one.
+    """
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        found = list(pool.map(lambda job: _page(job, folder), evaluated))
+    pages = tuple(one for one in found if isinstance(one, DatasetPage))
+    return pages, tuple(one for one in found if isinstance(one, str))
+
+
+def _page(job: Job, folder: Path) -> DatasetPage | str:
     """Gather a data set; one whose preparation is not here has its row in the summary alone."""
     try:
         return dataset.gather(job, folder)
     except PdError as error:
-        notes.append(f"{job.evaluation.name} has no section: {masked(str(error))}")
-        return None
+        return f"{job.evaluation.name} has no section: {masked(str(error))}"

@@ -87,17 +87,16 @@ class Seeds:
         return protocols_of(self.summary) if self.summary else {}
 
 
-def read(root: Path, profile: str) -> Seeds:
+def read(folder: Path) -> Seeds:
     """Read the summary of a profile's protocols.
 
     Args:
-        root: of the repository.
-        profile: its name.
+        folder: where their report is.
 
     Returns:
         What was measured; or, if nothing was or the file is damaged, a note that says so.
     """
-    path = root / "reports" / "protocols" / profile / "summary.json"
+    path = folder / "summary.json"
     if not path.is_file():
         return Seeds(note=NOT_RUN)
     try:

@@ -14,6 +14,8 @@ RESULTS = FOLDER / DATA
 EVALUATIONS = RESULTS / "evaluate"
 """In one folder for all protocols, which the report depends on."""
 SOURCE = "source"
+REPORT = Path("reports") / FOLDER
+"""What came of it, seen from the profile's folder."""
 
 
 def job(
