@@ -172,7 +172,7 @@ def test_what_is_no_summary_is_noted(content: str) -> None:
 
 
 def _path() -> Path:
-    return Path("reports", "protocols", "quickstart", "summary.json")
+    return REPORT / "summary.json"
 
 
 def _noted(page: Page) -> None:
