@@ -186,12 +186,13 @@ def _print_table(rows: list[dict[str, Any]], data_root: Path) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")  # fits 80 columns
-    for column in ("name", "classes", "images", "where", "state"):
+    state = "state,\nfingerprint"
+    for column in ("name", "classes", "images", "where", state):
         numbers = column in ("classes", "images")
-        table.add_column(column, justify="right" if numbers else "left", no_wrap=column != "state")
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=column != state)
     for row in rows:
         images = f"{row['images']:,}" if row["images"] else ""
-        level = f"\nfingerprint: {row['fingerprint']}" if row["fingerprint"] else ""
+        level = f"\n{row['fingerprint']}" if row["fingerprint"] else ""
         table.add_row(
             row["name"],
             str(row["classes"] or ""),

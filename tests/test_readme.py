@@ -1,5 +1,6 @@
 """The README names only what there is."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from readme import README, blocks, commands
 from typer.main import get_command
 
 from pd_core.cli import app
+from pd_core.data.splits import Protocol
+from pd_core.protocols.params import FOLDER, load_protocols
+from pd_core.results import KEYS, TITLES, WHO
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = (ROOT / "pd_core" / "models" / "weights" / "README.md").read_text()
@@ -19,7 +23,19 @@ def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"dvc repro ([a-z_]+@[a-z_]+)", README))))
+STAGES = sorted(set(re.findall(r"dvc repro ([a-z_]+@[a-z_]+(?:-\d)?)", README)))
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name[-1].isdigit()])
+def test_every_stage_of_a_protocol_exists(name: str) -> None:
+    stage, dataset, seed = re.split("[@-]", name)
+    params, _ = load_protocols(ROOT / FOLDER)
+    assert stage in yaml.safe_load((ROOT / FOLDER / "dvc.yaml").read_text())["stages"]
+    assert dataset in params.of(Protocol(stage))
+    assert int(seed) in params.seeds
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if not name[-1].isdigit()])
 def test_every_stage_exists(name: str) -> None:
     stage, dataset = name.split("@")
     assert stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -35,7 +51,35 @@ def test_every_parameter_exists(key: str) -> None:
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))
 def test_every_link_leads_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+    path, _, part = link.partition("#")
+    assert (ROOT / path).exists()
+    heads = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    assert not part or part in {head.lower().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_the_table_of_one_seed_is_the_reports(who: str) -> None:
+    average = json.loads((ROOT / "reports/quickstart/summary.json").read_text())["average"]
+    assert f"| {' | '.join(f'{average[who][key]:.1f}' for key in KEYS)} |" in table(0)[TITLES[who]]
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_the_table_of_the_protocols_is_the_reports_with_its_spread(who: str) -> None:
+    protocols = json.loads((ROOT / "reports/protocols/summary.json").read_text())["protocols"]
+    cells = []
+    for protocol in Protocol:
+        key = "hm" if protocol is Protocol.BASE_TO_NOVEL else "accuracy"
+        scores = protocols[protocol]["average"][who]
+        assert scores[f"{key}_n"] == 3
+        spread = f" ± {scores[f'{key}_std']:.1f}" if scores[f"{key}_std"] else ""
+        cells.append(f"{scores[key]:.1f}{spread}")
+    assert f"| {' | '.join(cells)} |" in table(1)[TITLES[who]]
+
+
+def table(number: int) -> dict[str, str]:
+    """Return the rows of one of the README's first tables by their heads, without bold type."""
+    text = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)[number].replace("**", "")
+    return {row.split("|")[1].strip(): row for row in text.splitlines()}
 
 
 RECIPE = re.findall(r"^    (promptkd .+)$", WEIGHTS, re.MULTILINE)
