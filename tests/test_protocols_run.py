@@ -87,7 +87,7 @@ def test_nothing_runs_twice_and_a_further_seed_leaves_the_others_alone(project: 
     folder = project / FOLDER
     assert "Running stage" not in dvc(folder, "repro")
     text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("- 2\n", "- 2\n- 3\n"))
+    (folder / "params.yaml").write_text(text.replace("seeds: [1, 2]", "seeds: [1, 2, 3]"))
     listed = dvc(folder, "status")
     (folder / "params.yaml").write_text(text)
     changed = {line.rstrip(":") for line in listed.splitlines() if line and line[0].isalpha()}
