@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from pd_core.data import fingerprint
 from pd_core.data.splits import Protocol
 from pd_core.errors import BadParams
 from pd_core.layout import Job, output
-from pd_core.params import DATA, PARAMS, load_params
+from pd_core.params import DATA, PARAMS, Params, load_params
 from pd_core.protocols import layout as protocols_layout
 from pd_core.protocols.params import FOLDER, load_protocols
 from pd_core.settings import Settings, load_settings
@@ -61,7 +62,21 @@ def setting_of(
         if source is not None:
             raise BadParams(f"--source {source}: {FOLDER / PARAMS} names the source; leave it out")
         return _setting_of_protocol(protocol, name, seed)
-    params = load_params(PARAMS)
+    return _setting_in(load_params(PARAMS), name, seed, source)
+
+
+def settings_of(params: Params, names: Iterable[str]) -> dict[str, Setting]:
+    """Put together what the stages of several data sets need, by their names.
+
+    Raises:
+        UnknownName: there is no such data set.
+    """
+    return {name: _setting_in(params, name) for name in names}
+
+
+def _setting_in(
+    params: Params, name: str, seed: int | None = None, source: str | None = None
+) -> Setting:
     mine = params.for_dataset(name)
     if source is not None:
         params.for_dataset(source)  # refuses an unknown one

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli_common import open_store, say, setting_of
+from pd_core.cli_common import open_store, say, settings_of
 from pd_core.params import DATA, PARAMS, Params, load_params
 from pd_core.protocols.layout import REPORT
 from pd_core.settings import compute_with, load_settings
@@ -38,7 +38,7 @@ def page(
 ) -> None:
     """Put all that is known of the results on one page: HTML, Markdown, JSON."""
     params = load_params(PARAMS)
-    jobs = {name: setting_of(name).job for name in params.datasets}
+    jobs = {name: one.job for name, one in settings_of(params, params.datasets).items()}
     folder = PAGES / params.profile.name
     compute_with(params.run.threads)
     from pd_core.page import build, recorded, speed

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pd_core.cli_common import note, open_store, print_json, register, say, setting_of
+from pd_core.cli_common import note, open_store, print_json, register, say, settings_of
 from pd_core.errors import BadParams, PdError, missing
 from pd_core.params import DATA, PARAMS, load_params
 from pd_core.settings import compute_with, load_settings
@@ -42,9 +42,9 @@ def register_(
     dry_run: DryRun = False,
 ) -> None:
     """Register the students that DVC holds, each once; fills an empty store."""
-    names = [name] if name else list(load_params(PARAMS).datasets)
-    settings = [setting_of(one) for one in names]
-    there = [one for one in settings if (one.job.evaluation / "metrics.json").is_file()]
+    params = load_params(PARAMS)
+    settings = settings_of(params, [name] if name else params.datasets)
+    there = [one for one in settings.values() if (one.job.evaluation / "metrics.json").is_file()]
     if not there:
         raise missing("evaluation", DATA / "evaluate", "run `dvc repro`, or `dvc pull`")
     for setting in there:

@@ -21,7 +21,7 @@ from pd_core.data.remote_files import Address, Origin, RemoteFile, Source
 from pd_core.data.sources import source_names, source_of
 from pd_core.errors import MissingFile, UnknownName
 
-PHOTOS = [name for name in dataset_names() if name not in embedded.DOMAINS]
+PHOTOS = [name for name in dataset_names() if not name.startswith(embedded.PREFIX)]
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
 ADDRESSES = [
     address

@@ -142,8 +142,9 @@ def _base_to_novel(summary: Summary, several: Seeds) -> tuple[Summary, tuple[int
 
 def _titles(prepared: Path) -> dict[str, str]:
     """Return readable names: the catalogue's, and of your own pictures what was prepared."""
-    known = {name: dataset_spec(name).title for name in dataset_names()}
-    return {**known, **read_titles(prepared)}
+    titles = read_titles(prepared)
+    others = set(dataset_names()) - set(titles)
+    return titles | {name: dataset_spec(name).title for name in others}
 
 
 def _pages(
