@@ -63,6 +63,18 @@ def predictions(project: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def test_a_data_set_that_is_not_prepared_here_has_its_row_and_a_note_in_place_of_a_section(
+    project: Path, gather: Gather
+) -> None:
+    shutil.rmtree(project / "data" / "prepare" / NAME)
+    page = gather()
+    assert page.pages == ()
+    assert NAME in page.summary["datasets"]
+    (note,) = page.notes
+    assert note.startswith(f"{NAME} has no section: ")
+    assert f"{NAME} has no section" in markdown.text(page)
+
+
 def test_accuracy_and_confusion_are_those_of_the_predictions(project: Path, gather: Gather) -> None:
     (page,) = gather().pages
     rows = predictions(project)
