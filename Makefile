@@ -33,19 +33,16 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install quickstart ablations protocols test test-slow bench load faults mutation check format clean audit audit-tools licences sbom
+.PHONY: help install repository quickstart ablations protocols test test-slow bench load faults mutation check format clean audit audit-tools licences sbom
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Three data sets at a time, so that two cores stay busy to the end. (Through a pipe the stages print
-# lines, not bars, which would overwrite each other.) What is left over is the report.
+# Three data sets at a time, so that two cores stay busy to the end.
 JOBS ?= 3
 
 quickstart: install ## set up, run the whole embedded benchmark, show the result
-	@dvc stage list --name-only | grep '^evaluate@' \
-		| xargs -P $(JOBS) -n 1 promptkd repro 2>&1 | cat
-	@promptkd repro
+	@promptkd benchmark --jobs $(JOBS)
 	@promptkd show
 
 # Variants share their bases, which come first; -s keeps them from waiting for each other's.
@@ -122,12 +119,18 @@ clean: ## remove caches of the tools (data, results and the environment stay)
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find pd_core flows tests -name __pycache__ -prune -exec rm -rf {} +
 
-install: $(STAMP) ## set up the environment, if it is not
+install: repository $(STAMP) ## set up the environment, if it is not
+
+# DVC and every result's origin need git, so a ZIP download will not do.
+repository:
+	@git ls-files --error-unmatch dvc.yaml > /dev/null 2>&1 || { echo "error: '$(CURDIR)' is no git \
+	repository, as a ZIP download is none; clone it by git, or run \`git init && git add --all && git \
+	commit -m promptkd\` here" >&2; exit 2; }
 
 ifneq ($(STAMP),)
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt | repository
 	@test -x $(ENV)/bin/python || { echo "making $(ENV)"; python3 -m venv $(ENV); }
 	@echo "installing into $(ENV) (takes a few minutes)"
-	@python3 -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@python3 -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 endif

@@ -12,9 +12,9 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Completed, Failed
 
 from flows import addresses, pipeline, slots
-from flows.processes import PROMPTKD, Ended, run
 from flows.tables import Row, metrics_of
 from pd_core.preemption import EXIT_STATUS
+from pd_core.processes import PROMPTKD, Ended, run
 
 _PASSING = "Passing"
 """Name of the state of a task whose failure may pass by itself: storage, network, a kill."""

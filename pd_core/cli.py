@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from pd_core import (
     cli_ablations,
+    cli_benchmark,
     cli_compare,
     cli_data,
     cli_doctor,
@@ -68,6 +70,7 @@ app.add_typer(cli_fetch.weights, name="weights")
 app.add_typer(cli_registry.app, name="registry")
 app.add_typer(cli_models.app)
 app.add_typer(cli_page.app)
+app.add_typer(cli_benchmark.app)
 app.add_typer(cli_compare.app)
 app.add_typer(cli_protocols.app, name="protocols")
 
@@ -219,6 +222,8 @@ def show() -> None:
     console = Console()
     console.print(stage.table(stage.read_summary(folder), stage.read_titles(DATA / "prepare")))
     console.print(f"Report   {folder / 'summary.md'}, {folder / 'summary.png'}")
+    if sys.prefix not in (sys.base_prefix, os.environ.get("VIRTUAL_ENV")):
+        console.print(f"Shell    `source {_short(Path(sys.prefix))}/bin/activate`, then")
     console.print("Page     `promptkd page`")
     console.print(f"MLflow   {_mlflow_page()}")
 
@@ -228,7 +233,7 @@ def _training(stage: str, setting: Setting) -> Iterator[tuple[StageRun, jobs.Obs
     """Surround a training: processes, threads, record, progress, what tells it to save and end."""
     computing = setting.job.params.run
     if computing.processes > 1 and launch.member() is None:
-        command = [sys.executable, "-m", "pd_core.cli", *sys.argv[1:]]
+        command = [sys.executable, "-m", "pd_core", *sys.argv[1:]]
         raise typer.Exit(launch.together(command, computing.processes))
     compute_with(computing.threads)
     with ExitStack() as stack:
@@ -329,6 +334,11 @@ def _data_inputs(stage: str, job: Job) -> list[DataInput]:
     return [DataInput(name, job.prepared, "evaluation" if stage == "evaluate" else "training")]
 
 
+def _short(path: Path) -> Path:
+    """Return a path as seen from this folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _mlflow_page() -> str:
     from pd_core import tracking
 
@@ -364,7 +374,3 @@ def main() -> None:
         raise SystemExit(2) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()

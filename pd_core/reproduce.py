@@ -11,6 +11,7 @@ import io
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,17 @@ _PAUSE = 0.05  # seconds between two looks
 
 # Under such a name DVC brings a file from its cache.
 _DVCS_TEMPORARY = re.compile(r"\.[0-9A-Za-z]{22}\.tmp")
+
+
+def own_programs_first(path: str) -> str:
+    """Return a PATH that begins with this Python's folder: DVC's stages are started by `python3`.
+
+    So they run in this environment, whether or not it is activated.
+
+    Args:
+        path: the PATH as it was.
+    """
+    return os.pathsep.join([str(Path(sys.executable).parent), path])
 
 
 def end_with_parent() -> None:
@@ -87,6 +99,7 @@ def run(arguments: Sequence[str], data: Path) -> int:
     below: list[psutil.Process] = []
     ended = threading.Event()
     state = root() / ".dvc" / "tmp"
+    os.environ["PATH"] = own_programs_first(os.environ.get("PATH", ""))
     LocalFileSystem.open = opened
     try:
         for file in (Path("dvc.lock"), state / "rwlock"):

@@ -69,7 +69,7 @@ def promptkd_serve(
 ) -> subprocess.Popen[str]:
     """Start the command, with the code of this or of another clone."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pd_core.cli", "serve", *arguments],
+        [sys.executable, "-m", "pd_core", "serve", *arguments],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(code)},
         stdout=subprocess.PIPE,

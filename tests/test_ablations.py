@@ -268,7 +268,7 @@ def test_dvc_has_a_stage_for_every_data_set_and_every_variant() -> None:
         block = PIPELINE[stage]
         assert block["foreach"] == f"${{{source}}}"
         assert len(set(SHIPPED[source])) == len(SHIPPED[source])
-        assert block["do"]["cmd"].endswith(f"pd_core.cli ablation {stage} ${{{item}}}")
+        assert block["do"]["cmd"].endswith(f"pd_core ablation {stage} ${{{item}}}")
 
 
 def test_dvc_keeps_what_the_verbs_write() -> None:

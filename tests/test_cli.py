@@ -25,7 +25,7 @@ def project(tmp_path: Path, empty_database: Path) -> Path:
 
 def promptkd(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", *arguments],
+        [sys.executable, "-m", "pd_core", *arguments],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

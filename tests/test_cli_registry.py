@@ -62,7 +62,7 @@ def run(*arguments: str) -> str:
 def promptkd(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a verb as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", "registry", *arguments],
+        [sys.executable, "-m", "pd_core", "registry", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -69,7 +69,7 @@ def found(
 
 def promptkd(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", "compare", *arguments],
+        [sys.executable, "-m", "pd_core", "compare", *arguments],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

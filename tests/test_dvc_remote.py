@@ -66,7 +66,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
 
 def promptkd(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", *arguments],
+        [sys.executable, "-m", "pd_core", *arguments],
         cwd=folder,
         env=environment(folder, **settings),
         capture_output=True,
@@ -137,7 +137,7 @@ def test_a_push_ends_when_it_is_told_to(origin: Path) -> None:
         given = {"PD_DVC_REMOTE": "s3://bucket", "PD_S3_ENDPOINT_URL": address}
         keys = {"PD_S3_ACCESS_KEY_ID": "id", "PD_S3_SECRET_ACCESS_KEY": "secret"}
         with subprocess.Popen(
-            [sys.executable, "-m", "pd_core.cli", "push"],
+            [sys.executable, "-m", "pd_core", "push"],
             cwd=origin,
             env=environment(origin, **given, **keys),
             stdout=subprocess.DEVNULL,

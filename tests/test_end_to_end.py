@@ -65,7 +65,7 @@ def run(project: Path, *command: str) -> str:
 
 
 def promptkd(project: Path, *arguments: str) -> str:
-    return run(project, sys.executable, "-m", "pd_core.cli", *arguments)
+    return run(project, sys.executable, "-m", "pd_core", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_code_that_is_not_committed_is_refused_and_the_champion_stays(
     try:
         promptkd(project, "registry", "register", NAME)
         done = subprocess.run(
-            [sys.executable, "-m", "pd_core.cli", "registry", "promote", f"{NAME}/2"],
+            [sys.executable, "-m", "pd_core", "registry", "promote", f"{NAME}/2"],
             cwd=project,
             env=environment(project),
             capture_output=True,

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from waiting import wait_until
 
-from flows import pipeline, processes, refresh
+from flows import pipeline, refresh
 from flows.addresses import check_server
+from pd_core import processes
 from pd_core.errors import MissingFile, PdError, UnknownName
 
 ROOT = Path(__file__).parents[1]

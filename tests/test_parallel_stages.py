@@ -59,7 +59,7 @@ def project(prepared: Path, tmp_path: Path) -> Path:
 
 def started(project: Path, stage: str = "teacher") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pd_core.cli", stage, NAME], cwd=project,
+        [sys.executable, "-m", "pd_core", stage, NAME], cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip

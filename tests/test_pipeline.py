@@ -22,14 +22,14 @@ EXTENDED = """
 stages:
   teacher_seeds:
     matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
-    cmd: python3 -m pd_core.cli teacher ${item.name} --seed ${item.seed}
+    cmd: python3 -m pd_core teacher ${item.name} --seed ${item.seed}
     deps:
       - data/prepare/${item.name}-${item.seed}
     outs:
       - data/teacher/${item.name}-${item.seed}
   prepare_seeds:
     matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
-    cmd: python3 -m pd_core.cli prepare ${item.name} --seed ${item.seed}
+    cmd: python3 -m pd_core prepare ${item.name} --seed ${item.seed}
     outs:
       - data/prepare/${item.name}-${item.seed}
   class_vectors_cross:
@@ -37,7 +37,7 @@ stages:
       digits: {source: embedded_greek, target: embedded_digits}
       latin: {source: embedded_greek, target: embedded_latin}
     do:
-      cmd: python3 -m pd_core.cli class-vectors ${item.target} --source ${item.source}
+      cmd: python3 -m pd_core class-vectors ${item.target} --source ${item.source}
       deps:
         - data/prepare/${item.target}
         - data/teacher/${item.source}/teacher.safetensors
@@ -48,7 +48,7 @@ stages:
       digits: {source: embedded_greek, target: embedded_digits}
       latin: {source: embedded_greek, target: embedded_latin}
     do:
-      cmd: python3 -m pd_core.cli student ${item.target} --source ${item.source}
+      cmd: python3 -m pd_core student ${item.target} --source ${item.source}
       deps:
         - data/prepare/${item.target}
         - data/teacher/${item.source}/teacher.safetensors

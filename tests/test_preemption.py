@@ -40,7 +40,7 @@ def project(tmp_path: Path, empty_database: Path) -> Path:
 
 def started(project: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pd_core.cli", *arguments], cwd=project,
+        [sys.executable, "-m", "pd_core", *arguments], cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
@@ -58,7 +58,7 @@ def pipeline(project: Path) -> Path:
     """The same as a DVC project, with its training as the only stage."""
     (project / ".dvc" / "tmp").mkdir(parents=True)
     (project / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
-    command = f"{sys.executable} -m pd_core.cli teacher {NAME}"
+    command = f"{sys.executable} -m pd_core teacher {NAME}"
     stage = {"cmd": command, "outs": [f"data/teacher/{NAME}"]}
     (project / "dvc.yaml").write_text(json.dumps({"stages": {"teacher": stage}}))
     return project

@@ -172,7 +172,7 @@ def test_verbs_record_the_curves_that_the_stages_wrote_and_the_page(
     verbs = ("prepare", "teacher", "class-vectors", "student", "evaluate")
     for arguments in (*([verb, NAME] for verb in verbs), ["page", "--record"]):
         subprocess.run(
-            [sys.executable, "-m", "pd_core.cli", *arguments],
+            [sys.executable, "-m", "pd_core", *arguments],
             cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
         )  # fmt: skip
 

@@ -78,6 +78,6 @@ def _own_pictures(folder: Path) -> None:
         Image.new("RGB", (8, 8)).save(place / "old.png")
     for command in (
         [*DVC, "init", "-q", "--no-scm"],
-        [sys.executable, "-m", "pd_core.cli", "data", "fingerprint", "mine"],
+        [sys.executable, "-m", "pd_core", "data", "fingerprint", "mine"],
     ):
         subprocess.run(command, cwd=folder, env=environment(ROOT), check=True, capture_output=True)

@@ -252,7 +252,7 @@ def test_json_has_what_the_page_shows(project: Path, gather: Gather) -> None:
 
 def promptkd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", *arguments],
+        [sys.executable, "-m", "pd_core", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -91,7 +91,7 @@ def python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def repro(project: Path, *arguments: str) -> str:
-    done = python(project, "-m", "pd_core.cli", "repro", *arguments)
+    done = python(project, "-m", "pd_core", "repro", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -118,7 +118,7 @@ def test_it_takes_the_arguments_of_dvc_and_gives_its_status(project: Path) -> No
     assert "Stage 'first' didn't change" not in repro(project)
     assert "Running stage 'first'" in repro(project, "--force", "--single-item", "first")
 
-    done = python(project, "-m", "pd_core.cli", "repro", "third")
+    done = python(project, "-m", "pd_core", "repro", "third")
     assert done.returncode == 255
     assert "'third'" in done.stderr
 
@@ -171,7 +171,7 @@ def test_it_ends_with_the_process_that_started_it_and_the_stage_saves_first(
     project: Path, shell: str
 ) -> None:
     command = f"{sys.executable} stage.py{shell}"
-    processes = killed_parent(project, command, "-m", "pd_core.cli", "repro")
+    processes = killed_parent(project, command, "-m", "pd_core", "repro")
     wait_until(lambda: not any(alive(process) for process in processes))
     assert (project / "diary").read_text() == "not passed on\ntold\nsaved\n"
 
@@ -191,7 +191,7 @@ def test_a_stage_that_dvc_starts_after_it_was_told_to_end_is_told_as_well(projec
     }
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages_}))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "pd_core.cli", "repro"]
+    command = [sys.executable, "-m", "pd_core", "repro"]
     with subprocess.Popen(
         command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
@@ -207,9 +207,9 @@ def test_a_stage_that_dvc_starts_after_it_was_told_to_end_is_told_as_well(projec
 
 def test_without_the_variable_it_does_not_mind_that_its_input_ends(project: Path) -> None:
     assert "PROMPTKD_END_WITH_PARENT" not in os.environ
-    assert python(project, "-m", "pd_core.cli", "repro").returncode == 0
+    assert python(project, "-m", "pd_core", "repro").returncode == 0
 
 
 def test_outside_a_project_it_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = python(tmp_path, "-m", "pd_core.cli", "repro")
+    done = python(tmp_path, "-m", "pd_core", "repro")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

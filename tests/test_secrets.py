@@ -81,7 +81,7 @@ def run(place: Path, *command: str, **changes: str) -> subprocess.CompletedProce
 
 
 def promptkd(place: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    return run(place, "-m", "pd_core.cli", *arguments, **changes)
+    return run(place, "-m", "pd_core", *arguments, **changes)
 
 
 def dvc(place: Path, config: str = "") -> None:
@@ -318,7 +318,7 @@ def test_a_pipeline_that_dvc_refuses_is_quoted_without_secrets(
 def test_a_flow_records_no_secret_that_its_stages_print(place: Path) -> None:
     dvc(place)
     printed = "echo told: $AWS_SECRET_ACCESS_KEY $PD_MLFLOW_TRACKING_URI; mkdir -p out"
-    stage = f"{sys.executable} -m pd_core.cli prepare {NAME}"
+    stage = f"{sys.executable} -m pd_core prepare {NAME}"
     names = {"foreach": ["digits"]}
     stages = {
         "prepare": {**names, "do": {"cmd": printed, "outs": ["out"]}},

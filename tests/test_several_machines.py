@@ -111,7 +111,7 @@ def promptkd_repro(machines: Machines, folder: Path, commit: str) -> str:
     clone(machines.coordinator, folder)
     git(folder, "checkout", "--quiet", commit)
     done = subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", "repro", "--pull", *_wanted()],
+        [sys.executable, "-m", "pd_core", "repro", "--pull", *_wanted()],
         cwd=folder,
         env=environment(folder, **machines.variables),
         capture_output=True,

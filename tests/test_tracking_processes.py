@@ -175,7 +175,7 @@ def test_verbs_record_their_data_their_epochs_their_losses_and_how_far_they_are(
     params["student"].update(epochs=1)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     for verb in ("prepare", "teacher", "class-vectors", "student"):
-        command = [sys.executable, "-m", "pd_core.cli", verb, "embedded_digits"]
+        command = [sys.executable, "-m", "pd_core", verb, "embedded_digits"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=tmp_path, env=environment, check=True)
 

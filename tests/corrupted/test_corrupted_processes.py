@@ -55,7 +55,7 @@ def test_a_process_of_its_own_says_the_same(
 
     before = contents(project.parent)
     done = subprocess.run(
-        [sys.executable, "-m", "pd_core.cli", verb, OWN],
+        [sys.executable, "-m", "pd_core", verb, OWN],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

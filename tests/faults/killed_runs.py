@@ -34,7 +34,7 @@ from comparison import (
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-REPRO = (sys.executable, "-m", "pd_core.cli", "repro")
+REPRO = (sys.executable, "-m", "pd_core", "repro")
 
 _TRIES = 20  # of a run that may be over before its kill
 _POLL = 0.001  # seconds; a small file is written in a few milliseconds

@@ -35,7 +35,7 @@ checkpoints = project / "data/checkpoints/teacher" / NAME
 
 def start(stage):
     return subprocess.Popen(
-        [sys.executable, "-m", "pd_core.cli", stage, NAME], cwd=project, text=True,
+        [sys.executable, "-m", "pd_core", stage, NAME], cwd=project, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )

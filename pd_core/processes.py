@@ -1,4 +1,4 @@
-"""The commands of a flow: what they say goes into its log as it comes, and they end with it."""
+"""Commands whose lines are passed on as they come, and which end with the process that runs them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from pd_core.masking import masked, variables
-from pd_core.reproduce import END_WITH_PARENT
+from pd_core.reproduce import END_WITH_PARENT, own_programs_first
 
 # The very programs of this environment, whether or not it is activated.
-PROMPTKD = (sys.executable, "-m", "pd_core.cli")
+PROMPTKD = (sys.executable, "-m", "pd_core")
 DVC = (sys.executable, "-m", "dvc")
 
 _WINDOW = 10.0  # seconds
@@ -90,9 +90,8 @@ def run(
 
 def environment() -> dict[str, str]:
     """Return the variables of this process and of `.env`; its own programs come first."""
-    programs = str(Path(sys.executable).parent)  # stages call `python3`
     known = variables()
-    return {**known, "PATH": os.pathsep.join([programs, known.get("PATH", "")])}
+    return {**known, "PATH": own_programs_first(known.get("PATH", ""))}
 
 
 class _Sane:

@@ -1,0 +1,11 @@
+"""Run the command line as `python -m pd_core`, which is how DVC's stages are started."""
+
+from __future__ import annotations
+
+from pd_core.interpreter import require
+
+if __name__ == "__main__":
+    require()
+    from pd_core.cli import main
+
+    main()
