@@ -44,8 +44,8 @@ def benchmark(
             raise Interrupted(TOLD)
         listed = ", ".join(f"{one.name} in {one.stage or 'no stage'}" for one in failed)
         raise FailedRun(
-            f"{len(failed)} of {len(datasets)} data sets failed ({listed}); all that they printed is "
-            f"in '{LOGS}'; mend it, and start the same command again"
+            f"{len(failed)} of {len(datasets)} data sets failed ({listed}); all that they printed "
+            f"is in '{LOGS}'; mend it, and start the same command again"
         )
     rest = run([*PROMPTKD, "repro"], Path(), lambda _: None)  # the report, and baselines
     if rest.status:

@@ -34,7 +34,7 @@ _FILES = (".pt", ".pth", ".bin", ".safetensors")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of text.")] = False,
 ) -> None:
-    """Check versions, device, data, weights, DVC, MLflow, Prefect, S3 and disks.
+    """Check Python, git, versions, device, data, weights, DVC, MLflow, Prefect, S3 and disks.
 
     Every line says what was found and, if it is wrong, how to mend it; secrets are masked. Exit
     status 1 if something is wrong.
@@ -61,6 +61,8 @@ def _checks(params: Params, settings: Settings) -> Iterator[tuple[str, Check]]:
     data_root = settings.data_root or root / DATA / "raw"
     blocks = [params.for_dataset(name) for name in params.datasets]
     yield "Python", machine.python
+    yield "Python of stages", machine.python_of_stages
+    yield "git", project.repository
     yield "packages", partial(machine.packages, root / "constraints.txt")
     yield "settings", project.settings
     yield "device", partial(machine.device, settings.device or params.run.device)

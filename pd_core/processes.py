@@ -1,4 +1,4 @@
-"""Commands whose lines are passed on as they come, and which end with the process that runs them."""
+"""Commands whose lines are passed on as they come; they end with the process that runs them."""
 
 from __future__ import annotations
 

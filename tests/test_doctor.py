@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -126,6 +127,48 @@ def test_a_version_that_the_package_excludes_is_wrong(monkeypatch: pytest.Monkey
     )
 
 
+def python_on_the_path(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> Path:
+    """Have a shell find a program as `python3`, and nothing else."""
+    folder.mkdir()
+    (folder / "python3").symlink_to(program)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder / "python3"
+
+
+def test_the_python_that_dvc_starts_is_the_one_of_the_shell(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert only(machine.python_of_stages()).mark is Mark.OK
+
+    bare = Path(sys.executable).resolve()  # outside the virtual environment it has no packages
+    started = python_on_the_path(place / "bare", monkeypatch, str(bare))
+    lacking = only(machine.python_of_stages())
+    assert lacking.mark is Mark.WARNING
+    assert lacking.found.startswith(f"`dvc repro` fails: '{started}' was started, which lacks ")
+    assert "torch" in lacking.found
+    assert lacking.remedy.startswith("use `promptkd repro`, or ")
+
+    python_on_the_path(place / "broken", monkeypatch, shutil.which("false", path="/usr/bin") or "")
+    assert only(machine.python_of_stages()).found == "`dvc repro` fails: it does not start"
+    monkeypatch.setenv("PATH", str(place))
+    assert only(machine.python_of_stages()).found.startswith("no `python3` on the PATH")
+
+
+def test_a_folder_that_git_does_not_track_is_wrong(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "as a ZIP download is none" in only(project.repository()).found
+    git("init", "-q")
+    Path("params.yaml").touch()
+    assert only(project.repository()).mark is Mark.WRONG
+    git("add", "params.yaml")
+    git("commit", "-q", "-m", "m")
+    assert only(project.repository()).found.startswith("commit ")
+    monkeypatch.setenv("PATH", str(place))
+    assert only(project.repository()).remedy == "install it"
+
+
 def test_the_cpu_is_there_and_a_gpu_that_is_not_is_wrong() -> None:
     assert "cores" in only(machine.device("cpu")).found
     finding = only(machine.device("cuda:97"))
@@ -164,8 +207,22 @@ def test_a_misspelt_variable_is_said_with_a_guess(monkeypatch: pytest.MonkeyPatc
     assert {finding.found: finding.remedy for finding in findings} == {
         "PD_DEVISE is no setting": "write PD_DEVICE, or remove it",
         "PD_MIRRO is no setting": "write PD_MIRROR, or remove it",
-        "PD_DEVICE set": "",
+        f"PD_DEVICE of '{Path('.env').absolute()}'": "",
     }
+
+
+def test_a_data_folder_that_is_not_there_is_wrong_and_the_file_that_names_it_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".env").write_text("PD_DATA_ROOT=pictures\n")
+    Path(".env").chmod(0o600)
+
+    wrong, _ = project.settings()
+
+    assert (wrong.mark, wrong.remedy) == (Mark.WRONG, "correct it, or make the folder")
+    assert wrong.found == f"PD_DATA_ROOT, of '{place / '.env'}': no folder 'pictures'"
+    monkeypatch.setenv("PD_DATA_ROOT", str(place))
+    assert only(project.settings()).found == "PD_DATA_ROOT of the environment"
 
 
 def test_a_file_of_secrets_that_git_would_take_or_others_may_read_is_said() -> None:
@@ -256,6 +313,9 @@ def test_a_working_profile_is_status_0_and_a_broken_one_status_1_in_text_and_jso
     for folder in ("fingerprints", "pd_core/models/weights"):
         shutil.copytree(ROOT / folder, place / folder)
     dvc(place)
+    git("init", "-q")
+    git("add", "params.yaml", "fingerprints")
+    git("commit", "-q", "-m", "m")
 
     good = doctor()
     monkeypatch.setenv("PREFECT_API_URL", f"{NOWHERE}/api")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from pd_core.atomic import readable
 from pd_core.doctor import Finding, Mark
+from pd_core.interpreter import activation
 
 ENOUGH_SPACE = 5 * 2**30
 """Bytes. Two checkpoints of a fully tuned ViT-B/16 (0.7 GB with its momentum), the student and its
@@ -43,6 +45,8 @@ _PACKAGES = (
 )
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)$")
 _INSTALL = "run `pip install -c constraints.txt -e .`"
+_PROBE = "import sys; from pd_core.interpreter import require; require(); print(sys.prefix)"
+_PROBE_SECONDS = 20.0
 
 
 def python() -> Iterator[Finding]:
@@ -52,6 +56,34 @@ def python() -> Iterator[Finding]:
         yield Finding("Python", Mark.OK, found)
     else:
         yield Finding("Python", Mark.WRONG, found, "make the environment with Python 3.11 or newer")
+
+
+def python_of_stages() -> Iterator[Finding]:
+    """Start the `python3` that `dvc repro` starts, and see whether it can run a stage.
+
+    It is the one of the shell; `promptkd repro` takes its own.
+    """
+    subject, remedy = "Python of stages", f"use `promptkd repro`, or {activation()}"
+    path = shutil.which("python3")
+    if path is None:
+        found = "no `python3` on the PATH, which `dvc repro` starts"
+        yield Finding(subject, Mark.WARNING, found, remedy)
+        return
+    package = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [path, "-c", _PROBE],
+        env={**os.environ, "PYTHONPATH": package}, capture_output=True, text=True, check=False,
+        timeout=_PROBE_SECONDS,
+    )  # fmt: skip
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["it does not start"])[-1]
+        found = reason.removeprefix("error: ").partition("; ")[0]
+        yield Finding(subject, Mark.WARNING, f"`dvc repro` fails: {found}", remedy)
+    elif Path(done.stdout.strip()) != Path(sys.prefix):
+        found = f"`dvc repro` starts '{path}', of another environment than '{sys.prefix}'"
+        yield Finding(subject, Mark.WARNING, found, remedy)
+    else:
+        yield Finding(subject, Mark.OK, f"`dvc repro` starts '{path}', of this environment")
 
 
 def packages(constraints: Path) -> Iterator[Finding]:

@@ -16,14 +16,30 @@ from pd_core.data.clip_weights import weight_names
 from pd_core.doctor import Finding, Mark
 from pd_core.errors import PdError
 from pd_core.masking import ENV_FILE, variables
+from pd_core.params import PARAMS
 from pd_core.settings import variable_names
 
 _GIT_SECONDS = 20.0
+_NO_GIT = 127  # as a shell has it
 _OTHERS_MAY_READ = 0o077
 
 
+def repository() -> Iterator[Finding]:
+    """See whether this folder is tracked by git, which DVC and the records of runs need."""
+    status, _ = _git("ls-files", "--error-unmatch", str(PARAMS))
+    if status == 0:
+        _, commit = _git("rev-parse", "--short", "HEAD")
+        yield Finding("git", Mark.OK, f"commit {commit.strip()}" if commit else "no commit yet")
+    elif status == _NO_GIT:
+        yield Finding("git", Mark.WRONG, "git is not installed, or does not answer", "install it")
+    else:
+        found = f"'{Path.cwd()}' is no git repository, as a ZIP download is none"
+        remedy = "clone it by git, or run `git init && git add --all && git commit -m promptkd`"
+        yield Finding("git", Mark.WRONG, found, remedy)
+
+
 def settings() -> Iterator[Finding]:
-    """Look for misspelt variables, and for an `.env` that others may see."""
+    """Look for misspelt variables, a data folder that is not there, an `.env` that others see."""
     known = variable_names()
     given = [name.upper() for name in variables() if name.upper().startswith("PD_")]
     for name in given:
@@ -33,8 +49,18 @@ def settings() -> Iterator[Finding]:
             yield Finding("settings", Mark.WARNING, f"{name} is no setting", remedy)
     if ENV_FILE.is_file():
         yield from _env_file()
-    used = [name for name in known if name in given]
-    yield Finding("settings", Mark.OK, f"{', '.join(used) or 'no variable'} set")
+    root = variables().get("PD_DATA_ROOT")
+    if root and not Path(root).is_dir():
+        found = f"PD_DATA_ROOT, {_origin('PD_DATA_ROOT')}: no folder '{root}'"
+        yield Finding("settings", Mark.WRONG, found, "correct it, or make the folder")
+    used = [f"{name} {_origin(name)}" for name in known if name in given]
+    yield Finding("settings", Mark.OK, ", ".join(used) or "none set")
+
+
+def _origin(name: str) -> str:
+    """Return which file sets a variable; the environment goes before it."""
+    here = name in (variable.upper() for variable in os.environ)
+    return "of the environment" if here else f"of '{ENV_FILE.absolute()}'"
 
 
 def _env_file() -> Iterator[Finding]:
@@ -128,11 +154,11 @@ def _uncommitted(project: Path) -> set[str]:
 
 
 def _git(*arguments: str) -> tuple[int, str]:
-    """Return status and output of git; 127 if there is none."""
+    """Return status and output of git; `_NO_GIT` if there is none."""
     try:
         done = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, check=False, timeout=_GIT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
-        return 127, ""
+        return _NO_GIT, ""
     return done.returncode, done.stdout
