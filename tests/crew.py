@@ -74,14 +74,30 @@ def batches(folder: Path, *, size: int = 3) -> ImageBatches:
     )
 
 
-def exact(folder: Path, out: Path) -> None:
-    """Train for 20 epochs, with checkpoints after each step."""
+def exact(folder: Path, out: Path, nudge: float = 0.0) -> None:
+    """Train for 20 epochs, with checkpoints after each step.
+
+    Args:
+        folder: of the pictures.
+        out: where the state and the history go.
+        nudge: by which part of its size each weight is moved up or down before it starts.
+    """
     module = Exact()
-    kept = Checkpoints(out.with_name(f"kept-{parallel.rank()}"), key="", minutes=1e-9)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in module.parameters():
+            signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+            weight.mul_(1 + nudge * signs.double())
+    kept = Checkpoints(out.with_name(f"kept-{parallel.rank()}"), key=str(nudge), minutes=1e-9)
     history = fit(
         module, module.step, batches(folder), epochs=20, lr=0.1, least_batch=2, checkpoints=kept
     )
     torch.save([module.state_dict(), history], out.with_name(f"{out.name}-{parallel.rank()}"))
+
+
+def nudged(folder: Path, out: Path) -> None:
+    """Train likewise from weights that are rounded otherwise: as far apart as rounding brings."""
+    exact(folder, out, torch.finfo(torch.float64).eps)
 
 
 def shown(folder: Path, out: Path) -> None:
@@ -139,7 +155,7 @@ def run(folder: Path, out: Path, name: str) -> None:
         student(folder, out / name, STUDENTS[name])
     else:
         tasks: dict[str, Callable[[Path, Path], None]] = {
-            "exact": exact, "shown": shown, "told": told,
+            "exact": exact, "nudged": nudged, "shown": shown, "told": told,
         }  # fmt: skip
         tasks[name](folder, out / name)
 

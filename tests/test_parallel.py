@@ -19,6 +19,8 @@ from pd_core.artifacts import read_json, read_tensors
 from pd_core.errors import BadParams
 
 ROOT = Path(__file__).parent.parent
+# A training of some ten steps, each of which adds up about ten rounded terms.
+ROUNDING = 100 * torch.finfo(torch.float32).eps
 DAMAGED = ("3_1.png", "4_0.png")
 CREW = [sys.executable, str(ROOT / "tests" / "crew.py")]
 
@@ -42,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(data: Path) -> Path:
     """Return a folder with what one process makes of the tasks."""
     with tiny.quick_stages("pretrain", "distill"):
-        for name in (*crew.TEACHERS, *crew.STUDENTS, "exact", "shown"):
+        for name in (*crew.TEACHERS, *crew.STUDENTS, "exact", "nudged", "shown"):
             crew.run(data, data / "alone", name)
     return data / "alone"
 
@@ -72,12 +74,13 @@ def check_same(first: Path, second: Path, file: str, *, within: float) -> None:
     epochs, again = (read_json(path / "history.json") for path in (first, second))
     assert [other.keys() for other in again] == [one.keys() for one in epochs]
     for one, other in zip(epochs, again, strict=True):
-        assert other == pytest.approx(one, rel=within)
+        # A divergence is a difference of numbers of order one, and rounded as they are.
+        assert other == pytest.approx(one, rel=within, abs=within)
 
 
 @pytest.mark.parametrize("name", crew.TEACHERS)
 def test_a_teacher_is_the_one_of_a_single_process(name: str, alone: Path, together: Path) -> None:
-    check_same(alone / name, together / name, pretrain.FILE, within=2e-6)
+    check_same(alone / name, together / name, pretrain.FILE, within=ROUNDING)
 
 
 @pytest.mark.parametrize("name", crew.STUDENTS)
@@ -87,11 +90,17 @@ def test_a_student_and_its_batch_norm_are_those_of_a_single_process(
     check_same(alone / name, together / name, distill.FILE, within=1e-3)  # batch norm of 3 images
 
 
-def test_without_rounding_there_is_no_difference(alone: Path, together: Path) -> None:
+def test_without_rounding_there_is_no_difference(
+    data: Path, alone: Path, together: Path
+) -> None:
     state, history = torch.load(alone / "exact-0", weights_only=True)
+    rounded, _ = torch.load(alone / "nudged-0", weights_only=True)
+    # One rounding at the start, and what this training makes of it; each later step rounds anew.
+    within = len(history) * crew.batches(data).steps * difference(state, rounded)
+    assert 0 < within < 1e-9
     for number in (0, 1):
         other, again = torch.load(together / f"exact-{number}", weights_only=True)
-        assert difference(state, other) < 1e-12
+        assert difference(state, other) < within
         assert [epoch["loss"] for epoch in again] == pytest.approx(
             [epoch["loss"] for epoch in history],
             rel=1e-6,  # which are added up in fp32
