@@ -6,7 +6,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -138,7 +138,7 @@ def run_all(
         names: of the data sets, in the order in which they start.
         jobs: how many run at a time.
         logs: folder for a file `<data set>.log` each, with all that its command printed.
-        on_change: called with all data sets and the one that starts or has ended.
+        on_change: called with all data sets and the one that starts or has ended, in its thread.
 
     Returns:
         What became of each.
@@ -149,7 +149,7 @@ def run_all(
     datasets = [DataSet(name) for name in names]
     logs.mkdir(parents=True, exist_ok=True)
 
-    def reproduce(dataset: DataSet) -> DataSet:
+    def reproduce(dataset: DataSet) -> None:
         dataset.start()
         on_change(datasets, dataset)
         with (logs / f"{dataset.name}.log").open("w") as log:
@@ -161,13 +161,13 @@ def run_all(
 
             ended = run([*PROMPTKD, "repro", f"evaluate@{dataset.name}"], Path(), read)
         dataset.end(ended.status)
-        return dataset
+        on_change(datasets, dataset)
 
     with ThreadPoolExecutor(jobs) as pool:
-        running: list[Future[DataSet]] = [pool.submit(reproduce, one) for one in datasets]
+        running = [pool.submit(reproduce, dataset) for dataset in datasets]
         try:
             for future in as_completed(running):
-                on_change(datasets, future.result())
+                future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in psutil.Process().children():

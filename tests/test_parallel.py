@@ -90,9 +90,7 @@ def test_a_student_and_its_batch_norm_are_those_of_a_single_process(
     check_same(alone / name, together / name, distill.FILE, within=1e-3)  # batch norm of 3 images
 
 
-def test_without_rounding_there_is_no_difference(
-    data: Path, alone: Path, together: Path
-) -> None:
+def test_without_rounding_there_is_no_difference(data: Path, alone: Path, together: Path) -> None:
     state, history = torch.load(alone / "exact-0", weights_only=True)
     rounded, _ = torch.load(alone / "nudged-0", weights_only=True)
     # One rounding at the start, and what this training makes of it; each later step rounds anew.
