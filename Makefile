@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install repository quickstart ablations protocols test test-slow bench load faults mutation check format clean audit audit-tools licences sbom
+.PHONY: help install repository quickstart ablations protocols test test-slow test-ci bench load faults mutation check format clean audit audit-tools licences sbom
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,8 +67,11 @@ protocols: install ## run the four protocols over three seeds (hours; goes on wh
 test: install ## set up and run the tests (no network, no GPU)
 	@python3 -m pytest
 
-test-slow: install ## run the tests that take long
+test-slow: install ## run the tests that take long (more than an hour)
 	@python3 -m pytest -m slow
+
+test-ci: install ## of these, run those that guard the main roads, as CI does
+	@python3 -m pytest -m ci
 
 # ONLY=distillation,startup measures these parts; the rows of the others stay.
 bench: install ## measure every step against a plain path (35 minutes on two quiet cores), see reports/bench

@@ -2,6 +2,9 @@
 
 import atexit
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +16,8 @@ from hypothesis import settings
 
 from pd_core import tracking
 from pd_core.settings import compute_with, telemetry_off
+
+ROOT = Path(__file__).parent.parent
 
 telemetry_off()
 compute_with(1)  # tiny models gain nothing from more threads, and lose much on a busy machine
@@ -85,6 +90,31 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
     student.save(tiny.folder / "student.safetensors")
     ClassVectors(("alpha", "beta", "gamma"), vectors, 30.0, "random").save(tiny.vectors)
     return tiny
+
+
+@pytest.fixture(scope="session")
+def benchmark_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clone what is committed, and run the stages of one data set there from an empty cache.
+
+    `E2E=all` runs the whole quickstart instead.
+    """
+    folder = tmp_path_factory.mktemp("empty") / "promptkd"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PD_")}
+    command = ["dvc", "repro", "--quiet", "--force", "--no-run-cache", "evaluate@embedded_greek"]
+    if os.environ.get("E2E") == "all":
+        command = ["make", "quickstart", f"VIRTUAL_ENV={sys.prefix}", "STAMP="]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**clean, "PATH": programs, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 @pytest.fixture

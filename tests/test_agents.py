@@ -64,6 +64,7 @@ def never_double_booked(server: Server) -> None:
         assert kinds == ["acquired", "released"] * (len(kinds) // 2), (name, times)
 
 
+@pytest.mark.ci
 def test_two_agents_take_four_data_sets_in_at_most_065_of_the_time_of_one(
     server: Server, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from serving import champion, new_project, serving
 from pd_core import predictor
 from pd_core.service import page
 
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
+
 SCREENS = {"desk": (1280, 900), "phone": (390, 844), "narrow": (320, 640)}
 LONG = "small letter final sigma " + "with_a_name_that_has_no_place_to_break_" * 2
 BUSY = "the service is busy; try again in a moment"
@@ -170,7 +172,6 @@ def text_of(opened: Browser, name: str) -> str:
     return str(opened.evaluate(f"document.getElementById('{name}').textContent"))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")

@@ -22,6 +22,8 @@ from pd_core.page.dataset import DatasetPage, Person
 from pd_core.page.gallery import Gallery
 from pd_core.page.published import AVERAGE, across, beside, paper
 
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
+
 SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
 
 

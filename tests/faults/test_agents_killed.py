@@ -45,6 +45,7 @@ class Log:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.timeout(1500)
 def test_a_run_that_is_killed_in_every_stage_ends_in_the_bytes_of_an_undisturbed_one(
     tmp_path: Path,
