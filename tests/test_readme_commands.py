@@ -102,7 +102,8 @@ ELSEWHERE = {
 def named() -> list[str]:
     """Return the commands that stand in the README: lines of their own, and words in backticks."""
     programs = "(?:make|dvc|promptkd|python|mlflow|docker|prefect|curl|cd|export|MLFLOW[A-Z_]+=)"
-    places = re.findall(rf"^    ({programs}.+)$|`({programs}\s[^`]+)`", text, re.MULTILINE)
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    places = re.findall(rf"^    ({programs}.+)$|`({programs}\s[^`]+)`", prose, re.MULTILINE)
     texts = (re.split(r"\s{2,}#", line or word)[0] for line, word in places)
     return list(dict.fromkeys(" ".join(text.split()) for text in texts))
 
