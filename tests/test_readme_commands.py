@@ -29,6 +29,7 @@ TRIED = {
     "make bench ONLY=distillation": "make -n bench ONLY=distillation",
     "make check": "make -n check",
     "make test-slow": "make -n test-slow",
+    "make test-ci": "make -n test-ci",
     "make faults": "make -n faults",
     "make load": "make -n load",
     "make audit": "make -n audit",
