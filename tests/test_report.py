@@ -7,7 +7,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from rich.console import Console
 
 from pd_core import report, report_pictures, results
@@ -213,6 +213,19 @@ def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> N
     with Image.open(BytesIO(report_pictures.samples(tmp_path, colours, count=3))) as sheet:
         pixels = [sheet.getpixel((sheet.width - 30, y)) for y in (36, 104)]
     assert pixels == list(colours.values())
+
+
+@pytest.mark.parametrize("title", ["red", "Armenian, Georgian and Hebrew letters, embroidery"])
+def test_no_name_runs_under_the_pictures_beside_it(title: str, tmp_path: Path) -> None:
+    _prepare(tmp_path, "red", (200, 0, 0))
+    samples = report_pictures.samples(tmp_path, ["red"], titles={"red": title}, count=2)
+    with Image.open(BytesIO(samples)) as sheet:
+        left = next(x for x in range(sheet.width) if sheet.getpixel((x, 36)) == (200, 0, 0))
+        name = ImageChops.invert(sheet.crop((0, 0, left, sheet.height))).getbbox()
+    assert name is not None
+    assert name[0] >= 10
+    assert name[2] <= left - 10
+    assert name[2] - name[0] > 6 * len(title)
 
 
 def test_the_stage_writes_all_files_with_titles_and_needs_no_photos(
