@@ -179,16 +179,19 @@ def markdown(summary: Summary) -> str:
 
 def table(summary: Summary) -> TerminalTable:
     """Return the harmonic means and their differences as a table for the terminal."""
+    from rich.box import HORIZONTALS
     from rich.table import Table as TerminalTable
     from rich.text import Text
 
     caption = "percent; differences in points of harmonic mean to the row in bold"
     if any(row["chosen_on_test"] for part in summary["tables"] for row in part["rows"]):
         caption += f"\n{_MARK} {FOOTNOTE}"
-    shown = TerminalTable(title="PromptKD, ablations", caption=caption)
-    shown.add_column("variant")
+    shown = TerminalTable(
+        title="PromptKD, ablations", caption=caption, box=HORIZONTALS, show_edge=False, padding=0
+    )
+    shown.add_column("variant", min_width=34)  # which leaves the caption room
     for head in ("harmonic\nmean", "difference", "p", "paper's\ndifference"):
-        shown.add_column(head, justify="right")
+        shown.add_column(head, justify="right", no_wrap=True)
     for part in summary["tables"]:
         shown.add_row(Text(part["title"], style="italic"))
         for row in part["rows"]:

@@ -13,7 +13,9 @@ from pd_core.artifacts import check_sum, read_json, understood, write_json, writ
 from pd_core.atomic import write_folder
 from pd_core.report_pictures import PICTURES, figure, samples
 from pd_core.results import (
+    BASELINE,
     TITLES,
+    Evaluation,
     Scores,
     Summary,
     cautions,
@@ -28,6 +30,12 @@ from pd_core.results import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_COLUMNS = {  # of the terminal's table: whose numbers, before and after
+    "student": ("zero_shot_student", "student"),
+    "teacher": ("zero_shot_teacher", "teacher"),
+    "tuned\nstudent": (BASELINE,),
+}
 
 
 def run(
@@ -153,26 +161,44 @@ def markdown(summary: Summary, titles: Mapping[str, str] | None = None) -> str:
 
 
 def table(summary: Summary, titles: Mapping[str, str] | None = None) -> Table:
-    """Return the harmonic means as a table for the terminal, with the student's gain."""
-    from rich.table import Table
+    """Return the harmonic means, before and after, as a table for the terminal, with the gain.
 
-    caption = "harmonic mean of base and novel accuracy, percent; gain: distilled over zero-shot"
-    notes = [*cautions(summary, titles), *estimates(summary, titles)]
+    80 columns hold the embedded data sets' names; a longer one is cut, not broken.
+    """
+    from rich.box import HORIZONTALS
+    from rich.table import Table
+    from rich.text import Text
+
+    caption = [
+        "harmonic mean of base and novel accuracy, percent",
+        "student: zero-shot → distilled; teacher: zero-shot → tuned",
+        *cautions(summary, titles),
+        *estimates(summary, titles),
+    ]
     shown = Table(
         title=f"PromptKD, {summary['profile']} profile",
-        caption="\n".join([caption, *notes]),
+        caption=Text("\n".join(caption)),
+        box=HORIZONTALS,
+        show_edge=False,
+        padding=0,
     )
-    shown.add_column("data set")
-    for who in columns(summary):
-        style = "bold" if who == "student" else ""
-        shown.add_column(TITLES[who].replace(" ", "\n"), justify="right", style=style)
-    shown.add_column("gain", justify="right")
-    rows = rows_of(summary, titles)
-    for index, (name, scores) in enumerate(rows):
-        numbers = [f"{headline(scores[w]):.1f}" if w in scores else "" for w in columns(summary)]
-        above_average = index == len(summary["datasets"]) - 1
-        shown.add_row(name, *numbers, f"{gain(scores):+.1f}", end_section=above_average)
+    heads = [head for head, people in _COLUMNS.items() if people[-1] in columns(summary)]
+    shown.add_column("data set", min_width=30)  # which leaves the caption room
+    for head in (*heads, "gain"):
+        style = "bold" if head == "student" else ""
+        shown.add_column(head, justify="right", style=style, no_wrap=True)
+    for index, (name, scores) in enumerate(rows_of(summary, titles), 1):
+        shown.add_row(
+            Text(name, no_wrap=True, overflow="ellipsis"),
+            *(_change(scores, _COLUMNS[head]) for head in heads),
+            f"{gain(scores):+.1f}",
+            end_section=index == len(summary["datasets"]),  # above the average
+        )
     return shown
+
+
+def _change(scores: Evaluation, people: Iterable[str]) -> str:
+    return " → ".join(f"{headline(scores[who]):4.1f}" for who in people if who in scores)
 
 
 def _cell(scores: Scores | None, *, bold: bool) -> str:

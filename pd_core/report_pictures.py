@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ PICTURES = "images.zip"
 # Okabe and Ito's blue and vermilion, which colour-blind readers tell apart; ink for the rest
 _STUDENT, _TEACHER, _INK, _FAINT = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
 _DOTS_PER_INCH = 150
-_SAMPLE, _GAP, _LABEL = 64, 4, 230  # pixels: side of a picture, space between, width of the names
+_SAMPLE, _GAP, _MARGIN = 64, 4, 12  # pixels: side of a picture, space between, around the names
 
 
 def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
@@ -84,15 +85,16 @@ def samples(
 
     names = list(datasets)
     step = _SAMPLE + _GAP
-    sheet = Image.new("RGB", (_LABEL + count * step, len(names) * step + _GAP), "white")
-    pen = ImageDraw.Draw(sheet)
+    labels = [(titles or {}).get(name, name) for name in names]
     font = ImageFont.truetype(_font_file(), 15)
-    for row, name in enumerate(names):
+    left = 2 * _MARGIN + math.ceil(max(map(font.getlength, labels), default=0))
+    sheet = Image.new("RGB", (left + count * step, len(names) * step + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
         top = _GAP + row * step
-        label = (titles or {}).get(name, name)
-        pen.text((12, top + _SAMPLE // 2), label, fill=_INK, font=font, anchor="lm")
+        pen.text((_MARGIN, top + _SAMPLE // 2), label, fill=_INK, font=font, anchor="lm")
         for column, image in enumerate(_pictures(prepared / name, count)):
-            sheet.paste(image, (_LABEL + column * step, top))
+            sheet.paste(image, (left + column * step, top))
     data = io.BytesIO()
     sheet.save(data, format="PNG")
     return data.getvalue()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from facts import facts
 from ruamel.yaml import YAML
 
 from pd_core import evaluate, tuned_student
@@ -18,7 +19,6 @@ from pd_core.params import DatasetParams, DatasetRow, Params
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / FOLDER / "params.yaml"
-FIGURES = ROOT.parent / "shared" / "reference" / "paper.json"
 STAGES = tuple(DatasetRow.model_fields)
 
 
@@ -156,9 +156,8 @@ def test_labels_say_which_number_is_the_default(shipped: tuple[AblationParams, P
         assert label.groups() == (f"{value:g}", f"{values(default, 'student')[key]:g}")
 
 
-@pytest.mark.skipif(not FIGURES.exists(), reason="the paper's figures are not beside the project")
 def test_the_papers_figures_are_the_papers() -> None:
-    paper = json.loads(FIGURES.read_text())
+    paper = facts("paper")
     known = paper["ablations"]
     form, method = known["distillation_form"], known["distillation_method"]
     teachers, images = known["teacher_pretraining"], known["images_per_class"]

@@ -1,9 +1,7 @@
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
+from facts import facts
 from miniatures import NAMES, PHOTOS, VARIANTS
 
 from pd_core.data import embedded
@@ -11,15 +9,6 @@ from pd_core.data.catalogue import Layout, dataset_names, dataset_spec
 from pd_core.data.class_folders import class_folders, imagenet_names
 from pd_core.data.splits import Item, base_and_novel, base_count
 from pd_core.errors import UnknownName
-
-REFERENCE = Path(__file__).parent.parent.parent / "shared" / "reference"
-
-
-def reference(name: str) -> Any:
-    file = REFERENCE / f"{name}.json"
-    if not file.is_file():
-        pytest.skip("the facts are not beside the project")
-    return json.loads(file.read_text())
 
 
 def test_eleven_photo_data_sets_and_four_variants_follow_as_many_embedded_ones() -> None:
@@ -43,14 +32,14 @@ def test_every_row_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize("name", PHOTOS)
 def test_rows_of_photo_data_sets_are_the_facts(name: str) -> None:
     spec = dataset_spec(name)
-    facts = reference("datasets")["datasets"][name]
+    row = facts("datasets")["datasets"][name]
 
-    assert facts["dir"] == spec.folder
-    assert facts["image_dir"] == spec.image_dir
-    assert facts["num_classes"] == spec.num_classes
-    assert facts["split_file"] == spec.split_file
-    assert (facts["train"], facts["val"] or 0, facts["test"]) == (spec.train, spec.val, spec.test)
-    renames = {folder: name for folder, name in facts.get("renames", {}).items() if folder != name}
+    assert row["dir"] == spec.folder
+    assert row["image_dir"] == spec.image_dir
+    assert row["num_classes"] == spec.num_classes
+    assert row["split_file"] == spec.split_file
+    assert (row["train"], row["val"] or 0, row["test"]) == (spec.train, spec.val, spec.test)
+    renames = {folder: name for folder, name in row.get("renames", {}).items() if folder != name}
     assert renames == spec.renames
 
 
@@ -60,19 +49,19 @@ def test_rows_of_photo_data_sets_are_the_facts(name: str) -> None:
 )
 def test_variants_of_imagenet_are_there_to_test_only(name: str, num_classes: int) -> None:
     spec = dataset_spec(name)
-    facts = reference("datasets")["variants_of_imagenet"][name]
+    row = facts("datasets")["variants_of_imagenet"][name]
 
-    assert (facts["dir"], facts["image_dir"]) == (spec.folder, spec.image_dir)
+    assert (row["dir"], row["image_dir"]) == (spec.folder, spec.image_dir)
     assert (spec.num_classes, spec.train, spec.val) == (num_classes, 0, 0)
-    assert spec.test == facts["test"]
+    assert spec.test == row["test"]
 
 
 @pytest.mark.parametrize("name", PHOTOS)
 def test_sizes_are_those_of_the_paper(name: str) -> None:
     spec = dataset_spec(name)
-    sizes = reference("paper")["dataset_sizes"][name]
+    sizes = facts("paper")["dataset_sizes"][name]
 
-    assert spec.num_classes == reference("paper")["num_classes"][name]
+    assert spec.num_classes == facts("paper")["num_classes"][name]
     assert spec.train == sizes["train"]
     assert spec.test == sizes["test_base"] + sizes["test_novel"]
 
@@ -87,7 +76,7 @@ def test_base_classes_have_the_papers_test_pictures_where_classes_are_of_one_siz
 
     assert (
         base_count(spec.num_classes) * per_class
-        == (reference("paper")["dataset_sizes"][name]["test_base"])
+        == (facts("paper")["dataset_sizes"][name]["test_base"])
     )
 
 
@@ -124,17 +113,17 @@ def test_a_data_set_in_class_folders_has_one_for_each_class(name: str) -> None:
 def test_class_folders_are_the_published_ones_in_the_order_of_a_sorted_listing(name: str) -> None:
     folders = class_folders(dataset_spec(name))
 
-    assert list(folders) == sorted(reference("class_names")[name])
+    assert list(folders) == sorted(facts("class_names")[name])
 
 
 def test_class_folders_of_imagenet_and_its_variants_are_wnids_or_labels() -> None:
-    facts = reference("class_names")
-    wnids = list(facts["imagenet"])
+    names = facts("class_names")
+    wnids = list(names["imagenet"])
 
-    assert dict(imagenet_names()) == facts["imagenet"]
+    assert dict(imagenet_names()) == names["imagenet"]
     assert class_folders(dataset_spec("imagenet_sketch")) == tuple(wnids)
     for name in ("imagenet_a", "imagenet_r"):
-        expected = tuple(wnids[label] for label in facts[name])
+        expected = tuple(wnids[label] for label in names[name])
         assert class_folders(dataset_spec(name)) == expected
     assert class_folders(dataset_spec("imagenetv2")) == tuple(map(str, range(1000)))
     assert class_folders(dataset_spec("imagenet"))[::1000] == (
@@ -146,7 +135,7 @@ def test_class_folders_of_imagenet_and_its_variants_are_wnids_or_labels() -> Non
 def test_class_folders_of_ucf101_are_its_actions_in_words() -> None:
     folders = class_folders(dataset_spec("ucf101"))
 
-    assert [folder.replace("_", "") for folder in folders] == reference("class_names")["ucf101"]
+    assert [folder.replace("_", "") for folder in folders] == facts("class_names")["ucf101"]
     for folder in (
         "Apply_Eye_Makeup",
         "Body_Weight_Squats",

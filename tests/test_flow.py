@@ -70,14 +70,12 @@ def _toy_project(
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
 
 
-def _run(
-    folder: Path, *arguments: str, cwd: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if "PREFECT_API_URL" not in key}
     paths = {"PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "flows.benchmark", "--profile-dir", str(folder), *arguments],
-        cwd=cwd,
+        cwd=folder,  # where no settings of the user's are
         env={**clean, **paths, **environment},
         capture_output=True,
         text=True,
@@ -208,14 +206,14 @@ def test_no_server_need_be_set() -> None:
 
 def test_the_server_of_our_settings_goes_before_prefects_own(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"PD_PREFECT_API_URL={NOWHERE}\n")
-    done = _run(tmp_path, PREFECT_API_URL="http://127.0.0.1:10/api", cwd=tmp_path)
+    done = _run(tmp_path, PREFECT_API_URL="http://127.0.0.1:10/api")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: no Prefect server answers at '{NOWHERE}'")
 
 
 def test_settings_that_cannot_be_read_are_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"PD_DEVICE=\xff\xfe")
-    done = _run(tmp_path, cwd=tmp_path)
+    done = _run(tmp_path)
     assert (done.returncode, done.stderr) == (
         2,
         "error: '.env' cannot be read (it is not UTF-8); mend or remove it\n",

@@ -47,8 +47,8 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if "PREFECT_API_URL" not in key}
     return subprocess.run(
         [sys.executable, "-m", "flows.monitor", *arguments],
-        cwd=ROOT,
-        env={**clean, "PREFECT_HOME": str(folder)},
+        cwd=folder,  # where no settings of the user's are
+        env={**clean, "PREFECT_HOME": str(folder), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -172,6 +172,18 @@ def test_a_terminal_of_80_columns_cuts_no_number(results: Path) -> None:
     assert all(" points, " in line for line in differences)
 
 
+def test_a_long_name_is_cut_and_takes_one_line(results: Path) -> None:
+    before = shown(run(results), width=80).splitlines()
+    console = Console(file=StringIO(), width=80, record=True)
+    title = "Armenian, Georgian and Hebrew letters, embroidery"
+    console.print(report.table(run(results), {**TITLES, "greek": title}))
+    lines = console.export_text().splitlines()
+    assert len(lines) == len(before)
+    rows = [line for line in lines if line.startswith("Armenian")]
+    assert len(rows) == 2
+    assert all("… " in row and row.count(" ± ") == 4 for row in rows)
+
+
 def test_titles_are_no_markup(results: Path) -> None:
     console = Console(file=StringIO(), width=200)
     console.print(report.table(run(results), {"greek": "[red]Greek[/red]"}))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from facts import facts
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -23,7 +24,6 @@ from pd_core.protocols.params import FOLDER, ProtocolsParams, load_protocols
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / FOLDER / "params.yaml"
 PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / FOLDER / "dvc.yaml")["stages"]
-FACTS = ROOT.parent / "shared" / "reference" / "paper.json"
 TARGETS = {
     Protocol.BASE_TO_NOVEL: "embedded_greek",
     Protocol.CROSS_DATASET: "embedded_greek",
@@ -73,12 +73,10 @@ def test_the_papers_profile_has_the_papers_three_protocols_and_targets(paper: Lo
     assert params.of(Protocol.BASE_TO_NOVEL) == tuple(profile.datasets)
     assert params.source.dataset == "imagenet"
     assert params.of(Protocol.ALL_CLASSES) == ()
-    if FACTS.is_file():
-        facts = json.loads(FACTS.read_text())
-        targets = set(facts["cross_dataset_target"]["PromptKD"]) - {"average"}
-        variants = set(facts["domain_generalization"]["PromptKD"]) - {"average"}
-        assert set(params.of(Protocol.CROSS_DATASET)) == targets
-        assert set(params.of(Protocol.DOMAIN_GENERALISATION)) == variants
+    targets = set(facts("paper")["cross_dataset_target"]["PromptKD"]) - {"average"}
+    variants = set(facts("paper")["domain_generalization"]["PromptKD"]) - {"average"}
+    assert set(params.of(Protocol.CROSS_DATASET)) == targets
+    assert set(params.of(Protocol.DOMAIN_GENERALISATION)) == variants
 
 
 def test_the_papers_source_is_tuned_with_the_papers_numbers_for_it(paper: Loaded) -> None:
@@ -86,12 +84,10 @@ def test_the_papers_source_is_tuned_with_the_papers_numbers_for_it(paper: Loaded
     source = params_of(paper, Protocol.CROSS_DATASET, "imagenet").teacher
     own = params_of(paper, Protocol.BASE_TO_NOVEL, "imagenet").teacher
     assert own == profile.for_dataset("imagenet").teacher
-    if not FACTS.is_file():
-        pytest.skip("the facts are not beside the project")
-    facts = json.loads(FACTS.read_text())["hyperparameters"]["teacher"]
+    papers = facts("paper")["hyperparameters"]["teacher"]
     shown = (source.lr, source.text_depth, source.image_depth, source.gpa_mean, source.gpa_std)
     assert shown == tuple(
-        facts[f"{key}_cross_dataset"] for key in ("lr", "depth", "depth", "gpa_mean", "gpa_std")
+        papers[f"{key}_cross_dataset"] for key in ("lr", "depth", "depth", "gpa_mean", "gpa_std")
     )
     changed = {"lr", "text_depth", "image_depth", "gpa_mean", "gpa_std"}
     assert source.model_dump(exclude=changed) == own.model_dump(exclude=changed)

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from rich.console import Console
 
 from pd_core import report, report_pictures, results
 from pd_core.artifacts import write_sums
+from pd_core.data import embedded
+from pd_core.data.catalogue import dataset_spec
 from pd_core.errors import BadArtifact, MissingFile, PdError
 
 
@@ -106,15 +109,40 @@ def test_the_markdown_table_has_a_row_per_data_set_and_the_average(evaluations: 
     assert len({row.count("|") for row in rows}) == 1
 
 
-def test_the_terminals_table_shows_the_gain_of_the_student() -> None:
+def _terminal(titles: Mapping[str, str], *people: str) -> list[str]:
+    """Show data sets whose student gained 22.5 points in a terminal of 80 columns."""
     weak, strong = ({"base": value, "novel": value, "hm": value} for value in (40.0, 62.5))
-    scores = {**dict.fromkeys(results.WHO, weak), "student": strong}
+    scores = {**dict.fromkeys([*results.WHO, *people], weak), "student": strong}
     console = Console(width=80, record=True, file=StringIO())
-    console.print(report.table(results.summarise("quickstart", {"greek": scores})))
-    lines = console.export_text().splitlines()
-    assert any("greek" in line and "40.0" in line and "+22.5" in line for line in lines)
-    assert any("average" in line and "+22.5" in line for line in lines)
+    summary = results.summarise("quickstart", dict.fromkeys(titles, scores))
+    console.print(report.table(summary, titles))
+    return console.export_text().splitlines()
+
+
+def test_the_terminals_table_shows_the_gain_of_the_student() -> None:
+    lines = _terminal({"greek": "greek"})
+    for name in ("greek", "average"):
+        assert f"{name} 40.0 → 62.5 40.0 → 40.0 +22.5" in [" ".join(line.split()) for line in lines]
     assert max(map(len, lines)) <= 80
+
+
+def test_80_columns_hold_the_names_of_the_embedded_data_sets() -> None:
+    titles = {name: dataset_spec(name).title for name in embedded.DOMAINS}
+    lines = _terminal(titles)
+    assert max(map(len, lines)) <= 80
+    _, head, line, *rows = lines
+    assert head.split() == ["data", "set", "student", "teacher", "gain"]
+    assert set(line) == {"─"}
+    names = [row.partition(" 40.0")[0].rstrip() for row in rows[: len(titles)]]
+    assert names == [titles[name] for name in sorted(titles)]
+
+
+def test_a_name_that_is_too_long_for_80_columns_is_cut_and_no_number_is() -> None:
+    lines = _terminal({"greek": "Letters of an alphabet, " * 5}, results.BASELINE)
+    assert max(map(len, lines)) <= 80
+    (row,) = [line for line in lines if "Letters" in line]
+    assert row.split()[-8:] == ["40.0", "→", "62.5", "40.0", "→", "40.0", "40.0", "+22.5"]
+    assert "…" in row
 
 
 def test_a_data_set_of_which_all_classes_were_taught_has_one_number_and_no_part_in_the_average(
@@ -213,6 +241,19 @@ def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> N
     with Image.open(BytesIO(report_pictures.samples(tmp_path, colours, count=3))) as sheet:
         pixels = [sheet.getpixel((sheet.width - 30, y)) for y in (36, 104)]
     assert pixels == list(colours.values())
+
+
+@pytest.mark.parametrize("title", ["red", "Armenian, Georgian and Hebrew letters, embroidery"])
+def test_no_name_runs_under_the_pictures_beside_it(title: str, tmp_path: Path) -> None:
+    _prepare(tmp_path, "red", (200, 0, 0))
+    samples = report_pictures.samples(tmp_path, ["red"], titles={"red": title}, count=2)
+    with Image.open(BytesIO(samples)) as sheet:
+        left = next(x for x in range(sheet.width) if sheet.getpixel((x, 36)) == (200, 0, 0))
+        name = ImageChops.invert(sheet.crop((0, 0, left, sheet.height))).getbbox()
+    assert name is not None
+    assert name[0] >= 10
+    assert name[2] <= left - 10
+    assert name[2] - name[0] > 6 * len(title)
 
 
 def test_the_stage_writes_all_files_with_titles_and_needs_no_photos(

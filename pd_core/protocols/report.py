@@ -93,6 +93,7 @@ def findings(protocol: Protocol, found: Summary, titles: Titles | None = None) -
 
 def table(summary: Summary, titles: Titles | None = None) -> Table:
     """Return the headline numbers as a table for the terminal, with differences and outliers."""
+    from rich.box import HORIZONTALS
     from rich.table import Table
     from rich.text import Text
 
@@ -100,17 +101,21 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
         title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}",
         caption=Text("\n".join(_notes(summary, titles))),
         caption_justify="left",
+        box=HORIZONTALS,
+        show_edge=False,
+        padding=0,
     )
-    shown.add_column("data set")
+    shown.add_column("data set", min_width=36)  # which leaves the caption room
     for who in WHO:
         style = "bold" if who == "student" else ""
-        shown.add_column(TITLES[who].replace(" ", "\n"), justify="right", style=style)
+        shown.add_column(TITLES[who].replace(" ", "\n"), justify="right", style=style, no_wrap=True)
     for protocol, found in protocols_of(summary).items():
         shown.add_row(Text(heading(summary, protocol, titles), style="italic"))
         rows, key = _rows(found, titles), headline_of(protocol)
         for index, (name, row) in enumerate(rows, 1):
             cells = [_spread(row[who], key, digits=1) for who in WHO]
-            shown.add_row(Text(name), *cells, end_section=index >= len(rows) - 1)
+            label = Text(name, no_wrap=True, overflow="ellipsis")  # cut, not broken
+            shown.add_row(label, *cells, end_section=index >= len(rows) - 1)
     return shown
 
 

@@ -87,6 +87,11 @@ ALL: dict[str, Check] = {
 }
 
 
+def applicable(trace: Trace) -> list[str]:
+    """Name the checks that a recording can be given."""
+    return [part for part in ALL if part != vectors.__name__ or not trace.untrained_prompts]
+
+
 def _rate(trace: Trace, stage: str, epoch: int) -> float:
     optim = trace.info["optim"]
     return schedule.learning_rate(

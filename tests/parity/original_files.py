@@ -28,6 +28,13 @@ PER_TRACE = pytest.mark.parametrize(
     "folder", traces.trace_folders(), ids=lambda folder: folder.name
 )
 
+# whose teacher distilled with the prompts that its file holds
+PER_TUNED = pytest.mark.parametrize(
+    "folder",
+    [one for one in traces.trace_folders() if not traces.load(one).untrained_prompts],
+    ids=lambda folder: folder.name,
+)
+
 
 def backbone(trace: Trace, clip: str, *, text: bool) -> State:
     """Return the frozen weights by the original's keys."""

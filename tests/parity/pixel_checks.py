@@ -53,6 +53,11 @@ Check = Callable[[Recorded], int]
 
 ALL: dict[str, Check] = {check.__name__: check for check in (evaluation_pixels, training_pixels)}
 
+KEYS = {  # of a recording: what each check reads of it starts like this
+    "evaluation_pixels": r"test\d+/",
+    "training_pixels": r"train\d+_",
+}
+
 
 def _cases(recorded: Recorded, pattern: str) -> Iterator[tuple[dict[str, str], Tensor]]:
     for key, value in recorded.items():

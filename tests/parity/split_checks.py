@@ -141,6 +141,14 @@ ALL: dict[str, Check] = {
     )
 }
 
+KEYS = {  # of a recording: what each check reads of it starts like this
+    "few_shot_lists": "fewshot",
+    "base_and_novel_lists": "fewshot",
+    "distillation_lists": "promptkd_",
+    "validation_cuts": "fresh_no_split_file|split_trainval_seed",
+    "three_way_cuts": "dtd_read_and_split_seed",
+}
+
 
 def _prepared(content: Splits, kind: str) -> tuple[list[str], list[list[Any]]]:
     """Let our stage prepare the lists; return the unlabelled and the test images."""

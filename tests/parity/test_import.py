@@ -10,6 +10,7 @@ import torch
 import traces
 from original_files import (
     PER_TRACE,
+    PER_TUNED,
     assert_tiny_prompts,
     known_vectors,
     save,
@@ -31,11 +32,9 @@ from pd_core.models.unpickle import read_checkpoint
 from pd_core.options import TeacherMethod
 
 
-@PER_TRACE
+@PER_TUNED
 def test_an_imported_teacher_gives_the_originals_numbers(folder: Path, tmp_path: Path) -> None:
     trace = traces.load(folder)
-    if trace.untrained_prompts:
-        pytest.skip("the teacher that distilled was given prompts that its file does not hold")
     path = save(tmp_path / "model.pth.tar-20", teacher_state(trace))
 
     found = import_teacher(path, trace.teacher_towers)

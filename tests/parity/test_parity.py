@@ -1,7 +1,6 @@
 """Our training code gives the numbers of the paper's original code."""
 
 import inspect
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,14 @@ from pd_core.distilling import distill_student
 from pd_core.tuning import tune_teacher
 
 
-@pytest.mark.parametrize("part", checks.ALL)
-@pytest.mark.parametrize("folder", traces.trace_folders(), ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    ("folder", "part"),
+    [
+        pytest.param(folder, part, id=f"{folder.name}-{part}")
+        for folder in traces.trace_folders()
+        for part in checks.applicable(traces.load(folder))
+    ],
+)
 def test_our_numbers_are_those_of_the_original(folder: Path, part: str) -> None:
     found = checks.ALL[part](traces.load(folder))
 
@@ -54,6 +59,8 @@ def test_the_recordings_of_this_repository_are_found() -> None:
     own = {folder.name for folder in traces.trace_folders() if folder.parent == traces.OWN}
 
     assert own == {"A", "D"}
+    for name in own:
+        assert checks.applicable(traces.load(traces.OWN / name)) == list(checks.ALL)
     assert traces.OWN / "splits.json" in traces.files("splits.json")
     assert any(traces.OWN in path.parents for path in traces.files("transforms.safetensors"))
 
@@ -71,9 +78,8 @@ def test_a_further_folder_of_recordings_is_picked_up(
     assert further == [tmp_path / "any name"]
 
 
-@pytest.mark.skipif("PD_PARITY_DIR" not in os.environ, reason="no further folder is named")
-def test_the_further_folder_holds_recordings() -> None:
-    further = Path(os.environ["PD_PARITY_DIR"])
+@pytest.mark.parametrize("root", traces.folders(), ids=lambda root: root.name)
+def test_every_folder_that_is_named_holds_recordings(root: Path) -> None:
     kinds = ("trace.json", "splits.json", "transforms.safetensors")
 
-    assert any(further in path.parents for kind in kinds for path in traces.files(kind))
+    assert any(root in path.parents for kind in kinds for path in traces.files(kind))

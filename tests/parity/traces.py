@@ -63,8 +63,12 @@ class Trace:
     def __init__(self, folder: Path, *, steps: int | None = None) -> None:
         self.name = folder.name
         self._limit = steps
+        self._folder = folder
         self.info: dict[str, Any] = json.loads((folder / "trace.json").read_text())
-        self.tensors = load_file(folder / "trace.safetensors")
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self._folder / "trace.safetensors")
 
     @cached_property
     def teacher_towers(self) -> ClipTowers:
