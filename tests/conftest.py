@@ -19,12 +19,20 @@ from pd_core.settings import compute_with, telemetry_off
 
 ROOT = Path(__file__).parent.parent
 
+gc.disable()  # until all tests are collected: the millions of objects of what they import stay
 telemetry_off()
 compute_with(1)  # tiny models gain nothing from more threads, and lose much on a busy machine
 
 # The same examples every time, and no complaint when a busy machine takes long.
 settings.register_profile("promptkd", derandomize=True, deadline=None, database=None)
 settings.load_profile("promptkd")
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage only in what the tests themselves make."""
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)  # as `promptkd` does it
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from command import promptkd
 from said import lines_but_counts
 
 ROOT = Path(__file__).parent.parent
@@ -21,17 +22,6 @@ def project(tmp_path: Path, empty_database: Path) -> Path:
     shutil.copy(empty_database, tmp_path / empty_database.name)
     (tmp_path / "pd_core").symlink_to(ROOT / "pd_core")
     return tmp_path
-
-
-def promptkd(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pd_core", *arguments],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -125,7 +115,9 @@ def test_a_tracking_server_that_does_not_answer_is_said_before_work_starts(
 
 
 def test_help_names_every_stage(project: Path) -> None:
-    text = promptkd(project, "--help").stdout
+    command = [sys.executable, "-m", "pd_core.cli", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    text = subprocess.check_output(command, cwd=project, env=environment, text=True)
     stages = ("prepare", "teacher", "class-vectors", "student", "evaluate", "tuned-student")
     for verb in (*stages, "report", "import-teacher", "import-student", "ablation"):
         assert f"  {verb} " in text

@@ -201,6 +201,7 @@ def _second_route() -> tuple[RemoteFile, ...]:
         (DTD["dtd-r1.0.1.tar.gz"][:-20], "damaged or cut off"),
         (tarred({"other/1.jpg": b""}), "has no 'dtd', but other"),
     ],
+    ids=["leads out", "cut off", "other folder"],  # their bytes hold the time
 )
 def test_after_a_bad_archive_nothing_half_written_remains(
     content: bytes, message: str, dtd: FileServer, place: Path, monkeypatch: pytest.MonkeyPatch

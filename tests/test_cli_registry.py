@@ -1,14 +1,12 @@
 """`promptkd registry list`, `show`, `promote`, `rollback` and `history`."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import registered
+from command import promptkd
 from promoting import NAME, promote
 from registered import champion, good, publish
 from ruamel.yaml import YAML
@@ -57,16 +55,6 @@ def run(*arguments: str) -> str:
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.stdout
-
-
-def promptkd(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "pd_core", "registry", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def listed(*arguments: str) -> list[dict[str, Any]]:
@@ -138,7 +126,7 @@ def test_a_refused_promotion_names_all_reasons_and_ends_with_status_2(
 ) -> None:
     tags = {**registered.tags(project), "git_dirty": "true", "files": "0.dir"}
     publish(store, good, tags)
-    done = promptkd("promote")
+    done = promptkd(project, "registry", "promote")
     assert done.returncode == 2
     failing = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert failing == ["intact", "lineage", "loads", "answers", "latency", "accuracy"]
@@ -153,7 +141,7 @@ def test_a_decision_is_told_as_json_with_its_numbers_a_refusal_as_well(
     project: Path, store: str, good: Path
 ) -> None:
     publish(store, good, {**registered.tags(project), "git_dirty": "true"})
-    done = promptkd("promote", "tiny", "--json", "--dry-run")
+    done = promptkd(project, "registry", "promote", "tiny", "--json", "--dry-run")
     assert done.returncode == 2
     told = json.loads(done.stdout)
     assert f"error: {told['conclusion']}" in done.stderr.splitlines()
@@ -175,7 +163,7 @@ def test_a_good_version_becomes_champion_and_stays_it(
     project: Path, store: str, good: Path
 ) -> None:
     publish(store, good, registered.tags(project))
-    done = promptkd("promote", "tiny")
+    done = promptkd(project, "registry", "promote", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "version 1 of 'promptkd-tiny' is champion, after none"
     assert champion(store) == 1

@@ -1,16 +1,14 @@
 """`promptkd compare` of two git revisions, in real repositories of git and DVC."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
 
 import pytest
+from command import promptkd
 from compared import evaluate, evaluation, make_project, right
 from git_repository import commit
 from scipy import stats
@@ -65,17 +63,6 @@ def found(
 ) -> Mapping[tuple[str, str], MetricDifference]:
     rows = [*comparison.metrics, *comparison.averages]
     return {(one.dataset or "average", one.metric): one for one in rows if one.who == who}
-
-
-def promptkd(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pd_core", "compare", *arguments],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_parameters_differ_where_they_are_in_force(made: Path) -> None:
@@ -210,7 +197,7 @@ def test_seeds_are_compared_one_by_one_and_averaged_by_data_set(tmp_path: Path) 
 
 
 def test_the_table_is_plain_where_a_program_reads(project: Path) -> None:
-    done = promptkd(project, "HEAD~1", "HEAD")
+    done = promptkd(project, "compare", "HEAD~1", "HEAD")
     assert done.returncode == 0, done.stderr
     row = next(
         line for line in done.stdout.splitlines() if line.startswith("greek") and " hm " in line
@@ -226,7 +213,7 @@ def test_the_table_is_plain_where_a_program_reads(project: Path) -> None:
 
 
 def test_json_holds_all_of_it(project: Path) -> None:
-    done = promptkd(project, "HEAD~1", "HEAD", "--json")
+    done = promptkd(project, "compare", "HEAD~1", "HEAD", "--json")
     value = json.loads(done.stdout)
     comparison = compared(project)
     assert value["first"]["given"] == "HEAD~1"
@@ -255,7 +242,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     commit(project)
     shutil.copyfile(empty_database, project / "mlflow.db")
     shutil.copyfile(ROOT / "params.yaml", project / "params.yaml")
-    done = promptkd(project, "HEAD~1", second)
+    done = promptkd(project, "compare", "HEAD~1", second)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -1,0 +1,41 @@
+"""The command line, run in this process: to start one that imports torch and MLflow takes seconds."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import tiny
+
+from pd_core import cli
+
+
+def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb in a folder; what it sets for its own process is undone."""
+    command = ["promptkd", *arguments]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    on_end = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.MonkeyPatch.context() as change,
+        patch.dict(os.environ, environment),
+        tiny.torch_restored(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        pytest.raises(SystemExit) as end,
+    ):
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)  # as Python does
+        change.chdir(folder)
+        change.setattr(sys, "argv", command)
+        cli.main()
+    signal.signal(signal.SIGTERM, on_end)
+    status = end.value.code or 0
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
