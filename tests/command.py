@@ -1,4 +1,4 @@
-"""The command line, run in this process: to start one that imports torch and MLflow takes seconds."""
+"""The command line in this process: one of its own takes seconds to import torch and MLflow."""
 
 import contextlib
 import io
