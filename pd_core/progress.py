@@ -37,6 +37,8 @@ class Reporter:
         self._bar: Progress | None = None
         self._next_line = 0.0
         self._metrics = ""
+        self._state = (0, 0)
+        self._written: tuple[int, int] | None = None
 
     def __enter__(self) -> Self:
         """Start: on a terminal a bar, elsewhere lines now and then."""
@@ -62,21 +64,22 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the bar away."""
+        """Take the bar away, or end the lines, if there are any, with how far the work came."""
         if self._bar is not None:
             self._bar.stop()
+        elif kind is None and self._written not in (None, self._state):
+            self._write()
 
     def progress(self, done: int, total: int) -> None:
         """Show that `done` of `total` steps are done."""
         if self._record is not None:
             self._record.progress(done, total)
+        self._state = done, total
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=done, total=total, metrics=self._metrics)
         elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-            sys.stderr.write(f"{self._title}: {done}/{total} {self._unit} {self._metrics}\n")
-            sys.stderr.flush()
+            self._write()
 
     def loss(self, step: int, mean: float) -> None:
         """Pass the mean loss of the steps up to this one on; an epoch's is what is shown."""
@@ -89,3 +92,9 @@ class Reporter:
             self._record.epoch(epoch, metrics)
         shown = {key: value for key, value in metrics.items() if key != "lr"}
         self._metrics = " ".join(f"{key} {value:.3g}" for key, value in shown.items())
+
+    def _write(self) -> None:
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._written = done, total = self._state
+        sys.stderr.write(f"{self._title}: {done}/{total} {self._unit} {self._metrics}\n")
+        sys.stderr.flush()
