@@ -22,6 +22,7 @@ from pd_core.registry import store as registry
 from pd_core.registry.gate import Check, Exam
 from pd_core.registry.promotion import Decision
 from pd_core.registry.store import Version
+from pd_core.significance import Paired
 
 __all__ = ["good", "own_project", "project", "store"]  # fixtures
 
@@ -106,7 +107,9 @@ def test_the_same_model_again_passes_and_a_worse_one_is_refused(
     assert failed(again) == {}
     assert champion(store) == 2
     bad = registered.model(tmp_path / "bad", worse(tiny.NAMES[0], tiny.NAMES[1]))
-    decision = promote(store, exam, publish(store, bad, registered.tags(project)))
+    bound = Paired(pictures=20, gained=0, lost=8, both=12).lower_bound(exam.confidence)
+    strict = replace(exam, margin=-bound - 1e-6)  # which the difference misses by a hair
+    decision = promote(store, strict, publish(store, bad, registered.tags(project)))
     assert set(failed(decision)) == {"accuracy"}
     assert "60.00% right, the champion, version 2, 100.00%" in failed(decision)["accuracy"]
     assert "(0 gained, 8 lost)" in failed(decision)["accuracy"]
