@@ -115,6 +115,14 @@ def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
 _EXPORTED: dict[int, bytes] = {}
 
 
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export nothing to ONNX, where nobody reads it."""
+    from pd_core import onnx_file
+
+    monkeypatch.setattr(onnx_file, "write", lambda path, _: path.write_bytes(b"no ONNX"))
+
+
 @pytest.fixture(scope="session")
 def picture() -> bytes:
     """Return a PNG file of coloured noise."""
