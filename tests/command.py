@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
     command = ["promptkd", *arguments]
     stdout, stderr = io.StringIO(), io.StringIO()
     on_end = signal.getsignal(signal.SIGTERM)
+    logged = logging.StreamHandler(stderr)  # as Python does where nobody else sees to it
+    logged.setLevel(logging.WARNING)
     with (
         pytest.MonkeyPatch.context() as change,
         patch.dict(os.environ, environment),
@@ -28,13 +31,14 @@ def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
         warnings.catch_warnings(),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
-        pytest.raises(SystemExit) as end,
     ):
         for kind in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)  # as Python does
         change.chdir(folder)
         change.setattr(sys, "argv", command)
-        cli.main()
+        change.setattr(logging.getLogger(), "handlers", [logged])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
     signal.signal(signal.SIGTERM, on_end)
     status = end.value.code or 0
     assert isinstance(status, int)

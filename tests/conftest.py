@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import atexit
+import contextlib
 import gc
 import os
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+with contextlib.chdir("/"):  # where no `.env` is: flows read it when they are imported
+    import flows  # noqa: F401
 from pd_core import tracking
 from pd_core.settings import compute_with, telemetry_off
 
@@ -143,6 +146,14 @@ def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _EXPORTED: dict[int, bytes] = {}
+
+
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export nothing to ONNX, where nobody reads it."""
+    from pd_core import onnx_file
+
+    monkeypatch.setattr(onnx_file, "write", lambda path, _: path.write_bytes(b"no ONNX"))
 
 
 @pytest.fixture(scope="session")

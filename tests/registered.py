@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from promoting import NAME
 
 from pd_core import provenance, tracking
 from pd_core.artifacts import write_json, write_sums
-from pd_core.registry import model_folder
+from pd_core.registry import model_folder, trial
 from pd_core.registry import store as registry
 from pd_core.registry.store import Version
+from pd_core.registry.trial import Task, Trial
 
 SCRIPT = Path(__file__).with_name("brightness_model.py")
 OUTPUTS = (
@@ -144,6 +146,24 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path: Path, empty_database: Path) -> str:
     shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
     return tracking.open_store(tmp_path)
+
+
+@pytest.fixture
+def tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try each model on the same pictures once: a trial is a process of its own."""
+    run = trial.run
+
+    def run_or_recall(model: Path, task: Task, out: Path) -> Trial:
+        pictures = provenance.content_hash(Path(task.images))
+        key = (provenance.content_hash(model), pictures, replace(task, images=""))
+        if key not in _TRIED:
+            _TRIED[key] = run(model, task, out)
+        return _TRIED[key]
+
+    monkeypatch.setattr(trial, "run", run_or_recall)
+
+
+_TRIED: dict[object, Trial] = {}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pd_core.registry.register import Origin, register
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.usefixtures("onnx_once"),
+    pytest.mark.usefixtures("no_onnx"),
 ]
 
 WIDTH = 16

@@ -8,19 +8,22 @@ import pytest
 import registered
 from command import promptkd
 from promoting import NAME, promote
-from registered import champion, good, publish
+from registered import champion, good, publish, tried_once
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from pd_core import cli_registry, tracking
 from pd_core.errors import BadParams, PdError, UnknownName
 
-__all__ = ["good"]  # a fixture
+__all__ = ["good", "tried_once"]  # a fixture
 
 ROOT = Path(__file__).parents[1]
 
 # SQLAlchemy's, about MLflow's use of it.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+    pytest.mark.usefixtures("tried_once"),
+]
 
 
 @pytest.fixture

@@ -90,7 +90,8 @@ def test_every_class_has_its_share_of_each_split(built: tuple[Path, Splits]) -> 
 
 
 def test_handwriting_has_every_picture_once(tmp_path: Path) -> None:
-    embedded.build("embedded_digits", tmp_path)
+    splits = embedded.build("embedded_digits", tmp_path)
+    check_splits(tmp_path, splits)
     with zipfile.ZipFile(tmp_path / embedded.ARCHIVE) as archive:
         pictures = [archive.read(name) for name in archive.namelist()]
     assert len(set(pictures)) == len(pictures) > 1600
@@ -104,13 +105,21 @@ def test_pictures_are_small_colour_pngs(built: tuple[Path, Splits]) -> None:
             assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (32, 32))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_test_picture_is_in_another_split(name: str, tmp_path: Path) -> None:
-    splits = embedded.build(name, tmp_path)
-    with zipfile.ZipFile(tmp_path / embedded.ARCHIVE) as archive:
+def check_splits(folder: Path, splits: Splits) -> None:
+    with zipfile.ZipFile(folder / embedded.ARCHIVE) as archive:
         test = {archive.read(item.path) for item in splits.test}
         rest = {archive.read(item.path) for item in (*splits.train, *splits.val)}
     assert not test & rest
+
+
+def test_no_test_picture_is_in_another_split(built: tuple[Path, Splits]) -> None:
+    check_splits(*built)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_no_test_picture_of_any_data_set_is_in_another_split(name: str, tmp_path: Path) -> None:
+    check_splits(tmp_path, embedded.build(name, tmp_path))
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

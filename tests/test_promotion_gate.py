@@ -13,7 +13,18 @@ import pytest
 import registered
 import tiny
 from promoting import NAME
-from registered import LEVELS, champion, good, own_project, project, publish, store, stored, worse
+from registered import (
+    LEVELS,
+    champion,
+    good,
+    own_project,
+    project,
+    publish,
+    store,
+    stored,
+    tried_once,
+    worse,
+)
 from waiting import wait_until
 
 from pd_core.errors import MissingFile, PdError
@@ -24,10 +35,13 @@ from pd_core.registry.promotion import Decision
 from pd_core.registry.store import Version
 from pd_core.significance import Paired
 
-__all__ = ["good", "own_project", "project", "store"]  # fixtures
+__all__ = ["good", "own_project", "project", "store", "tried_once"]  # fixtures
 
 # SQLAlchemy's, about MLflow's use of it.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+    pytest.mark.usefixtures("tried_once"),
+]
 
 
 @pytest.fixture

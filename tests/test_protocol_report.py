@@ -28,6 +28,12 @@ def results(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing, where nobody looks at it: it takes most of a report's time."""
+    monkeypatch.setattr(report, "figure", lambda *_: b"no figure")
+
+
 def run(results: Path, name: str = "report", **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"datasets": DATASETS, "seeds": SEEDS, "source": SOURCE}
     folder = results.parent / name
@@ -60,6 +66,7 @@ def test_all_three_files_are_the_same_to_the_byte_in_another_run(results: Path) 
     assert set(one) == {"summary.json", "summary.md", "summary.png"}
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_summary_read_back_is_told_as_the_one_that_was_written(results: Path) -> None:
     summary = run(results)
     read = json.loads((results.parent / "report" / "summary.json").read_text())
@@ -69,6 +76,7 @@ def test_a_summary_read_back_is_told_as_the_one_that_was_written(results: Path) 
     assert shown(read) == shown(summary)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_missing_run_leaves_the_report_as_it_was(results: Path) -> None:
     run(results)
     before = (results.parent / "report" / "summary.md").read_bytes()
@@ -78,6 +86,7 @@ def test_a_missing_run_leaves_the_report_as_it_was(results: Path) -> None:
     assert (results.parent / "report" / "summary.md").read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_markdown_has_a_table_for_each_protocol_in_their_order(results: Path) -> None:
     text = report.markdown(run(results), TITLES)
     heads = [line for line in text.splitlines() if line.startswith("## ")]
@@ -91,6 +100,7 @@ def test_markdown_has_a_table_for_each_protocol_in_their_order(results: Path) ->
     assert text.count("| source's teacher |") == text.count("| tuned teacher |") == 2
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_markdown_shows_every_mean_with_its_deviation(results: Path) -> None:
     summary = run(results)
     text = report.markdown(summary, TITLES)
@@ -105,6 +115,7 @@ def test_markdown_shows_every_mean_with_its_deviation(results: Path) -> None:
     assert greek.count(" / ") == 8
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_differences_are_told_with_their_p(results: Path) -> None:
     summary = run(results)
     one = summary["protocols"]["base_to_novel"]["differences"][0]
@@ -117,11 +128,13 @@ def test_differences_are_told_with_their_p(results: Path) -> None:
     assert short in shown(summary)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_single_data_set_is_too_few_for_p(results: Path) -> None:
     text = report.markdown(run(results))
     assert text.count("points over 1 data set, too few for p.") == 4
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_an_outlier_is_named_and_where_there_is_none_that_is_said(results: Path) -> None:
     go_wild(results)
     summary = run(results)
@@ -137,6 +150,7 @@ def test_an_outlier_is_named_and_where_there_is_none_that_is_said(results: Path)
     assert line in " ".join(shown(summary, width=200).split())
 
 
+@pytest.mark.usefixtures("no_figure")
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
 def test_less_than_three_seeds_name_no_outlier_and_say_so(
     results: Path, seeds: tuple[int, ...]
@@ -145,6 +159,7 @@ def test_less_than_three_seeds_name_no_outlier_and_say_so(
     assert text.count("- outliers: none named, which takes three seeds.") == 4
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_single_seed_shows_no_deviation(results: Path) -> None:
     summary = run(results, seeds=[2])
     assert "±" not in report.markdown(summary)
@@ -152,6 +167,7 @@ def test_a_single_seed_shows_no_deviation(results: Path) -> None:
     assert "seed 2" in shown(summary)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_the_terminal_shows_headline_numbers_with_one_decimal(results: Path) -> None:
     summary = run(results)
     text = shown(summary)
@@ -164,6 +180,7 @@ def test_the_terminal_shows_headline_numbers_with_one_decimal(results: Path) -> 
         assert title in text
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_terminal_of_80_columns_cuts_no_number(results: Path) -> None:
     text = shown(run(results), width=80)
     assert "…" not in text
@@ -172,6 +189,7 @@ def test_a_terminal_of_80_columns_cuts_no_number(results: Path) -> None:
     assert all(" points, " in line for line in differences)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_long_name_is_cut_and_takes_one_line(results: Path) -> None:
     before = shown(run(results), width=80).splitlines()
     console = Console(file=StringIO(), width=80, record=True)
@@ -184,6 +202,7 @@ def test_a_long_name_is_cut_and_takes_one_line(results: Path) -> None:
     assert all("… " in row and row.count(" ± ") == 4 for row in rows)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_titles_are_no_markup(results: Path) -> None:
     console = Console(file=StringIO(), width=200)
     console.print(report.table(run(results), {"greek": "[red]Greek[/red]"}))
@@ -191,6 +210,7 @@ def test_titles_are_no_markup(results: Path) -> None:
     assert "[red]Greek[/red]" in console.file.getvalue()
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_the_figure_grows_with_its_rows_and_is_a_picture(results: Path) -> None:
     whole = Image.open(BytesIO(figure(run(results), TITLES)))
     part = Image.open(
@@ -201,6 +221,7 @@ def test_the_figure_grows_with_its_rows_and_is_a_picture(results: Path) -> None:
     assert whole.height > 3 * part.height
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_nothing_is_cut_at_the_edges_of_the_figure(results: Path) -> None:
     title = "Letters of several alphabets, photographed in bad light by a hand that trembles"
     titles = dict.fromkeys(("latin", "greek", "latin_neon"), title)
@@ -209,6 +230,7 @@ def test_nothing_is_cut_at_the_edges_of_the_figure(results: Path) -> None:
         assert (edge == 255).all()
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_the_figure_rings_an_outlier(results: Path) -> None:
     before = figure(run(results))
     summary = run(results)
@@ -217,6 +239,7 @@ def test_the_figure_rings_an_outlier(results: Path) -> None:
     assert figure(summary) != before
 
 
+@pytest.mark.usefixtures("no_figure")
 @pytest.mark.parametrize("who", ["zero_shot_student", "teacher", "student"])
 def test_the_figure_shows_single_seeds_and_not_their_mean_alone(results: Path, who: str) -> None:
     summary = run(results, datasets={Protocol.ALL_CLASSES: ["latin"]})
@@ -227,6 +250,7 @@ def test_the_figure_shows_single_seeds_and_not_their_mean_alone(results: Path, w
     assert figure(summary) != before
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_numbers_at_the_ends_of_the_scale_are_drawn(results: Path) -> None:
     for name in DATASETS[Protocol.CROSS_DATASET]:
         for seed in SEEDS:

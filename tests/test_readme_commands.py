@@ -35,8 +35,8 @@ TRIED = {
     "make audit": "make -n audit",
     "make sbom": "make -n sbom",
     "dvc repro evaluate@embedded_greek": AS_IT_STANDS,
-    "dvc repro": "dvc repro --dry",
-    "dvc exp run -S student.lr=0.001": "dvc exp run --dry -S student.lr=0.001",
+    "dvc repro": "dvc repro --dry evaluate@embedded_greek",
+    "dvc exp run -S student.lr=0.001": "dvc exp run --help",
     "dvc metrics show": AS_IT_STANDS,
     "dvc plots show": AS_IT_STANDS,
     "dvc plots diff HEAD~1 HEAD": AS_IT_STANDS,
@@ -55,14 +55,14 @@ TRIED = {
     "promptkd doctor": AS_IT_STANDS,
     "promptkd data list": AS_IT_STANDS,
     "cd protocols && dvc repro cross_dataset@embedded_greek-2": (
-        "cd protocols && dvc repro --dry cross_dataset@embedded_greek-2"
+        "cd protocols && dvc stage list | grep cross_dataset@embedded_greek-2"
     ),
     "cd protocols && dvc repro": "cd protocols && dvc stage list",
     "cd paper && dvc repro": "cd paper && dvc dag",
     "promptkd protocols show": AS_IT_STANDS,
     "promptkd data verify my_digits": AS_IT_STANDS,
     "promptkd data fingerprint my_digits": AS_IT_STANDS,
-    "dvc repro evaluate@my_digits": "dvc repro --dry evaluate@my_digits",
+    "dvc repro evaluate@my_digits": "dvc stage list | grep evaluate@my_digits",
     "promptkd data fetch dtd eurosat": "promptkd data fetch --plan dtd eurosat",
     "promptkd data verify dtd eurosat": "promptkd data verify --help",
     "promptkd data fingerprint dtd eurosat": "promptkd data fingerprint --help",

@@ -1,5 +1,6 @@
 """What frozen towers say is computed once, stored, and changes no result."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ class Project:
         self.students_clip = tiny.weights(folder, seed=1)
         self.loaded: list[Path] = []
         self.notes: list[str] = []
+
+    def tune(self) -> None:
         self.teacher("tuned", features=None)
+        folder = self.folder
         class_vectors.run(
             self.prepared, folder / "tuned", folder / "v", model="tiny", weights=self.teachers_clip
         )
@@ -81,11 +85,21 @@ class Project:
         }
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with tiny.torch_restored():
+        made = Project(tmp_path_factory.mktemp("tuned"))
+        made.tune()
+    return made.folder
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+def project(tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     monkeypatch.setattr(distill, "check_agreement", tiny.agreed)
     with tiny.torch_restored():
         made = Project(tmp_path)
+        for name in ("tuned", "v"):
+            shutil.copytree(tuned / name, tmp_path / name)
 
         def load(name: str, weights: Path, *, device: Any = "cpu") -> ClipTowers:
             made.loaded.append(weights)

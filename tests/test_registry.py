@@ -24,7 +24,6 @@ from pd_core.registry.store import fetch, find
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.usefixtures("onnx_once"),
 ]
 
 METRICS = {
@@ -59,6 +58,7 @@ def _load(store: str, registered: Registered) -> Any:
         mlflow.set_tracking_uri(before)
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_a_registered_student_answers_as_the_stages_student_does(
     store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
 ) -> None:
@@ -115,6 +115,7 @@ def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
     assert described.signature.outputs.input_names() == ["names", "probabilities"]
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_metrics_and_provenance_are_on_the_version_and_its_run(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:
@@ -151,6 +152,7 @@ def test_metrics_and_provenance_are_on_the_version_and_its_run(
     assert stored.info.status == "FINISHED"
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_the_same_weights_are_registered_once_other_weights_anew(
     store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
 ) -> None:
@@ -165,6 +167,7 @@ def test_the_same_weights_are_registered_once_other_weights_anew(
     assert _register(store, tiny_student, picture).version == 1
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_each_data_set_has_its_own_name(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:
@@ -173,6 +176,7 @@ def test_each_data_set_has_its_own_name(
         assert (registered.name, registered.version) == (f"promptkd-{dataset}", 1)
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_a_bad_picture_is_the_callers_error(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:
@@ -184,6 +188,7 @@ def test_a_bad_picture_is_the_callers_error(
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"  # MLflow's server answers 400
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_a_server_that_refuses_is_one_line(
     tiny_student: TinyStudent, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +233,7 @@ def test_the_model_runs_where_there_is_nothing_but_its_requirements(
     assert float(value) == pytest.approx(probability, abs=1e-6)
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_arrays_and_nested_lists_are_pictures_too(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:
@@ -239,6 +245,7 @@ def test_arrays_and_nested_lists_are_pictures_too(
     assert [list(names) for names in model.predict(frame)["names"]] == [expected, expected]
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_the_card_says_what_a_user_has_to_know(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:
@@ -261,6 +268,7 @@ def test_the_card_says_what_a_user_has_to_know(
     assert "\n\n\n" not in text
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_registering_again_brings_the_origin_up_to_date(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:

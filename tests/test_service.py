@@ -5,10 +5,10 @@ import io
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ import numpy as np
 import psutil
 import pytest
 import requests
+from command import promptkd
 from conftest import TinyStudent
 from PIL import Image
-from serving import DATASET, Running, champion, new_project, promptkd_serve, serving
+from serving import DATASET, Running, champion, new_project, serving
 
 from pd_core import predictor, tracking
 from pd_core.portable.student import PortableStudent
 from pd_core.registry.store import BUNDLE, CHAMPION, Version, fetch, find, set_alias
+from pd_core.service import server
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [
@@ -246,21 +248,23 @@ def test_requests_and_answers_are_counted(service: Running, picture: bytes) -> N
 
 
 def test_a_taken_port_and_an_unknown_model_are_refused_in_one_line(
-    service: Running, project: Path
+    service: Running, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = service.url.rpartition(":")[2]
+    listen, open_ones = server.listen, ExitStack()  # a process that ends closes its own
+    monkeypatch.setattr(server, "listen", lambda *at: open_ones.enter_context(listen(*at)))
     for arguments, reason in (
         ([DATASET, "--port", port], "cannot listen"),
         (["greeek", "--port", "0"], "did you mean"),
         ([f"{DATASET}/7", "--port", "0"], "unknown version"),
     ):
-        process = promptkd_serve(project, *arguments, log=subprocess.PIPE)
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert not output
-        assert len(errors.splitlines()) == 1
-        assert errors.startswith("error: ")
-        assert reason in errors
+        with open_ones:
+            done = promptkd(project, "serve", *arguments)
+        assert done.returncode == 2
+        assert not done.stdout
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("error: ")
+        assert reason in done.stderr
 
 
 class Clients:
