@@ -115,7 +115,7 @@ def test_a_tracking_server_that_does_not_answer_is_said_before_work_starts(
 
 
 def test_help_names_every_stage(project: Path) -> None:
-    command = [sys.executable, "-m", "pd_core.cli", "--help"]
+    command = [sys.executable, "-m", "pd_core", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     text = subprocess.check_output(command, cwd=project, env=environment, text=True)
     stages = ("prepare", "teacher", "class-vectors", "student", "evaluate", "tuned-student")

@@ -188,7 +188,7 @@ def test_a_stage_depends_on_what_it_reads_and_declares_what_it_writes(
         name, stage = shipped[0].source.dataset, "source_teacher"
     mine = job_of(shipped, protocol, name)
     item: dict[str, object] = {"dataset": name, "seed": 2}
-    verbs = [re.findall(r"pd_core\.cli (\S+) (\S+) --protocol (\S+) --seed (\d)", text)[0]
+    verbs = [re.findall(r"pd_core (\S+) (\S+) --protocol (\S+) --seed (\d)", text)[0]
              for text in resolved(stage, "cmd", shipped, **item)]  # fmt: skip
     prepares = stage == "source_teacher" or stage.endswith("_teacher") or (
         protocol.has_source and suffix == "_student"
@@ -220,7 +220,7 @@ def test_every_stage_depends_on_the_numbers_that_it_reads() -> None:
     for stage, block in PIPELINE.items():
         content = block.get("do", block)
         commands = content["cmd"] if isinstance(content["cmd"], list) else []
-        verbs = {re.findall(r"pd_core\.cli (\S+)", text)[0].replace("-", "_") for text in commands}
+        verbs = {re.findall(r"pd_core (\S+)", text)[0].replace("-", "_") for text in commands}
         tracked = {key for one in content.get("params", []) if isinstance(one, dict)
                    for keys in one.values() for key in keys}  # fmt: skip
         assert verbs <= tracked, stage
