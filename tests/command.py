@@ -1,4 +1,4 @@
-"""The command line, run in this process: one of its own takes seconds to import MLflow and torch."""
+"""The command line, run in this process: one of its own takes seconds to import torch."""
 
 import contextlib
 import io
