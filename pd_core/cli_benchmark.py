@@ -37,7 +37,11 @@ def benchmark(
     names = list(load_params(PARAMS).datasets)
     console = Console(stderr=True)
     view = _Screen(console) if console.is_terminal else _Lines(console)
-    with Live(view, console=console) if isinstance(view, _Screen) else nullcontext():
+    with (
+        Live(view, console=console, refresh_per_second=1)
+        if isinstance(view, _Screen)
+        else nullcontext()
+    ):
         datasets = work.run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
     if failed := [one for one in datasets if one.state is State.FAILED]:
         if any(one.status == EXIT_STATUS for one in failed):
