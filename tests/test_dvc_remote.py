@@ -86,7 +86,7 @@ def settings(access: Access) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("project", [".", "paper"])
+@pytest.mark.parametrize("project", [".", pytest.param("paper", marks=pytest.mark.slow)])
 def test_a_second_clone_takes_what_the_first_has_pushed_and_computes_nothing(
     project: str, origin: Path, access: Access, tmp_path: Path
 ) -> None:

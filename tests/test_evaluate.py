@@ -1,6 +1,7 @@
 """Evaluation counts what the protocol counts."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,34 +44,47 @@ def test_predictions_name_the_best_of_the_half_and_of_all() -> None:
     assert whole.tolist() == [2, 1, 2, 0]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the stages before the evaluation."""
+    folder = tmp_path_factory.mktemp("trained")
+    prepared = tiny.prepared(folder / "prepare" / "flowers")
+    large, small = tiny.weights(folder), tiny.weights(folder, seed=1)
+    folders = {name: folder / name / "flowers" for name in ("teacher", "vectors", "student")}
+    with pytest.MonkeyPatch.context() as patch, tiny.torch_restored():
+        patch.setattr(distill, "check_agreement", tiny.agreed)
+        pretrain.run(
+            prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2
+        )
+        class_vectors.run(
+            prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large
+        )
+        distill.run(
+            prepared,
+            folders["teacher"],
+            folders["vectors"],
+            folders["student"],
+            model="tiny",
+            weights=small,
+            teacher_model="tiny",
+            teacher_weights=large,
+            epochs=1,
+            batch_size=4,
+        )
+    return folder
+
+
 @pytest.fixture
-def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(distill, "check_agreement", tiny.agreed)
-    prepared = tiny.prepared(tmp_path / "prepare" / "flowers")
-    large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
-    folders = {name: tmp_path / name / "flowers" for name in ("teacher", "vectors", "student")}
-    pretrain.run(prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2)
-    class_vectors.run(prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large)
-    distill.run(
-        prepared,
-        folders["teacher"],
-        folders["vectors"],
-        folders["student"],
-        model="tiny",
-        weights=small,
-        teacher_model="tiny",
-        teacher_weights=large,
-        epochs=1,
-        batch_size=4,
-    )
+def stages(trained: Path, tmp_path: Path) -> dict[str, Any]:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return {
-        "prepared": prepared,
-        **folders,
+        "prepared": tmp_path / "prepare" / "flowers",
+        **{name: tmp_path / name / "flowers" for name in ("teacher", "vectors", "student")},
         "out": tmp_path / "evaluate" / "flowers",
         "model": "tiny",
-        "weights": small,
+        "weights": tmp_path / "tiny-1.safetensors",
         "teacher_model": "tiny",
-        "teacher_weights": large,
+        "teacher_weights": tmp_path / "tiny-0.safetensors",
         "split": "test",
         "batch_size": 3,
     }

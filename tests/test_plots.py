@@ -159,6 +159,7 @@ def test_every_training_has_its_curves_of_both_revisions(project: Project) -> No
         assert rows[0] != rows[1]
 
 
+@pytest.mark.slow
 def test_the_papers_profile_has_the_same_plots_of_its_own_data_sets(tmp_path: Path) -> None:
     folder = clone(tmp_path / "promptkd") / "paper"
     _without_work(folder.parent / "dvc.yaml")

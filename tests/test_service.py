@@ -21,7 +21,7 @@ from conftest import TinyStudent
 from PIL import Image
 from serving import DATASET, Running, champion, new_project, serving
 
-from pd_core import predictor, tracking
+from pd_core import onnx_file, predictor, tracking
 from pd_core.portable.student import PortableStudent
 from pd_core.registry.store import BUNDLE, CHAMPION, Version, fetch, find, set_alias
 from pd_core.service import server
@@ -54,7 +54,9 @@ def project(
     store = new_project(folder, empty_database)
     pixels = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     pictures = [Image.fromarray(one) for one in pixels]
-    champion(store, student, picture, reference=pictures)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "write", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
+        champion(store, student, picture, reference=pictures)
     return folder
 
 
