@@ -37,11 +37,8 @@ def benchmark(
     names = list(load_params(PARAMS).datasets)
     console = Console(stderr=True)
     view = _Screen(console) if console.is_terminal else _Lines(console)
-    with (
-        Live(view, console=console, refresh_per_second=1)
-        if isinstance(view, _Screen)
-        else nullcontext()
-    ):
+    live = Live(view, console=console, refresh_per_second=1) if isinstance(view, _Screen) else None
+    with live or nullcontext():
         datasets = work.run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
     if failed := [one for one in datasets if one.state is State.FAILED]:
         if any(one.status == EXIT_STATUS for one in failed):
@@ -72,7 +69,7 @@ def progress_table(datasets: Sequence[DataSet], seconds: float) -> Table:
     table.add_column("time", justify="right", no_wrap=True)
     for one in datasets:
         cells = [_cell(one, stage) for stage in SHARES]
-        table.add_row(one.name, *cells, _time(one.seconds) if one.started else "")
+        table.add_row(one.name, *cells, _clock(one.seconds) if one.started else "")
     return table
 
 
@@ -152,6 +149,11 @@ def _cell(dataset: DataSet, stage: str) -> str:
         failed = dataset.state is State.FAILED
         return "[red]failed[/]" if failed else f"[cyan]{part:.0%}[/]"
     return "[green]done[/]" if part == 1.0 else "[dim]-[/]"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
 
 
 def _time(seconds: float) -> str:
