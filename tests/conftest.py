@@ -48,11 +48,14 @@ class _Remembering(YAML):
 
 @pytest.fixture(scope="session", autouse=True)
 def _slow_things_once() -> Iterator[None]:
-    """Parse the same parameters, and make the same tokenizer, once in all tests."""
+    """Parse the same parameters, and make the same tokenizer, once; wait little for workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pd_core.params.YAML", _Remembering)
         if open_clip := sys.modules.get("open_clip"):
             patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))
+        if workers := sys.modules.get("torch.utils.data._utils"):
+            # Seconds for which torch waits for each worker that it has not told to stop.
+            patch.setattr(workers, "MP_STATUS_CHECK_INTERVAL", 0.2)
         yield
 
 
