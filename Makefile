@@ -65,7 +65,7 @@ protocols: install ## run the four protocols over three seeds (hours; goes on wh
 	@promptkd protocols show
 
 test: install ## set up and run the tests (no network, no GPU)
-	@python3 -m pytest -n 2 --dist worksteal
+	@python3 -m pytest -n 2 --dist loadfile
 
 test-slow: install ## run the tests that take long (more than an hour)
 	@python3 -m pytest -m slow

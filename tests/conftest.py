@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from io import BytesIO
+from functools import cache
+from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
+from ruamel.yaml import YAML
 
 with contextlib.chdir("/"):  # where no `.env` is: flows read it when they are imported
     import flows  # noqa: F401
@@ -32,10 +35,35 @@ settings.load_profile("promptkd")
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage only in what the tests themselves make."""
+    """Look for garbage only in what the tests make."""
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)  # as `promptkd` does it
     gc.enable()
+
+
+class _Remembering(YAML):
+    """Parses each text once."""
+
+    seen: ClassVar[dict[str, Any]] = {}
+
+    def load(self, stream: Any) -> Any:
+        text = stream.getvalue()
+        if text not in self.seen:
+            self.seen[text] = super().load(StringIO(text))
+        return deepcopy(self.seen[text])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _slow_things_once() -> Iterator[None]:
+    """Parse the same parameters, and make the same tokenizer, once; wait little for workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pd_core.params.YAML", _Remembering)
+        if open_clip := sys.modules.get("open_clip"):
+            patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))
+        if workers := sys.modules.get("torch.utils.data._utils"):
+            # Seconds for which torch waits for each worker that it has not told to stop.
+            patch.setattr(workers, "MP_STATUS_CHECK_INTERVAL", 0.2)
+        yield
 
 
 @pytest.fixture(autouse=True)

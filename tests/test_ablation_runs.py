@@ -5,12 +5,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import open_clip
 import pytest
 import tiny
 import torch
@@ -84,7 +82,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(cli_ablations, "compute_with", lambda _: None)  # it sets the environment
-        patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))  # it is slow
         patch.setattr(jobs, "prepare", draw)
         patch.setattr("pd_core.distill.check_agreement", tiny.agreed)
         for name in NAMES:

@@ -19,12 +19,16 @@ from pd_core.atomic import write_folder
 from pd_core.errors import BadArtifact, MissingFile, PdError, unknown
 
 WRITE = """
-import sys, torch
+import sys
 from pathlib import Path
-from pd_core.artifacts import write_tensors
-metadata = {key: key for key in "a bc def ghij klmno".split()}
-write_tensors(Path(sys.argv[1]), {"y": torch.ones(2, 3), "x": torch.arange(5)}, metadata)
+from test_artifacts import write_metadata
+write_metadata(Path(sys.argv[1]))
 """
+
+
+def write_metadata(path: Path) -> None:
+    metadata = {key: key for key in ["a", "bc", "def", "ghij", "klmno"]}
+    write_tensors(path, {"y": torch.ones(2, 3), "x": torch.arange(5)}, metadata)
 
 
 def test_json_comes_back_and_has_sorted_keys_and_a_final_newline(tmp_path: Path) -> None:
@@ -54,13 +58,12 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
 
 
-def test_equal_tensors_give_equal_bytes_in_every_process(
-    tmp_path: Path,
-) -> None:
+def test_equal_tensors_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
     # The order of the metadata would follow a hash that differs from process to process.
     here, elsewhere = tmp_path / "here.safetensors", tmp_path / "elsewhere.safetensors"
-    for path in (here, elsewhere):
-        subprocess.run([sys.executable, "-c", WRITE, str(path)], check=True)
+    write_metadata(here)
+    command = [sys.executable, "-c", WRITE, str(elsewhere)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parent)
 
     assert here.read_bytes() == elsewhere.read_bytes()
 

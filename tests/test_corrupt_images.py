@@ -129,7 +129,10 @@ def test_a_damaged_picture_is_an_error_unless_told_otherwise(folder: Path, worke
         list(source.in_order())
 
 
-def test_after_an_error_nobody_waits_for_the_workers(folder: Path) -> None:
+def test_after_an_error_nobody_waits_for_the_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 5.0)  # as usual
     source = batches(folder, on_corrupt=OnCorrupt.FAIL, workers=2)
     with pytest.raises(BadData) as caught:
         list(source.in_order())

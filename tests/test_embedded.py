@@ -116,6 +116,17 @@ def test_no_test_picture_is_in_another_split(built: tuple[Path, Splits]) -> None
     check_splits(*built)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_of_a_few_pictures_of_a_data_set_are_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "IMAGES_PER_CLASS", {"train": 3, "val": 1, "test": 2})
+    embedded.build(name, tmp_path)
+    with zipfile.ZipFile(tmp_path / embedded.ARCHIVE) as archive:
+        pictures = [archive.read(path) for path in archive.namelist()]
+    assert len(set(pictures)) == len(pictures) >= 60
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_test_picture_of_any_data_set_is_in_another_split(name: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +442,7 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
+@cache
 def _reads() -> set[tuple[str, str]]:
     """Pairs (block, key) that occur as ``block.key`` or ``something.block.key`` in the code."""
     found = set()

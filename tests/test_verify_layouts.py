@@ -3,14 +3,24 @@
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import miniatures
 import pytest
 
+from pd_core.data import inspection
 from pd_core.data.catalogue import DatasetSpec
 from pd_core.data.readers import Road
 from pd_core.data.verify import state_of, verify
+
+
+@pytest.fixture(autouse=True)
+def _decoded_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no process for a dozen pictures; `test_verify.py` does."""
+    monkeypatch.setattr(
+        inspection, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count)
+    )
 
 
 @pytest.mark.parametrize(

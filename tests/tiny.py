@@ -15,7 +15,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pd_core.artifacts import write_sums
@@ -80,8 +80,13 @@ def weights(folder: Path, *, seed: int = 0) -> Path:
     """Store the weights of the tiny CLIP."""
     register()
     path = folder / f"tiny-{seed}.safetensors"
-    save_file(model(seed=seed).state_dict(), path)
+    path.write_bytes(_weights(seed))
     return path
+
+
+@cache
+def _weights(seed: int) -> bytes:
+    return save(model(seed=seed).state_dict())
 
 
 @cache

@@ -23,7 +23,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import open_clip
 import pytest
 import tiny
 from PIL import Image
@@ -270,7 +269,6 @@ def in_process() -> Any:
             change.setattr(module, "compute_with", lambda _: None)  # it sets the environment
         change.setattr(cli, "register", lambda *_: None)
         change.setattr(tracking, "open_store", lambda *_: None)
-        change.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))  # it is slow
         with patch.dict("os.environ"):
             yield
 
