@@ -8,8 +8,8 @@ Some numbers cannot be compared that closely: in a small batch, batch norm
 magnifies rounding errors, and a divergence may be the small difference of large
 numbers. So a number of a training step that is too far away gets a second
 chance: it may be three times as far as noise of the size of rounding errors, in
-pictures and parameters, moves it. The recordings of this repository need no
-second chance.
+pictures and parameters, moves it. Of this repository's recordings only that
+divergence may need one, on a processor that rounds otherwise than most.
 """
 
 from collections.abc import Callable, Mapping

@@ -24,7 +24,8 @@ def test_our_numbers_are_those_of_the_original(folder: Path, part: str) -> None:
     found = checks.ALL[part](traces.load(folder))
 
     found.verify()
-    assert not found.excused or folder.parent != traces.OWN
+    if folder.parent == traces.OWN:
+        assert {difference.part for difference in found.excused} <= {"distillation loss"}
 
 
 @pytest.mark.parametrize("name", ["A", "D"])
