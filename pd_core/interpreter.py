@@ -6,7 +6,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-_OLDEST = (3, 11)
+OLDEST = (3, 11)
+"""Python's version."""
+
 _REQUIRED = ("dvc", "mlflow", "open_clip", "prefect", "pydantic_settings", "torch", "typer")
 
 
@@ -30,6 +32,6 @@ def activation() -> str:
 
 
 def _lacking() -> str:
-    if sys.version_info < _OLDEST:
+    if sys.version_info < OLDEST:
         return "Python 3.11's features (it is {}.{})".format(*sys.version_info)
     return ", ".join(name for name in _REQUIRED if find_spec(name) is None)

@@ -169,7 +169,6 @@ def test_every_command_works_as_it_stands(place: Path) -> None:
         expected = 124 if instead == SERVER else 0
         assert status == expected, f"{typed}\n{output}"
         assert "Traceback" not in output
-    assert len(rows) == len(TRIED)
 
 
 def _with_example(place: Path, typed: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pd_core.atomic import readable
 from pd_core.doctor import Finding, Mark
-from pd_core.interpreter import activation
+from pd_core.interpreter import OLDEST, activation
 
 ENOUGH_SPACE = 5 * 2**30
 """Bytes. Two checkpoints of a fully tuned ViT-B/16 (0.7 GB with its momentum), the student and its
@@ -26,7 +26,6 @@ not fit; a stage would end in the middle."""
 LEAST_MEMORY = 4 * 2**30
 """Bytes on a GPU: the paper's teacher, ViT-L/14, has 1.7 GB of weights in fp32, and activations."""
 
-_OLDEST = (3, 11)
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -52,7 +51,7 @@ _PROBE_SECONDS = 20.0
 def python() -> Iterator[Finding]:
     """Look at the version of Python."""
     found = sys.version.partition(" ")[0]
-    if sys.version_info >= _OLDEST:
+    if sys.version_info >= OLDEST:
         yield Finding("Python", Mark.OK, found)
     else:
         yield Finding("Python", Mark.WRONG, found, "make the environment with Python 3.11 or newer")
