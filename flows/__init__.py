@@ -3,13 +3,13 @@
 import os
 import sys
 
-from pd_core.interpreter import require
+from pd_core.core.interpreter import require
 
 require()  # before anything else is imported
 
-from pd_core.errors import BadParams  # noqa: E402
-from pd_core.masking import masked  # noqa: E402
-from pd_core.settings import load_settings, telemetry_off  # noqa: E402
+from pd_core.core.errors import BadParams  # noqa: E402
+from pd_core.pipeline.redaction import masked  # noqa: E402
+from pd_core.pipeline.settings import load_settings, telemetry_off  # noqa: E402
 
 
 def _set_server() -> None:

@@ -7,9 +7,9 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 
-from pd_core.errors import BadParams, PdError
-from pd_core.masking import has_login, masked, without_login
-from pd_core.settings import load_settings
+from pd_core.core.errors import BadParams, PdError
+from pd_core.pipeline.redaction import has_login, masked, without_login
+from pd_core.pipeline.settings import load_settings
 
 _SERVER_SECONDS = 5.0
 

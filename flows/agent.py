@@ -34,9 +34,9 @@ from prefect.workers.process import ProcessWorker
 from flows import dispatch, recovery
 from flows.addresses import check_server, refuse
 from flows.slots import VARIABLE, Slot
-from pd_core.errors import BadParams, MissingFile, PdError
-from pd_core.masking import masked_tracebacks
-from pd_core.settings import load_settings
+from pd_core.core.errors import BadParams, MissingFile, PdError
+from pd_core.pipeline.redaction import masked_tracebacks
+from pd_core.pipeline.settings import load_settings
 
 CLONE = "PROMPTKD_CLONE"
 """Tells a flow run where it belongs; Prefect starts it elsewhere."""

@@ -26,11 +26,11 @@ from flows.datasets import DataSet
 from flows.dispatch import Outcome
 from flows.distill import distill_dataset, publish_page
 from flows.recovery import noted
-from pd_core import provenance
-from pd_core.errors import BadParams, PdError
-from pd_core.masking import masked_tracebacks
-from pd_core.params import PARAMS, load_params
-from pd_core.settings import load_settings
+from pd_core.core.errors import BadParams, PdError
+from pd_core.pipeline import provenance
+from pd_core.pipeline.redaction import masked_tracebacks
+from pd_core.pipeline.settings import load_settings
+from pd_core.pipeline.stages.params import PARAMS, load_params
 
 _FALLBACK = ("-c", "user.name=promptkd", "-c", "user.email=promptkd@localhost")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import WithJsonSchema
 
-from pd_core.errors import unknown
-from pd_core.params import PARAMS
+from pd_core.core.errors import unknown
+from pd_core.pipeline.stages.params import PARAMS
 
 ROOT = Path(__file__).parents[1]
 PROFILES = (Path(), Path("paper"))

@@ -15,11 +15,11 @@ from prefect.states import Completed, Failed
 from flows import pipeline, slots, stages, tables
 from flows.datasets import DataSet
 from flows.recovery import noted
-from pd_core import provenance
-from pd_core.errors import PdError
-from pd_core.masking import masked
-from pd_core.params import PARAMS, load_params
-from pd_core.settings import load_settings
+from pd_core.core.errors import PdError
+from pd_core.pipeline import provenance
+from pd_core.pipeline.redaction import masked
+from pd_core.pipeline.settings import load_settings
+from pd_core.pipeline.stages.params import PARAMS, load_params
 
 
 @flow(name="distill-dataset")
@@ -66,8 +66,8 @@ def _page(profile_dir: Path, profile: str, dataset: str) -> str:
     uri = settings.mlflow_tracking_uri
     if not uri or not uri.startswith("http"):
         return f"mlflow ui --backend-store-uri {masked(uri or 'sqlite:///mlflow.db')}"
-    from pd_core import tracking
-    from pd_core.tracking.page import page_of
+    from pd_core.mlops import tracking
+    from pd_core.mlops.tracking.runs import page_of
 
     return page_of(
         tracking.open_store(profile_dir, uri),

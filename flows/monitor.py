@@ -23,9 +23,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows.addresses import check_server, refuse
-from pd_core.errors import BadParams, PdError
-from pd_core.masking import has_login, masked, masked_tracebacks
-from pd_core.monitoring import LEVEL, SAME, TOO_FEW, apart, verdict
+from pd_core.core.errors import BadParams, PdError
+from pd_core.mlops.drift import LEVEL, SAME, TOO_FEW, apart, verdict
+from pd_core.pipeline.redaction import has_login, masked, masked_tracebacks
 
 _SECONDS = 30.0
 _MOST_CLASSES = 20  # in the table; those whose share has changed most
@@ -94,7 +94,7 @@ def describe(
 
     Args:
         model: what the service says at `/model`.
-        report: what it says at `/monitoring`; see `pd_core.monitoring.Monitor.report`.
+        report: what it says at `/monitoring`; see `pd_core.mlops.drift.Monitor.report`.
         level: of a false alarm.
 
     Returns:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from pd_core.errors import MissingFile, PdError, unknown
-from pd_core.masking import masked
-from pd_core.preemption import EXIT_STATUS
-from pd_core.processes import DVC, PROMPTKD, environment
+from pd_core.core.errors import MissingFile, PdError, unknown
+from pd_core.pipeline.processes import DVC, PROMPTKD, environment
+from pd_core.pipeline.redaction import masked
+from pd_core.pipeline.signals import EXIT_STATUS
 
 Graph = Mapping[str, frozenset[str]]  # stage -> the stages that it needs
 

@@ -22,10 +22,10 @@ from prefect.states import Completed, Failed
 from flows import tables
 from flows.addresses import check_server, refuse
 from flows.datasets import DataSet, check_name, profile_of
-from pd_core.errors import BadParams, PdError
-from pd_core.masking import masked, masked_tracebacks, without_login
-from pd_core.processes import PROMPTKD, run
-from pd_core.settings import load_settings
+from pd_core.core.errors import BadParams, PdError
+from pd_core.pipeline.processes import PROMPTKD, run
+from pd_core.pipeline.redaction import masked, masked_tracebacks, without_login
+from pd_core.pipeline.settings import load_settings
 
 _DECIDED = (0, 2)  # statuses of the verb: yes, and no or what the user can put right
 

@@ -21,8 +21,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled
 
-from pd_core.atomic import write_bytes
-from pd_core.reproduce import works
+from pd_core.core.atomic import write_bytes
+from pd_core.pipeline.dvc import works
 
 NOTES = Path(".dvc", "tmp", "promptkd-runs")
 """Git ignores it, and DVC keeps what it does not know there."""

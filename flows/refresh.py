@@ -24,14 +24,14 @@ from flows import pipeline, slots, tables
 from flows.addresses import check_server, refuse
 from flows.benchmark import benchmark
 from flows.recovery import noted
-from pd_core.data import fingerprint
-from pd_core.data.catalogue import Layout
-from pd_core.data.readers import sources
-from pd_core.errors import BadData, MissingFile, PdError
-from pd_core.masking import masked_tracebacks
-from pd_core.params import DATA, PARAMS, Params, load_params
-from pd_core.prepare import spec_of
-from pd_core.settings import load_settings
+from pd_core.core.errors import BadData, MissingFile, PdError
+from pd_core.data.catalog import fingerprint
+from pd_core.data.catalog.catalogue import Layout
+from pd_core.data.catalog.prepare import spec_of
+from pd_core.data.catalog.readers import sources
+from pd_core.pipeline.redaction import masked_tracebacks
+from pd_core.pipeline.settings import load_settings
+from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 _MOST_REASONS = 5  # of a data set, in the table
 

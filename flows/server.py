@@ -29,8 +29,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.addresses import check_server, refuse
 from flows.dispatch import COORDINATOR_QUEUE, GPU_QUEUE, POOL
 from flows.recovery import SILENT
-from pd_core.errors import MissingFile, PdError
-from pd_core.masking import masked_tracebacks
+from pd_core.core.errors import MissingFile, PdError
+from pd_core.pipeline.redaction import masked_tracebacks
 
 _PREFECT = (sys.executable, "-m", "prefect")
 _SECONDS = 180.0  # for a server to come up: its database is made, on slow disks

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.concurrency.sync import concurrency
 
-from pd_core.errors import BadParams
+from pd_core.core.errors import BadParams
 
 VARIABLE = "PROMPTKD_GPUS"
 """Tells a flow run which GPUs its agent has, as `0` or `0,1`; only agents set it."""

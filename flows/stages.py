@@ -13,8 +13,8 @@ from prefect.states import Completed, Failed
 
 from flows import addresses, pipeline, slots
 from flows.tables import Row, metrics_of
-from pd_core.preemption import EXIT_STATUS
-from pd_core.processes import PROMPTKD, Ended, run
+from pd_core.pipeline.processes import PROMPTKD, Ended, run
+from pd_core.pipeline.signals import EXIT_STATUS
 
 _PASSING = "Passing"
 """Name of the state of a task whose failure may pass by itself: storage, network, a kill."""

@@ -21,9 +21,9 @@ from prefect.client.schemas.filters import (
     ArtifactFilterType,
 )
 
-from pd_core.artifacts import read_json
-from pd_core.errors import PdError
-from pd_core.params import DATA
+from pd_core.core.artifacts import read_json
+from pd_core.core.errors import PdError
+from pd_core.pipeline.stages.params import DATA
 
 _SHOWN = "student"  # of the metrics of `evaluate`
 

@@ -10,20 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pd_core.class_vectors import ClassVectors
-    from pd_core.errors import PdError
+    from pd_core.core.errors import PdError
+    from pd_core.mlops.predictor import load_student
+    from pd_core.models.class_vectors import ClassVectors
     from pd_core.models.student import Student
     from pd_core.models.teacher import Teacher
-    from pd_core.predictor import load_student
 
 __all__ = ["ClassVectors", "PdError", "Student", "Teacher", "load_student"]
 
 _HOME = {
-    "ClassVectors": "pd_core.class_vectors",
-    "PdError": "pd_core.errors",
+    "ClassVectors": "pd_core.models.class_vectors",
+    "PdError": "pd_core.core.errors",
     "Student": "pd_core.models.student",
     "Teacher": "pd_core.models.teacher",
-    "load_student": "pd_core.predictor",
+    "load_student": "pd_core.mlops.predictor",
 }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pd_core.interpreter import require
+from pd_core.core.interpreter import require
 
 if __name__ == "__main__":
     require()
-    from pd_core.cli import main
+    from pd_core.cli.main import main
 
     main()

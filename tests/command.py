@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import tiny
 
-from pd_core import cli
+from pd_core.cli import main
 
 
 def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
         change.setattr(sys, "argv", command)
         change.setattr(logging.getLogger(), "handlers", [logged])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
     signal.signal(signal.SIGTERM, on_end)
     status = end.value.code or 0
     assert isinstance(status, int)

@@ -13,9 +13,9 @@ import yaml
 from git_repository import commit, git
 from numpy.typing import NDArray
 
-from pd_core.artifacts import write_json
-from pd_core.data.splits import Protocol
-from pd_core.evaluate import Judged
+from pd_core.core.artifacts import write_json
+from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation.evaluate import Judged
 
 CLASSES, FIRST_NOVEL, EACH = 5, 3, 20
 LABELS = np.repeat(np.arange(CLASSES), EACH)

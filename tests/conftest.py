@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 
 with contextlib.chdir("/"):  # where no `.env` is: flows read it when they are imported
     import flows  # noqa: F401
-from pd_core import tracking
-from pd_core.settings import compute_with, telemetry_off
+from pd_core.mlops import tracking
+from pd_core.pipeline.settings import compute_with, telemetry_off
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +57,7 @@ class _Remembering(YAML):
 def _slow_things_once() -> Iterator[None]:
     """Parse the same parameters, and make the same tokenizer, once; wait little for workers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pd_core.params.YAML", _Remembering)
+        patch.setattr("pd_core.pipeline.stages.params.YAML", _Remembering)
         if open_clip := sys.modules.get("open_clip"):
             patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))
         if workers := sys.modules.get("torch.utils.data._utils"):
@@ -108,8 +108,8 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
     from safetensors.torch import save_file
     from torch.nn.functional import normalize
 
-    from pd_core.class_vectors import ClassVectors
     from pd_core.models import embedded
+    from pd_core.models.class_vectors import ClassVectors
     from pd_core.models.clip import load_clip
     from pd_core.models.student import Student
 
@@ -159,9 +159,9 @@ def benchmark_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export each network to ONNX once in all tests: it takes seconds, and each time the same."""
-    from pd_core import onnx_file
+    from pd_core.mlops import bundle
 
-    write = onnx_file.write
+    write = bundle.write
 
     def write_or_copy(path: Path, network: Any) -> None:
         state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
@@ -170,7 +170,7 @@ def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _EXPORTED[key] = path.read_bytes()
         path.write_bytes(_EXPORTED[key])
 
-    monkeypatch.setattr(onnx_file, "write", write_or_copy)
+    monkeypatch.setattr(bundle, "write", write_or_copy)
 
 
 _EXPORTED: dict[int, bytes] = {}
@@ -179,9 +179,9 @@ _EXPORTED: dict[int, bytes] = {}
 @pytest.fixture
 def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export nothing to ONNX, where nobody reads it."""
-    from pd_core import onnx_file
+    from pd_core.mlops import bundle
 
-    monkeypatch.setattr(onnx_file, "write", lambda path, _: path.write_bytes(b"no ONNX"))
+    monkeypatch.setattr(bundle, "write", lambda path, _: path.write_bytes(b"no ONNX"))
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,16 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from pd_core import distill, launch, parallel, pretrain
-from pd_core.checkpoints import Checkpoints
-from pd_core.data.images import ImageBatches, ImageStore, Share
-from pd_core.data.transforms import train_transform
-from pd_core.feature_store import FeatureStore
-from pd_core.fit import fit
-from pd_core.options import Computed, OnCorrupt, TeacherMethod, Trained
+from pd_core.core.options import Computed, OnCorrupt, TeacherMethod, Trained
+from pd_core.data.loading.images import ImageBatches, ImageStore, Share
+from pd_core.data.loading.transforms import train_transform
+from pd_core.pipeline import processes
+from pd_core.training.loop import distributed
+from pd_core.training.loop.checkpoints import Checkpoints
+from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.fit import fit
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import stage as teacher_stage
 
 TEACHER: dict[str, Any] = {
     "model": "tiny", "epochs": 2, "batch_size": 5, "lr": 0.05, "gpa_mean": 2, "templates": 3,
@@ -57,8 +60,8 @@ class Exact(nn.Module):
 
     def step(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
         pooled = nn.functional.avg_pool2d(images.double(), 4).flatten(1)  # (B, 48)
-        logits = self.head(parallel.gathered(self.tower(pooled)))
-        labels = parallel.gathered(indices) % 3
+        logits = self.head(distributed.gathered(self.tower(pooled)))
+        labels = distributed.gathered(indices) % 3
         return {"loss": nn.functional.cross_entropy(logits, labels)}
 
 
@@ -70,7 +73,7 @@ def batches(folder: Path, *, size: int = 3) -> ImageBatches:
         train_transform(16, scale=(0.5, 1.0), flip=True),
         batch_size=size,
         on_corrupt=OnCorrupt.SKIP,
-        share=Share(parallel.part, parallel.union),
+        share=Share(distributed.part, distributed.union),
     )
 
 
@@ -88,11 +91,11 @@ def exact(folder: Path, out: Path, nudge: float = 0.0) -> None:
         for weight in module.parameters():
             signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
             weight.mul_(1 + nudge * signs.double())
-    kept = Checkpoints(out.with_name(f"kept-{parallel.rank()}"), key=str(nudge), minutes=1e-9)
+    kept = Checkpoints(out.with_name(f"kept-{distributed.rank()}"), key=str(nudge), minutes=1e-9)
     history = fit(
         module, module.step, batches(folder), epochs=20, lr=0.1, least_batch=2, checkpoints=kept
     )
-    torch.save([module.state_dict(), history], out.with_name(f"{out.name}-{parallel.rank()}"))
+    torch.save([module.state_dict(), history], out.with_name(f"{out.name}-{distributed.rank()}"))
 
 
 def nudged(folder: Path, out: Path) -> None:
@@ -105,27 +108,27 @@ def shown(folder: Path, out: Path) -> None:
     source = batches(folder)
     seen = [[positions.tolist() for positions, _ in source.epoch(epoch)] for epoch in (1, 2)]
     said = [seen, sorted(source.damaged), source.left_out]
-    torch.save(said, out.with_name(f"{out.name}-{parallel.rank()}"))
+    torch.save(said, out.with_name(f"{out.name}-{distributed.rank()}"))
 
 
 def told(_: Path, out: Path) -> None:
     """Tell the others rows of different number, numbers, and whether something is so."""
-    me = parallel.rank()
+    me = distributed.rank()
     rows = torch.full((3 * me, 2), float(me), requires_grad=True)  # none in the first
-    together = parallel.gathered(rows)
+    together = distributed.gathered(rows)
     (together * torch.arange(1.0, 7.0).view(3, 2)).sum().backward()  # type: ignore[no-untyped-call]
     said = {
         "rows": together.detach(),
         "gradient": rows.grad,
-        "union": parallel.union({me, 7}),
-        "any": [parallel.any_of(me == 1), parallel.any_of(False)],
-        "first": parallel.from_first(lambda: me),
+        "union": distributed.union({me, 7}),
+        "any": [distributed.any_of(me == 1), distributed.any_of(False)],
+        "first": distributed.from_first(lambda: me),
     }
     torch.save(said, out.with_name(f"{out.name}-{me}"))
 
 
 def teacher(folder: Path, out: Path, options: dict[str, Any]) -> None:
-    pretrain.run(
+    teacher_stage.run(
         folder / "flowers", _own(out), weights=folder / "tiny-0.safetensors",
         features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),
         **{**TEACHER, **options},
@@ -133,7 +136,7 @@ def teacher(folder: Path, out: Path, options: dict[str, Any]) -> None:
 
 
 def student(folder: Path, out: Path, options: dict[str, Any]) -> None:
-    distill.run(
+    student_stage.run(
         folder / "flowers", folder / "first", folder / "vectors", _own(out),
         weights=folder / "tiny-1.safetensors", teacher_weights=folder / "tiny-0.safetensors",
         features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),
@@ -144,7 +147,7 @@ def student(folder: Path, out: Path, options: dict[str, Any]) -> None:
 
 def _own(out: Path) -> Path:
     """Give each member a folder of its own, so that it shows who writes."""
-    return out if parallel.is_first() else out.with_name(f"{out.name}-not-first")
+    return out if distributed.is_first() else out.with_name(f"{out.name}-not-first")
 
 
 def run(folder: Path, out: Path, name: str) -> None:
@@ -165,10 +168,10 @@ TASKS = (*TEACHERS, *STUDENTS, "exact", "shown", "told")
 
 @contextmanager
 def joined() -> Iterator[None]:
-    member = launch.member()
+    member = processes.member()
     assert member is not None
-    launch.end_with_parent()
-    with parallel.joined("cpu", **asdict(member)):
+    processes.end_with_parent()
+    with distributed.joined("cpu", **asdict(member)):
         yield
 
 

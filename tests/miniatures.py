@@ -22,8 +22,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from pd_core.data.catalogue import DatasetSpec, Layout, dataset_spec
-from pd_core.data.class_folders import class_folders, imagenet_names
+from pd_core.data.catalog.annotations import class_folders, imagenet_names
+from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec
 
 PHOTOS = (
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",

@@ -9,15 +9,18 @@ from typing import Any
 
 import tiny
 
-from pd_core import class_vectors, distill, evaluate, pretrain
-from pd_core.artifacts import write_json
-from pd_core.data.splits import Protocol
-from pd_core.layout import Job
-from pd_core.page import build
-from pd_core.page.build import Page
-from pd_core.params import load_params
-from pd_core.protocols.layout import REPORT
-from pd_core.protocols.results import keys_of, summarise
+from pd_core.core.artifacts import write_json
+from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation import evaluate
+from pd_core.models import class_vectors
+from pd_core.pipeline.protocols import REPORT
+from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.params import load_params
+from pd_core.reporting.page import build
+from pd_core.reporting.page.build import Page
+from pd_core.reporting.protocol_results import keys_of, summarise
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import stage as teacher_stage
 
 ROOT = Path(__file__).parent.parent
 NAME = "embedded_digits"
@@ -38,11 +41,13 @@ def make(folder: Path) -> Path:
         data / stage / NAME for stage in ("teacher", "class_vectors", "student", "evaluate")
     )
     with tiny.quick_stages("pretrain", "class_vectors", "distill", "evaluate"):
-        pretrain.run(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
+        teacher_stage.run(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
         class_vectors.run(prepared, teacher, vectors, model="tiny", weights=large)
         clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": large}
         mine: dict[str, Any] = {"model": "tiny", "weights": small}
-        distill.run(prepared, teacher, vectors, student, epochs=2, batch_size=4, **mine, **clip)
+        student_stage.run(
+            prepared, teacher, vectors, student, epochs=2, batch_size=4, **mine, **clip
+        )
         evaluate.run(
             prepared, teacher, vectors, student, evaluation,
             split="test", batch_size=8, **mine, **clip,

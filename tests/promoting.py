@@ -11,8 +11,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pd_core.registry import promotion
-from pd_core.registry.gate import Check
+from pd_core.mlops.registry import promotion
+from pd_core.mlops.registry.gate import Check
 
 NAME = "promptkd-tiny"
 STORE = "mlflow.store.model_registry.sqlalchemy_store"
@@ -71,7 +71,7 @@ def promote_when_told(store: str, number: int, pipe: Connection) -> None:
 
 def spawner() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([STORE, "pd_core.registry.promotion"])
+    context.set_forkserver_preload([STORE, "pd_core.mlops.registry.promotion"])
     return context
 
 

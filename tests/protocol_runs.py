@@ -7,8 +7,8 @@ from statistics import harmonic_mean
 
 import numpy as np
 
-from pd_core.data.splits import Protocol
-from pd_core.results import WHO
+from pd_core.data.loading.splits import Protocol
+from pd_core.reporting.results import WHO
 
 SEEDS = (1, 2, 3)
 SOURCE = "latin"

@@ -14,12 +14,13 @@ from git_repository import commit as commit
 from git_repository import git as git
 from promoting import NAME
 
-from pd_core import provenance, tracking
-from pd_core.artifacts import write_json, write_sums
-from pd_core.registry import model_folder, trial
-from pd_core.registry import store as registry
-from pd_core.registry.store import Version
-from pd_core.registry.trial import Task, Trial
+from pd_core.core.artifacts import write_json, write_sums
+from pd_core.mlops import tracking
+from pd_core.mlops.registry import register, trial
+from pd_core.mlops.registry import store as registry
+from pd_core.mlops.registry.store import Version
+from pd_core.mlops.registry.trial import Task, Trial
+from pd_core.pipeline import provenance
 
 SCRIPT = Path(__file__).with_name("brightness_model.py")
 OUTPUTS = (
@@ -50,7 +51,7 @@ def model(folder: Path, levels: Mapping[str, float] = LEVELS) -> Path:
             str(folder / "model"),
             python_model=str(SCRIPT),
             artifacts={"student": str(bundle)},
-            signature=model_folder.signature(),
+            signature=register.signature(),
             pip_requirements=[],
         )
     return folder / "model"

@@ -12,7 +12,7 @@ import requests
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
-from pd_core.doctor import storage
+from pd_core.cli.doctor import servers
 
 BUCKET = "promptkd-test"
 
@@ -38,7 +38,7 @@ def client(service: str, endpoint: str) -> Any:
     )
 
 
-def user_with(endpoint: str, *actions: str) -> storage.Access:
+def user_with(endpoint: str, *actions: str) -> servers.Access:
     """Make a user who may do some things only."""
     iam, name = client("iam", endpoint), f"user-{uuid.uuid4()}"
     iam.create_user(UserName=name)
@@ -46,7 +46,7 @@ def user_with(endpoint: str, *actions: str) -> storage.Access:
     allowed = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
     iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=policy)
-    return storage.Access(
+    return servers.Access(
         f"s3://{BUCKET}/some/prefix",
         endpoint,
         SecretStr(key["AccessKeyId"]),

@@ -15,10 +15,10 @@ from typing import Any
 
 import requests
 
-from pd_core import tracking
-from pd_core.portable.student import PortableStudent
-from pd_core.registry.register import Origin, register
-from pd_core.registry.store import CHAMPION, Version, find, set_alias
+from pd_core.mlops import tracking
+from pd_core.mlops.registry.register import Origin, register
+from pd_core.mlops.registry.store import CHAMPION, Version, find, set_alias
+from pd_core.models.portable.student import PortableStudent
 
 ROOT = Path(__file__).parents[1]
 DATASET = "greek"

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pd_core import ablation_report
-from pd_core.ablation_report import Row, Table
-from pd_core.errors import BadArtifact, BadParams, MissingFile, PdError
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile, PdError
+from pd_core.reporting import ablation_report
+from pd_core.reporting.ablation_report import Row, Table
 
 DATASETS, SEEDS = ("arrows", "greek"), (1, 2)
 DEFAULT = {"arrows": (60.0, 62.0), "greek": (40.0, 42.0)}  # 50 and 52 on average

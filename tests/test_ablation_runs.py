@@ -14,14 +14,19 @@ import tiny
 import torch
 from ruamel.yaml import YAML
 
-from pd_core import ablations, cli, cli_ablations, distill, evaluate, jobs
-from pd_core.ablation_params import load_ablations
-from pd_core.artifacts import write_sums
-from pd_core.cli_ablations import BASES, FOLDER, REPORT, RESULTS
-from pd_core.errors import MissingFile
-from pd_core.layout import Job
-from pd_core.options import Computed
-from pd_core.params import DatasetRow
+from pd_core.cli import ablations as cli_ablations
+from pd_core.cli import main
+from pd_core.cli.ablations import BASES, FOLDER, REPORT, RESULTS
+from pd_core.core.artifacts import write_sums
+from pd_core.core.errors import MissingFile
+from pd_core.core.options import Computed
+from pd_core.evaluation import evaluate
+from pd_core.pipeline import ablations
+from pd_core.pipeline.ablations import load_ablations
+from pd_core.pipeline.stages import jobs
+from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.params import DatasetRow
+from pd_core.training.student import stage as student_stage
 
 ROOT = Path(__file__).parent.parent
 STAGES = tuple(DatasetRow.model_fields)
@@ -83,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setattr(cli_ablations, "compute_with", lambda _: None)  # it sets the environment
         patch.setattr(jobs, "prepare", draw)
-        patch.setattr("pd_core.distill.check_agreement", tiny.agreed)
+        patch.setattr("pd_core.training.student.stage.check_agreement", tiny.agreed)
         for name in NAMES:
             assert promptkd("base", name) == 0
         yield folder
@@ -96,7 +101,7 @@ def promptkd(*arguments: str) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["promptkd", "ablation", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
     return end.value.code
 
 
@@ -225,7 +230,7 @@ def test_student_and_evaluation_get_their_numbers_and_the_right_models(
 
     out = tmp_path / "b"
     clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": profile.teacher.weights}
-    distill.run(
+    student_stage.run(
         made.prepared,
         made.teacher,
         made.vectors,
@@ -273,7 +278,7 @@ def test_variants_of_the_student_share_what_the_teacher_said(
         loaded.append(1)
         return []
 
-    monkeypatch.setattr(distill, "load_further", load_further)
+    monkeypatch.setattr(student_stage, "load_further", load_further)
 
     def run(**changed: Any) -> None:
         student = mine.student.model_copy(update={"teacher_targets": Computed.CACHED, **changed})

@@ -10,12 +10,12 @@ import pytest
 from facts import facts
 from ruamel.yaml import YAML
 
-from pd_core import evaluate, tuned_student
-from pd_core.ablation_params import AblationParams, Variant, load_ablations
-from pd_core.cli_ablations import BASES, FOLDER, REPORT, RESULTS
-from pd_core.errors import PdError
-from pd_core.lineage import stage_code
-from pd_core.params import DatasetParams, DatasetRow, Params
+from pd_core.cli.ablations import BASES, FOLDER, REPORT, RESULTS
+from pd_core.core.errors import PdError
+from pd_core.evaluation import evaluate, tuned_student
+from pd_core.pipeline.ablations import AblationParams, Variant, load_ablations
+from pd_core.pipeline.code_hash import stage_code
+from pd_core.pipeline.stages.params import DatasetParams, DatasetRow, Params
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / FOLDER / "params.yaml"

@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pd_core import class_vectors, distill, pretrain
-from pd_core.agreement import SAMPLE, check_agreement
-from pd_core.class_vectors import build
-from pd_core.classifier import Classifier
-from pd_core.errors import FailedRun
+from pd_core.core.errors import FailedRun
+from pd_core.models import class_vectors
+from pd_core.models.class_vectors import build
+from pd_core.models.classifier import Classifier
 from pd_core.models.teacher import Teacher
-from pd_core.supervision import Supervisor
+from pd_core.training.student import stage as student_stage
+from pd_core.training.student.scoring import SAMPLE, check_agreement
+from pd_core.training.student.targets import Supervisor
+from pd_core.training.teacher import stage as teacher_stage
 
 CPU = torch.device("cpu")
 
@@ -85,11 +87,11 @@ def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
     large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
     clip: dict[str, Any] = {"model": "tiny", "weights": large}
     with tiny.torch_restored():
-        pretrain.run(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
+        teacher_stage.run(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
         class_vectors.run(prepared, tmp_path / "teacher", tmp_path / "vectors", **clip)
         folders = [tmp_path / name for name in ("teacher", "vectors", "student")]
         with pytest.raises(FailedRun, match="20 pictures"):
-            distill.run(
+            student_stage.run(
                 prepared, *folders, model="tiny", weights=small, teacher_model="tiny",
                 teacher_weights=large, epochs=1, batch_size=4,
             )  # fmt: skip

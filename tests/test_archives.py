@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pd_core.data.archives import Limits, place, unpack
-from pd_core.data.remote_files import Placement
-from pd_core.errors import BadData, PdError
+from pd_core.core.errors import BadData, PdError
+from pd_core.data.acquire.archives import Limits, place, unpack
+from pd_core.data.acquire.sources import Placement
 
 FILES = {"dtd/images/a.jpg": b"a" * 3000, "dtd/labels/train.txt": b"a.jpg\n", "dtd/empty": b""}
 

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pd_core.artifacts import (
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-    write_text,
-)
-from pd_core.atomic import write_folder
-from pd_core.errors import BadArtifact, MissingFile, PdError, unknown
+from pd_core.core.artifacts import read_json, read_tensors, write_json, write_tensors, write_text
+from pd_core.core.atomic import write_folder
+from pd_core.core.errors import BadArtifact, MissingFile, PdError, unknown
 
 WRITE = """
 import sys

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pd_core.atomic import check_space, readable, write_bytes, write_folder
-from pd_core.errors import NoSpace, PdError
+from pd_core.core.atomic import check_space, readable, write_bytes, write_folder
+from pd_core.core.errors import NoSpace, PdError
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
@@ -120,7 +120,9 @@ def test_what_a_living_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with write_folder(path) as first:
         (first / "a.txt").write_text("first")
-        script = "from pathlib import Path; from pd_core.atomic import write_folder, write_bytes\n"
+        script = (
+            "from pathlib import Path; from pd_core.core.atomic import write_folder, write_bytes\n"
+        )
         script += f"with write_folder(Path({str(path)!r})): pass"
         subprocess.run([sys.executable, "-c", script], check=True)
         assert (first / "a.txt").read_text() == "first"

@@ -19,13 +19,14 @@ from benchmarks.picture import draw
 from benchmarks.timing import Line, Turns, Work, check_agreement, take_turns
 from torch import Tensor, nn
 
-from pd_core import class_vectors, tuning
-from pd_core.distilling import distillation_step
+from pd_core.models import class_vectors
 from pd_core.models.clip import imagenet_templates
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.supervision import teacher_logits
-from pd_core.tuning import promptsrc_step
+from pd_core.training.student.distillation import distillation_step
+from pd_core.training.student.targets import teacher_logits
+from pd_core.training.teacher import prompt_tuning
+from pd_core.training.teacher.prompt_tuning import promptsrc_step
 
 NAMES = list(tiny.NAMES)
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
@@ -83,7 +84,7 @@ def test_a_step_of_promptsrc_is_that_of_the_plain_path(teacher: Teacher) -> None
 def test_frozen_text_features_are_those_of_the_plain_path() -> None:
     towers = sizes.build(sizes.TINY_SMALL)
 
-    ours = tuning.frozen_text_features(towers, NAMES, templates=5)
+    ours = prompt_tuning.frozen_text_features(towers, NAMES, templates=5)
     plain = reference.frozen_text(towers, NAMES, imagenet_templates(5))
 
     torch.testing.assert_close(ours, plain, **CLOSE)

@@ -4,11 +4,11 @@ import pytest
 from facts import facts
 from miniatures import NAMES, PHOTOS, VARIANTS
 
-from pd_core.data import embedded
-from pd_core.data.catalogue import Layout, dataset_names, dataset_spec
-from pd_core.data.class_folders import class_folders, imagenet_names
-from pd_core.data.splits import Item, base_and_novel, base_count
-from pd_core.errors import UnknownName
+from pd_core.core.errors import UnknownName
+from pd_core.data.catalog import embedded
+from pd_core.data.catalog.annotations import class_folders, imagenet_names
+from pd_core.data.catalog.catalogue import Layout, dataset_names, dataset_spec
+from pd_core.data.loading.splits import Item, base_and_novel, base_count
 
 
 def test_eleven_photo_data_sets_and_four_variants_follow_as_many_embedded_ones() -> None:

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pd_core import kept, lineage
-from pd_core.blocks import FurtherTeacherParams
-from pd_core.errors import Interrupted, NoSpace
-from pd_core.fit import fit
-from pd_core.layout import Job
-from pd_core.options import Precision
-from pd_core.params import load_params
-from pd_core.schedule import gaussian_weights
+from pd_core.core.errors import Interrupted, NoSpace
+from pd_core.core.options import Precision
+from pd_core.pipeline import code_hash
+from pd_core.pipeline.stages import caches
+from pd_core.pipeline.stages.blocks import FurtherTeacherParams
+from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.params import load_params
+from pd_core.training.loop.fit import fit
+from pd_core.training.loop.schedule import gaussian_weights
 
 
 def network() -> nn.Module:
@@ -239,7 +240,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def known_by(job: Job, stage: str) -> str:
-    made = kept.checkpoints(job, stage)
+    made = caches.checkpoints(job, stage)
     assert made is not None
     assert made.folder == Path(job.checkpoints or "") / stage / "embedded_digits"
     return made.key
@@ -286,7 +287,7 @@ def test_they_are_known_by_the_code_of_their_stage(
 ) -> None:
     module = tmp_path / "module.py"
     module.write_text("1")
-    monkeypatch.setattr(lineage, "stage_code", lambda _: (module,))
+    monkeypatch.setattr(code_hash, "stage_code", lambda _: (module,))
     first = known_by(job, "teacher")
     module.write_text("2")
 
@@ -294,4 +295,4 @@ def test_they_are_known_by_the_code_of_their_stage(
 
 
 def test_a_job_without_a_place_for_them_keeps_none(job: Job) -> None:
-    assert kept.checkpoints(replace(job, checkpoints=None), "teacher") is None
+    assert caches.checkpoints(replace(job, checkpoints=None), "teacher") is None

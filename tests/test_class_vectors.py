@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from tiny import NAMES, images, towers
 from torch import Tensor
 
-from pd_core import class_vectors
-from pd_core.artifacts import read_tensors, write_tensors
-from pd_core.class_vectors import ClassVectors, build, template_features
-from pd_core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.artifacts import read_tensors, write_tensors
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.models import class_vectors
+from pd_core.models.class_vectors import ClassVectors, build, template_features
 from pd_core.models.teacher import Teacher
 
 

@@ -11,13 +11,13 @@ from conftest import TinyStudent
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pd_core import bundle, predictor, tracking
-from pd_core.errors import BadParams, UnknownName
-from pd_core.monitoring import Reference
-from pd_core.portable.student import PortableStudent
-from pd_core.registry import classes
-from pd_core.registry import store as registry
-from pd_core.registry.register import Origin, register
+from pd_core.core.errors import BadParams, UnknownName
+from pd_core.mlops import bundle, predictor, tracking
+from pd_core.mlops.drift import Reference
+from pd_core.mlops.registry import classes
+from pd_core.mlops.registry import store as registry
+from pd_core.mlops.registry.register import Origin, register
+from pd_core.models.portable.student import PortableStudent
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),

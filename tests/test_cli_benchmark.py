@@ -12,13 +12,14 @@ import yaml
 from rich.console import Console
 from waiting import alive, wait_until
 
-from pd_core import benchmark, cli_benchmark
-from pd_core.benchmark import SHARES, DataSet, State, run_all, seconds_left
-from pd_core.cli_benchmark import progress_table
-from pd_core.errors import FailedRun, Interrupted
-from pd_core.params import load_params
-from pd_core.preemption import EXIT_STATUS
-from pd_core.processes import Ended
+from pd_core.cli import benchmark as cli_benchmark
+from pd_core.cli.benchmark import progress_table
+from pd_core.core.errors import FailedRun, Interrupted
+from pd_core.pipeline import benchmark
+from pd_core.pipeline.benchmark import SHARES, DataSet, State, run_all, seconds_left
+from pd_core.pipeline.processes import Ended
+from pd_core.pipeline.signals import EXIT_STATUS
+from pd_core.pipeline.stages.params import load_params
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = """\

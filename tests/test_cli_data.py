@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pd_core import cli_data
-from pd_core.errors import BadArtifact, MissingFile, UnknownName
+from pd_core.cli import data as cli_data
+from pd_core.core.errors import BadArtifact, MissingFile, UnknownName
 
 SPLIT_FILE = "split_zhou_DescribableTextures.json"
 SIZES = {"train": 60, "val": 24, "test": 36}  # of each of dtd's 47 classes

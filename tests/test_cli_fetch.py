@@ -14,12 +14,12 @@ from test_sources import ARCHIVES, LAYOUTS, served
 from typer import Typer
 from typer.testing import CliRunner, Result
 
-from pd_core import cli_fetch
-from pd_core.data import clip_weights, sources
-from pd_core.data.remote_files import Address, Origin, RemoteFile
-from pd_core.data.sources import source_of
-from pd_core.errors import BadData, BadParams, MissingFile, PdError, UnknownName
-from pd_core.settings import load_settings
+from pd_core.cli import fetch
+from pd_core.core.errors import BadData, BadParams, MissingFile, PdError, UnknownName
+from pd_core.data.acquire import sources
+from pd_core.data.acquire import sources as clip_weights
+from pd_core.data.acquire.sources import Address, Origin, RemoteFile, source_of
+from pd_core.pipeline.settings import load_settings
 
 DTD = ARCHIVES["dtd"]
 
@@ -63,7 +63,7 @@ def clip(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> FileServer:
         checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
         address = Address(server.url(name), Origin.REPORTED, checksum)
         server.add(name, content)
-        monkeypatch.setitem(clip_weights._ROWS, name, RemoteFile(name, (address,)))
+        monkeypatch.setitem(clip_weights._CLIP_ROWS, name, RemoteFile(name, (address,)))
     return server
 
 
@@ -74,7 +74,7 @@ def mirror(s3: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
     monkeypatch.setenv("PD_S3_ENDPOINT_URL", s3)
     monkeypatch.setenv("PD_S3_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("PD_S3_SECRET_ACCESS_KEY", "secret")
-    cli_fetch._mirror(load_settings()).client.create_bucket(Bucket=bucket)
+    fetch._mirror(load_settings()).client.create_bucket(Bucket=bucket)
 
 
 def run(app: Typer, *arguments: str) -> Result:
@@ -83,11 +83,11 @@ def run(app: Typer, *arguments: str) -> Result:
 
 
 def data(*arguments: str) -> Result:
-    return run(cli_fetch.data, *arguments)
+    return run(fetch.data, *arguments)
 
 
 def weights(*arguments: str) -> Result:
-    return run(cli_fetch.weights, *arguments)
+    return run(fetch.weights, *arguments)
 
 
 def placed(root: Path) -> set[str]:

@@ -14,12 +14,14 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from pd_core import cli, cli_import, pretrain, tracking
-from pd_core.artifacts import file_hash
+from pd_core.cli import main, models
+from pd_core.core.artifacts import file_hash
+from pd_core.core.options import TeacherMethod
+from pd_core.mlops import tracking
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import TeacherMethod
+from pd_core.training.teacher import stage as teacher_stage
 
 ROOT = Path(__file__).parent.parent
 NAME = "embedded_greek"
@@ -61,7 +63,7 @@ def promptkd(
 ) -> Verb:
     """Run verbs in a folder whose params.yaml names the tiny CLIP."""
     monkeypatch.chdir(tmp_path)
-    for module in (cli, cli_import):
+    for module in (main, models):
         monkeypatch.setattr(module, "compute_with", lambda _: None)  # it sets the environment
     monkeypatch.setattr(tracking, "open_store", lambda *_: None)
     clip = {"model": "tiny", "weights": str(tiny.weights(tmp_path)), "image_length": LENGTH}
@@ -74,7 +76,7 @@ def promptkd(
         monkeypatch.setattr(sys, "argv", ["promptkd", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         return Done(end.value.code, *capsys.readouterr())
 
     return run
@@ -255,7 +257,7 @@ def test_the_stage_takes_what_the_verb_prints_instead_of_training(
     original = printed_original(imported)
     assert original == {"path": str(file), "sha256": file_hash(file)}
     set_params(teacher={"original": original})
-    monkeypatch.setattr(pretrain, "tune_teacher", None)  # whoever calls it fails
+    monkeypatch.setattr(teacher_stage, "tune_teacher", None)  # whoever calls it fails
 
     done = promptkd("teacher", NAME)
 

@@ -10,14 +10,15 @@ import tiny
 import torch
 from PIL import Image
 
-from pd_core import cli, tracking
-from pd_core.artifacts import write_json
-from pd_core.class_vectors import build
-from pd_core.errors import BadArtifact, MissingFile, PdError, UnknownName
+from pd_core.cli import main
+from pd_core.core.artifacts import write_json
+from pd_core.core.errors import BadArtifact, MissingFile, PdError, UnknownName
+from pd_core.mlops import tracking
+from pd_core.mlops.registry import store as registry
+from pd_core.models.class_vectors import build
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.registry import store as registry
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
@@ -69,7 +70,7 @@ def picture(project: Path) -> str:
 
 
 def promptkd(*arguments: str) -> None:
-    cli.app(list(arguments), standalone_mode=False)
+    main.app(list(arguments), standalone_mode=False)
 
 
 def numbers(project: Path) -> list[int]:
@@ -177,7 +178,7 @@ def test_the_added_vector_is_what_the_stage_would_have_computed(
     promptkd("classes", "add", NAME, "steam locomotive")
     store = tracking.open_store(project)
     folder = registry.fetch(store, registry.find(store, NAME), tmp_path / "model")
-    from pd_core.predictor import load_bundle
+    from pd_core.mlops.predictor import load_bundle
 
     teacher = Teacher(load_clip("embedded-teacher", None)).eval()
     wanted = build(teacher, [*tiny.NAMES, "steam locomotive"]).vectors

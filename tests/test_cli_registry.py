@@ -12,8 +12,9 @@ from registered import champion, good, publish, tried_once
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from pd_core import cli_registry, tracking
-from pd_core.errors import BadParams, PdError, UnknownName
+from pd_core.cli import registry
+from pd_core.core.errors import BadParams, PdError, UnknownName
+from pd_core.mlops import tracking
 
 __all__ = ["good", "tried_once"]  # a fixture
 
@@ -53,7 +54,7 @@ def store(project: Path) -> str:
 
 def run(*arguments: str) -> str:
     """Run a verb in this process, and return what it says."""
-    result = CliRunner().invoke(cli_registry.app, arguments)
+    result = CliRunner().invoke(registry.app, arguments)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output

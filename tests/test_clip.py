@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pd_core.errors import BadArtifact, BadParams, MissingFile, UnknownName
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile, UnknownName
 from pd_core.models import clip
 from pd_core.models.teacher import Teacher
 

@@ -13,9 +13,9 @@ from compared import evaluate, evaluation, make_project, right
 from git_repository import commit
 from scipy import stats
 
-from pd_core.comparison import Comparison, compare, find_side
-from pd_core.comparison.differences import MetricDifference
-from pd_core.errors import MissingFile
+from pd_core.core.errors import MissingFile
+from pd_core.reporting.comparison import Comparison, compare, find_side
+from pd_core.reporting.comparison.differences import MetricDifference
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("arrows", "digits", "greek", "latin")

@@ -10,9 +10,10 @@ import pytest
 from compared import Evaluation, evaluate, evaluation, make_project
 from typer.testing import CliRunner
 
-from pd_core import cli_compare, tracking
-from pd_core.comparison import Comparison, compare, find_side
-from pd_core.errors import UnknownName
+from pd_core.cli import compare as cli_compare
+from pd_core.core.errors import UnknownName
+from pd_core.mlops import tracking
+from pd_core.reporting.comparison import Comparison, compare, find_side
 
 NAME = "greek"
 FIRST, SECOND = evaluation(skill=1.0, seed=1), evaluation(skill=1.6, seed=2)

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from compared import Evaluation, evaluation
 
-from pd_core.comparison import Comparison, Side, compare
-from pd_core.comparison.predictions import Predictions
-from pd_core.comparison.sides import Measured, scores_of
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.data.loading.splits import Protocol
+from pd_core.reporting.comparison import Comparison, Side, compare
+from pd_core.reporting.comparison.sides import Measured, Predictions, scores_of
 
 FIRST, SECOND = evaluation(skill=1.0, seed=1), evaluation(skill=1.6, seed=2)
 

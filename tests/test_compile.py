@@ -7,9 +7,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from pd_core.models.prompts import DeepPrompts, encode_image, encode_texts
-from pd_core.models.residual import compile_blocks
-from pd_core.models.texts import TextPlan
+from pd_core.models.prompts import DeepPrompts, compile_blocks, encode_image, encode_texts
+from pd_core.models.text_batching import TextPlan
 
 pytestmark = [
     pytest.mark.slow,  # a minute of compiling

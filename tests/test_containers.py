@@ -16,8 +16,8 @@ from container_files import LOGIN, OWN, ROOT, compose, instructions, is_left_out
 from readme import README
 from typer.main import get_command
 
-from pd_core.cli import app
-from pd_core.settings import TELEMETRY_OFF, load_settings, variable_names
+from pd_core.cli.main import app
+from pd_core.pipeline.settings import TELEMETRY_OFF, load_settings, variable_names
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 IMAGE = instructions(DOCKERFILE)
@@ -111,7 +111,7 @@ def test_the_builder_sees_the_history_and_no_other_file() -> None:
     ("patterns", "path", "out"),
     [
         (["data"], "data/raw/one.jpg", True),
-        (["data"], "pd_core/data/own.py", False),  # a pattern starts at the top
+        (["data"], "pd_core/data/catalog/custom.py", False),  # a pattern starts at the top
         (["*.db"], "paper/mlflow.db", False),
         (["**/*.db"], "paper/mlflow.db", True),
         (["**/*.db"], "mlflow.db", True),

@@ -11,14 +11,18 @@ import tiny
 import torch
 from torch import Tensor
 
-from pd_core import class_vectors, distill, distilling, evaluate, pretrain, tuned_student
-from pd_core.data.images import ImageStore
-from pd_core.data.transforms import eval_transform
-from pd_core.errors import BadData
+from pd_core.core.errors import BadData
+from pd_core.core.options import OnCorrupt, Selection
+from pd_core.data.loading.images import ImageStore
+from pd_core.data.loading.transforms import eval_transform
+from pd_core.evaluation import evaluate, tuned_student
+from pd_core.models import class_vectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import OnCorrupt, Selection
-from pd_core.selection import make_scorer
+from pd_core.training.student import distillation
+from pd_core.training.student import stage as student_stage
+from pd_core.training.student.scoring import make_scorer
+from pd_core.training.teacher import stage as teacher_stage
 
 TEACHER: dict[str, Any] = {
     "model": "tiny", "epochs": 3, "batch_size": 4, "lr": 0.05, "gpa_mean": 2, "templates": 3,
@@ -54,7 +58,7 @@ class Stages:
 
     def teacher(self, out: Path | None = None, **rest: Any) -> list[dict[str, float]]:
         out = out or self.teacher_folder
-        pretrain.run(self.prepared, out, weights=self.large, **{**TEACHER, **rest})
+        teacher_stage.run(self.prepared, out, weights=self.large, **{**TEACHER, **rest})
         return list(json.loads((out / "history.json").read_text()))
 
     def student(self, out: Path, **rest: Any) -> list[dict[str, float]]:
@@ -62,7 +66,7 @@ class Stages:
             class_vectors.run(
                 self.prepared, self.teacher_folder, self.vectors, model="tiny", weights=self.large
             )
-        distill.run(
+        student_stage.run(
             self.prepared, self.teacher_folder, self.vectors, out,
             weights=self.small, teacher_weights=self.large, **{**STUDENT, **rest},
         )  # fmt: skip
@@ -166,13 +170,13 @@ def test_views_that_come_again_meet_the_answers_to_the_same_pictures(
     stages.teacher()
     stages.damage()
     seen: list[tuple[Tensor, Tensor]] = []
-    original = distilling.distillation_step
+    original = distillation.distillation_step
 
     def watched(student: Any, images: Tensor, targets: Tensor, *rest: Any, **more: Any) -> Any:
         seen.append((images.clone(), targets.clone()))
         return original(student, images, targets, *rest, **more)
 
-    monkeypatch.setattr(distilling, "distillation_step", watched)
+    monkeypatch.setattr(distillation, "distillation_step", watched)
     stages.student(tmp_path / "s", on_corrupt=OnCorrupt.SKIP, view_epochs=2)
 
     half = len(seen) // 2

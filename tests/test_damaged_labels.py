@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from miniatures import WITH_SPLIT_FILE, as_lists, miniature, write
 
-from pd_core.data.readers import image_root, read_splits
-from pd_core.errors import BadData
+from pd_core.core.errors import BadData
+from pd_core.data.catalog.readers import image_root, read_splits
 
 Lists = dict[str, list[Any]]
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pd_core.data.decode import ImageStore
+from pd_core.data.loading.decode import ImageStore
 
 
 def picture(size: tuple[int, int] = (32, 32)) -> Image.Image:

@@ -14,23 +14,27 @@ import torch
 from tiny import NAMES, images
 from torch import Tensor, nn
 
-from pd_core import class_vectors, distill, distilling, evaluate, prepare
-from pd_core.artifacts import read_json, read_tensors
-from pd_core.class_vectors import ClassVectors
-from pd_core.classifier import for_student
-from pd_core.data.images import ImageStore
-from pd_core.data.prepared import read_unlabelled, write_prepared
-from pd_core.data.splits import Item, Protocol, Splits
-from pd_core.data.transforms import eval_transform
-from pd_core.errors import BadData, BadParams
+from pd_core.core.artifacts import read_json, read_tensors
+from pd_core.core.errors import BadData, BadParams
+from pd_core.core.options import Form, Selection, TextFeatures, Trained
+from pd_core.data.catalog import prepare
+from pd_core.data.loading.images import ImageStore
+from pd_core.data.loading.prepared import read_unlabelled, write_prepared
+from pd_core.data.loading.splits import Item, Protocol, Splits
+from pd_core.data.loading.transforms import eval_transform
+from pd_core.evaluation import evaluate
+from pd_core.mlops.predictor import Predictor
+from pd_core.models import class_vectors
+from pd_core.models.class_vectors import ClassVectors
+from pd_core.models.classifier import for_student
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import Form, Selection, TextFeatures, Trained
-from pd_core.params import load_params
-from pd_core.predictor import Predictor
-from pd_core.selection import make_scorer
-from pd_core.supervision import Supervisor
+from pd_core.pipeline.stages.params import load_params
+from pd_core.training.student import distillation
+from pd_core.training.student import stage as student_stage
+from pd_core.training.student.scoring import make_scorer
+from pd_core.training.student.targets import Supervisor
 
 FEATURES = [Form.FEATURES_L1, Form.FEATURES_MSE]
 ON_TEST = Selection.BEST_ON_TEST_AS_PUBLISHED
@@ -57,7 +61,7 @@ def vectors() -> ClassVectors:
 
 def distilled(**options: Any) -> tuple[Student, list[dict[str, float]]]:
     options = {"batches": tiny.Batches(8, size=8), "epochs": 1, **options}
-    return distilling.distill_student(small(), teacher(), vectors(), **options)
+    return distillation.distill_student(small(), teacher(), vectors(), **options)
 
 
 def fresh(**options: Any) -> Student:
@@ -100,8 +104,10 @@ def stop(epoch: int, _: dict[str, float]) -> None:
 
 
 def test_the_defaults_are_the_papers() -> None:
-    signature = inspect.signature(distilling.distill_student).parameters
-    defaults = {name: signature[name].default for name in distilling.DistillOptions.__annotations__}
+    signature = inspect.signature(distillation.distill_student).parameters
+    defaults = {
+        name: signature[name].default for name in distillation.DistillOptions.__annotations__
+    }
     block = load_params(Path(__file__).parent.parent / "paper" / "params.yaml").student
 
     assert defaults == {name: getattr(block, name) for name in defaults}
@@ -145,7 +151,7 @@ def test_gradients_reach_the_student_and_not_the_teacher(form: Form) -> None:
     targets = vectors().logits(features) if form is Form.LOGITS_KL else features
     assert targets.requires_grad
 
-    step = distilling.distillation_step(student, images(8), targets, vectors(), form=form)
+    step = distillation.distillation_step(student, images(8), targets, vectors(), form=form)
     torch.autograd.backward(step.loss)
 
     assert all(parameter.grad is not None for parameter in student.parameters())
@@ -338,7 +344,7 @@ def test_the_score_is_the_accuracy_among_base_classes_on_one_list_only(
     assert [score(0, 1, 2), score(1, 0, 2)] == [100, pytest.approx(100 / 3)]
     assert make_scorer(tmp_path / "not read", Selection.LAST, image_size=16) is None
     with pytest.raises(BadData, match=f"no labelled {what} images.*student.selection: last"):
-        distill.run(**only(stages, tmp_path / "a"), out=tmp_path / "b", selection=selection)
+        student_stage.run(**only(stages, tmp_path / "a"), out=tmp_path / "b", selection=selection)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +358,7 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(
 
     def run(name: str, **rest: Any) -> tuple[bytes, ...]:
         numbers: dict[str, Any] = {"epochs": 3, "batch_size": 10, "lr": 1e-4, **options, **rest}
-        distill.run(**given, out=tmp_path / name, **numbers)
+        student_stage.run(**given, out=tmp_path / name, **numbers)
         return tuple(path.read_bytes() for path in sorted((tmp_path / name).iterdir()))
 
     with pytest.raises(KeyboardInterrupt):
@@ -371,7 +377,7 @@ def test_so_many_unlabelled_images_of_each_class_are_listed_and_the_few_labels_s
         return tuple(Item(f"{name}/{n % 5}_{n}.png", n % 5, NAMES[n % 5]) for n in range(30))
 
     splits = Splits(items("train"), items("val"), items("test"))
-    monkeypatch.setattr("pd_core.prepare.read_splits", lambda *_, **__: splits)
+    monkeypatch.setattr("pd_core.data.catalog.prepare.read_splits", lambda *_, **__: splits)
 
     def listed(count: int | None) -> tuple[tuple[str, ...], bytes]:
         out, shots = tmp_path / str(count), {"shots": 2, "val_shots": 1, "seed": 1}

@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pd_core import cli_doctor
-from pd_core.data import fingerprint
-from pd_core.data.catalogue import dataset_spec, own_spec
-from pd_core.data.own import OwnImages
-from pd_core.doctor import Finding, Mark, examine, machine, project
-from pd_core.errors import BadParams, PdError
+from pd_core.cli.doctor import Finding, Mark, command, examine, machine, project
+from pd_core.core.errors import BadParams, PdError
+from pd_core.data.catalog import fingerprint
+from pd_core.data.catalog.catalogue import dataset_spec, own_spec
+from pd_core.data.catalog.custom import OwnImages
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "http://127.0.0.1:9"  # the discard port; nothing listens there
@@ -302,7 +301,7 @@ def test_weights_that_are_missing_empty_or_damaged_are_wrong(place: Path) -> Non
 
 
 def doctor(*arguments: str) -> Result:
-    return CliRunner().invoke(cli_doctor.app, arguments, catch_exceptions=False)
+    return CliRunner().invoke(command.app, arguments, catch_exceptions=False)
 
 
 def test_a_working_profile_is_status_0_and_a_broken_one_status_1_in_text_and_json(

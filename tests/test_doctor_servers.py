@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from s3_server import BUCKET, client, endpoint, rights_checked, user_with
 from test_doctor import NOWHERE, dvc, only, place
 
-from pd_core import tracking
-from pd_core.doctor import Mark, examine, services, storage
-from pd_core.errors import PdError
+from pd_core.cli.doctor import Mark, examine, servers
+from pd_core.core.errors import PdError
+from pd_core.mlops import tracking
 
 __all__ = ["endpoint", "place"]  # fixtures
 
@@ -55,7 +55,7 @@ def answering(status: int, password: str | None = None) -> Iterator[str]:
 
 
 def test_a_local_database_is_made_by_the_first_stage_not_by_the_doctor(place: Path) -> None:
-    finding = only(services.mlflow(place, None))
+    finding = only(servers.mlflow(place, None))
 
     assert (finding.mark, finding.found) == (
         Mark.OK,
@@ -68,16 +68,16 @@ def test_a_local_database_is_read_and_junk_in_its_place_is_wrong(
     place: Path, empty_database: Path
 ) -> None:
     shutil.copy(empty_database, place / tracking.DATABASE)
-    assert only(services.mlflow(place, None)).found.endswith(", 0 runs")
+    assert only(servers.mlflow(place, None)).found.endswith(", 0 runs")
 
     (place / "other.db").write_text("no database" * 100)
-    finding = only(services.mlflow(place, f"sqlite:///{place}/other.db"))
+    finding = only(servers.mlflow(place, f"sqlite:///{place}/other.db"))
     assert finding.mark is Mark.WRONG
     assert "is no database of MLflow" in finding.found
 
 
 def test_a_tracking_server_that_is_down_is_wrong(place: Path) -> None:
-    finding = only(examine("MLflow", lambda: services.mlflow(place, NOWHERE)))
+    finding = only(examine("MLflow", lambda: servers.mlflow(place, NOWHERE)))
 
     assert finding.mark is Mark.WRONG
     assert f"no MLflow server answers at '{NOWHERE}'" in finding.found
@@ -88,9 +88,9 @@ def test_a_tracking_server_that_is_down_is_wrong(place: Path) -> None:
 def test_the_tracking_servers_password_is_tried(place: Path, given: str | None) -> None:
     with answering(200, password="Basic bWU6cmlnaHQ=") as server:  # me:right
         user, secret = ("me", SecretStr(given)) if given else (None, None)
-        finding = only(services.mlflow(place, server, user=user, password=secret))
+        finding = only(servers.mlflow(place, server, user=user, password=secret))
         in_address = server.replace("://", f"://me:{given}@")
-        assert only(services.mlflow(place, in_address)).mark is (
+        assert only(servers.mlflow(place, in_address)).mark is (
             Mark.OK if given == "right" else Mark.WRONG
         )
 
@@ -107,15 +107,15 @@ def test_servers_that_accept_and_never_answer_do_not_hang_the_doctor(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking.store, "_SERVER_SECONDS", 0.2)
-    monkeypatch.setattr(services, "_SECONDS", 0.2)
-    monkeypatch.setattr(storage, "_SERVER_SECONDS", 0.2)
+    monkeypatch.setattr(servers, "_SECONDS", 0.2)
+    monkeypatch.setattr(servers, "_SERVER_SECONDS", 0.2)
     begun = time.monotonic()
     with silent_server() as server:
-        access = storage.Access("s3://bucket", server, SecretStr("id"), SecretStr("secret"))
+        access = servers.Access("s3://bucket", server, SecretStr("id"), SecretStr("secret"))
         findings = [
-            *examine("MLflow", lambda: services.mlflow(place, server)),
-            *examine("Prefect", lambda: services.prefect(f"{server}/api")),
-            *examine("mirror", lambda: [storage.s3("mirror", access)]),
+            *examine("MLflow", lambda: servers.mlflow(place, server)),
+            *examine("Prefect", lambda: servers.prefect(f"{server}/api")),
+            *examine("mirror", lambda: [servers.s3("mirror", access)]),
         ]
 
     assert [finding.mark for finding in findings] == [Mark.WRONG] * 3
@@ -126,17 +126,17 @@ def test_servers_that_accept_and_never_answer_do_not_hang_the_doctor(
 
 
 def test_prefect_need_not_be_set_and_is_asked_where_it_is() -> None:
-    assert only(services.prefect(None)).mark is Mark.OK
+    assert only(servers.prefect(None)).mark is Mark.OK
     with answering(200) as server:
-        assert only(services.prefect(f"{server}/api")).mark is Mark.OK
+        assert only(servers.prefect(f"{server}/api")).mark is Mark.OK
     with answering(404) as server:
-        finding = only(services.prefect(server))
+        finding = only(servers.prefect(server))
         assert (finding.mark, finding.remedy) == (
             Mark.WRONG,
             "correct PD_PREFECT_API_URL (or PREFECT_API_URL): it ends with /api",
         )
-    assert "prefect server start" in only(services.prefect(f"{NOWHERE}/api")).remedy
-    assert "PREFECT_API_AUTH_STRING" in only(services.prefect("http://me:pw@host/api")).remedy
+    assert "prefect server start" in only(servers.prefect(f"{NOWHERE}/api")).remedy
+    assert "PREFECT_API_AUTH_STRING" in only(servers.prefect("http://me:pw@host/api")).remedy
 
 
 # DVC and S3
@@ -164,7 +164,7 @@ def test_the_missing_right_is_named(
     access = user_with(endpoint, *(names[action] for action in actions))
 
     with rights_checked(endpoint):
-        finding = storage.s3("mirror", access)
+        finding = servers.s3("mirror", access)
 
     assert finding.mark is mark, finding
     for right in ("list", "write", "read", "delete"):
@@ -172,9 +172,9 @@ def test_the_missing_right_is_named(
 
 
 def test_nothing_is_left_in_the_bucket(endpoint: str) -> None:
-    access = storage.Access(f"s3://{BUCKET}/tidy", endpoint, SecretStr("id"), SecretStr("secret"))
+    access = servers.Access(f"s3://{BUCKET}/tidy", endpoint, SecretStr("id"), SecretStr("secret"))
 
-    assert storage.s3("mirror", access).mark is Mark.OK
+    assert servers.s3("mirror", access).mark is Mark.OK
 
     assert "Contents" not in client("s3", endpoint).list_objects_v2(Bucket=BUCKET, Prefix="tidy")
 
@@ -184,9 +184,9 @@ def test_wrong_credentials_a_missing_bucket_and_a_dead_server_are_told_apart(
 ) -> None:
     keys = SecretStr("id"), SecretStr("secret")
     with rights_checked(endpoint):
-        stranger = storage.s3("mirror", storage.Access(f"s3://{BUCKET}", endpoint, *keys))
-    nowhere = storage.s3("mirror", storage.Access("s3://no-such-bucket", endpoint, *keys))
-    dead = storage.s3("mirror", storage.Access(f"s3://{BUCKET}", NOWHERE, *keys))
+        stranger = servers.s3("mirror", servers.Access(f"s3://{BUCKET}", endpoint, *keys))
+    nowhere = servers.s3("mirror", servers.Access("s3://no-such-bucket", endpoint, *keys))
+    dead = servers.s3("mirror", servers.Access(f"s3://{BUCKET}", NOWHERE, *keys))
 
     assert "refuses the credentials (InvalidAccessKeyId)" in stranger.found
     assert "PD_S3_ACCESS_KEY_ID" in stranger.remedy
@@ -197,13 +197,13 @@ def test_wrong_credentials_a_missing_bucket_and_a_dead_server_are_told_apart(
 
 def test_a_folder_without_dvc_is_wrong(place: Path) -> None:
     with pytest.raises(PdError, match="DVC finds no project at"):
-        storage.read_dvc(place)
+        servers.read_dvc(place)
 
 
 def test_results_without_a_remote_are_a_warning(place: Path) -> None:
     dvc(place)
 
-    project, remote = storage.dvc(storage.read_dvc(place))
+    project, remote = servers.dvc(servers.read_dvc(place))
 
     assert project.found == f"project '{place}', cache '{place / '.dvc' / 'cache'}'"
     assert remote.mark is Mark.WARNING
@@ -219,13 +219,13 @@ def test_the_remote_of_the_settings_is_reached_by_their_credentials(
         url = s3://of-an-earlier-time
     """,
     )
-    project = storage.read_dvc(place)
+    project = servers.read_dvc(place)
     access = user_with(endpoint, "s3:ListBucket", "s3:PutObject", "s3:GetObject", "s3:DeleteObject")
 
     with rights_checked(endpoint):
-        _, good = storage.dvc(project, access)
-        _, bad = storage.dvc(project, storage.Access(access.location, endpoint, SecretStr("id")))
-    _, folder = storage.dvc(project, storage.Access(str(place / "copies")))
+        _, good = servers.dvc(project, access)
+        _, bad = servers.dvc(project, servers.Access(access.location, endpoint, SecretStr("id")))
+    _, folder = servers.dvc(project, servers.Access(str(place / "copies")))
 
     assert (good.subject, good.mark) == ("DVC remote shared", Mark.OK)
     assert (bad.mark, "PD_S3_ACCESS_KEY_ID" in bad.remedy) == (Mark.WRONG, True)
@@ -253,8 +253,8 @@ def test_remotes_of_dvc_are_reached_and_their_secrets_not_shown(place: Path, end
             secret_access_key = hidden-word
         """,
     )
-    configured = storage.read_dvc(place)
-    found = {one.subject: one for one in examine("DVC", lambda: storage.dvc(configured))}
+    configured = servers.read_dvc(place)
+    found = {one.subject: one for one in examine("DVC", lambda: servers.dvc(configured))}
 
     assert found["DVC"].mark is Mark.OK
     assert found["DVC remote"].found == "none is the default"
@@ -266,6 +266,6 @@ def test_remotes_of_dvc_are_reached_and_their_secrets_not_shown(place: Path, end
     assert "not asked" in found["DVC remote shell"].found
     assert "hidden-word" not in f"{found} {configured}"
     with rights_checked(endpoint):
-        refused = {one.subject: one for one in storage.dvc(configured)}["DVC remote bucket"]
+        refused = {one.subject: one for one in servers.dvc(configured)}["DVC remote bucket"]
     assert "refuses the credentials" in refused.found
     assert "dvc remote modify --local" in refused.remedy

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, file_server
 
-from pd_core.data.download import Part, digest, download
-from pd_core.data.remote_files import Address, Origin
-from pd_core.errors import BadData, PdError
+from pd_core.core.errors import BadData, PdError
+from pd_core.data.acquire.download import Part, digest, download
+from pd_core.data.acquire.sources import Address, Origin
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 CHECKSUM = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"

@@ -11,9 +11,9 @@ import pytest
 from git_repository import commit, git
 from s3_server import BUCKET, endpoint, rights_checked, user_with
 
-from pd_core import dvc_remote
-from pd_core.doctor.storage import Access
-from pd_core.errors import PdError
+from pd_core.cli.doctor.servers import Access
+from pd_core.core.errors import PdError
+from pd_core.pipeline import dvc
 
 __all__ = ["endpoint"]  # a fixture
 
@@ -189,7 +189,7 @@ def test_other_settings_stay_and_only_its_owner_may_still_read_it(origin: Path) 
     file.write_text(OTHERS)
     file.chmod(0o600)
 
-    dvc_remote.configure(origin, "s3://bucket/dvc", None)
+    dvc.configure(origin, "s3://bucket/dvc", None)
 
     assert configured(file) == {
         "core.remote": "shared",
@@ -205,7 +205,7 @@ def test_the_file_is_written_only_if_it_has_to_change(origin: Path) -> None:
     file = origin / ".dvc" / "config.local"
 
     def written(endpoint: str | None) -> int:
-        dvc_remote.configure(origin, "s3://bucket/dvc", endpoint)
+        dvc.configure(origin, "s3://bucket/dvc", endpoint)
         return file.stat().st_ino
 
     first = written("http://host")
@@ -219,6 +219,6 @@ def test_settings_that_dvc_cannot_read_are_not_repeated(origin: Path) -> None:
     (origin / ".dvc" / "config.local").write_text("hidden-word\n")
 
     with pytest.raises(PdError, match="DVC cannot read its settings in") as caught:
-        dvc_remote.configure(origin, "s3://bucket/dvc", None)
+        dvc.configure(origin, "s3://bucket/dvc", None)
 
     assert "hidden-word" not in str(caught.value)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pd_core.data import embedded, glyphs
-from pd_core.data.splits import Splits
-from pd_core.errors import UnknownName
+from pd_core.core.errors import UnknownName
+from pd_core.data.catalog import embedded
+from pd_core.data.catalog import embedded as glyphs
+from pd_core.data.loading.splits import Splits
 
 NAMES = [*embedded.DOMAINS, *embedded.VARIANTS]
 SMALL = "embedded_braille"

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pd_core.data import embedded as benchmark
-from pd_core.data import glyphs
-from pd_core.errors import BadArtifact, MissingFile
-from pd_core.models import embedded, pretrain_embedded, pretraining_corpus, pretraining_pictures
+from pd_core.core.errors import BadArtifact, MissingFile
+from pd_core.data.catalog import embedded as benchmark
+from pd_core.data.catalog import embedded as glyphs
+from pd_core.models import embedded
 from pd_core.models.clip import load_clip
 from pd_core.models.prompts import encode_image
+from pd_core.recipes import embedded_clips
 
 MEGABYTE = 10**6
 
@@ -53,7 +54,7 @@ def test_end_of_text_has_the_largest_id() -> None:
 
 
 def test_the_merges_file_can_be_made_again(tmp_path: Path) -> None:
-    pretraining_corpus.write_merges(tmp_path / "merges.txt.gz")
+    embedded_clips.write_merges(tmp_path / "merges.txt.gz")
     assert (tmp_path / "merges.txt.gz").read_bytes() == embedded.MERGES_FILE.read_bytes()
 
 
@@ -69,7 +70,7 @@ def test_the_teachers_weights_do_not_pass_for_the_students() -> None:
 
 def test_lookalikes_share_a_number_and_others_do_not() -> None:
     masters = np.stack([glyphs.render(char, "DejaVuSans") for char in "A\u0391B"])
-    groups = pretraining_corpus._lookalikes(masters, np.arange(3), 3)
+    groups = embedded_clips._lookalikes(masters, np.arange(3), 3)
     assert groups[0] == groups[1] != groups[2]
 
 
@@ -78,10 +79,10 @@ def test_the_loss_does_not_punish_lookalikes() -> None:
     text = image.clone()
     text[1] = text[0]  # caption 1 says the same as caption 0
     owner, scale = torch.arange(3), torch.tensor(100.0)
-    contradictory = pretrain_embedded.contrastive_loss(
+    contradictory = embedded_clips.contrastive_loss(
         image[[0, 0, 2]], text, owner, torch.tensor([0, 1, 2]), scale
     )
-    masked = pretrain_embedded.contrastive_loss(
+    masked = embedded_clips.contrastive_loss(
         image[[0, 0, 2]], text, owner, torch.tensor([0, 0, 2]), scale
     )
     assert masked < contradictory
@@ -91,7 +92,7 @@ def test_augmentation_is_reproducible_and_grows_harder() -> None:
     masters = torch.from_numpy(np.stack([glyphs.render("A", "DejaVuSans")] * 4))
 
     def draw(difficulty: float) -> torch.Tensor:
-        augment = pretraining_pictures.Augmenter(torch.Generator().manual_seed(1))
+        augment = embedded_clips.Augmenter(torch.Generator().manual_seed(1))
         return augment(masters, difficulty=difficulty)
 
     assert torch.equal(draw(1.0), draw(1.0))
@@ -104,7 +105,7 @@ def test_augmentation_is_reproducible_and_grows_harder() -> None:
 def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        pretrain_embedded.run(
+        embedded_clips.run(
             "embedded-student", tmp_path / folder, images=2048, seed=1, threads=1, batch_size=64
         )
     name = "embedded-student.safetensors"
@@ -115,7 +116,7 @@ def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
 def test_a_second_round_goes_on_from_the_weights_of_the_first(tmp_path: Path) -> None:
     name = "embedded-student"
     shipped = embedded.weights_file(name)
-    pretrain_embedded.run(
+    embedded_clips.run(
         name, tmp_path, images=16, seed=2, threads=1, batch_size=16, lr=1e-9, start=shipped
     )
     before, after = load_file(shipped), load_file(tmp_path / f"{name}.safetensors")
@@ -124,7 +125,7 @@ def test_a_second_round_goes_on_from_the_weights_of_the_first(tmp_path: Path) ->
 
 def test_weights_to_start_from_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="start from"):
-        pretrain_embedded.run(
+        embedded_clips.run(
             "embedded-student", tmp_path, images=16, seed=2, threads=1, start=tmp_path / "none"
         )
 

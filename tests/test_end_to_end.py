@@ -23,16 +23,16 @@ import torch
 from readme import blocks
 from serving import Running, serving
 
-from pd_core import tracking
-from pd_core.artifacts import read_json
-from pd_core.class_vectors import ClassVectors
-from pd_core.classifier import distilled
-from pd_core.data.prepared import read_prepared
-from pd_core.evaluate import judge
+from pd_core.core.artifacts import read_json
+from pd_core.data.loading.prepared import read_prepared
+from pd_core.evaluation.evaluate import judge
+from pd_core.mlops import tracking
+from pd_core.mlops.predictor import load_bundle
+from pd_core.mlops.registry.store import BUNDLE, fetch, find
+from pd_core.models.class_vectors import ClassVectors
+from pd_core.models.classifier import distilled
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
-from pd_core.predictor import load_bundle
-from pd_core.registry.store import BUNDLE, fetch, find
 
 ROOT = Path(__file__).parents[1]
 NAME = "embedded_greek"

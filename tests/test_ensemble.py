@@ -13,13 +13,17 @@ from safetensors.torch import save_file
 from tiny import NAMES, images
 from torch import Tensor
 
-from pd_core import class_vectors, distill, distilling, losses, supervision
-from pd_core.blocks import FurtherTeacherParams
-from pd_core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.options import TeacherMethod, TeacherWeighting
+from pd_core.models import class_vectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import TeacherMethod, TeacherWeighting
-from pd_core.supervision import FurtherTeacher, Supervisor, load_further, make_targets
+from pd_core.pipeline.stages.blocks import FurtherTeacherParams
+from pd_core.training.loop import losses
+from pd_core.training.student import distillation
+from pd_core.training.student import stage as student_stage
+from pd_core.training.student import targets as supervision
+from pd_core.training.student.targets import FurtherTeacher, Supervisor, load_further, make_targets
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,7 +75,7 @@ def load(data: Path, *entries: FurtherTeacher) -> list[Supervisor]:
 
 
 def run(data: Path, out: Path, *entries: FurtherTeacher, **rest: Any) -> bytes:
-    distill.run(
+    student_stage.run(
         data / "prepare" / "flowers", data / "tuned", data / "vectors", out,
         model="tiny", weights=data / "tiny-1.safetensors",
         teacher_model="tiny", teacher_weights=data / "tiny-0.safetensors",
@@ -222,7 +226,7 @@ def test_the_student_imitates_the_average_and_uses_the_first_teachers_vectors(da
     everybody = [supervisor(tuned()), *load(data, wide(data))]
     first, small = everybody[0], tiny.towers("small", joint_width=8, seed=1)
 
-    student, history = distilling.distill_student(
+    student, history = distillation.distill_student(
         small, first.teacher, first.vectors, tiny.Batches(8, size=8), further=everybody[1:],
         teacher_weighting=TeacherWeighting.CONFIDENCE, temperature=2.0, epochs=1,
     )  # fmt: skip

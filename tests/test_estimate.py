@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import tiny
 
-from pd_core import class_vectors, distill, estimate, evaluate, pretrain, report
-from pd_core.artifacts import read_json, write_json, write_sums
-from pd_core.data.prepared import read_prepared, read_unlabelled
-from pd_core.results import read_evaluations, summarise
+from pd_core.core.artifacts import read_json, write_json, write_sums
+from pd_core.data.loading.prepared import read_prepared, read_unlabelled
+from pd_core.evaluation import cross_validate, evaluate
+from pd_core.models import class_vectors
+from pd_core.reporting import report
+from pd_core.reporting.results import read_evaluations, summarise
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import stage as teacher_stage
 
 TUNING: dict[str, Any] = {
     "method": "promptsrc", "original": None, "epochs": 1, "batch_size": 5, "templates": 2,
@@ -40,9 +44,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     large: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root)}
     small: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root, seed=1)}
     clip: dict[str, Any] = {f"teacher_{key}": value for key, value in large.items()}
-    pretrain.run(prepared, teacher, **large, **TUNING)
+    teacher_stage.run(prepared, teacher, **large, **TUNING)
     class_vectors.run(prepared, teacher, vectors, **large)
-    distill.run(prepared, teacher, vectors, student, **clip, **small, **DISTILLATION)
+    student_stage.run(prepared, teacher, vectors, student, **clip, **small, **DISTILLATION)
     return {
         "folders": (prepared, teacher, vectors, student),
         "tuning": {**large, **TUNING},
@@ -55,7 +59,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run(stages: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
     given = {"folds": 2, **stages, **options}
     prepared, teacher, vectors, student = given.pop("folders")
-    estimate.run(prepared, teacher, vectors, student, out, **given)
+    cross_validate.run(prepared, teacher, vectors, student, out, **given)
     content: dict[str, Any] = read_json(out / "metrics.json")
     return content
 
@@ -90,7 +94,7 @@ def test_every_fold_is_judged_by_models_that_never_saw_its_labels(
     trained: list[set[str]] = []
     judged: list[set[str]] = []
     rows: list[dict[str, Any]] = []
-    tune, judge = pretrain.run, evaluate.run
+    tune, judge = teacher_stage.run, evaluate.run
 
     def tuning(prepared: Path, *args: Any, **options: Any) -> Any:
         trained.append({path for path, _ in read_prepared(prepared).few_shot})
@@ -102,7 +106,7 @@ def test_every_fold_is_judged_by_models_that_never_saw_its_labels(
         rows.extend(read_json(args[-1] / "predictions.json"))
         return metrics
 
-    monkeypatch.setattr(pretrain, "run", tuning)
+    monkeypatch.setattr(teacher_stage, "run", tuning)
     monkeypatch.setattr(evaluate, "run", judging)
     metrics = run(stages, tmp_path / "parts", folds=4)
 
@@ -138,7 +142,7 @@ def test_folds_spread_each_class_evenly() -> None:
         (f"{label}/{k}", label) for label, count in ((0, 5), (1, 8)) for k in range(count)
     )
 
-    parts = estimate.cut(items, 4, random.Random(1))
+    parts = cross_validate.cut(items, 4, random.Random(1))
 
     assert sorted(item for part in parts for item in part) == sorted(items)
     assert sorted(map(len, parts)) == [3, 3, 3, 4]
@@ -152,22 +156,24 @@ def test_folds_spread_each_class_evenly() -> None:
 def test_no_fold_takes_the_last_label_of_a_class(counts: tuple[int, ...], folds: int) -> None:
     items = tuple((f"{label}/{k}", label) for label, n in enumerate(counts) for k in range(n))
 
-    assert len(estimate.cut(items, 4, random.Random(1))) == folds
+    assert len(cross_validate.cut(items, 4, random.Random(1))) == folds
 
 
 def test_other_folds_come_with_another_seed() -> None:
     items = tuple((f"0/{k}", 0) for k in range(16))
 
-    assert estimate.cut(items, 4, random.Random(1)) != estimate.cut(items, 4, random.Random(2))
+    assert cross_validate.cut(items, 4, random.Random(1)) != cross_validate.cut(
+        items, 4, random.Random(2)
+    )
 
 
 def test_accuracy_can_be_measured_where_a_test_picture_has_a_label(
     stages: dict[str, Any], tmp_path: Path
 ) -> None:
     without = stages["folders"][0]
-    assert not estimate.is_measurable(without, "test")
-    assert estimate.is_measurable(without, "val")
-    assert estimate.is_measurable(tiny.prepared(tmp_path / "prepare" / "other"), "test")
+    assert not cross_validate.is_measurable(without, "test")
+    assert cross_validate.is_measurable(without, "val")
+    assert cross_validate.is_measurable(tiny.prepared(tmp_path / "prepare" / "other"), "test")
 
 
 def test_the_report_says_that_the_accuracy_is_unknown(

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from pd_core import class_vectors, distill, evaluate, pretrain
-from pd_core.artifacts import write_sums
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadData, MissingFile
+from pd_core.core.artifacts import write_sums
+from pd_core.core.errors import BadData, MissingFile
+from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation import evaluate
+from pd_core.models import class_vectors
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import stage as teacher_stage
 
 LABELS = np.array([0, 1, 2, 3])  # two base classes, two novel ones
 FIRST_NOVEL = 2
@@ -52,14 +55,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     large, small = tiny.weights(folder), tiny.weights(folder, seed=1)
     folders = {name: folder / name / "flowers" for name in ("teacher", "vectors", "student")}
     with pytest.MonkeyPatch.context() as patch, tiny.torch_restored():
-        patch.setattr(distill, "check_agreement", tiny.agreed)
-        pretrain.run(
+        patch.setattr(student_stage, "check_agreement", tiny.agreed)
+        teacher_stage.run(
             prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2
         )
         class_vectors.run(
             prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large
         )
-        distill.run(
+        student_stage.run(
             prepared,
             folders["teacher"],
             folders["vectors"],

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pd_core.data.fingerprint import (
+from pd_core.core.errors import BadArtifact, BadData, MissingFile
+from pd_core.data.catalog.fingerprint import (
     SAMPLE_SIZE,
     Fingerprint,
     Level,
@@ -18,7 +19,6 @@ from pd_core.data.fingerprint import (
     read,
     write,
 )
-from pd_core.errors import BadArtifact, BadData, MissingFile
 
 LEVELS = tuple(Level)
 Damage = Callable[[Path], object]

@@ -9,10 +9,10 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from pd_core.errors import Diverged
-from pd_core.finite import EVERY
-from pd_core.fit import fit
-from pd_core.options import OnNonFinite, Precision
+from pd_core.core.errors import Diverged
+from pd_core.core.options import OnNonFinite, Precision
+from pd_core.training.loop.divergence import EVERY
+from pd_core.training.loop.fit import fit
 
 Step = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from tiny import Batches, checkpoints
 from torch import Tensor, nn
 
-from pd_core.averaging import WeightedSum
-from pd_core.errors import BadParams, Diverged
-from pd_core.finite import EVERY
-from pd_core.fit import fit
-from pd_core.models.compute import autocast, set_threads
-from pd_core.options import Precision
-from pd_core.schedule import gaussian_weights, learning_rate
+from pd_core.core.errors import BadParams, Diverged
+from pd_core.core.options import Precision
+from pd_core.models.precision import autocast, set_threads
+from pd_core.training.loop.divergence import EVERY
+from pd_core.training.loop.fit import fit
+from pd_core.training.loop.schedule import gaussian_weights, learning_rate
+from pd_core.training.loop.weight_averaging import WeightedSum
 
 
 def network() -> nn.Module:

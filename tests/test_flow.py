@@ -15,8 +15,8 @@ from waiting import wait_until
 
 from flows import pipeline, refresh
 from flows.addresses import check_server
-from pd_core import processes
-from pd_core.errors import MissingFile, PdError, UnknownName
+from pd_core.core.errors import MissingFile, PdError, UnknownName
+from pd_core.pipeline import processes
 
 ROOT = Path(__file__).parents[1]
 NOWHERE = "http://127.0.0.1:9/api"  # the discard port; nothing listens there
@@ -156,10 +156,13 @@ def test_the_reason_of_a_failure_is_the_first_error_that_was_named(tmp_path: Pat
 def test_what_has_changed_is_said_by_data_set() -> None:
     status = {
         "student@a": [{"changed deps": {"params.yaml": {"student.lr": "modified"}}}],
-        "evaluate@a": [{"changed deps": {"pd_core/fit.py": "modified"}}, "changed command"],
+        "evaluate@a": [
+            {"changed deps": {"pd_core/training/loop/fit.py": "modified"}},
+            "changed command",
+        ],
         "report": [{"changed deps": {"data/evaluate": "modified"}}],
     }
-    said = {"a": "student.lr modified, pd_core/fit.py modified, changed command"}
+    said = {"a": "student.lr modified, pd_core/training/loop/fit.py modified, changed command"}
     assert refresh.changed(status, ["a", "b"]) == said
     many = {f"stage{number}@b": [{"changed deps": {str(number): "new"}}] for number in range(7)}
     assert refresh.changed(many, ["a", "b"])["b"].endswith("4 new and 2 more")

@@ -9,7 +9,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import datasets
 from flows.datasets import DataSet
-from pd_core.errors import UnknownName
+from pd_core.core.errors import UnknownName
 
 ROOT = Path(__file__).parents[1]
 

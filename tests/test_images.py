@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pd_core.data.images import ImageBatches, ImageStore, view
-from pd_core.data.transforms import eval_transform, train_transform
-from pd_core.errors import BadData, MissingFile
+from pd_core.core.errors import BadData, MissingFile
+from pd_core.data.loading.images import ImageBatches, ImageStore, view
+from pd_core.data.loading.transforms import eval_transform, train_transform
 
 RECORDED = Path(__file__).parent / "parity" / "data" / "transforms"
 NAMES = tuple(f"{number}.png" for number in range(10))

@@ -10,7 +10,7 @@ from point import STEPS, Point, Step, downhill, train
 from tiny import Batches, checkpoints
 from torch import Tensor
 
-from pd_core.errors import Interrupted
+from pd_core.core.errors import Interrupted
 
 
 class Told:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from waiting import alive, wait_until
 
-from pd_core import cli, launch
-from pd_core.errors import BadParams, FailedRun
+from pd_core.cli import main
+from pd_core.core.errors import BadParams, FailedRun
+from pd_core.pipeline import processes
 
 ROOT = Path(__file__).parent.parent
 START = "import os, sys, time, signal; from pd_core import launch; me = launch.member(); "
@@ -27,7 +28,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_is_told_which_one_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     note = f"open(f'{tmp_path}/{{me.number}}', 'w').write(f'{{me.processes}} {{me.gpu}}')"
-    assert launch.together(member(f"{note}; print('number', me.number)"), 3) == 0
+    assert processes.together(member(f"{note}; print('number', me.number)"), 3) == 0
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
     assert [(tmp_path / str(number)).read_text() for number in range(3)] == ["3 0", "3 1", "3 2"]
@@ -35,7 +36,7 @@ def test_each_is_told_which_one_it_is(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_this_process_is_none_of_them() -> None:
-    assert launch.member() is None
+    assert processes.member() is None
 
 
 def test_others_than_the_parameters_say_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,7 @@ def test_others_than_the_parameters_say_are_refused(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(BadParams, match=r"run\.processes = 3, but 2 were started; make them equal"),
-        cli._joined("cpu", 3),
+        main._joined("cpu", 3),
     ):
         pass
 
@@ -51,30 +52,31 @@ def test_others_than_the_parameters_say_are_refused(monkeypatch: pytest.MonkeyPa
 def test_what_another_than_the_first_says_is_shown_if_it_fails(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    lost = f"time.sleep(0.3) or sys.exit({launch.LOST})"
+    lost = f"time.sleep(0.3) or sys.exit({processes.LOST})"
     code = f"sys.exit({lost} if me.number == 0 else sys.stderr.write('error: no\\n') and 2)"
-    assert launch.together(member(code), 2) == 2
+    assert processes.together(member(code), 2) == 2
     assert capfd.readouterr().err == "error: no\n"
 
 
 def test_what_all_say_is_shown_once(capfd: pytest.CaptureFixture[str]) -> None:
-    assert launch.together(member("sys.stderr.write('error: no\\n'); sys.exit(2)"), 2) == 2
+    assert processes.together(member("sys.stderr.write('error: no\\n'); sys.exit(2)"), 2) == 2
     assert capfd.readouterr().err == "error: no\n"
 
 
 def test_one_that_does_not_notice_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_GRACE", 0.2)
+    monkeypatch.setattr(processes, "_GRACE", 0.2)
     began = time.monotonic()
-    assert launch.together(member("sys.exit(2) if me.number == 0 else time.sleep(60)"), 2) == 2
+    assert processes.together(member("sys.exit(2) if me.number == 0 else time.sleep(60)"), 2) == 2
     assert time.monotonic() - began < 20
 
 
 def test_one_that_is_killed_is_named() -> None:
     code = (
-        f"os.kill(os.getpid(), 9) if me.number == 1 else time.sleep(0.3) or sys.exit({launch.LOST})"
+        "os.kill(os.getpid(), 9) if me.number == 1 else "
+        f"time.sleep(0.3) or sys.exit({processes.LOST})"
     )
     with pytest.raises(FailedRun, match="process 1 of 2 was ended by SIGKILL; start the same"):
-        launch.together(member(code), 2)
+        processes.together(member(code), 2)
 
 
 def started(folder: Path, code: str, *, first: str = "") -> subprocess.Popen[str]:

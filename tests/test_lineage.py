@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pd_core.lineage import STAGE_MODULES, stage_code
+from pd_core.pipeline.code_hash import STAGE_MODULES, stage_code
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -11,9 +11,9 @@ import tiny
 import torch
 from PIL import Image
 
-from pd_core.data.images import ImageBatches, ImageStore
-from pd_core.data.prepared import read_prepared, read_unlabelled, write_prepared
-from pd_core.data.transforms import eval_transform, normalise, train_transform
+from pd_core.data.loading.images import ImageBatches, ImageStore
+from pd_core.data.loading.prepared import read_prepared, read_unlabelled, write_prepared
+from pd_core.data.loading.transforms import eval_transform, normalise, train_transform
 
 TRANSFORM = train_transform(224, scale=(0.08, 1.0), flip=True)
 BATCH = 32

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pd_core import losses
+from pd_core.training.loop import losses
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

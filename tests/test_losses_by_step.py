@@ -9,7 +9,7 @@ from point import Point, downhill, poisoned, train
 from tiny import Batches
 from torch import Tensor
 
-from pd_core.options import OnNonFinite
+from pd_core.core.options import OnNonFinite
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

@@ -8,9 +8,9 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
-from pd_core.data.download import Part
-from pd_core.data.mirror import Mirror, has, open_mirror, pull, push
-from pd_core.errors import BadData, BadParams, MissingFile, PdError
+from pd_core.core.errors import BadData, BadParams, MissingFile, PdError
+from pd_core.data.acquire.download import Part
+from pd_core.data.acquire.mirror import Mirror, has, open_mirror, pull, push
 
 CONTENT = random.Random(0).randbytes(13 * 2**20)
 CHECKSUM = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"

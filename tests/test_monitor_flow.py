@@ -14,8 +14,8 @@ from file_server import FileServer, file_server
 from prefect_home import artifacts, states
 
 from flows import monitor as flow
-from pd_core.errors import BadParams, PdError
-from pd_core.monitoring import Monitor, Reference
+from pd_core.core.errors import BadParams, PdError
+from pd_core.mlops.drift import Monitor, Reference
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("one|other", "beta", "gamma")

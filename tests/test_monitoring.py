@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pd_core import monitoring
-from pd_core.errors import BadArtifact, MissingFile
-from pd_core.monitoring import DRIFTED, SAME, TOO_FEW, Monitor, Reference
+from pd_core.core.errors import BadArtifact, MissingFile
+from pd_core.mlops import drift as monitoring
+from pd_core.mlops.drift import DRIFTED, SAME, TOO_FEW, Monitor, Reference
 
 NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta")
 WIDTH = 32

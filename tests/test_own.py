@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pd_core.data import own
-from pd_core.data.own import OwnImages
-from pd_core.errors import BadData, MissingFile, PdError
+from pd_core.core.errors import BadData, MissingFile, PdError
+from pd_core.data.catalog import custom
+from pd_core.data.catalog.custom import OwnImages
 
 FOLDERS = OwnImages("parts/labelled", unlabelled="parts/unlabelled")
 CSV = OwnImages("parts/list.csv", unlabelled="parts/unlabelled")
@@ -47,7 +47,7 @@ def write_json(root: Path, content: Any) -> None:
 
 @pytest.mark.parametrize("images", [FOLDERS, CSV, JSON])
 def test_class_folders_and_lists_say_the_same(images: OwnImages, root: Path) -> None:
-    splits = own.read_splits(images, root)
+    splits = custom.read_splits(images, root)
 
     assert splits.class_names == ("hex nut", "screw")
     assert (splits.val, splits.test) == ((), ())
@@ -64,12 +64,12 @@ def test_pictures_without_labels_are_found_however_deep(root: Path) -> None:
     (root / "parts" / "unlabelled" / ".hidden.png").write_text("no picture")
     picture(root / "parts" / "unlabelled" / ".thumbnails" / "a.png")
 
-    assert own.unlabelled(FOLDERS, root) == (
+    assert custom.unlabelled(FOLDERS, root) == (
         "unlabelled/a.png",
         "unlabelled/b.JPG",
         "unlabelled/deep/c.png",
     )
-    assert own.unlabelled(JSON, root) == ()
+    assert custom.unlabelled(JSON, root) == ()
 
 
 def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
         "labelled/hex nut/2.png,hex nut,test",
     )
 
-    splits = own.read_splits(CSV, root)
+    splits = custom.read_splits(CSV, root)
 
     assert [item.path for item in splits.train] == [
         "labelled/screw/1.png",
@@ -96,7 +96,7 @@ def test_test_pictures_may_have_a_folder_of_their_own(root: Path) -> None:
     picture(root / "parts" / "test" / "screw" / "9.png")
     images = OwnImages("parts/labelled", test="parts/test")
 
-    splits = own.read_splits(images, root)
+    splits = custom.read_splits(images, root)
 
     assert images.folder == "parts"
     assert [(item.path, item.label) for item in splits.test] == [("test/screw/9.png", 1)]
@@ -105,17 +105,17 @@ def test_test_pictures_may_have_a_folder_of_their_own(root: Path) -> None:
 def test_a_slash_at_the_end_of_a_folder_changes_nothing(root: Path) -> None:
     slashed = OwnImages("parts/labelled/", unlabelled="parts/unlabelled/")
 
-    assert own.read_splits(slashed, root) == own.read_splits(FOLDERS, root)
-    assert own.unlabelled(slashed, root) == own.unlabelled(FOLDERS, root)
+    assert custom.read_splits(slashed, root) == custom.read_splits(FOLDERS, root)
+    assert custom.unlabelled(slashed, root) == custom.unlabelled(FOLDERS, root)
 
 
 def test_the_folder_that_holds_everything_may_be_the_data_root(root: Path) -> None:
     picture(root / "elsewhere" / "a.png")
     images = OwnImages("parts/labelled", unlabelled="elsewhere")
 
-    splits = own.read_splits(images, root)
+    splits = custom.read_splits(images, root)
 
-    for path in (*own.unlabelled(images, root), *(item.path for item in splits.train)):
+    for path in (*custom.unlabelled(images, root), *(item.path for item in splits.train)):
         assert (root / images.folder / path).is_file()
 
 
@@ -124,7 +124,7 @@ def test_a_list_in_the_data_root_is_read(root: Path) -> None:
         "path,label\nparts/labelled/screw/1.png,a\nparts/unlabelled/a.png,b\n"
     )
 
-    splits = own.read_splits(OwnImages("all.csv"), root)
+    splits = custom.read_splits(OwnImages("all.csv"), root)
 
     assert [item.path for item in splits.train] == [
         "parts/labelled/screw/1.png",
@@ -134,10 +134,10 @@ def test_a_list_in_the_data_root_is_read(root: Path) -> None:
 
 @pytest.mark.parametrize("images", [FOLDERS, CSV])
 def test_the_fingerprint_covers_all_that_is_read(images: OwnImages, root: Path) -> None:
-    covered = own.sources(images, root)
+    covered = custom.sources(images, root)
 
-    read = [root / images.folder / item.path for item in own.read_splits(images, root).train]
-    read += [root / images.folder / path for path in own.unlabelled(images, root)]
+    read = [root / images.folder / item.path for item in custom.read_splits(images, root).train]
+    read += [root / images.folder / path for path in custom.unlabelled(images, root)]
     assert all(any(file.is_relative_to(source) for source in covered) for file in read)
 
 
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_is_refused_in_one_line(
     damage(root)
 
     with pytest.raises(PdError, match=message) as caught:
-        own.read_splits(images, root)
+        custom.read_splits(images, root)
 
     assert "\n" not in str(caught.value)
 
@@ -197,7 +197,7 @@ def test_a_line_of_a_list_that_cannot_be_is_named(line: str, message: str, root:
     write_csv(root, "path,label", "labelled/screw/1.png,screw", line)
 
     with pytest.raises(BadData, match=message):
-        own.read_splits(CSV, root)
+        custom.read_splits(CSV, root)
 
 
 @pytest.mark.parametrize(
@@ -215,27 +215,27 @@ def test_a_json_list_that_cannot_be_is_refused(content: Any, message: str, root:
     write_json(root, content)
 
     with pytest.raises(BadData, match=message):
-        own.read_splits(JSON, root)
+        custom.read_splits(JSON, root)
 
 
 def test_a_picture_for_training_and_test_is_refused(root: Path) -> None:
     images = OwnImages("parts/labelled", test="parts/labelled")
 
     with pytest.raises(BadData, match="'hex nut/1.png' is in both train and test"):
-        own.read_splits(images, root)
+        custom.read_splits(images, root)
 
 
 def test_a_class_that_no_labelled_picture_shows_is_refused(root: Path) -> None:
     picture(root / "parts" / "test" / "bolt" / "1.png")
 
     with pytest.raises(BadData, match="'parts/test/bolt/1.png' is of class 'bolt', which no"):
-        own.read_splits(OwnImages("parts/labelled", test="parts/test"), root)
+        custom.read_splits(OwnImages("parts/labelled", test="parts/test"), root)
 
 
 def test_an_empty_folder_of_unlabelled_pictures_is_refused(root: Path) -> None:
     (root / "empty").mkdir()
 
     with pytest.raises(BadData, match="'.*empty' has no pictures"):
-        own.unlabelled(OwnImages("parts/labelled", unlabelled="empty"), root)
+        custom.unlabelled(OwnImages("parts/labelled", unlabelled="empty"), root)
     with pytest.raises(MissingFile, match="no folder '.*nowhere'"):
-        own.unlabelled(OwnImages("parts/labelled", unlabelled="nowhere"), root)
+        custom.unlabelled(OwnImages("parts/labelled", unlabelled="nowhere"), root)

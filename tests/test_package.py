@@ -24,11 +24,12 @@ def imported_by(statement: str) -> set[str]:
     "statement",
     [
         "import pd_core",
-        "import pd_core.params, pd_core.settings",
-        "import pd_core.data.catalogue, pd_core.data.readers, pd_core.data.splits",
-        "import pd_core.data.embedded",
-        "import pd_core.options, pd_core.jobs, pd_core.ablation_params",
-        "import pd_core.cli",
+        "import pd_core.pipeline.stages.params, pd_core.pipeline.settings",
+        "import pd_core.data.catalog.catalogue, pd_core.data.catalog.readers",
+        "import pd_core.data.loading.splits",
+        "import pd_core.data.catalog.embedded",
+        "import pd_core.core.options, pd_core.pipeline.stages.jobs, pd_core.pipeline.ablations",
+        "import pd_core.cli.main",
     ],
 )
 def test_light_modules_import_nothing_heavy(statement: str) -> None:

@@ -21,8 +21,8 @@ from conftest import TinyStudent
 from PIL import Image
 from serving import champion, new_project, serving
 
-from pd_core import predictor
-from pd_core.service import page
+from pd_core.mlops import predictor
+from pd_core.mlops.serving import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -81,7 +81,7 @@ def _running() -> Iterator[Standin]:
 
         def do_GET(self) -> None:  # noqa: N802
             if self.path == "/":
-                self._send(200, page.TEXT.encode(), "text/html; charset=utf-8")
+                self._send(200, app.TEXT.encode(), "text/html; charset=utf-8")
             elif self.path == "/model":
                 self._send(200, json.dumps(standin.model()).encode())
             else:
@@ -97,7 +97,7 @@ def _running() -> Iterator[Standin]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
-            for header in page.HEADERS.items():
+            for header in app.HEADERS.items():
                 self.send_header(*header)
             self.end_headers()
             self.wfile.write(body)

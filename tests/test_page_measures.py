@@ -15,11 +15,12 @@ from sklearn.metrics import confusion_matrix, recall_score
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pd_core.core.options import Trained
+from pd_core.evaluation import metrics
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import Trained
-from pd_core.page import cost, measures
+from pd_core.reporting.page import cost
 
 CLASSES = 7
 
@@ -44,14 +45,14 @@ def test_the_confusion_matrix_is_scikit_learns(
 ) -> None:
     answers = probabilities.argmax(axis=1)
     expected = confusion_matrix(labels, answers, labels=range(CLASSES))
-    assert (measures.confusion(labels, answers, CLASSES) == expected).all()
+    assert (metrics.confusion(labels, answers, CLASSES) == expected).all()
 
 
 def test_a_classs_accuracy_is_scikit_learns_recall(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> None:
     answers = probabilities.argmax(axis=1)
-    found = measures.class_accuracies(labels, answers, CLASSES)
+    found = metrics.class_accuracies(labels, answers, CLASSES)
     present = list(range(CLASSES - 1))
     expected = recall_score(labels, answers, labels=present, average=None)
     assert found[:-1] == pytest.approx(100 * expected)
@@ -63,8 +64,8 @@ def test_the_bins_of_the_calibration_are_scikit_learns(
 ) -> None:
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    found = measures.calibration(probabilities, labels)
-    accuracy, mean = calibration_curve(right, confidence, n_bins=measures.BINS)
+    found = metrics.calibration(probabilities, labels)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=metrics.BINS)
     assert [one.accuracy for one in found.bins] == pytest.approx(accuracy)
     assert [one.confidence for one in found.bins] == pytest.approx(mean)
     weights = np.array([one.count for one in found.bins]) / len(labels)
@@ -74,16 +75,16 @@ def test_the_bins_of_the_calibration_are_scikit_learns(
 
 def test_who_is_sure_and_right_has_no_calibration_error_and_who_is_sure_and_wrong_has_all() -> None:
     sure = np.eye(3)
-    assert measures.calibration(sure, np.array([0, 1, 2])).error == 0
-    assert measures.calibration(sure, np.array([1, 2, 0])).error == 100
+    assert metrics.calibration(sure, np.array([0, 1, 2])).error == 0
+    assert metrics.calibration(sure, np.array([1, 2, 0])).error == 100
 
 
 def test_the_most_confused_pairs_come_first_and_right_answers_are_none() -> None:
     matrix = np.array([[9, 1, 0], [4, 2, 0], [0, 2, 5]])
-    assert measures.most_confused(matrix) == (
-        measures.Confused(1, 0, 4),
-        measures.Confused(2, 1, 2),
-        measures.Confused(0, 1, 1),
+    assert metrics.most_confused(matrix) == (
+        metrics.Confused(1, 0, 4),
+        metrics.Confused(2, 1, 2),
+        metrics.Confused(0, 1, 1),
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pd_core.data.splits import Protocol
-from pd_core.page import published
-from pd_core.page.published import AVERAGE, PUBLISHED, across, beside
+from pd_core.data.loading.splits import Protocol
+from pd_core.reporting.page import published
+from pd_core.reporting.page.published import AVERAGE, PUBLISHED, across, beside
 
 ELEVEN = [name for name in published.paper()["base_to_novel"] if name != AVERAGE]
 OURS = {"base": 80.0, "novel": 70.0, "hm": 74.67}

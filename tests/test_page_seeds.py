@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from page_project import NAME, PROTOCOLS, ROOT, job, protocols
 
-from pd_core.data.splits import Protocol
-from pd_core.page import build, figures, html, markdown, words
-from pd_core.page.build import Page
-from pd_core.page.published import paper
-from pd_core.protocols.layout import REPORT
+from pd_core.data.loading.splits import Protocol
+from pd_core.pipeline.protocols import REPORT
+from pd_core.reporting.page import build, figures, html, markdown, words
+from pd_core.reporting.page.build import Page
+from pd_core.reporting.page.published import paper
 
 TARGETS = [name for name in paper()["cross_dataset"] if name != "average"]
 OURS = {

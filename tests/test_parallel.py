@@ -14,9 +14,14 @@ import tiny
 import torch
 from torch import Tensor
 
-from pd_core import class_vectors, distill, launch, parallel, pretrain, tuning, views
-from pd_core.artifacts import read_json, read_tensors
-from pd_core.errors import BadParams
+from pd_core.core.artifacts import read_json, read_tensors
+from pd_core.core.errors import BadParams
+from pd_core.models import class_vectors
+from pd_core.pipeline import processes
+from pd_core.training.loop import distributed, views
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import prompt_tuning
+from pd_core.training.teacher import stage as teacher_stage
 
 ROOT = Path(__file__).parent.parent
 # A training of some ten steps, each of which adds up about ten rounded terms.
@@ -33,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = [tiny.weights(folder, seed=seed) for seed in (0, 1)]
     files: dict[str, Any] = {"model": "tiny", "weights": weights[0]}
     with tiny.quick_stages("pretrain", "class_vectors"):
-        pretrain.run(folder / "flowers", folder / "first", **{**crew.TEACHER, **files})
+        teacher_stage.run(folder / "flowers", folder / "first", **{**crew.TEACHER, **files})
         class_vectors.run(folder / "flowers", folder / "first", folder / "vectors", **files)
     for path in (folder / "pictures" / name for name in DAMAGED):
         path.write_bytes(path.read_bytes()[:60])
@@ -54,7 +59,7 @@ def together(data: Path) -> Path:
     """Return a folder with what two processes make of all tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        assert launch.together([*CREW, str(data), str(data / "together")], 2) == 0
+        assert processes.together([*CREW, str(data), str(data / "together")], 2) == 0
     return data / "together"
 
 
@@ -80,14 +85,16 @@ def check_same(first: Path, second: Path, file: str, *, within: float) -> None:
 
 @pytest.mark.parametrize("name", crew.TEACHERS)
 def test_a_teacher_is_the_one_of_a_single_process(name: str, alone: Path, together: Path) -> None:
-    check_same(alone / name, together / name, pretrain.FILE, within=ROUNDING)
+    check_same(alone / name, together / name, teacher_stage.FILE, within=ROUNDING)
 
 
 @pytest.mark.parametrize("name", crew.STUDENTS)
 def test_a_student_and_its_batch_norm_are_those_of_a_single_process(
     name: str, alone: Path, together: Path
 ) -> None:
-    check_same(alone / name, together / name, distill.FILE, within=1e-3)  # batch norm of 3 images
+    check_same(
+        alone / name, together / name, student_stage.FILE, within=1e-3
+    )  # batch norm of 3 images
 
 
 def test_without_rounding_there_is_no_difference(data: Path, alone: Path, together: Path) -> None:
@@ -160,7 +167,7 @@ def test_more_processes_than_a_batch_has_pictures_are_refused(
 def test_more_processes_than_classes_are_refused(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "count", lambda: 4)
+    monkeypatch.setattr(prompt_tuning, "count", lambda: 4)
     with (
         tiny.quick_stages("pretrain"),
         pytest.raises(BadParams, match="4 processes for 3 classes that are taught; set run.pro"),
@@ -173,7 +180,7 @@ def test_a_device_of_one_process_is_refused(device: str) -> None:
     given: dict[str, Any] = {"number": 0, "processes": 2, "gpu": 0, "meeting": "env://"}
     with (
         pytest.raises(BadParams, match=f"device {device} for 2 processes; give cuda"),
-        parallel.joined(device, **given),
+        distributed.joined(device, **given),
     ):
         pass
 
@@ -183,16 +190,16 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     given: dict[str, Any] = {"number": 1, "processes": 2, "gpu": 1, "meeting": "env://"}
     with (
         pytest.raises(BadParams, match=r"run\.processes = 2, but there are 1 GPUs"),
-        parallel.joined("cuda", **given),
+        distributed.joined("cuda", **given),
     ):
         pass
 
 
 def test_alone_nothing_is_changed() -> None:
     rows = torch.ones(3, 2)
-    assert parallel.gathered(rows) is rows
-    assert list(parallel.part([1, 2, 3])) == [1, 2, 3]
-    assert (parallel.count(), parallel.rank(), parallel.is_first()) == (1, 0, True)
+    assert distributed.gathered(rows) is rows
+    assert list(distributed.part([1, 2, 3])) == [1, 2, 3]
+    assert (distributed.count(), distributed.rank(), distributed.is_first()) == (1, 0, True)
 
 
 @pytest.mark.slow
@@ -203,5 +210,5 @@ def test_torchrun_can_start_them_too(data: Path, together: Path, tmp_path: Path)
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    file = f"teacher/{pretrain.FILE}"
+    file = f"teacher/{teacher_stage.FILE}"
     assert (tmp_path / file).read_bytes() == (together / file).read_bytes()

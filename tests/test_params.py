@@ -10,25 +10,20 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pd_core import (
-    class_vectors,
-    distill,
-    distilling,
-    estimate,
-    evaluate,
-    options,
-    prepare,
-    pretrain,
-    supervision,
-    tuning,
-)
-from pd_core.blocks import FurtherTeacherParams, OriginalParams
-from pd_core.data import embedded
-from pd_core.data.catalogue import dataset_names
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadParams, MissingFile, PdError, UnknownName
-from pd_core.params import Params, load_params
-from pd_core.registry import gate
+from pd_core.core import options
+from pd_core.core.errors import BadParams, MissingFile, PdError, UnknownName
+from pd_core.data.catalog import embedded, prepare
+from pd_core.data.catalog.catalogue import dataset_names
+from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation import cross_validate, evaluate
+from pd_core.mlops.registry import gate
+from pd_core.models import class_vectors
+from pd_core.pipeline.stages.blocks import FurtherTeacherParams, OriginalParams
+from pd_core.pipeline.stages.params import Params, load_params
+from pd_core.training.student import distillation, targets
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import prompt_tuning
+from pd_core.training.teacher import stage as teacher_stage
 
 PROJECT = Path(__file__).parent.parent
 QUICKSTART = PROJECT / "params.yaml"
@@ -36,14 +31,14 @@ PAPER = PROJECT / "paper" / "params.yaml"
 
 STAGES: dict[str, Callable[..., Any]] = {
     "prepare": prepare.run,
-    "teacher": pretrain.run,
+    "teacher": teacher_stage.run,
     "class_vectors": class_vectors.run,
-    "student": distill.run,
+    "student": student_stage.run,
     "evaluate": evaluate.run,
 }
 TRAINING: dict[str, tuple[Any, Callable[..., Any]]] = {
-    "teacher": (tuning.TuneOptions, tuning.tune_teacher),
-    "student": (distilling.DistillOptions, distilling.distill_student),
+    "teacher": (prompt_tuning.TuneOptions, prompt_tuning.tune_teacher),
+    "student": (distillation.DistillOptions, distillation.distill_student),
 }
 """What the stages take in `**options`, and the function that they hand it to."""
 
@@ -410,8 +405,8 @@ def test_every_option_of_the_training_has_a_key(stage: str) -> None:
 @pytest.mark.parametrize(
     ("block", "taken"),
     [
-        (OriginalParams, pretrain.OriginalFile),
-        (FurtherTeacherParams, supervision.FurtherTeacher),
+        (OriginalParams, teacher_stage.OriginalFile),
+        (FurtherTeacherParams, targets.FurtherTeacher),
     ],
 )
 def test_a_block_in_a_block_has_the_keys_that_its_stage_reads(
@@ -433,7 +428,7 @@ def arguments(stage: str) -> set[str]:
     """What a stage's function can be given by name."""
     taken = set(inspect.signature(STAGES[stage]).parameters) - {"options"}
     if stage == "evaluate":  # which estimates where nothing can be measured
-        taken |= set(inspect.signature(estimate.run).parameters)
+        taken |= set(inspect.signature(cross_validate.run).parameters)
     return taken | set(TRAINING[stage][0].__annotations__ if stage in TRAINING else ())
 
 

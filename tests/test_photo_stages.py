@@ -10,15 +10,19 @@ import pytest
 import tiny
 from PIL import Image
 
-from pd_core import class_vectors, distill, evaluate, prepare, pretrain
-from pd_core.artifacts import read_json
-from pd_core.data import fingerprint as prints
-from pd_core.data.catalogue import DatasetSpec
-from pd_core.data.fingerprint import Level, fingerprint
-from pd_core.data.prepared import read_prepared, read_unlabelled
-from pd_core.data.readers import read_splits, sources
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadData, MissingFile
+from pd_core.core.artifacts import read_json
+from pd_core.core.errors import BadData, MissingFile
+from pd_core.data.catalog import fingerprint as prints
+from pd_core.data.catalog import prepare
+from pd_core.data.catalog.catalogue import DatasetSpec
+from pd_core.data.catalog.fingerprint import Level, fingerprint
+from pd_core.data.catalog.readers import read_splits, sources
+from pd_core.data.loading.prepared import read_prepared, read_unlabelled
+from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation import evaluate
+from pd_core.models import class_vectors
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import stage as teacher_stage
 
 LISTS: dict[str, Any] = {
     "protocol": Protocol.BASE_TO_NOVEL, "shots": 2, "val_shots": 1, "seed": 1,
@@ -81,11 +85,11 @@ def test_every_stage_takes_a_photo_data_set(
     printed = record(spec, root, tmp_path / "fingerprint.json")
     prepare.run(name, prepared, data_root=root, fingerprint=printed, **LISTS)
     options: dict[str, Any] = {"data_root": root, "epochs": 1}
-    pretrain.run(
+    teacher_stage.run(
         prepared, teacher, model="tiny", weights=large, batch_size=2, templates=2, **options
     )
     class_vectors.run(prepared, teacher, vectors, model="tiny", weights=large)
-    distill.run(prepared, teacher, vectors, student, batch_size=4, **clips, **options)
+    student_stage.run(prepared, teacher, vectors, student, batch_size=4, **clips, **options)
     folders = (prepared, teacher, vectors, student, out)
     metrics = evaluate.run(*folders, data_root=root, split="test", batch_size=4, **clips)
 

@@ -14,17 +14,18 @@ from PIL import Image
 from torch.nn.functional import normalize
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from pd_core import bundle, onnx_file, predictor
-from pd_core.artifacts import SUMS
-from pd_core.class_vectors import ClassVectors
-from pd_core.errors import BadArtifact
+from pd_core.core.artifacts import SUMS
+from pd_core.core.errors import BadArtifact
+from pd_core.core.options import Trained
+from pd_core.mlops import bundle, predictor
+from pd_core.mlops import bundle as onnx_file
+from pd_core.mlops.predictor import fold
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
-from pd_core.models.fold import fold
+from pd_core.models.portable.pictures import BadPicture, centre_square
+from pd_core.models.portable.pixels import normalised
+from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student
-from pd_core.options import Trained
-from pd_core.portable.pictures import BadPicture, centre_square
-from pd_core.portable.pixels import normalised
-from pd_core.portable.student import PortableStudent
 
 # torch's exporter, about its own parts
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

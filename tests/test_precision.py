@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from pd_core import class_vectors, fit
-from pd_core.distilling import distill_student
-from pd_core.models import clip
+from pd_core.core.options import Precision
+from pd_core.models import class_vectors, clip
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import Precision
-from pd_core.tuning import tune_teacher
+from pd_core.training.loop import fit
+from pd_core.training.student.distillation import distill_student
+from pd_core.training.teacher.prompt_tuning import tune_teacher
 
 DTYPES = {
     Precision.FP32: torch.float32,

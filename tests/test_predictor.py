@@ -15,16 +15,17 @@ import torch
 from conftest import TinyStudent
 from PIL import Image
 
-from pd_core import bundle, predictor, samples
-from pd_core.artifacts import write_sums
-from pd_core.class_vectors import ClassVectors
-from pd_core.data.prepared import write_prepared
-from pd_core.data.transforms import eval_transform
-from pd_core.errors import BadArtifact, BadData, BadParams, MissingFile
+from pd_core.core.artifacts import write_sums
+from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile
+from pd_core.data.loading.prepared import write_prepared
+from pd_core.data.loading.transforms import eval_transform
+from pd_core.mlops import bundle, predictor
+from pd_core.mlops import bundle as samples
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
+from pd_core.models.portable import pictures
 from pd_core.models.student import Student
-from pd_core.portable import pictures
-from pd_core.provenance import content_hash
+from pd_core.pipeline.provenance import content_hash
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,6 @@ def test_sixteen_bits_of_grey_are_scaled_as_in_training() -> None:
 
 
 def test_classifying_needs_no_mlflow() -> None:
-    code = "import sys, pd_core.predictor; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, pd_core.mlops.predictor; sys.exit('mlflow' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

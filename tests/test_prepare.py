@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from pd_core import prepare
-from pd_core.data import embedded
-from pd_core.data.prepared import read_prepared, read_unlabelled
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadParams, MissingFile, UnknownName
+from pd_core.core.errors import BadParams, MissingFile, UnknownName
+from pd_core.data.catalog import embedded, prepare
+from pd_core.data.loading.prepared import read_prepared, read_unlabelled
+from pd_core.data.loading.splits import Protocol
 
 NAME = "embedded_digits"
 OPTIONS: dict[str, Any] = {

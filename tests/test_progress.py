@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import pytest
 
-from pd_core import progress
-from pd_core.progress import Reporter
-from pd_core.tracking import StageRun
+from pd_core.mlops.tracking import StageRun
+from pd_core.pipeline import progress
+from pd_core.pipeline.progress import Reporter
 
 TITLE = "teacher embedded_greek"
 

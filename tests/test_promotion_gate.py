@@ -27,13 +27,13 @@ from registered import (
 )
 from waiting import wait_until
 
-from pd_core.errors import MissingFile, PdError
-from pd_core.registry import gate, promotion
-from pd_core.registry import store as registry
-from pd_core.registry.gate import Check, Exam
-from pd_core.registry.promotion import Decision
-from pd_core.registry.store import Version
-from pd_core.significance import Paired
+from pd_core.core.errors import MissingFile, PdError
+from pd_core.evaluation.significance import Paired
+from pd_core.mlops.registry import gate, promotion
+from pd_core.mlops.registry import store as registry
+from pd_core.mlops.registry.gate import Check, Exam
+from pd_core.mlops.registry.promotion import Decision
+from pd_core.mlops.registry.store import Version
 
 __all__ = ["good", "own_project", "project", "store", "tried_once"]  # fixtures
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_measured_needs_to_be_accepted(
     store: str, exam: Exam, own_project: Path, good: Path
 ) -> None:
     """All else is checked all the same."""
-    from pd_core.data.prepared import read_split, read_unlabelled, write_prepared
+    from pd_core.data.loading.prepared import read_split, read_unlabelled, write_prepared
 
     folder = own_project / "data" / "prepare" / "tiny"
     write_prepared(folder, {**read_split(folder), "test": []}, read_unlabelled(folder))
@@ -244,7 +244,7 @@ def test_a_data_set_that_is_not_prepared_is_refused_before_anything_is_done(
 TRY = """
 import sys
 from pathlib import Path
-from pd_core.registry import trial
+from pd_core.mlops.registry import trial
 task = trial.Task(sys.argv[2], ("0_0.png",), 1, 0, 1, 60)
 trial.run(Path(sys.argv[1]), task, Path(sys.argv[3]))
 """

@@ -30,13 +30,12 @@ from promoting import (
 )
 from registered import champion, good, publish, store
 
-from pd_core import tracking
-from pd_core.errors import BadArtifact, PdError, UnknownName
-from pd_core.registry import lock, promotion
-from pd_core.registry import store as registry
-from pd_core.registry.gate import Check
-from pd_core.registry.journal import State
-from pd_core.registry.lock import Busy
+from pd_core.core.errors import BadArtifact, PdError, UnknownName
+from pd_core.mlops import tracking
+from pd_core.mlops.registry import lock, promotion
+from pd_core.mlops.registry import store as registry
+from pd_core.mlops.registry.gate import Check
+from pd_core.mlops.registry.lock import Busy, State
 
 __all__ = ["good", "store"]  # fixtures
 

@@ -12,11 +12,11 @@ from registered import good, own_project, project, publish, store
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from pd_core.errors import PdError
-from pd_core.registry import origin
-from pd_core.registry import store as registry
-from pd_core.registry.compare import Answers, Comparison, compare
-from pd_core.registry.store import Version
+from pd_core.core.errors import PdError
+from pd_core.mlops.registry import origin
+from pd_core.mlops.registry import store as registry
+from pd_core.mlops.registry.store import Version
+from pd_core.mlops.registry.trial import Answers, Comparison, compare
 
 __all__ = ["good", "own_project", "project", "store"]  # fixtures
 

@@ -9,12 +9,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from tiny import CONFIG, NAMES, biased, images, towers
 from torch import Tensor
 
-from pd_core.models.prompts import (
-    CoupledPrompts,
-    DeepPrompts,
-    encode_image,
-    encode_text,
-)
+from pd_core.models.prompts import CoupledPrompts, DeepPrompts, encode_image, encode_text
 
 
 def prompts(depth: int, length: int = 2, width: int = 32, seed: int = 1) -> DeepPrompts:

@@ -12,11 +12,11 @@ from PIL import Image
 from protocol_runs import DATASETS, SEEDS, SOURCE, path_of, put, write_all
 from rich.console import Console
 
-from pd_core.data.splits import Protocol
-from pd_core.errors import MissingFile
-from pd_core.protocols import report
-from pd_core.protocols.figure import figure
-from pd_core.results import WHO
+from pd_core.core.errors import MissingFile
+from pd_core.data.loading.splits import Protocol
+from pd_core.reporting import protocol_report
+from pd_core.reporting.protocol_report import figure
+from pd_core.reporting.results import WHO
 
 TITLES = {"latin": "Latin letters, faded photo", "greek": "Greek letters, neon"}
 
@@ -31,18 +31,20 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing, where nobody looks at it: it takes most of a report's time."""
-    monkeypatch.setattr(report, "figure", lambda *_: b"no figure")
+    monkeypatch.setattr(protocol_report, "figure", lambda *_: b"no figure")
 
 
 def run(results: Path, name: str = "report", **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"datasets": DATASETS, "seeds": SEEDS, "source": SOURCE}
     folder = results.parent / name
-    return report.run(results, folder, profile="quickstart", titles=TITLES, **options | changes)
+    return protocol_report.run(
+        results, folder, profile="quickstart", titles=TITLES, **options | changes
+    )
 
 
 def shown(summary: dict[str, Any], width: int = 100) -> str:
     console = Console(file=StringIO(), width=width)
-    console.print(report.table(summary, TITLES))
+    console.print(protocol_report.table(summary, TITLES))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -71,7 +73,7 @@ def test_a_summary_read_back_is_told_as_the_one_that_was_written(results: Path) 
     summary = run(results)
     read = json.loads((results.parent / "report" / "summary.json").read_text())
     assert read == summary
-    assert report.markdown(read, TITLES) == report.markdown(summary, TITLES)
+    assert protocol_report.markdown(read, TITLES) == protocol_report.markdown(summary, TITLES)
     assert figure(read, TITLES) == figure(summary, TITLES)
     assert shown(read) == shown(summary)
 
@@ -88,7 +90,7 @@ def test_a_missing_run_leaves_the_report_as_it_was(results: Path) -> None:
 
 @pytest.mark.usefixtures("no_figure")
 def test_markdown_has_a_table_for_each_protocol_in_their_order(results: Path) -> None:
-    text = report.markdown(run(results), TITLES)
+    text = protocol_report.markdown(run(results), TITLES)
     heads = [line for line in text.splitlines() if line.startswith("## ")]
     assert heads == [
         "## Base to novel",
@@ -103,7 +105,7 @@ def test_markdown_has_a_table_for_each_protocol_in_their_order(results: Path) ->
 @pytest.mark.usefixtures("no_figure")
 def test_markdown_shows_every_mean_with_its_deviation(results: Path) -> None:
     summary = run(results)
-    text = report.markdown(summary, TITLES)
+    text = protocol_report.markdown(summary, TITLES)
     for part in summary["protocols"].values():
         for row in (*part["datasets"].values(), part["average"]):
             for scores in row.values():
@@ -123,14 +125,14 @@ def test_differences_are_told_with_their_p(results: Path) -> None:
         "- distilled student over zero-shot student: "
         f"+{one['difference']:.2f} ± {one['difference_std']:.2f} points over 3 data sets, p = 0.25."
     )
-    assert line in report.markdown(summary).splitlines()
+    assert line in protocol_report.markdown(summary).splitlines()
     short = f"+{one['difference']:.1f} ± {one['difference_std']:.1f} points, p = 0.25"
     assert short in shown(summary)
 
 
 @pytest.mark.usefixtures("no_figure")
 def test_a_single_data_set_is_too_few_for_p(results: Path) -> None:
-    text = report.markdown(run(results))
+    text = protocol_report.markdown(run(results))
     assert text.count("points over 1 data set, too few for p.") == 4
 
 
@@ -143,7 +145,7 @@ def test_an_outlier_is_named_and_where_there_is_none_that_is_said(results: Path)
         f"outlier: latin_neon, distilled student, seed 2: {one['value']:.1f}, "
         f"{one['deviation']:+.1f} points off the other seeds' {one['others']:.1f}"
     )
-    text = report.markdown(summary, TITLES)
+    text = protocol_report.markdown(summary, TITLES)
     assert f"- {line}." in text.splitlines()
     for count in (9, 6, 3):
         assert f"- no outlier among {count} runs." in text.splitlines()
@@ -155,14 +157,14 @@ def test_an_outlier_is_named_and_where_there_is_none_that_is_said(results: Path)
 def test_less_than_three_seeds_name_no_outlier_and_say_so(
     results: Path, seeds: tuple[int, ...]
 ) -> None:
-    text = report.markdown(run(results, seeds=seeds))
+    text = protocol_report.markdown(run(results, seeds=seeds))
     assert text.count("- outliers: none named, which takes three seeds.") == 4
 
 
 @pytest.mark.usefixtures("no_figure")
 def test_a_single_seed_shows_no_deviation(results: Path) -> None:
     summary = run(results, seeds=[2])
-    assert "±" not in report.markdown(summary)
+    assert "±" not in protocol_report.markdown(summary)
     assert "±" not in shown(summary)
     assert "seed 2" in shown(summary)
 
@@ -194,7 +196,7 @@ def test_a_long_name_is_cut_and_takes_one_line(results: Path) -> None:
     before = shown(run(results), width=80).splitlines()
     console = Console(file=StringIO(), width=80, record=True)
     title = "Armenian, Georgian and Hebrew letters, embroidery"
-    console.print(report.table(run(results), {**TITLES, "greek": title}))
+    console.print(protocol_report.table(run(results), {**TITLES, "greek": title}))
     lines = console.export_text().splitlines()
     assert len(lines) == len(before)
     rows = [line for line in lines if line.startswith("Armenian")]
@@ -205,7 +207,7 @@ def test_a_long_name_is_cut_and_takes_one_line(results: Path) -> None:
 @pytest.mark.usefixtures("no_figure")
 def test_titles_are_no_markup(results: Path) -> None:
     console = Console(file=StringIO(), width=200)
-    console.print(report.table(run(results), {"greek": "[red]Greek[/red]"}))
+    console.print(protocol_report.table(run(results), {"greek": "[red]Greek[/red]"}))
     assert isinstance(console.file, StringIO)
     assert "[red]Greek[/red]" in console.file.getvalue()
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from protocol_runs import DATASETS, SEEDS, SOURCE, Run, Scores, path_of, put, write_all
 from scipy import stats
 
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadArtifact, BadParams, MissingFile
-from pd_core.protocols import results
-from pd_core.results import WHO
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.data.loading.splits import Protocol
+from pd_core.reporting import protocol_results
+from pd_core.reporting.results import WHO
 
 Written = dict[Run, dict[str, Scores]]
 KEYS = ("base", "novel", "hm")
@@ -28,13 +28,13 @@ def written(folder: Path) -> Written:
     return write_all(folder)
 
 
-def read(folder: Path, **changes: Any) -> dict[Protocol, results.Runs]:
+def read(folder: Path, **changes: Any) -> dict[Protocol, protocol_results.Runs]:
     options: dict[str, Any] = {"datasets": DATASETS, "seeds": SEEDS, "source": SOURCE}
-    return results.read(folder, **options | changes)
+    return protocol_results.read(folder, **options | changes)
 
 
 def summary(folder: Path, **changes: Any) -> dict[str, Any]:
-    return results.summarise("quickstart", read(folder, **changes), SOURCE)
+    return protocol_results.summarise("quickstart", read(folder, **changes), SOURCE)
 
 
 def numbers(written: Written, protocol: Protocol, who: str, key: str) -> NDArray[np.float64]:

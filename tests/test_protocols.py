@@ -10,16 +10,22 @@ from facts import facts
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from pd_core import cli, lineage, provenance
-from pd_core.cli_protocols import STAGES
-from pd_core.data.embedded import VARIANTS
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadParams, PdError, UnknownName
-from pd_core.layout import Job, inputs, output
-from pd_core.params import DATA, DatasetParams, Params
-from pd_core.protocols import layout
-from pd_core.protocols.layout import EVALUATIONS, RESULTS, SOURCE
-from pd_core.protocols.params import FOLDER, ProtocolsParams, load_protocols
+from pd_core.cli import main
+from pd_core.cli.protocols import STAGES
+from pd_core.core.errors import BadParams, PdError, UnknownName
+from pd_core.data.catalog.embedded import VARIANTS
+from pd_core.data.loading.splits import Protocol
+from pd_core.pipeline import code_hash, protocols, provenance
+from pd_core.pipeline.protocols import (
+    EVALUATIONS,
+    FOLDER,
+    RESULTS,
+    SOURCE,
+    ProtocolsParams,
+    load_protocols,
+)
+from pd_core.pipeline.stages.layout import Job, inputs, output
+from pd_core.pipeline.stages.params import DATA, DatasetParams, Params
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / FOLDER / "params.yaml"
@@ -49,7 +55,7 @@ def params_of(loaded: Loaded, protocol: Protocol, name: str) -> DatasetParams:
 
 
 def job_of(loaded: Loaded, protocol: Protocol, name: str, seed: int = 2) -> Job:
-    return layout.job(
+    return protocols.job(
         loaded[0], protocol, params_of(loaded, protocol, name),
         seed=seed, device="cpu", data_root=DATA / "raw", fingerprint=None, features=None,
     )  # fmt: skip
@@ -228,7 +234,7 @@ def test_every_stage_depends_on_the_numbers_that_it_reads() -> None:
 
 def test_the_code_of_all_stages_is_what_is_hashed() -> None:
     listed = {text.removeprefix("../${profile.root}/") for text in PIPELINE["code"]["deps"]}
-    closure = {path for stage in STAGES for path in lineage.stage_code(stage)}
+    closure = {path for stage in STAGES for path in code_hash.stage_code(stage)}
     assert listed == {path.relative_to(ROOT).as_posix() for path in closure}
 
 
@@ -236,12 +242,12 @@ def test_a_hash_file_names_the_modules_of_its_stage_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli.app, ["protocols", "code"])
+    done = CliRunner().invoke(main.app, ["protocols", "code"])
     assert done.exit_code == 0, done.output
     for stage in STAGES:
         assert json.loads((RESULTS / "code" / f"{stage}.json").read_text()) == {
             path.relative_to(ROOT).as_posix(): provenance.content_hash(path)
-            for path in lineage.stage_code(stage)
+            for path in code_hash.stage_code(stage)
         }
 
 
@@ -249,7 +255,7 @@ def test_the_report_reads_all_that_is_measured() -> None:
     evaluations, *code = PIPELINE["report"]["deps"]
     assert FOLDER / evaluations == EVALUATIONS
     listed = {text.removeprefix("../${profile.root}/") for text in code}
-    closure = lineage.stage_code("protocol_report")
+    closure = code_hash.stage_code("protocol_report")
     assert listed == {path.relative_to(ROOT).as_posix() for path in closure}
 
 
@@ -298,7 +304,7 @@ def test_a_data_set_of_another_protocol_is_refused(shipped: Loaded) -> None:
 def test_a_protocol_has_its_source_from_the_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(
-        cli.app,
+        main.app,
         ["student", "embedded_greek", "--protocol", "cross_dataset", "--source", "embedded_latin"],
     )
     assert isinstance(done.exception, BadParams)

@@ -8,8 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 from test_pipeline import clone, dvc, run, shorten
 
-from pd_core.data.splits import Protocol
-from pd_core.protocols.params import FOLDER
+from pd_core.data.loading.splits import Protocol
+from pd_core.pipeline.protocols import FOLDER
 
 NAME, VARIANT = "embedded_digits", "embedded_symbols_neon"
 DATASETS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from git_repository import commit, git
 
-from pd_core.provenance import code_commit
+from pd_core.pipeline.provenance import code_commit
 
 
 def test_clones_that_differ_in_results_alone_are_at_the_same_commit_of_the_code(

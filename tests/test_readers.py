@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from miniatures import NAMES, PHOTOS, VARIANTS, WITH_SPLIT_FILE, as_lists, miniature, write
 
-from pd_core.data.annotations import ANNOTATION_FILES
-from pd_core.data.catalogue import DatasetSpec, Layout, dataset_spec
-from pd_core.data.readers import (
+from pd_core.core.errors import MissingFile, PdError
+from pd_core.data.catalog.annotations import ANNOTATION_FILES
+from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec
+from pd_core.data.catalog.readers import (
     CLASS_NAMES,
     Road,
     count_problem,
@@ -23,8 +24,7 @@ from pd_core.data.readers import (
     read_splits,
     sources,
 )
-from pd_core.data.splits import Splits, base_and_novel
-from pd_core.errors import MissingFile, PdError
+from pd_core.data.loading.splits import Splits, base_and_novel
 
 ROADS = [(name, False) for name in NAMES] + [(name, True) for name in WITH_SPLIT_FILE]
 CLASSES = {
@@ -233,7 +233,7 @@ def test_lists_of_ucf101_may_spell_an_action_in_another_case(tmp_path: Path) -> 
 
 
 def write_class_names(folder: Path, *, without: str = "", end: str = "") -> None:
-    from pd_core.data.class_folders import imagenet_names
+    from pd_core.data.catalog.annotations import imagenet_names
 
     lines = [f"{wnid} the {name}" for wnid, name in imagenet_names().items() if wnid != without]
     (folder / CLASS_NAMES).write_text("\n".join([*lines, end]))

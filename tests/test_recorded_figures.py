@@ -20,9 +20,10 @@ import yaml
 from page_project import NAME, ROOT, gathered, job, make
 from sklearn.metrics import recall_score
 
-from pd_core import tracking
-from pd_core.data.prepared import read_prepared
-from pd_core.page import figures, recorded
+from pd_core.data.loading.prepared import read_prepared
+from pd_core.mlops import tracking
+from pd_core.reporting.page import figures
+from pd_core.reporting.page import figures as recorded
 
 FIGURES = [recorded.CONFUSION, recorded.CURVES, recorded.CLASSES]
 SVG = "{http://www.w3.org/2000/svg}"

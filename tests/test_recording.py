@@ -10,15 +10,26 @@ import tiny
 import torch
 from torch import Tensor
 
-from pd_core import answers, class_vectors, distill, frozen, pretrain, tuning
-from pd_core.artifacts import read_tensors
-from pd_core.errors import BadParams, Interrupted
-from pd_core.feature_store import FeatureStore
+from pd_core.core.artifacts import read_tensors
+from pd_core.core.errors import BadParams, Interrupted
+from pd_core.core.options import (
+    Computed,
+    Form,
+    OnCorrupt,
+    Precision,
+    TeacherMethod,
+    TeacherWeighting,
+)
+from pd_core.models import class_vectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
-from pd_core.options import Computed, Form, OnCorrupt, Precision, TeacherMethod, TeacherWeighting
-from pd_core.supervision import Look, Supervisor, make_targets
-from pd_core.views import TrainingViews, training_views
+from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.views import TrainingViews, training_views
+from pd_core.training.student import stage as student_stage
+from pd_core.training.student import targets
+from pd_core.training.student.targets import Look, Supervisor, make_targets
+from pd_core.training.teacher import prompt_tuning
+from pd_core.training.teacher import stage as teacher_stage
 
 GIB = 2**30
 TEACHER: dict[str, Any] = {
@@ -54,13 +65,13 @@ class Project:
         return FeatureStore(self.folder / "features", **{**defaults, **options})
 
     def teacher(self, out: str, **options: Any) -> bytes:
-        pretrain.run(
+        teacher_stage.run(
             self.prepared, self.folder / out, weights=self.teachers_clip, **{**TEACHER, **options}
         )
         return (self.folder / out / "teacher.safetensors").read_bytes()
 
     def student(self, out: str, **options: Any) -> bytes:
-        distill.run(
+        student_stage.run(
             self.prepared,
             self.folder / "tuned",
             self.folder / "v",
@@ -95,7 +106,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    monkeypatch.setattr(distill, "check_agreement", tiny.agreed)
+    monkeypatch.setattr(student_stage, "check_agreement", tiny.agreed)
     with tiny.torch_restored():
         made = Project(tmp_path)
         for name in ("tuned", "v"):
@@ -105,7 +116,7 @@ def project(tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             made.loaded.append(weights)
             return tiny.loaded(name, weights, device)
 
-        monkeypatch.setattr(distill, "load_clip", load)
+        monkeypatch.setattr(student_stage, "load_clip", load)
         yield made
 
 
@@ -161,7 +172,7 @@ def test_more_epochs_record_only_what_is_new(
         asked.append(1)
         return make_targets(*args, **rest)
 
-    monkeypatch.setattr(answers, "make_targets", counted)
+    monkeypatch.setattr(targets, "make_targets", counted)
     project.cached("long", epochs=5)
 
     assert len(project.stored() - before) == 2
@@ -232,7 +243,7 @@ def test_whichever_is_smaller_is_stored_and_gives_the_same_logits(
     views = views_of(tiny.prepared(tmp_path / "prepare" / "flowers"))
     store = FeatureStore(tmp_path / "features", limit=GIB, half=half)
 
-    (recorded,) = answers.teachers_answers(
+    (recorded,) = targets.teachers_answers(
         store, vectors, views, lambda: [Supervisor(teacher, vectors)],
         teachers=[["tiny"]], epochs=2, form=Form.LOGITS_KL, precision=Precision.FP32,
         device=torch.device("cpu"),
@@ -366,13 +377,13 @@ def test_frozen_texts_are_computed_once_for_a_clip_its_names_and_templates(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    compute = tuning.frozen_text_features
+    compute = prompt_tuning.frozen_text_features
 
     def counted(towers: Any, names: Any, *, templates: int) -> Tensor:
         calls.append(templates)
         return compute(towers, names, templates=templates)
 
-    for module in (frozen, tuning):
+    for module in (teacher_stage, prompt_tuning):
         monkeypatch.setattr(module, "frozen_text_features", counted)
     online = project.teacher("online")
     for _ in range(3):

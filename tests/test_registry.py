@@ -14,11 +14,11 @@ import pytest
 from conftest import TinyStudent
 from PIL import Image
 
-from pd_core import predictor, tracking
-from pd_core.class_vectors import ClassVectors
-from pd_core.errors import PdError
-from pd_core.registry.register import Origin, Registered, register
-from pd_core.registry.store import fetch, find
+from pd_core.core.errors import PdError
+from pd_core.mlops import predictor, tracking
+from pd_core.mlops.registry.register import Origin, Registered, register
+from pd_core.mlops.registry.store import fetch, find
+from pd_core.models.class_vectors import ClassVectors
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [

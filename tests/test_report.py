@@ -11,11 +11,12 @@ import pytest
 from PIL import Image, ImageChops
 from rich.console import Console
 
-from pd_core import report, report_pictures, results
-from pd_core.artifacts import write_sums
-from pd_core.data import embedded
-from pd_core.data.catalogue import dataset_spec
-from pd_core.errors import BadArtifact, MissingFile, PdError
+from pd_core.core.artifacts import write_sums
+from pd_core.core.errors import BadArtifact, MissingFile, PdError
+from pd_core.data.catalog import embedded
+from pd_core.data.catalog.catalogue import dataset_spec
+from pd_core.reporting import report, results
+from pd_core.reporting import report as report_pictures
 
 
 def _write(folder: Path, name: str, base: float, novel: float) -> None:

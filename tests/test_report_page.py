@@ -19,18 +19,19 @@ import yaml
 from page_project import NAME, ROOT, gathered, make
 from sklearn.metrics import accuracy_score
 
-from pd_core import class_vectors
-from pd_core.artifacts import write_sums
-from pd_core.layout import Job
+from pd_core.core.artifacts import write_sums
+from pd_core.mlops.predictor import STUDENT_FILE
+from pd_core.models import class_vectors
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.page import answering, build, html, markdown, speed, tables, words
-from pd_core.page.build import Page
-from pd_core.page.published import paper
-from pd_core.params import load_params
-from pd_core.predictor import STUDENT_FILE
-from pd_core.provenance import content_hash
+from pd_core.pipeline.provenance import content_hash
+from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.params import load_params
+from pd_core.reporting.page import answers as answering
+from pd_core.reporting.page import build, html, markdown, speed, tables, words
+from pd_core.reporting.page.build import Page
+from pd_core.reporting.page.published import paper
 
 Gather = Callable[[], Page]
 

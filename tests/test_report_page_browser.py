@@ -16,11 +16,13 @@ from browser import Browser, browser
 from page_project import PROTOCOLS, ROOT, gathered, make, protocols
 from PIL import Image
 
-from pd_core.data.splits import Protocol
-from pd_core.page import answering, build, measures
-from pd_core.page.dataset import DatasetPage, Person
-from pd_core.page.gallery import Gallery
-from pd_core.page.published import AVERAGE, across, beside, paper
+from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation import metrics
+from pd_core.reporting.page import answers as answering
+from pd_core.reporting.page import build
+from pd_core.reporting.page.answers import Gallery
+from pd_core.reporting.page.dataset import DatasetPage, Person
+from pd_core.reporting.page.published import AVERAGE, across, beside, paper
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -37,9 +39,9 @@ def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
         answers = np.where(rng.random(len(labels)) < 0.6, labels, shares.argmax(axis=1))
         people[who] = Person(
             60.0,
-            measures.class_accuracies(labels, answers, classes),
-            measures.most_confused(measures.confusion(labels, answers, classes)),
-            measures.calibration(shares, labels),
+            metrics.class_accuracies(labels, answers, classes),
+            metrics.most_confused(metrics.confusion(labels, answers, classes)),
+            metrics.calibration(shares, labels),
         )
     curve = tuple(
         {"loss": 5.0 / n, "accuracy": 9.0 * n, "agreement": 8.0 * n} for n in range(1, 11)

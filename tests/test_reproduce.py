@@ -129,7 +129,7 @@ def test_temporary_files_of_dvc_go_unless_one_is_at_work(project: Path, busy: bo
     for path in (left, mine):
         path.write_text("")
     lock = LockFile(str(project / ".dvc" / "tmp" / "lock")) if busy else None
-    script = "from pathlib import Path; from pd_core.reproduce import _clear; "
+    script = "from pathlib import Path; from pd_core.pipeline.dvc import _clear; "
     script += "_clear(Path('data'), Path('.dvc/tmp/lock'))"
 
     assert python(project, "-c", script).returncode == 0

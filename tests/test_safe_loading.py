@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pd_core.data import decode, label_files, own
-from pd_core.data.decode import ImageStore
-from pd_core.data.inspection import decode_all
-from pd_core.data.label_files import read_json, read_matlab
-from pd_core.errors import BadData, MissingFile
+from pd_core.core.errors import BadData, MissingFile
+from pd_core.data.acquire.verify import decode_all
+from pd_core.data.catalog import custom, label_files
+from pd_core.data.catalog.label_files import read_json, read_matlab
+from pd_core.data.loading import decode
+from pd_core.data.loading.decode import ImageStore
 
 ROOT = Path(__file__).parent.parent
 
@@ -232,14 +233,14 @@ def test_a_field_of_a_list_has_a_limit(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"path,label\n{'a' * 200_000}.png,cat\n")
 
     with pytest.raises(BadData, match="is no CSV .field larger than field limit"):
-        own.read_splits(own.OwnImages("list.csv"), tmp_path)
+        custom.read_splits(custom.OwnImages("list.csv"), tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "a/../../b"])
 def test_own_pictures_are_below_the_data_root(path: str, tmp_path: Path) -> None:
-    for read in (own.read_splits, own.unlabelled, own.sources):
+    for read in (custom.read_splits, custom.unlabelled, custom.sources):
         with pytest.raises(BadData, match="leads out of the data root"):
-            read(own.OwnImages("labelled", unlabelled=path), tmp_path)
+            read(custom.OwnImages("labelled", unlabelled=path), tmp_path)
 
 
 def test_a_folder_may_be_a_link_but_not_to_one_that_it_lies_in(tmp_path: Path) -> None:
@@ -247,9 +248,9 @@ def test_a_folder_may_be_a_link_but_not_to_one_that_it_lies_in(tmp_path: Path) -
     Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / "1.png")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "pictures").symlink_to(tmp_path / "elsewhere")
-    pictures = own.OwnImages("labelled", unlabelled="pictures")
-    assert own.unlabelled(pictures, tmp_path / "root") == ("pictures/1.png",)
+    pictures = custom.OwnImages("labelled", unlabelled="pictures")
+    assert custom.unlabelled(pictures, tmp_path / "root") == ("pictures/1.png",)
 
     (tmp_path / "elsewhere" / "again").symlink_to(".")
     with pytest.raises(BadData, match="is a link to a folder that it lies in"):
-        own.unlabelled(pictures, tmp_path / "root")
+        custom.unlabelled(pictures, tmp_path / "root")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pd_core.errors import BadParams
-from pd_core.schedule import gaussian_weights, learning_rate
+from pd_core.core.errors import BadParams
+from pd_core.training.loop.schedule import gaussian_weights, learning_rate
 
 examples = settings(max_examples=50)
 EPOCHS = st.integers(1, 60)

@@ -21,9 +21,10 @@ import yaml
 
 from flows import pipeline
 from flows.addresses import check_server
-from pd_core import cli, tracking
-from pd_core.errors import BadParams, PdError
-from pd_core.masking import MASK, masked, without_login
+from pd_core.cli import main
+from pd_core.core.errors import BadParams, PdError
+from pd_core.mlops import tracking
+from pd_core.pipeline.redaction import MASK, masked, without_login
 
 ROOT = Path(__file__).parent.parent
 NAME = "embedded_digits"
@@ -241,8 +242,8 @@ def test_the_page_of_the_runs_is_shown_without_its_password(
 ) -> None:
     for address in ("https://name:CANARY@host/mlflow", "postgresql://name:CANARY@host/mlflow"):
         monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", address.replace("CANARY", CANARY))
-        assert CANARY not in cli._mlflow_page()
-        assert "host/mlflow" in cli._mlflow_page()
+        assert CANARY not in main._mlflow_page()
+        assert "host/mlflow" in main._mlflow_page()
 
 
 @pytest.mark.parametrize("port", ["9", "port"], ids=["down", "malformed"])

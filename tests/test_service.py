@@ -21,10 +21,10 @@ from conftest import TinyStudent
 from PIL import Image
 from serving import DATASET, Running, champion, new_project, serving
 
-from pd_core import onnx_file, predictor, tracking
-from pd_core.portable.student import PortableStudent
-from pd_core.registry.store import BUNDLE, CHAMPION, Version, fetch, find, set_alias
-from pd_core.service import server
+from pd_core.mlops import bundle, predictor, tracking
+from pd_core.mlops.registry.store import BUNDLE, CHAMPION, Version, fetch, find, set_alias
+from pd_core.mlops.serving import app
+from pd_core.models.portable.student import PortableStudent
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [
@@ -55,7 +55,7 @@ def project(
     pixels = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     pictures = [Image.fromarray(one) for one in pixels]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_file, "write", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
+        patch.setattr(bundle, "write", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
         champion(store, student, picture, reference=pictures)
     return folder
 
@@ -253,8 +253,8 @@ def test_a_taken_port_and_an_unknown_model_are_refused_in_one_line(
     service: Running, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = service.url.rpartition(":")[2]
-    listen, open_ones = server.listen, ExitStack()  # a process that ends closes its own
-    monkeypatch.setattr(server, "listen", lambda *at: open_ones.enter_context(listen(*at)))
+    listen, open_ones = app.listen, ExitStack()  # a process that ends closes its own
+    monkeypatch.setattr(app, "listen", lambda *at: open_ones.enter_context(listen(*at)))
     for arguments, reason in (
         ([DATASET, "--port", port], "cannot listen"),
         (["greeek", "--port", "0"], "did you mean"),

@@ -10,13 +10,12 @@ import httpx
 import numpy as np
 import pytest
 
-from pd_core.errors import BadArtifact, PdError
-from pd_core.registry.store import Version
-from pd_core.service import app as service
-from pd_core.service.keeper import Keeper
-from pd_core.service.limits import Limits
-from pd_core.service.served import Served
-from pd_core.service.worker import Facts, Judged
+from pd_core.core.errors import BadArtifact, PdError
+from pd_core.mlops.registry.store import Version
+from pd_core.mlops.serving import app as service
+from pd_core.mlops.serving.errors import Limits
+from pd_core.mlops.serving.model_manager import Keeper, Served
+from pd_core.mlops.serving.worker import Facts, Judged
 
 Client = httpx.AsyncClient
 

@@ -10,16 +10,16 @@ import torch
 from serving import Running, champion, new_project, serving
 from torch.nn.functional import normalize
 
-from pd_core import prepare
-from pd_core.class_vectors import ClassVectors
-from pd_core.classifier import Classifier, distilled
-from pd_core.data.prepared import read_prepared
-from pd_core.data.splits import Protocol
-from pd_core.evaluate import judge
+from pd_core.data.catalog import prepare
+from pd_core.data.loading.prepared import read_prepared
+from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation.evaluate import judge
+from pd_core.mlops.predictor import fold
+from pd_core.models.class_vectors import ClassVectors
+from pd_core.models.classifier import Classifier, distilled
 from pd_core.models.clip import load_clip
-from pd_core.models.fold import fold
+from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student
-from pd_core.portable.student import PortableStudent
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [

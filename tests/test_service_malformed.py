@@ -13,7 +13,7 @@ from conftest import TinyStudent
 from malformed import Upload
 from serving import champion, new_project, serving
 
-from pd_core import predictor
+from pd_core.mlops import predictor
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pd_core.errors import BadParams
-from pd_core.settings import (
+from pd_core.core.errors import BadParams
+from pd_core.pipeline.settings import (
     TELEMETRY_OFF,
     Settings,
     load_settings,

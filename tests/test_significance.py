@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from pd_core.significance import (
+from pd_core.evaluation.significance import (
     Paired,
     harmonic_mean_test,
     over_datasets,

@@ -10,16 +10,23 @@ import pytest
 from file_server import FileServer, file_server
 from test_archives import tarred, tree, zipped
 
-from pd_core.data import embedded
-from pd_core.data.catalogue import dataset_names, dataset_spec
-from pd_core.data.clip_weights import weight_names, weights_file
-from pd_core.data.download import OnProgress
-from pd_core.data.fetch import fetch
-from pd_core.data.paths import is_below
-from pd_core.data.readers import image_root
-from pd_core.data.remote_files import Address, Origin, RemoteFile, Source
-from pd_core.data.sources import source_names, source_of
-from pd_core.errors import MissingFile, UnknownName
+from pd_core.core.errors import MissingFile, UnknownName
+from pd_core.data.acquire.download import OnProgress
+from pd_core.data.acquire.fetch import fetch
+from pd_core.data.acquire.sources import (
+    Address,
+    Origin,
+    RemoteFile,
+    Source,
+    source_names,
+    source_of,
+    weight_names,
+    weights_file,
+)
+from pd_core.data.catalog import embedded
+from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
+from pd_core.data.catalog.readers import image_root
+from pd_core.data.loading.paths import is_below
 
 PHOTOS = [name for name in dataset_names() if not name.startswith(embedded.PREFIX)]
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]

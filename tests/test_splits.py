@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pd_core.data.splits import (
+from pd_core.core.errors import BadData, BadParams
+from pd_core.data.loading.splits import (
     Item,
     Items,
     Protocol,
@@ -18,7 +19,6 @@ from pd_core.data.splits import (
     train_val,
     train_val_test,
 )
-from pd_core.errors import BadData, BadParams
 
 RECORDED = json.loads((Path(__file__).parent / "parity" / "data" / "splits.json").read_text())
 FEW_SHOT = sorted(RECORDED["fewshot"])

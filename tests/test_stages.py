@@ -11,13 +11,17 @@ import pytest
 import tiny
 import torch
 
-from pd_core import class_vectors, distill, distilling, pretrain, supervision, tuning
-from pd_core.artifacts import write_sums
-from pd_core.class_vectors import ClassVectors
-from pd_core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.artifacts import write_sums
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.options import Precision, Selection, TeacherMethod
+from pd_core.models import class_vectors
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
 from pd_core.models.teacher import Teacher
-from pd_core.options import Precision, Selection, TeacherMethod
+from pd_core.training.student import distillation, targets
+from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import prompt_tuning
+from pd_core.training.teacher import stage as teacher_stage
 
 TEACHER: dict[str, Any] = {
     "model": "tiny",
@@ -41,7 +45,7 @@ STUDENT: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _stages_in_a_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(distill, "check_agreement", tiny.agreed)
+    monkeypatch.setattr(student_stage, "check_agreement", tiny.agreed)
     with tiny.torch_restored():
         yield
 
@@ -57,7 +61,7 @@ def weights(tmp_path: Path) -> dict[str, Path]:
 
 
 def run_teacher(prepared: Path, weights: dict[str, Path], out: Path, **rest: Any) -> Path:
-    pretrain.run(prepared, out, **{**TEACHER, "weights": weights["teacher"], **rest})
+    teacher_stage.run(prepared, out, **{**TEACHER, "weights": weights["teacher"], **rest})
     return out
 
 
@@ -70,7 +74,7 @@ def run_student(
     prepared: Path, weights: dict[str, Path], teacher: Path, vectors: Path, out: Path, **rest: Any
 ) -> Path:
     files = {"weights": weights["student"], "teacher_weights": weights["teacher"]}
-    distill.run(prepared, teacher, vectors, out, **{**STUDENT, **files, **rest})
+    student_stage.run(prepared, teacher, vectors, out, **{**STUDENT, **files, **rest})
     return out
 
 
@@ -195,7 +199,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher() -> None:
     vectors = class_vectors.build(teacher, tiny.NAMES)
     batches = tiny.Batches(32, size=16)
 
-    student, history = distilling.distill_student(
+    student, history = distillation.distill_student(
         tiny.towers(seed=1), teacher, vectors, batches, epochs=20, lr=1e-4
     )
 
@@ -207,7 +211,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher() -> None:
 def test_tuning_lowers_the_teachers_loss_on_its_few_images() -> None:
     labels = torch.arange(16) % len(tiny.NAMES)
 
-    teacher, history = tuning.tune_teacher(
+    teacher, history = prompt_tuning.tune_teacher(
         tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
         epochs=10, lr=0.02, gpa_mean=9, templates=2,
     )  # fmt: skip
@@ -226,11 +230,11 @@ def test_low_precision_changes_the_losses_little_and_trains_fp32(precision: Prec
     labels = torch.arange(16) % len(tiny.NAMES)
     losses = {}
     for kind in (Precision.FP32, precision):
-        tuned, first = tuning.tune_teacher(
+        tuned, first = prompt_tuning.tune_teacher(
             tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
             epochs=2, gpa_mean=2, templates=2, precision=kind,
         )  # fmt: skip
-        student, second = distilling.distill_student(
+        student, second = distillation.distill_student(
             tiny.towers(seed=1), teacher, vectors, tiny.Batches(16, size=8),
             epochs=2, lr=1e-4, precision=kind,
         )  # fmt: skip
@@ -250,13 +254,13 @@ def test_views_that_come_again_are_judged_once(
 ) -> None:
     folders = run_all(prepared, weights, tmp_path)
     calls = []
-    judge = supervision.teacher_logits
+    judge = targets.teacher_logits
 
     def counted(*args: Any, **rest: Any) -> torch.Tensor:
         calls.append(1)
         return judge(*args, **rest)
 
-    monkeypatch.setattr(supervision, "teacher_logits", counted)
+    monkeypatch.setattr(targets, "teacher_logits", counted)
     for view_epochs, expected in ((None, 6 * 5), (2, 2 * 5)):
         calls.clear()
         run_student(
@@ -322,7 +326,7 @@ def test_vectors_of_another_width_are_refused() -> None:
     vectors = class_vectors.build(Teacher(tiny.towers(joint_width=8)), tiny.NAMES)
 
     with pytest.raises(BadArtifact, match="width 8 do not fit a teacher of width 16"):
-        distilling.distill_student(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
+        distillation.distill_student(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
 
 
 def test_a_teacher_that_looks_at_larger_images_is_refused() -> None:
@@ -330,7 +334,7 @@ def test_a_teacher_that_looks_at_larger_images_is_refused() -> None:
     vectors = class_vectors.build(large, tiny.NAMES)
 
     with pytest.raises(BadParams, match="'large' looks at 24 pixels, the student at 16"):
-        supervision.check_views([supervision.Supervisor(large, vectors)], 16)
+        targets.check_views([targets.Supervisor(large, vectors)], 16)
 
 
 def test_the_student_stage_looks_at_its_teachers_image_size(
@@ -342,7 +346,7 @@ def test_the_student_stage_looks_at_its_teachers_image_size(
         towers = load_clip(name, path, **rest)
         return replace(towers, image_size=24) if path == weights["teacher"] else towers
 
-    monkeypatch.setattr(distill, "load_clip", larger)
+    monkeypatch.setattr(student_stage, "load_clip", larger)
 
     with pytest.raises(BadParams, match="choose models of one image size"):
         run_student(prepared, weights, folders["teacher"], folders["vectors"], tmp_path / "out")
@@ -353,7 +357,7 @@ def test_a_choice_of_the_epoch_without_scores_is_refused() -> None:
     vectors = class_vectors.build(teacher, tiny.NAMES)
 
     with pytest.raises(BadParams, match="selection = best_on_val: give a scorer"):
-        distilling.distill_student(
+        distillation.distill_student(
             tiny.towers(), teacher, vectors, tiny.Batches(8, size=4),
             selection=Selection.BEST_ON_VAL,
         )  # fmt: skip
@@ -369,8 +373,8 @@ def test_a_batch_of_one_is_refused(
 @pytest.mark.parametrize(
     ("options", "function"),
     [
-        (tuning.TuneOptions, tuning.tune_teacher),
-        (distilling.DistillOptions, distilling.distill_student),
+        (prompt_tuning.TuneOptions, prompt_tuning.tune_teacher),
+        (distillation.DistillOptions, distillation.distill_student),
     ],
 )
 def test_every_option_of_a_stage_is_an_argument_of_its_training(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import images, towers
 
-from pd_core.artifacts import read_tensors, write_tensors
-from pd_core.errors import BadArtifact, BadParams
+from pd_core.core.artifacts import read_tensors, write_tensors
+from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.models.student import Student
 
 

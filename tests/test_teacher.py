@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import NAMES, images, towers
 
-from pd_core.artifacts import read_tensors, write_tensors
-from pd_core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.artifacts import read_tensors, write_tensors
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile
+from pd_core.core.options import TeacherMethod
 from pd_core.models.teacher import Teacher
-from pd_core.options import TeacherMethod
 
 
 def teacher(**sizes: Any) -> Teacher:

@@ -9,9 +9,9 @@ import torch
 from tiny import CONTEXT_LENGTH, NAMES, biased, towers
 from torch import Tensor
 
-from pd_core.errors import BadParams
+from pd_core.core.errors import BadParams
 from pd_core.models.prompts import DeepPrompts, encode_many_texts, encode_text, encode_texts
-from pd_core.models.texts import TOGETHER, TextBatch, TextPlan, cut_after_end
+from pd_core.models.text_batching import TOGETHER, TextBatch, TextPlan, cut_after_end
 
 LONG = "the quick brown fox jumps over it"
 EXACT: dict[str, Any] = {

@@ -14,10 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pd_core.errors import BadArtifact
-from pd_core.models.torchscript import read_archive
-from pd_core.models.unpickle import read_checkpoint
-from pd_core.models.weight_files import read_weights
+from pd_core.core.errors import BadArtifact
+from pd_core.models.checkpoint_io import read_archive, read_checkpoint, read_weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,7 +161,7 @@ def test_numbers_that_are_repeated_without_being_there_are_refused(tmp_path: Pat
 HOG = """
 import resource, sys
 from pathlib import Path
-from pd_core.errors import PdError
+from pd_core.core.errors import PdError
 from {module} import {function}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -192,7 +190,7 @@ def test_a_pickle_cannot_make_its_reader_take_memory(tmp_path: Path) -> None:
     # Remembers one object under the number 2^27; C's reader makes a table of twice as many places.
     rewrite(tmp_path / "a.pt", {"data.pkl": b"\x80\x02}r" + (2**27).to_bytes(4, "little") + b"."})
 
-    _, used = memory_of("pd_core.models.unpickle", "read_checkpoint", tmp_path / "a.pt")
+    _, used = memory_of("pd_core.models.checkpoint_io", "read_checkpoint", tmp_path / "a.pt")
 
     assert used < 100_000
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pd_core import provenance, tracking
-from pd_core.errors import BadParams, Interrupted, PdError
+from pd_core.core.errors import BadParams, Interrupted, PdError
+from pd_core.mlops import tracking
+from pd_core.pipeline import provenance
 
 ROOT = Path(__file__).parents[1]
 STAGES = "tags.level = 'stage'"

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from pd_core import provenance, tracking
-from pd_core.errors import BadParams, Interrupted
-from pd_core.tracking import nesting
+from pd_core.core.errors import BadParams, Interrupted
+from pd_core.mlops import tracking
+from pd_core.mlops.tracking import runs as nesting
+from pd_core.pipeline import provenance
 
 EXPERIMENT = "promptkd-quickstart"
 PARENT = "mlflow.parentRunId"

@@ -15,8 +15,8 @@ from mlflow_server import mlflow_server, stop
 from moto.server import ThreadedMotoServer
 from waiting import wait_until
 
-from pd_core import tracking
-from pd_core.provenance import content_hash
+from pd_core.mlops import tracking
+from pd_core.pipeline.provenance import content_hash
 
 ROOT = Path(__file__).parents[1]
 PARENT = "mlflow.parentRunId"
@@ -27,7 +27,7 @@ STAGE = """
 import sys, time
 from pathlib import Path
 from pd_core import tracking
-from pd_core.settings import load_settings
+from pd_core.pipeline.settings import load_settings
 store = tracking.open_store(Path(), load_settings().mlflow_tracking_uri)
 with tracking.stage_run(store, profile="quickstart", dataset=sys.argv[1], stage="teacher",
                         params={}, deps=[], outs=[], seed=1, protocol="base_to_novel") as run:

@@ -11,10 +11,10 @@ from point import STEPS, Point, Step, downhill, moved, poisoned, train
 from tiny import Batches, checkpoints
 from torch import Tensor
 
-from pd_core.errors import BadParams, Diverged
-from pd_core.fit import fit, make_optimizer
-from pd_core.options import OnNonFinite, Precision
-from pd_core.schedule import learning_rate
+from pd_core.core.errors import BadParams, Diverged
+from pd_core.core.options import OnNonFinite, Precision
+from pd_core.training.loop.fit import fit, make_optimizer
+from pd_core.training.loop.schedule import learning_rate
 
 
 @pytest.mark.parametrize("warmup", [{}, {"warmup_epochs": 2}, {"warmup_lr": 0.03}])

@@ -13,14 +13,18 @@ import torch
 from rich.console import Console
 from tiny import NAMES
 
-from pd_core import class_vectors, evaluate, jobs, report, report_pictures, results, tuned_student
-from pd_core.data.images import ImageStore
-from pd_core.data.transforms import eval_transform
-from pd_core.errors import BadArtifact, BadData, MissingFile
-from pd_core.layout import Job
+from pd_core.core.errors import BadArtifact, BadData, MissingFile
+from pd_core.core.options import TeacherMethod
+from pd_core.data.loading.images import ImageStore
+from pd_core.data.loading.transforms import eval_transform
+from pd_core.evaluation import evaluate, tuned_student
+from pd_core.models import class_vectors
 from pd_core.models.teacher import Teacher
-from pd_core.options import TeacherMethod
-from pd_core.params import DatasetRow, Params, load_params
+from pd_core.pipeline.stages import jobs
+from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.params import DatasetRow, Params, load_params
+from pd_core.reporting import report, results
+from pd_core.reporting import report as report_pictures
 
 BASELINE = results.BASELINE
 TITLES = {"dtd": "Textures", "pets": "Pets"}

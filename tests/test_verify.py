@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pd_core.data.catalogue import dataset_spec
-from pd_core.data.readers import Road
-from pd_core.data.verify import Verdict, verify
+from pd_core.data.acquire.verify import Verdict, verify
+from pd_core.data.catalog.catalogue import dataset_spec
+from pd_core.data.catalog.readers import Road
 
 CLASSES = ("banded", "dotted", "woven")
 SIZES = {"train": 4, "val": 2, "test": 3}

@@ -9,10 +9,10 @@ from pathlib import Path
 import miniatures
 import pytest
 
-from pd_core.data import inspection
-from pd_core.data.catalogue import DatasetSpec
-from pd_core.data.readers import Road
-from pd_core.data.verify import state_of, verify
+from pd_core.data.acquire import verify as inspection
+from pd_core.data.acquire.verify import state_of, verify
+from pd_core.data.catalog.catalogue import DatasetSpec
+from pd_core.data.catalog.readers import Road
 
 
 @pytest.fixture(autouse=True)

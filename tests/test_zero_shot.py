@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tiny
 
-from pd_core import zero_shot
+from pd_core.evaluation import zero_shot
 
 
 def test_the_table_has_every_data_set_and_the_average_of_each_model(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from pd_core.artifacts import write_sums
-from pd_core.checkpoints import Checkpoints
-from pd_core.data.prepared import write_prepared
+from pd_core.core.artifacts import write_sums
+from pd_core.data.loading.prepared import write_prepared
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
+from pd_core.training.loop.checkpoints import Checkpoints
 
 CONTEXT_LENGTH = 24
 NAMES = ("golden_retriever", "maine coon", "tench", "forget-me-not", "Sea or Lake")
@@ -105,7 +105,7 @@ def quick_stages(*modules: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:
             patch.setattr(f"pd_core.{module}.load_clip", loaded)
-        patch.setattr("pd_core.distill.check_agreement", agreed)
+        patch.setattr("pd_core.training.student.stage.check_agreement", agreed)
         with torch_restored():
             yield
 

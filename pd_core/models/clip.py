@@ -12,9 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pd_core.artifacts import SUMS, check_sum
-from pd_core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
-from pd_core.models.weight_files import OPENAI_ONLY, read_weights
+from pd_core.core.artifacts import SUMS, check_sum
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
+from pd_core.models.checkpoint_io import OPENAI_ONLY, read_weights
 
 EMBEDDED = ("embedded-teacher", "embedded-student")
 

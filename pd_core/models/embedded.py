@@ -15,8 +15,8 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 
-from pd_core.artifacts import SUMS, check_sum
-from pd_core.errors import BadArtifact, missing, unknown
+from pd_core.core.artifacts import SUMS, check_sum
+from pd_core.core.errors import BadArtifact, missing, unknown
 from pd_core.models.clip import ClipTowers, freeze
 
 CONTEXT_LENGTH = 32

@@ -1,22 +1,17 @@
-"""Deep prompts, and the two functions that drive a frozen tower with them.
+"""Deep prompts, and the functions that drive a frozen tower with them.
 
-The towers are open_clip's, untouched: the functions walk through their own
-pieces (embedding, residual blocks, pooling, projection) and put the prompts in
-between. Without prompts the result is the tower's own.
-
-Shapes: B images, C texts, L tokens, P patches, D the joint width, W the width
-of the tower, n prompts per layer.
+A block's residual can be computed for some positions only, which the last block makes use of.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pd_core.models.residual import advance
-from pd_core.models.texts import TextBatch, TextPlan
+from pd_core.models.text_batching import TextBatch, TextPlan
 
 
 class DeepPrompts(nn.Module):
@@ -255,3 +250,59 @@ def _project(pooled: Tensor, projection: Any) -> Tensor:
         projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
     )
     return product
+
+
+_compiled: Any = None
+
+
+def compile_blocks(*, on: bool) -> None:
+    """Let torch compile what blocks compute, for this process: other last bits, often faster."""
+    global _compiled  # noqa: PLW0603  as torch's own settings of how things are computed
+    _compiled = torch.compile(_advance, dynamic=True) if on else None
+
+
+def advance(
+    block: Any, x: Tensor, queries: Tensor, keys: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Take positions through a block: attention and MLP, each added to what came in.
+
+    Args:
+        block: open_clip's `ResidualAttentionBlock`.
+        x: (B, Q, W), hidden states of the positions that are computed.
+        queries: (B, Q, W), the same behind `block.ln_1`.
+        keys: (B, K, W), behind `block.ln_1` too, what they look at; `queries` itself where all
+            positions are computed.
+        mask: added to the scores, (Q, K) or (B, 1, Q, K).
+
+    Returns:
+        (B, Q, W).
+    """
+    done: Tensor = (_compiled or _advance)(block, x, queries, keys, mask)
+    return done
+
+
+def _advance(block: Any, x: Tensor, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    x = x + block.ls_1(_attention(block.attn, queries, keys, mask))
+    change: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
+    return x + change
+
+
+def _attention(attention: Any, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute what torch's `MultiheadAttention` does, without its copies: (B, Q, W)."""
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    if queries is keys:
+        query, key, value = F.linear(keys, weight, bias).chunk(3, dim=-1)
+    else:
+        width = queries.shape[-1]
+        query = F.linear(queries, weight[:width], bias[:width])
+        key, value = F.linear(keys, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (_split(part, attention.num_heads) for part in (query, key, value))
+    mask = mask if mask is None else mask.to(query.dtype)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    together: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return together
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """Divide the width among heads: (B, L, W) -> (B, heads, L, W / heads)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

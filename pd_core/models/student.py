@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pd_core.artifacts import check_numbers, read_tensors, understood, write_tensors
-from pd_core.errors import BadArtifact, BadParams
+from pd_core.core.artifacts import check_numbers, read_tensors, understood, write_tensors
+from pd_core.core.errors import BadArtifact, BadParams
+from pd_core.core.options import Selection, TextFeatures, Trained
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.teacher import CHANGE, read_changes, read_prompts
-from pd_core.options import Selection, TextFeatures, Trained
 
 
 class Student(nn.Module):

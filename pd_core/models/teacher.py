@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pd_core.artifacts import check_numbers, read_tensors, understood, write_tensors
-from pd_core.errors import BadArtifact, BadParams
+from pd_core.core.artifacts import check_numbers, read_tensors, understood, write_tensors
+from pd_core.core.errors import BadArtifact, BadParams
+from pd_core.core.options import TeacherMethod
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import (
     CoupledPrompts,
@@ -22,8 +23,7 @@ from pd_core.models.prompts import (
     encode_text,
     encode_texts,
 )
-from pd_core.models.texts import TextPlan, cut_after_end
-from pd_core.options import TeacherMethod
+from pd_core.models.text_batching import TextPlan, cut_after_end
 
 TEMPLATE = "a photo of a {}."
 CHANGE = "backbone."  # before the keys of weights that an artifact brings along

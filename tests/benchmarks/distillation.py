@@ -26,12 +26,12 @@ from benchmarks.sizes import (
     record,
 )
 from benchmarks.timing import Note, Turns, Work, check_agreement, take_turns
-from pd_core import class_vectors
-from pd_core.class_vectors import ClassVectors
-from pd_core.distilling import distillation_step
+from pd_core.models import class_vectors
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.supervision import teacher_logits
+from pd_core.training.student.distillation import distillation_step
+from pd_core.training.student.targets import teacher_logits
 
 REFERENCE, ONLINE, CACHED = "reference", "ours, online", "ours, cached"
 

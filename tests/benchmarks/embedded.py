@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks import stages
 from benchmarks.outcome import Outcome
 from benchmarks.timing import Note, Turns, Work, check_agreement, take_turns
-from pd_core import jobs
-from pd_core.options import Computed
+from pd_core.core.options import Computed
+from pd_core.pipeline.stages import jobs
 
 OURS, CACHED, REFERENCE = "ours", "ours, recorded before", "reference"
 

@@ -12,7 +12,7 @@ from benchmarks import reference
 from benchmarks.outcome import Outcome, Row
 from benchmarks.sizes import SMALL, TINY_SMALL, build, class_names
 from benchmarks.timing import Note, check_agreement, take_turns
-from pd_core.class_vectors import template_features
+from pd_core.models.class_vectors import template_features
 from pd_core.models.clip import imagenet_templates
 from pd_core.models.teacher import Teacher
 

@@ -17,8 +17,8 @@ from benchmarks.sizes import SMALL, TINY_SMALL, build, class_names, images, opti
 from benchmarks.timing import Clock, Line, Note, Turns, Work, check_agreement, take_turns
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
-from pd_core.tuning import promptsrc_step
-from pd_core.views import RecordedViews
+from pd_core.training.loop.views import RecordedViews
+from pd_core.training.teacher.prompt_tuning import promptsrc_step
 
 MEMORY = 4 * 2**30  # bytes for the text gradients, the default of the stage
 

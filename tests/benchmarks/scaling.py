@@ -11,10 +11,10 @@ from benchmarks import promptsrc, stages
 from benchmarks.outcome import Outcome, Row, Series
 from benchmarks.sizes import SMALL, TINY_SMALL, build, images
 from benchmarks.timing import Line, Note, Turns, Work, take_turns
-from pd_core import jobs
-from pd_core.data.prepared import read_unlabelled
-from pd_core.layout import Job
-from pd_core.options import Computed
+from pd_core.core.options import Computed
+from pd_core.data.loading.prepared import read_unlabelled
+from pd_core.pipeline.stages import jobs
+from pd_core.pipeline.stages.layout import Job
 
 PROMPTSRC, ONLINE = "step of PromptSRC", "distillation, online"
 ONE = {"classes": "class", "pictures": "picture", "epochs": "epoch"}

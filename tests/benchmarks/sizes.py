@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from pd_core.feature_store import FeatureStore
-from pd_core.fit import make_optimizer
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
-from pd_core.views import Encode, RecordedViews
+from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.fit import make_optimizer
+from pd_core.training.loop.views import Encode, RecordedViews
 
 LARGE, SMALL = "ViT-L-14-quickgelu", "ViT-B-16-quickgelu"
 TINY_LARGE, TINY_SMALL = "tiny-large", "tiny-small"

@@ -14,20 +14,20 @@ import tiny
 import torch
 
 from benchmarks import reference
-from pd_core import jobs
-from pd_core.artifacts import read_json
-from pd_core.averaging import WeightedSum
-from pd_core.data.images import ImageBatches
-from pd_core.data.prepared import image_root, read_prepared, read_unlabelled
-from pd_core.fit import make_optimizer, set_rate
-from pd_core.layout import Job
+from pd_core.core.artifacts import read_json
+from pd_core.data.loading.images import ImageBatches
+from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
 from pd_core.models.clip import ClipTowers, imagenet_templates, load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.params import load_params
-from pd_core.schedule import gaussian_weights, learning_rate
-from pd_core.supervision import TEACHER_FILE
-from pd_core.views import training_views
+from pd_core.pipeline.stages import jobs
+from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.params import load_params
+from pd_core.training.loop.fit import make_optimizer, set_rate
+from pd_core.training.loop.schedule import gaussian_weights, learning_rate
+from pd_core.training.loop.views import training_views
+from pd_core.training.loop.weight_averaging import WeightedSum
+from pd_core.training.student.targets import TEACHER_FILE
 
 ROOT = Path(__file__).parents[2]
 DATASET = "embedded_greek"

@@ -23,8 +23,8 @@ _RECORD = """
 import json, sys, time
 from pathlib import Path
 import torch
-from pd_core.settings import telemetry_off
-from pd_core.tracking import open_store, stage_run
+from pd_core.pipeline.settings import telemetry_off
+from pd_core.mlops.tracking import open_store, stage_run
 
 telemetry_off()
 project = Path(sys.argv[1])
@@ -51,7 +51,10 @@ class Size:
     """
 
     bare: str = "import torch, open_clip"
-    stage: str = "import pd_core.cli, pd_core.distill, pd_core.settings, pd_core.tracking"
+    stage: str = (
+        "import pd_core.cli.main, pd_core.training.student.stage, "
+        "pd_core.pipeline.settings, pd_core.mlops.tracking"
+    )
     record: bool = True
     rounds: int = 5
 

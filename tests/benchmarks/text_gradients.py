@@ -21,8 +21,8 @@ from benchmarks.sizes import LARGE, TINY_LARGE, build, class_names, images, opti
 from benchmarks.timing import Note, Work, check_agreement, take_turns
 from pd_core.models.prompts import encode_texts
 from pd_core.models.teacher import Teacher
-from pd_core.models.texts import LEAST_TOGETHER, TextBatch, TextPlan
-from pd_core.tuning import promptsrc_step
+from pd_core.models.text_batching import LEAST_TOGETHER, TextBatch, TextPlan
+from pd_core.training.teacher.prompt_tuning import promptsrc_step
 
 UNBOUNDED, DEFAULT, NOTHING = "unbounded", "default budget", "no budget, all computed twice"
 

@@ -29,9 +29,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 from said import lines_but_counts
 
-from pd_core import cli, cli_import, tracking
-from pd_core.data.prepared import write_prepared
-from pd_core.results import KEYS, WHO
+from pd_core.cli import main, models
+from pd_core.data.loading.prepared import write_prepared
+from pd_core.mlops import tracking
+from pd_core.reporting.results import KEYS, WHO
 
 ROOT = Path(__file__).parents[2]
 OWN = "mine"
@@ -85,7 +86,7 @@ def promptkd(project: Path, *arguments: str) -> Done:
             contextlib.redirect_stderr(said),
             pytest.raises(SystemExit) as end,
         ):
-            cli.main()
+            main.main()
     return Done(end.value.code, said.getvalue())
 
 
@@ -265,9 +266,9 @@ def in_process() -> Any:
     """Let verbs run in this process: no record, weights read once, torch left as it was."""
     stages = ("pretrain", "class_vectors", "distill", "evaluate")
     with tiny.quick_stages(*stages), pytest.MonkeyPatch.context() as change:
-        for module in (cli, cli_import):
+        for module in (main, models):
             change.setattr(module, "compute_with", lambda _: None)  # it sets the environment
-        change.setattr(cli, "register", lambda *_: None)
+        change.setattr(main, "register", lambda *_: None)
         change.setattr(tracking, "open_store", lambda *_: None)
         with patch.dict("os.environ"):
             yield

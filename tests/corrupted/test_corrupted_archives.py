@@ -31,10 +31,10 @@ from file_server import file_server
 from test_archives import tarred, zipped
 from test_sources import ARCHIVES, served
 
-from pd_core.data import sources
-from pd_core.data.archives import Limits, unpack
-from pd_core.data.sources import source_of
-from pd_core.errors import BadArtifact, BadData, PdError
+from pd_core.core.errors import BadArtifact, BadData, PdError
+from pd_core.data.acquire import sources
+from pd_core.data.acquire.archives import Limits, unpack
+from pd_core.data.acquire.sources import source_of
 from pd_core.models.clip import load_clip
 from pd_core.models.embedded import weights_file
 

@@ -35,12 +35,12 @@ from corruption import (
     unreadable,
 )
 
-from pd_core import prepare
-from pd_core.artifacts import write_sums
-from pd_core.data import prepared
-from pd_core.data.catalogue import Layout
-from pd_core.data.splits import Protocol
-from pd_core.errors import BadArtifact, PdError
+from pd_core.core.artifacts import write_sums
+from pd_core.core.errors import BadArtifact, PdError
+from pd_core.data.catalog import prepare
+from pd_core.data.catalog.catalogue import Layout
+from pd_core.data.loading import prepared
+from pd_core.data.loading.splits import Protocol
 
 pytestmark = pytest.mark.timeout(20)
 

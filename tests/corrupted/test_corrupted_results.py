@@ -29,8 +29,8 @@ from corruption import (
     unreadable,
 )
 
-from pd_core.errors import Interrupted
-from pd_core.fit import fit
+from pd_core.core.errors import Interrupted
+from pd_core.training.loop.fit import fit
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -102,7 +102,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     project = copied(tmp_path_factory.getbasetemp(), tmp_path)
     output = project / "data" / stage / OWN / f"{stage}.safetensors"
     expected = output.read_bytes()
-    module = {"teacher": "pd_core.tuning", "student": "pd_core.distilling"}[stage]
+    module = {
+        "teacher": "pd_core.training.teacher.prompt_tuning",
+        "student": "pd_core.training.student.distillation",
+    }[stage]
 
     def stopped(*given: Any, **rest: Any) -> Any:
         def on_epoch(epoch: int, _: Any) -> None:

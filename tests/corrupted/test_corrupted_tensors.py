@@ -25,8 +25,8 @@ from corruption import (
 )
 from torch import Tensor
 
-from pd_core.artifacts import read_tensors, write_tensors
-from pd_core.errors import BadArtifact
+from pd_core.core.artifacts import read_tensors, write_tensors
+from pd_core.core.errors import BadArtifact
 
 pytestmark = pytest.mark.timeout(20)
 

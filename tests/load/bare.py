@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from load import students
-from pd_core.settings import compute_with
+from pd_core.pipeline.settings import compute_with
 
 
 def rate(model: str, batch: int, seconds: float) -> float:

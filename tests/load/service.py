@@ -17,14 +17,14 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from load import students
-from pd_core.registry.store import Version
-from pd_core.service import app as service
-from pd_core.service import server, uploads, worker
-from pd_core.service.keeper import Keeper
-from pd_core.service.limits import Limits
-from pd_core.service.served import Served
-from pd_core.service.worker import Judged, Power, Worker
-from pd_core.settings import compute_with
+from pd_core.mlops.registry.store import Version
+from pd_core.mlops.serving import app as server
+from pd_core.mlops.serving import app as service
+from pd_core.mlops.serving import uploads, worker
+from pd_core.mlops.serving.errors import Limits
+from pd_core.mlops.serving.model_manager import Keeper, Served
+from pd_core.mlops.serving.worker import Judged, Power, Worker
+from pd_core.pipeline.settings import compute_with
 
 VERSION = Version("promptkd-load", 1, {}, (), 0.0)
 _PATIENT = Limits(answer_seconds=300)  # a large student takes seconds for those who wait

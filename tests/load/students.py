@@ -6,10 +6,10 @@ import torch
 from benchmarks import sizes
 from torch.nn.functional import normalize
 
+from pd_core.mlops.predictor import fold
 from pd_core.models.clip import load_clip
-from pd_core.models.fold import fold
+from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student
-from pd_core.portable.student import PortableStudent
 
 EMBEDDED, PAPER = "embedded-student", sizes.SMALL
 

@@ -26,7 +26,7 @@ from teacher_checks import (
 from torch import nn
 from traces import Trace
 
-from pd_core import fit, schedule
+from pd_core.training.loop import fit, schedule
 
 Check = Callable[[Trace], Differences]
 

@@ -16,8 +16,8 @@ import traces
 from torch import Tensor
 from traces import Trace
 
-from pd_core.class_vectors import ClassVectors
-from pd_core.errors import BadArtifact
+from pd_core.core.errors import BadArtifact
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pd_core.data import transforms
+from pd_core.data.loading import transforms
 
 Recorded = Mapping[str, Tensor]
 

@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from pd_core import prepare
-from pd_core.data import splits
-from pd_core.data.splits import Item, Items, Protocol, Splits
+from pd_core.data.catalog import prepare
+from pd_core.data.loading import splits
+from pd_core.data.loading.splits import Item, Items, Protocol, Splits
 
 Recorded = dict[str, Any]
 Rows = list[list[Any]]

@@ -22,10 +22,12 @@ from differences import (
 from teacher_checks import add_spread
 from traces import DEEPER, INPUT, PROJECTOR, Trace
 
-from pd_core import classifier, distilling, evaluate, supervision
-from pd_core.class_vectors import ClassVectors
-from pd_core.data import splits
+from pd_core.data.loading import splits
+from pd_core.evaluation import evaluate
+from pd_core.models import classifier
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.student import Student
+from pd_core.training.student import distillation, targets
 
 # Batch norm takes away what a bias before it adds, so its gradient is rounding noise: there is
 # nothing to agree on but that it is as good as zero beside the others.
@@ -73,7 +75,7 @@ def distillation_steps(trace: Trace) -> Differences:
     for number in trace.student_steps:
         place, info = f"kd/step{number}/", trace.step("kd", number)
         if not trace.untrained_prompts:
-            ours = supervision.teacher_logits(teacher, trace.tensors[place + "image"], known)
+            ours = targets.teacher_logits(teacher, trace.tensors[place + "image"], known)
             recorded = trace.tensors[place + "teacher_logits"]
             found.add("teacher logits", place, ours, recorded, LOGITS)
         step = Step(found, place, _student_step(trace, number, known))
@@ -103,7 +105,7 @@ def evaluation(trace: Trace) -> Differences:
         images = trace.tensors[f"eval/{part}/image"]
         labels = trace.tensors[f"eval/{part}/label"] + first
         if not trace.untrained_prompts:
-            ours = supervision.teacher_logits(teacher, images, known)
+            ours = targets.teacher_logits(teacher, images, known)
             recorded = trace.tensors[f"eval/{part}/teacher_logits_all"]
             found.add("teacher evaluation logits", part, ours, recorded, LOGITS)
         for state, step in _states(trace).items():
@@ -141,7 +143,7 @@ def _student_step(trace: Trace, number: int, known: ClassVectors) -> Callable[[f
     def measure(noise: float) -> Values:
         student = trace.student_before(number)
         shake_parameters(student, noise)
-        step = distilling.distillation_step(
+        step = distillation.distillation_step(
             student,
             shake(trace.tensors[place + "image"], noise),
             trace.tensors[place + "teacher_logits"],

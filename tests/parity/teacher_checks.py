@@ -20,10 +20,12 @@ from differences import (
 from torch import Tensor
 from traces import DEEPER, INPUT, Trace
 
-from pd_core import class_vectors, schedule, tuning
-from pd_core.averaging import WeightedSum
+from pd_core.models import class_vectors
 from pd_core.models.clip import imagenet_templates
 from pd_core.models.teacher import Teacher
+from pd_core.training.loop import schedule
+from pd_core.training.loop.weight_averaging import WeightedSum
+from pd_core.training.teacher import prompt_tuning
 
 PHRASE = 4  # words of "a photo of a"; a longer context is random
 
@@ -152,7 +154,7 @@ def _teacher_step(trace: Trace, number: int, frozen: Tensor) -> Callable[[float]
     def measure(noise: float) -> Values:
         teacher = trace.teacher(trace.before("teacher", number, "param"))
         shake_parameters(teacher, noise)
-        step = tuning.promptsrc_step(
+        step = prompt_tuning.promptsrc_step(
             teacher,
             shake(trace.tensors[place + "image"], noise),
             trace.tensors[place + "label"],

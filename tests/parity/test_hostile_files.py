@@ -16,9 +16,9 @@ import torch
 from original_files import assert_matches, assert_tiny_prompts, refused, rewrite, save, tiny_state
 from torch import Tensor
 
-from pd_core.errors import BadArtifact
-from pd_core.models.original import import_teacher
-from pd_core.models.unpickle import read_checkpoint
+from pd_core.core.errors import BadArtifact
+from pd_core.models.checkpoint_io import read_checkpoint
+from pd_core.models.published_checkpoint import import_teacher
 
 # Files that do harm when they are read without care.
 

@@ -19,9 +19,9 @@ from original_files import (
     tiny_student_state,
 )
 
-from pd_core.errors import BadArtifact, MissingFile
-from pd_core.models.original import import_student, import_teacher
-from pd_core.models.unpickle import read_checkpoint
+from pd_core.core.errors import BadArtifact, MissingFile
+from pd_core.models.checkpoint_io import read_checkpoint
+from pd_core.models.published_checkpoint import import_student, import_teacher
 
 
 @pytest.mark.parametrize("branch", ["text", "image"])

@@ -8,8 +8,8 @@ import checks
 import pytest
 import traces
 
-from pd_core.distilling import distill_student
-from pd_core.tuning import tune_teacher
+from pd_core.training.student.distillation import distill_student
+from pd_core.training.teacher.prompt_tuning import tune_teacher
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import pil_to_tensor
 from variants import Patch, patch
 
-from pd_core import prepare
-from pd_core.data import splits, transforms
-from pd_core.data.splits import Item, Items, Protocol, Splits
-from pd_core.data.transforms import Transform
+from pd_core.data.catalog import prepare
+from pd_core.data.loading import splits, transforms
+from pd_core.data.loading.splits import Item, Items, Protocol, Splits
+from pd_core.data.loading.transforms import Transform
 
 few_shot, few_shot_split = splits.few_shot, splits.few_shot_split
 train_val, train_val_test = splits.train_val, splits.train_val_test

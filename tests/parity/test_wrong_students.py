@@ -15,13 +15,16 @@ import traces
 from torch import Tensor, nn
 from variants import Changed, Patch, patch
 
-from pd_core import classifier, distilling, evaluate, losses
-from pd_core.class_vectors import ClassVectors
-from pd_core.data import splits
+from pd_core.data.loading import splits
+from pd_core.evaluation import evaluate
+from pd_core.models import classifier
 from pd_core.models import student as student_module
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.student import Student
+from pd_core.training.loop import losses
+from pd_core.training.student import distillation as distilling
 
 distillation, right_step = losses.distillation, distilling.distillation_step
 right_predictions, right_classifier = evaluate.predictions, classifier.distilled

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from variants import Changed, Patch, patch
 
-from pd_core import class_vectors, fit, losses, schedule
-from pd_core.averaging import WeightedSum
-from pd_core.class_vectors import ClassVectors
+from pd_core.models import class_vectors
 from pd_core.models import prompts as prompts_module
 from pd_core.models import teacher as teacher_module
+from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import ClipTowers, imagenet_templates
 from pd_core.models.prompts import DeepPrompts, encode_image, encode_text
 from pd_core.models.teacher import Teacher
-from pd_core.models.texts import TextBatch, cut_after_end
+from pd_core.models.text_batching import TextBatch, cut_after_end
+from pd_core.training.loop import fit, losses, schedule
+from pd_core.training.loop.weight_averaging import WeightedSum
 
 promptsrc, fit_rate = losses.promptsrc, schedule.learning_rate
 make_optimizer, weighted = fit.make_optimizer, schedule.gaussian_weights

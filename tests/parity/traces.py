@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pd_core.core.options import TeacherMethod
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.options import TeacherMethod
 
 OWN = Path(__file__).parent / "data"
 VOCABULARY = 49_408

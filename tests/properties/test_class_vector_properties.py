@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pd_core.class_vectors import ClassVectors
-from pd_core.errors import BadArtifact
+from pd_core.core.errors import BadArtifact
+from pd_core.models.class_vectors import ClassVectors
 
 examples = settings(max_examples=30)
 

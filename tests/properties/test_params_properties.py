@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pd_core.errors import BadParams
-from pd_core.params import DatasetRow, Params, load_params, validate
+from pd_core.core.errors import BadParams
+from pd_core.pipeline.stages.params import DatasetRow, Params, load_params, validate
 
 SHIPPED = load_params(Path(__file__).parents[2] / "params.yaml")
 DATASET = "embedded_digits"

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pd_core.data.splits import (
+from pd_core.core.errors import BadData
+from pd_core.data.loading.splits import (
     Item,
     Items,
     Protocol,
@@ -21,7 +22,6 @@ from pd_core.data.splits import (
     train_val,
     train_val_test,
 )
-from pd_core.errors import BadData
 
 SEEDS = st.integers(0, 2**32)
 examples = settings(max_examples=40)

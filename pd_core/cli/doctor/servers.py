@@ -1,0 +1,413 @@
+"""Checks of MLflow, Prefect, DVC's remotes and S3 permissions."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
+
+from pd_core.cli.doctor import Finding, Mark
+from pd_core.cli.doctor.machine import existing
+from pd_core.core.errors import PdError
+from pd_core.mlops import tracking
+from pd_core.pipeline import dvc as dvc_remote
+from pd_core.pipeline.redaction import has_login, without_login
+
+_SECONDS = 5.0
+_SQLITE = "sqlite:///"
+_REFUSED = (401, 403)
+_PREFECT = "PD_PREFECT_API_URL (or PREFECT_API_URL)"
+
+
+def mlflow(
+    project: Path, uri: str | None, *, user: str | None = None, password: SecretStr | None = None
+) -> Iterator[Finding]:
+    """See whether runs can be recorded; a local database is not created.
+
+    Args:
+        project: Folder of the local database, if `uri` names none.
+        uri: A tracking server or database; None for the local one.
+        user: What MLflow will give a server that asks, if the address has none.
+        password: Likewise.
+
+    Raises:
+        PdError: Nothing answers at the address.
+    """
+    if not uri or uri.startswith(_SQLITE):
+        path = Path(uri.removeprefix(_SQLITE)) if uri else project / tracking.DATABASE
+        yield _local_database(path.resolve())
+        return
+    tracking.open_store(project, uri)
+    if not uri.startswith("http"):
+        yield Finding("MLflow", Mark.OK, f"the database at '{uri}' answers")
+        return
+    parts = urlsplit(uri)
+    if parts.username is not None:
+        user, password = unquote(parts.username), SecretStr(unquote(parts.password or ""))
+    search = f"{without_login(uri).rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
+    if get(search, user=user, password=password) not in _REFUSED:
+        yield Finding("MLflow", Mark.OK, f"the server at '{uri}' answers")
+    elif user is None:
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        yield Finding("MLflow", Mark.WRONG, f"the server at '{uri}' asks for a password", remedy)
+    else:
+        remedy = "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        yield Finding("MLflow", Mark.WRONG, f"the server at '{uri}' refuses the password", remedy)
+
+
+def prefect(address: str | None) -> Iterator[Finding]:
+    """See whether the Prefect server answers, if one is set.
+
+    Args:
+        address: PD_PREFECT_API_URL, or Prefect's own PREFECT_API_URL.
+    """
+    if not address:
+        yield Finding("Prefect", Mark.OK, "no server set: flows run without one")
+        return
+    if has_login(address):
+        remedy = "put name and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
+        yield Finding("Prefect", Mark.WRONG, f"'{address}' holds a password", remedy)
+        return
+    try:
+        status = get(f"{address.rstrip('/')}/health")
+    except PdError as error:
+        remedy = f"start it by `prefect server start`, or correct or unset {_PREFECT}"
+        yield Finding("Prefect", Mark.WRONG, f"no server at '{address}' ({error})", remedy)
+        return
+    if status == 200:
+        yield Finding("Prefect", Mark.OK, f"the server at '{address}' answers")
+    elif status in _REFUSED:
+        yield Finding("Prefect", Mark.OK, f"the server at '{address}' answers, asks for a password")
+    else:
+        remedy = f"correct {_PREFECT}: it ends with /api"
+        yield Finding("Prefect", Mark.WRONG, f"'{address}' answers {status}", remedy)
+
+
+def get(address: str, *, user: str | None = None, password: SecretStr | None = None) -> int:
+    """Ask a server for a page.
+
+    Args:
+        address: Without name and password.
+        user: Name to give, if any.
+        password: To give with it.
+
+    Returns:
+        The status that it answers.
+
+    Raises:
+        PdError: It does not answer, in words.
+    """
+    try:
+        request = urllib.request.Request(address)
+        if user is not None:
+            login = f"{user}:{password.get_secret_value() if password else ''}"
+            request.add_header("Authorization", f"Basic {_base64(login)}")
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except (OSError, ValueError, HTTPException) as error:
+        raise PdError(str(getattr(error, "reason", error))) from None
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _local_database(path: Path) -> Finding:
+    folder = existing(path.parent)
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        remedy = "make it writable, or set PD_MLFLOW_TRACKING_URI"
+        return Finding("MLflow", Mark.WRONG, f"'{path}' cannot be written", remedy)
+    if not path.exists():
+        return Finding("MLflow", Mark.OK, f"the first stage will make '{path}'")
+    try:
+        with closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_SECONDS)
+        ) as database:
+            (runs,) = database.execute("SELECT COUNT(*) FROM runs").fetchone()
+    except sqlite3.Error as error:
+        remedy = "move the file away: the next stage makes a new one"
+        return Finding("MLflow", Mark.WRONG, f"'{path}' is no database of MLflow ({error})", remedy)
+    return Finding("MLflow", Mark.OK, f"'{path}', {runs} runs")
+
+
+_DVC_SECONDS = 25.0
+_SERVER_SECONDS = 5
+_LOST = ("NoSuchBucket", "404")
+_BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY"
+_DVC_KEYS = "`dvc remote modify --local`"
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a bucket is reached; boto3 looks for what is None.
+
+    Attributes:
+        location: `s3://bucket/prefix`; of a DVC remote also a folder, or another kind of address.
+        endpoint: The server; None for Amazon's.
+        key_id: Credential.
+        secret: Credential.
+        token: Credential, of a session.
+        region: Amazon's.
+        profile: Of boto3's own files.
+    """
+
+    location: str
+    endpoint: str | None = None
+    key_id: SecretStr | None = None
+    secret: SecretStr | None = None
+    token: SecretStr | None = None
+    region: str | None = None
+    profile: str | None = None
+
+
+@dataclass(frozen=True)
+class DvcProject:
+    """A DVC project.
+
+    Attributes:
+        root: The folder that holds `.dvc`.
+        config: Its settings, the user's and the machine's merged in; may hold secrets.
+    """
+
+    root: Path
+    config: Mapping[str, SecretStr]
+
+    def get(self, key: str) -> str | None:
+        """Return a setting that is no secret."""
+        value = self.config.get(key)
+        return None if value is None else value.get_secret_value()
+
+    @property
+    def cache(self) -> Path:
+        """Where outputs are kept."""
+        return self.root / ".dvc" / (self.get("cache.dir") or "cache")
+
+
+def read_dvc(folder: Path) -> DvcProject:
+    """Ask DVC for the project that a folder is in.
+
+    Raises:
+        PdError: It is in none, or DVC does not answer.
+    """
+    root = (folder / _dvc(folder, "root").strip()).resolve()
+    lines = _dvc(folder, "config", "--list").splitlines()
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return DvcProject(root, {key: SecretStr(value) for key, _, value in pairs})
+
+
+def dvc(project: DvcProject, shared: Access | None = None) -> Iterator[Finding]:
+    """Reach a DVC project's remotes.
+
+    Args:
+        project: The project.
+        shared: The remote of the settings, if they name one: it is the default, whatever the
+            project's own settings say.
+    """
+    yield Finding("DVC", Mark.OK, f"project '{project.root}', cache '{project.cache}'")
+    names = [
+        key.removeprefix("remote.").removesuffix(".url")
+        for key in project.config
+        if key.startswith("remote.") and key.endswith(".url")
+    ]
+    if shared is not None:
+        names = [name for name in names if name != dvc_remote.NAME]
+        yield _reach(
+            f"DVC remote {dvc_remote.NAME}", shared, project.root, _KEYS, "correct PD_DVC_REMOTE"
+        )
+    elif not names:
+        remedy = "PD_DVC_REMOTE gives `promptkd push` a place for copies"
+        yield Finding("DVC remote", Mark.WARNING, "none: results are on this disk only", remedy)
+    elif project.get("core.remote") is None:
+        remedy = f"run `dvc remote default {names[0]}`"
+        yield Finding("DVC remote", Mark.WARNING, "none is the default", remedy)
+    for name in names:
+        yield _remote(name, project)
+
+
+def s3(subject: str, access: Access, keys: str = _KEYS) -> Finding:
+    """Write, read and delete a small object of a name of its own.
+
+    Args:
+        subject: What the bucket is for.
+        access: How it is reached.
+        keys: Where the user's credentials are set, for the remedy.
+    """
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        EndpointConnectionError,
+        HTTPClientError,
+    )
+
+    bucket, _, prefix = access.location.removeprefix("s3://").partition("/")
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    where = {"Bucket": bucket, "Key": f"{prefix}promptkd-doctor-{uuid.uuid4().hex}"}
+    place = f"'{access.location}'" + (f" at {access.endpoint}" if access.endpoint else "")
+    try:
+        client = _client(access)
+        refused = _refused_rights(client, where)
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _LOST:
+            remedy = "make it, or correct the address"
+            return Finding(subject, Mark.WRONG, f"no bucket '{bucket}' for {place}", remedy)
+        if code in _BAD_KEYS:
+            found = f"{place} refuses the credentials ({code})"
+            return Finding(subject, Mark.WRONG, found, f"correct {keys}")
+        found = f"{place} fails: {error.operation_name}, {code}"
+        return Finding(subject, Mark.WRONG, found, "see the server's log")
+    except (EndpointConnectionError, HTTPClientError):
+        remedy = "correct its server's address, or see why it is down"
+        return Finding(subject, Mark.WRONG, f"{place} does not answer", remedy)
+    except (BotoCoreError, ValueError) as error:
+        return Finding(subject, Mark.WRONG, f"{place}: {error}", f"correct the address or {keys}")
+    if not refused:
+        return Finding(subject, Mark.OK, f"{place}: list, write, read and delete are allowed")
+    mark = Mark.WARNING if set(refused) <= {_DELETE} else Mark.WRONG
+    left = (
+        f"; '{where['Key']}' is left there" if _DELETE in refused and _WRITE not in refused else ""
+    )
+    return Finding(
+        subject,
+        mark,
+        f"{place} does not allow to {', '.join(refused)}{left}",
+        "give these rights to the credentials' user",
+    )
+
+
+_LIST = "list (s3:ListBucket)"
+_WRITE = "write (s3:PutObject)"
+_READ = "read (s3:GetObject)"
+_DELETE = "delete (s3:DeleteObject)"
+
+
+def _refused_rights(client: Any, where: Mapping[str, str]) -> list[str]:
+    """Return the rights that are missing; without writing, the others cannot be tried."""
+    refused = []
+    bucket, folder = where["Bucket"], where["Key"].rpartition("/")[0]
+    if not _allowed(lambda: client.list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=1)):
+        refused.append(_LIST)
+    if not _allowed(lambda: client.put_object(**where, Body=b"promptkd doctor")):
+        return [*refused, _WRITE]
+    if not _allowed(lambda: client.get_object(**where)["Body"].read()):
+        refused.append(_READ)
+    if not _allowed(lambda: client.delete_object(**where)):
+        refused.append(_DELETE)
+    return refused
+
+
+def _allowed(call: Callable[[], object]) -> bool:
+    from botocore.exceptions import ClientError
+
+    try:
+        call()
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in ("403", "AccessDenied"):
+            return False
+        raise
+    return True
+
+
+def _client(access: Access) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.Session(profile_name=access.profile, region_name=access.region)
+    return session.client(
+        "s3",
+        endpoint_url=access.endpoint,
+        aws_access_key_id=_plain(access.key_id),
+        aws_secret_access_key=_plain(access.secret),
+        aws_session_token=_plain(access.token),
+        config=Config(
+            connect_timeout=_SERVER_SECONDS,
+            read_timeout=_SERVER_SECONDS,
+            retries={"total_max_attempts": 1},
+            request_checksum_calculation="when_required",  # as the mirror does
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path"} if access.endpoint else {},
+        ),
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _remote(name: str, project: DvcProject) -> Finding:
+    subject = f"DVC remote {name}"
+    options = {
+        key: project.config.get(f"remote.{name}.{key}")
+        for key in ("access_key_id", "secret_access_key", "session_token")
+    }
+    access = Access(
+        project.get(f"remote.{name}.url") or "",
+        endpoint=project.get(f"remote.{name}.endpointurl"),
+        key_id=options["access_key_id"],
+        secret=options["secret_access_key"],
+        token=options["session_token"],
+        region=project.get(f"remote.{name}.region"),
+        profile=project.get(f"remote.{name}.profile"),
+    )
+    remedy = f"run `dvc remote modify {name} url <folder>`"
+    return _reach(subject, access, project.root, _DVC_KEYS, remedy)
+
+
+def _reach(subject: str, access: Access, root: Path, keys: str, remedy: str) -> Finding:
+    """See whether a remote can be used.
+
+    Args:
+        subject: The remote's name.
+        access: How it is reached; its location is of any kind that DVC has.
+        root: Of the project; a folder may be given from there on.
+        keys: Where the user's credentials are set, for the remedy.
+        remedy: How to name another folder.
+    """
+    url = access.location
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme == "s3":
+        return s3(subject, access, keys)
+    if scheme:
+        return Finding(subject, Mark.OK, f"'{url}', not asked: only folders and S3 are")
+    path = root / url
+    place = existing(path)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        remedy = f"mount it, make it writable, or {remedy}"
+        return Finding(subject, Mark.WRONG, f"'{path}' cannot be written", remedy)
+    made = "" if path.exists() else ", which the first `dvc push` will make"
+    return Finding(subject, Mark.OK, f"'{path}'{made}")
+
+
+def _dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC of this environment; a message of its own is not repeated, it may hold an address."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_DVC_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise PdError(f"`dvc {' '.join(arguments)}` does not answer; run it by hand") from None
+    if done.returncode != 0:
+        raise PdError(
+            f"DVC finds no project at '{folder.resolve()}', or cannot read it; run `dvc status` "
+            "there, it says why"
+        )
+    return done.stdout

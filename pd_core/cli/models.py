@@ -1,0 +1,284 @@
+"""Verbs that use models: import published checkpoints, predict, change the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pd_core.cli.common import note, open_store, print_json, say, setting_of
+from pd_core.cli.registry import DryRun
+from pd_core.core.errors import BadArtifact, MissingFile, UnknownName, missing
+from pd_core.pipeline.settings import compute_with, load_settings
+from pd_core.pipeline.stages.blocks import StudentParams, TeacherParams
+from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
+
+if TYPE_CHECKING:
+    from pd_core.mlops.predictor import Predictor
+    from pd_core.mlops.registry.classes import Change, Embed
+    from pd_core.mlops.registry.store import Version
+    from pd_core.models.clip import ClipTowers
+    from pd_core.models.portable.student import PortableStudent, Ranking
+
+app = typer.Typer()
+
+File = Annotated[Path, typer.Argument(help="A checkpoint of the published code.")]
+Name = Annotated[
+    str | None,
+    typer.Option(help="The data set whose overrides in params.yaml count.", show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder to write; data/<kind>/<file's name> by default.", show_default=False),
+]
+
+
+@app.command("import-teacher")
+def import_teacher(file: File, name: Name = None, out: Out = None) -> None:
+    """Make our teacher out of one that the published code tuned.
+
+    Model, weights, depths and lengths of the prompts are those of the block `teacher`.
+    """
+    block = _params(name).teacher
+    towers = _towers(block)
+    from pd_core.core.artifacts import file_hash
+    from pd_core.models.published_checkpoint import import_teacher as read
+
+    imported = read(
+        file,
+        towers,
+        text_depth=block.text_depth,
+        text_length=block.text_length,
+        image_depth=block.image_depth,
+        image_length=block.image_length,
+        template=block.template,
+    )
+    folder = out or DATA / "teacher" / file.name
+    imported.model.save(folder / "teacher.safetensors")
+    _tell(folder, imported.notes)
+    Console().print(
+        f"for the stage `teacher`: original: {{path: {file}, sha256: {file_hash(file)}}}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command("import-student")
+def import_student(file: File, name: Name = None, out: Out = None) -> None:
+    """Make our student out of one that the published code distilled.
+
+    Model, weights, depth and length of the prompts are those of the block `student`.
+    """
+    block = _params(name).student
+    towers = _towers(block)
+    from pd_core.models.published_checkpoint import import_student as read
+
+    imported = read(file, towers, image_depth=block.image_depth, image_length=block.image_length)
+    folder = out or DATA / "student" / file.name
+    imported.model.save(folder / "student.safetensors")
+    _tell(folder, imported.notes)
+
+
+def _params(name: str | None) -> Params | DatasetParams:
+    params = load_params(PARAMS)
+    compute_with(params.run.threads)
+    return params if name is None else params.for_dataset(name)
+
+
+def _towers(block: TeacherParams | StudentParams) -> ClipTowers:
+    """Load the CLIP that a block names, on the CPU: nothing is computed with it."""
+    from pd_core.models.clip import load_clip
+
+    return load_clip(block.model, block.weights)
+
+
+def _tell(folder: Path, notes: tuple[str, ...]) -> None:
+    console = Console()
+    for line in notes:
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(f"written to {folder}", soft_wrap=True, markup=False)
+
+
+classes = typer.Typer(help="Other classes for a registered student, without training.")
+app.add_typer(classes, name="classes")
+
+Model = Annotated[
+    str, typer.Argument(help="A data set, with /<version> or @<alias> or not.", show_default=False)
+]
+Names = Annotated[list[str], typer.Argument(help="Class names.", show_default=False)]
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A data set, with /<version> or @<alias> or not, or a student's folder.",
+            show_default=False,
+        ),
+    ],
+    images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
+    top: Annotated[int, typer.Option(help="How many names at most.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Name what is in pictures; of a data set alone, with its champion."""
+    for image in images:
+        if not image.is_file():
+            raise missing("picture", image, "check the path")
+    rankings = _load(model).classify_many(images, top=top)
+    if as_json:
+        print_json(_as_rows(images, rankings))
+        return
+    for image, ranking in zip(images, rankings, strict=True):
+        say(str(image))
+        for name, probability in ranking:
+            say(f"  {probability:6.1%}  {name}")
+
+
+@classes.command()
+def add(model: Model, names: Names, dry_run: DryRun = False) -> None:
+    """Add classes: the teacher's text tower makes their vectors."""
+    from pd_core.mlops.registry.classes import add as add_classes
+
+    version = _version(model)
+    _change(version, lambda student: add_classes(student, names, _embed(version, student)), dry_run)
+
+
+@classes.command()
+def remove(model: Model, names: Names, dry_run: DryRun = False) -> None:
+    """Take classes away."""
+    from pd_core.mlops.registry.classes import remove as remove_classes
+
+    _change(_version(model), lambda student: remove_classes(student, names), dry_run)
+
+
+@classes.command()
+def rename(
+    model: Model,
+    old: Annotated[str, typer.Argument(help="Its name.", show_default=False)],
+    new: Annotated[str, typer.Argument(help="What it shall be called.", show_default=False)],
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="With the teacher's vector of the new name.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Give a class another name; the same pictures belong to it, unless its vector is computed."""
+    from pd_core.mlops.registry.classes import rename as rename_class
+
+    version = _version(model)
+
+    def make(student: PortableStudent) -> Change:
+        embed = _embed(version, student) if recompute else None
+        return rename_class(student, old, new, embed)
+
+    _change(version, make, dry_run)
+
+
+def _change(version: Version, make: Callable[[PortableStudent], Change], dry_run: bool) -> None:
+    from pd_core.mlops.registry.classes import register_change
+
+    change, made = register_change(
+        open_store(),
+        version,
+        make,
+        experiment=load_settings().mlflow_experiment,
+        dry_run=dry_run,
+    )
+    start = f"version {version.number} of '{version.name}': {change.text}"
+    if made is None:
+        say(f"{start}; {len(change.names)} classes; nothing is registered")
+    else:
+        known = "" if made.created else ", which was there already"
+        say(
+            f"{start}; {len(change.names)} classes, version {made.version}{known}; "
+            f"`promptkd registry promote {version.dataset}/{made.version}` makes it champion"
+        )
+
+
+def _version(reference: str) -> Version:
+    from pd_core.mlops.registry import store as registry
+
+    return registry.find(open_store(), reference)
+
+
+def _load(model: str) -> Predictor:
+    """Load a student from a folder, or the registry."""
+    from pd_core.mlops.predictor import load_student
+
+    if Path(model).is_dir():
+        return load_student(model)
+    from pd_core.mlops.registry import store as registry
+
+    store = open_store()
+    version = _champion_or_newest(store, model)
+    with TemporaryDirectory() as folder:
+        return load_student(registry.fetch(store, version, Path(folder)) / registry.BUNDLE)
+
+
+def _champion_or_newest(store: str, reference: str) -> Version:
+    from pd_core.mlops.registry import store as registry
+
+    try:
+        return registry.find(store, reference, default=registry.CHAMPION)
+    except UnknownName:
+        version = registry.find(store, reference)  # what is not there at all is refused here
+        note(f"'{version.name}' has no champion; version {version.number} answers, its newest")
+        return version
+
+
+def _embed(version: Version, student: PortableStudent) -> Embed:
+    """Load what made the class vectors of a version.
+
+    Raises:
+        MissingFile: it is not at hand.
+        BadArtifact: it is not the one that the version was distilled from.
+    """
+    from pd_core.core.options import TextFeatures
+    from pd_core.models.class_vectors import build
+    from pd_core.models.clip import load_clip
+    from pd_core.models.student import Student
+    from pd_core.models.teacher import Teacher
+
+    job = setting_of(version.dataset).job
+    compute_with(job.params.run.threads)
+    mine = job.params.student
+    if student.info.get("text_features") == TextFeatures.STUDENT:
+        file = job.student / "student.safetensors"
+        _check_hash(version, file, f"dvc pull student@{job.student.name}")
+        trained = Student.load(file, load_clip(mine.model, mine.weights))
+        source = Teacher(trained.towers).eval()
+    else:
+        file = job.teacher / "teacher.safetensors"
+        _check_hash(version, file, f"dvc pull teacher@{job.teacher.name}")
+        large = load_clip(job.params.teacher.model, job.params.teacher.weights)
+        source = Teacher.load(file, large)
+    return lambda names: build(source, names).vectors
+
+
+def _check_hash(version: Version, file: Path, remedy: str) -> None:
+    from pd_core.pipeline.provenance import content_hash
+
+    if not file.is_file():
+        raise MissingFile(
+            f"new class vectors need '{file}', which is not here; get it with `{remedy}`"
+        )
+    wanted = version.tags.get(f"out:{file.as_posix()}")
+    if wanted != content_hash(file):
+        raise BadArtifact(
+            f"'{file}' is not what version {version.number} of '{version.name}' was made with; get "
+            f"it with `{remedy}` at commit {version.tags.get('git_commit', 'of that version')}"
+        )
+
+
+def _as_rows(images: Sequence[Path], rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    return [
+        {
+            "image": str(image),
+            "predictions": [{"name": name, "probability": value} for name, value in ranking],
+        }
+        for image, ranking in zip(images, rankings, strict=True)
+    ]

@@ -1,0 +1,296 @@
+"""The verbs of the model registry: what it holds, and who is champion."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pd_core.cli.common import note, open_store, print_json, register, say, settings_of
+from pd_core.core.errors import BadParams, PdError, missing
+from pd_core.pipeline.settings import compute_with, load_settings
+from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
+
+if TYPE_CHECKING:
+    from pd_core.mlops.registry.gate import Exam
+    from pd_core.mlops.registry.lock import Entry
+    from pd_core.mlops.registry.promotion import Decision
+    from pd_core.mlops.registry.store import Version
+
+app = typer.Typer(help="The registered students, and which of them is champion.")
+
+Name = Annotated[str, typer.Argument(help="A data set, or promptkd-<data set>.")]
+Reference = Annotated[str, typer.Argument(help="A data set, with /<version> or @<alias> or not.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("register")
+def register_(
+    name: Annotated[str | None, typer.Argument(help="A data set; all by default.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Register the students that DVC holds, each once; fills an empty store."""
+    params = load_params(PARAMS)
+    settings = settings_of(params, [name] if name else params.datasets)
+    there = [one for one in settings.values() if (one.job.evaluation / "metrics.json").is_file()]
+    if not there:
+        raise missing("evaluation", DATA / "evaluate", "run `dvc repro`, or `dvc pull`")
+    for setting in there:
+        model = f"promptkd-{setting.job.student.name}"
+        if dry_run:
+            say(f"{model}  would be registered, if it is not")
+            continue
+        made = register(setting)
+        say(f"{model}  version {made.version}, {'new' if made.created else 'there already'}")
+    if len(there) < len(settings):
+        note(f"{len(settings) - len(there)} data sets have no evaluated student here")
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Only the versions of this data set.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show all models, or the versions of one."""
+    store = open_store()
+    from pd_core.mlops.registry import store as registry
+
+    names = registry.models(store) if name is None else [registry.model_name(name)]
+    known = {one: registry.versions(store, one) for one in names}
+    if as_json:
+        every = [version for versions in known.values() for version in versions]
+        print_json([_described(version) for version in every])
+    elif not known:
+        say("no student is registered; run `promptkd registry register`")
+    else:
+        Console().print(_models_table(known) if name is None else _versions_table(known[names[0]]))
+
+
+@app.command()
+def show(reference: Reference, as_json: AsJson = False) -> None:
+    """Show all that is known of a version; by default the newest."""
+    store = open_store()
+    from pd_core.mlops.registry import store as registry
+
+    version = registry.find(store, reference)
+    if as_json:
+        print_json(_described(version))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in {**_headline(version), **dict(sorted(version.tags.items()))}.items():
+        if not key.startswith("decision."):  # see `history`
+            table.add_row(key, value)
+    Console().print(table)
+
+
+@app.command()
+def promote(
+    reference: Annotated[
+        str | None,
+        typer.Argument(help="A version; of a data set alone the newest. Needed if there are two."),
+    ] = None,
+    dry_run: DryRun = False,
+    accept_unknown: Annotated[
+        bool, typer.Option("--accept-unknown", help="Even if its accuracy cannot be measured.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion, if it passes the gate; exit status 2 if it does not."""
+    params = load_params(PARAMS)
+    compute_with(params.run.threads)
+    store = open_store()
+    from pd_core.mlops.registry import gate, promotion
+    from pd_core.mlops.registry import store as registry
+
+    version = registry.find(store, reference or _only_model(registry.models(store)))
+    examine = partial(
+        gate.examine, store, exam=_exam(version.dataset, accept_unknown), on_note=note
+    )
+    reference = f"{version.name}/{version.number}"
+    decision = promotion.promote(store, reference, examine, who=_who(), dry_run=dry_run)
+    conclusion = _conclusion(decision, dry_run=dry_run)
+    if as_json:
+        print_json(_as_dict(decision, conclusion, dry_run=dry_run))
+    else:
+        _show(decision)
+    if not decision.accepted:
+        raise PdError(conclusion)
+    if not as_json:
+        say(conclusion)
+
+
+@app.command()
+def rollback(name: Name, dry_run: DryRun = False) -> None:
+    """Make the champion before the present one the champion again."""
+    store = open_store()
+    from pd_core.mlops.registry import promotion
+
+    decision = promotion.rollback(store, name, who=_who(), dry_run=dry_run)
+    would = "would be" if dry_run else "is"
+    say(
+        f"version {decision.version.number} of '{decision.version.name}' {would} champion again, "
+        f"after version {_number(decision.champion)}"
+    )
+
+
+@app.command()
+def history(name: Name, as_json: AsJson = False) -> None:
+    """Show what was decided about a model's versions, the newest first."""
+    store = open_store()
+    from pd_core.mlops.registry import promotion
+
+    entries = promotion.history(store, name)
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+    elif entries:
+        Console().print(_history_table(entries))
+    else:
+        say("nothing was decided yet")
+
+
+def _exam(dataset: str, accept_unknown: bool) -> Exam:
+    """Collect what a data set's versions are examined with."""
+    from pd_core.mlops.registry.gate import Exam
+
+    params, settings = load_params(PARAMS), load_settings()
+    student = params.for_dataset(dataset).student
+    return Exam(
+        project=Path.cwd(),
+        profile=params.profile.name,
+        prepared=DATA / "prepare" / dataset,
+        data_root=settings.data_root or Path(params.profile.root) / DATA / "raw",
+        model=student.model,
+        weights=student.weights,
+        accept_unknown=accept_unknown,
+        **params.promotion.model_dump(),
+    )
+
+
+def _only_model(names: Sequence[str]) -> str:
+    if len(names) != 1:
+        raise BadParams(f"say which model: {', '.join(names) or 'none is registered'}")
+    return names[0]
+
+
+def _who() -> str:
+    """Say who decides: user and machine, and the name in git."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = str(os.getuid())
+    git = [
+        subprocess.run(["git", "config", key], capture_output=True, text=True).stdout.strip()
+        for key in ("user.name", "user.email")
+    ]
+    return f"{user}@{socket.gethostname()} ({' '.join(filter(None, git)) or 'no name in git'})"
+
+
+def _show(decision: Decision) -> None:
+    """Say what was found."""
+    for check in decision.checks:
+        say(f"{'pass' if check.passed else 'FAIL'}  {check.name:<9} {check.finding}")
+
+
+def _conclusion(decision: Decision, *, dry_run: bool) -> str:
+    """Return in one line what was decided."""
+    version = decision.version
+    name = f"version {version.number} of '{version.name}'"
+    if not decision.checks:
+        return f"{name} is the champion already; nothing to do"
+    if not decision.accepted:
+        reasons = decision.reasons
+        return (
+            f"{name} is refused, {len(reasons)} of {len(decision.checks)} checks failed; "
+            f"{reasons[0]}"
+        )
+    would = "would become" if dry_run else "is"
+    return f"{name} {would} champion, after {_number(decision.champion)}"
+
+
+def _as_dict(decision: Decision, conclusion: str, *, dry_run: bool) -> dict[str, Any]:
+    """Return a decision for JSON."""
+    version, champion = decision.version, decision.champion
+    return {
+        "name": version.name,
+        "version": version.number,
+        "uri": version.uri,
+        "champion_before": None if champion is None else champion.number,
+        "dry_run": dry_run,
+        "accepted": decision.accepted,
+        "conclusion": conclusion,
+        "checks": [asdict(check) for check in decision.checks],
+        "reasons": decision.reasons,
+    }
+
+
+def _number(version: Version | None) -> str:
+    return "none" if version is None else str(version.number)
+
+
+def _headline(version: Version) -> dict[str, str]:
+    return {
+        "version": f"{version.name}/{version.number}",
+        "aliases": ", ".join(version.aliases),
+        "created": _clock(version.created),
+    }
+
+
+def _described(version: Version) -> dict[str, Any]:
+    return {**asdict(version), "uri": version.uri}
+
+
+def _models_table(known: Mapping[str, Sequence[Version]]) -> Table:
+    table = Table("model", "versions", "champion", "challenger")
+    for name, versions in known.items():
+        holders = {alias: str(version.number) for version in versions for alias in version.aliases}
+        table.add_row(
+            name, str(len(versions)), holders.get("champion", ""), holders.get("challenger", "")
+        )
+    return table
+
+
+def _versions_table(known: Sequence[Version]) -> Table:
+    table = Table("version", "alias", "kind", "student's hm", "created", "decision")
+    for version in known:
+        tags = version.tags
+        table.add_row(
+            str(version.number),
+            ", ".join(version.aliases),
+            tags.get("kind", ""),
+            tags.get("student.hm", tags.get("accuracy", "")),
+            _clock(version.created),
+            tags.get("decision", ""),
+        )
+    return table
+
+
+def _history_table(entries: Sequence[Entry]) -> Table:
+    table = Table("when", "decision", "version", "before", "who", "why not")
+    table.columns[0].no_wrap = True
+    for entry in entries:
+        failed = [name for name, text in entry.findings.items() if text.startswith("fail")]
+        table.add_row(
+            entry.at,
+            str(entry.action) if entry.state == "done" else f"{entry.action} ({entry.state})",
+            str(entry.version),
+            "none" if entry.champion is None else str(entry.champion),
+            entry.by.partition(" ")[0],
+            ", ".join(failed),
+        )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

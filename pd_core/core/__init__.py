@@ -1,0 +1,1 @@
+"""Errors, files with checksums and enums that every other room uses."""

@@ -1,0 +1,225 @@
+"""Files and folders that appear whole or not at all, whatever happens while they are written.
+
+Everything is written under a temporary name beside its destination, brought to the disk, and
+renamed into place. The writer holds a lock on the temporary name, which ends with its process;
+so the next writer of the same destination can tell what a killed one left, and clears it away.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pd_core.core.errors import NoSpace, PdError
+
+_PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, a file's size
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file at once, making its folder if there is none.
+
+    Raises:
+        NoSpace: the disk is full; what was at `path` is still there.
+        PdError: the folder cannot be written.
+    """
+    with _explained(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        descriptor, temporary = _temporary_file(path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.chmod(0o644)  # a temporary file is private to the user
+                temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder, then put it in place of `path` at once.
+
+    The block gets an empty folder beside `path`. If it raises, or its process is killed, `path`
+    stays as it was.
+
+    Args:
+        path: the folder to make or to replace.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        NoSpace: the disk is full.
+        PdError: the parent folder cannot be written.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        lock, temporary = _temporary_folder(path)
+    try:
+        new = temporary / "new"
+        new.mkdir()
+        with _explained(path, only_full=True):
+            yield new
+        with _explained(path):
+            for file in new.rglob("*"):
+                _sync(file)
+            _swap(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(path: Path) -> None:
+    """Clear away what killed processes left beside `path` when they were writing it.
+
+    One that was killed while a new folder took the old one's place had finished its work: the new
+    one is put in place.
+    """
+    for temporary in _left_beside(path):
+        descriptor = _lock_of_the_dead(temporary)
+        if descriptor is None:
+            continue
+        try:
+            if (temporary / "old").is_dir() and not path.exists():
+                (temporary / "new").rename(path)
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Make sure that a disk has room, before long work whose result would not fit.
+
+    Args:
+        folder: where it will go; it need not be there yet.
+        needed: bytes.
+        what: what they are for, for the message.
+
+    Raises:
+        NoSpace: there is less.
+    """
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise NoSpace(
+            f"{what} needs {readable(needed)} in '{folder}', where {readable(free)} are free;"
+            " make room and start again"
+        )
+
+
+def readable(size: float) -> str:
+    """Write a number of bytes for people, such as "1.5 GiB"."""
+    unit = 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size /= 1024
+        unit += 1
+    return f"{size:.1f} {_UNITS[unit]}" if unit else f"{size:.0f} {_UNITS[0]}"
+
+
+def _temporary_file(path: Path) -> tuple[int, Path]:
+    """Make a file beside `path`; return its descriptor, which holds the lock, and its path."""
+    while True:
+        descriptor, name = tempfile.mkstemp(_PARTIAL, f".{path.name}.", path.parent)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(name):  # noqa: PTH110  another process may have swept it before the lock
+            return descriptor, Path(name)
+        os.close(descriptor)
+
+
+def _temporary_folder(path: Path) -> tuple[int, Path]:
+    """Make a folder beside `path`; return a descriptor that holds the lock, and its path."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(_PARTIAL, f".{path.name}.", path.parent))
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:  # swept before it could be locked
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if temporary.exists():
+            return descriptor, temporary
+        os.close(descriptor)
+
+
+def _left_beside(path: Path) -> list[Path]:
+    with os.scandir(path.parent) as entries:
+        return [
+            Path(entry.path)
+            for entry in entries
+            if entry.name.startswith(f".{path.name}.") and entry.name.endswith(_PARTIAL)
+        ]
+
+
+def _lock_of_the_dead(temporary: Path) -> int | None:
+    """Lock a temporary name if no living process does; return the descriptor."""
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY)
+    except OSError:  # its writer has just finished, or it is another user's
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Put the finished folder in place of `path`; the old one goes with the temporary folder."""
+    old = temporary / "old"
+    if path.exists():
+        path.rename(old)
+    try:
+        (temporary / "new").rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(path: Path, needed: int | None = None, *, only_full: bool = False) -> Iterator[None]:
+    """Turn the system's refusals into one line; with `only_full`, those for want of space alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _full(path, needed, error) from None
+        if only_full:
+            raise
+        reason = error.strerror or str(error)
+        raise PdError(
+            f"cannot write '{path}': {reason}; choose a folder you can write to"
+        ) from None
+
+
+def _full(path: Path, needed: int | None, error: OSError) -> NoSpace:
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    free = readable(shutil.disk_usage(place).free)
+    wanted = "" if needed is None else f"{readable(needed)} are needed, "
+    return NoSpace(
+        f"cannot write '{path}': {error.strerror}: {wanted}{free} are free; make room and start"
+        " again, what was there before is still there"
+    )

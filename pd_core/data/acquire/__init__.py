@@ -1,0 +1,1 @@
+"""How data sets and weights get here: download, unpack, verify, mirror."""

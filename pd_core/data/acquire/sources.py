@@ -1,0 +1,559 @@
+"""Files to download, one row each: addresses, checksums, and what they become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pd_core.core.errors import unknown
+
+
+class Origin(StrEnum):
+    """Who says that a file is at an address, and has that checksum."""
+
+    TORCHVISION = "torchvision"
+    TENSORFLOW = "TensorFlow Datasets"
+    OPEN_CLIP = "open_clip"
+    COOP = "CoOp's DATASETS.md"
+    AUTHORS = "the repository of the paper's authors"
+    REPORTED = "users' scripts"
+
+
+@dataclass(frozen=True)
+class Address:
+    """One place where a file can be had.
+
+    Attributes:
+        url: Where.
+        origin: Who says so.
+        checksum: `md5:` or `sha256:` and hexadecimal digits; empty if none is known.
+        unverified: Whether nobody with authority published a checksum of what is there.
+    """
+
+    url: str
+    origin: Origin
+    checksum: str = ""
+    unverified: bool = True
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What to take out of an archive, and where it goes.
+
+    Attributes:
+        found: Path in the archive, looked for at the top and up to two folders below it, so that
+            a folder around everything does not matter; for a plain file its own name.
+        placed: Path below the folder of the data set; empty for the folder itself.
+    """
+
+    found: str
+    placed: str
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to get.
+
+    Attributes:
+        name: What it is called once it is here.
+        addresses: Where to get it, best first. Bytes may differ, what they unpack to may not.
+        placements: What it becomes.
+        nested: Archives inside, by name, that are unpacked where they lie.
+    """
+
+    name: str
+    addresses: tuple[Address, ...]
+    placements: tuple[Placement, ...] = ()
+    nested: tuple[str, ...] = ()
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it has to be unpacked."""
+        return self.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
+
+    @property
+    def checksums(self) -> tuple[str, ...]:
+        """The checksums that it may have, one an address; empty if an address has none."""
+        known = tuple(address.checksum for address in self.addresses)
+        return known if all(known) else ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a data set is got.
+
+    Attributes:
+        name: The catalogue's name.
+        folder: Folder below the data root.
+        routes: Sets of files, best first; each alone is enough.
+        by_hand: What the user has to do first, with `{folder}` for the folder; empty if nothing.
+        needs: What is in the folder once that is done.
+    """
+
+    name: str
+    folder: str
+    routes: tuple[tuple[RemoteFile, ...], ...]
+    by_hand: str = ""
+    needs: str = ""
+
+
+def torchvision(url: str, md5: str) -> Address:
+    """Make an address that torchvision has in its sources."""
+    return Address(url, Origin.TORCHVISION, f"md5:{md5}", unverified=False)
+
+
+def tensorflow(url: str, sha256: str) -> Address:
+    """Make an address whose checksum TensorFlow Datasets recorded."""
+    return Address(url, Origin.TENSORFLOW, f"sha256:{sha256}", unverified=False)
+
+
+def reported(url: str, checksum: str = "") -> Address:
+    """Make an address that users' scripts have."""
+    return Address(url, Origin.REPORTED, checksum)
+
+
+def drive(file_id: str) -> Address:
+    """Make an address of a small file on Google Drive that CoOp's instructions name."""
+    return Address(f"https://drive.google.com/uc?export=download&id={file_id}", Origin.COOP)
+
+
+def drive_large(file_id: str, checksum: str = "") -> Address:
+    """Make an address that skips Google Drive's question whether to forgo the virus scan."""
+    host = "https://drive.usercontent.google.com"
+    return reported(f"{host}/download?id={file_id}&export=download&confirm=t", checksum)
+
+
+def plain(name: str, *addresses: Address) -> RemoteFile:
+    """Describe a file that is used as it is, in the data set's folder."""
+    return RemoteFile(name, addresses, (Placement(name, name),))
+
+
+def packed(name: str, wanted: str, *addresses: Address, nested: tuple[str, ...] = ()) -> RemoteFile:
+    """Describe an archive.
+
+    Args:
+        name: Of the archive.
+        wanted: Names in it that are kept and keep their names, blanks between them.
+        addresses: Where to get it.
+        nested: Archives inside, by name.
+    """
+    placements = tuple(Placement(path, path) for path in wanted.split())
+    return RemoteFile(name, addresses, placements, nested)
+
+
+def moved(name: str, found: str, placed: str, *addresses: Address) -> RemoteFile:
+    """Describe an archive of which one folder is kept, in another place.
+
+    Args:
+        name: Of the archive.
+        found: The folder in it.
+        placed: Where it goes, below the data set's folder; empty for that folder itself.
+        addresses: Where to get it.
+    """
+    return RemoteFile(name, addresses, (Placement(found, placed),))
+
+
+FOLDER = "weights"
+"""Their folder, below the data root."""
+
+
+def _openai(name: str, sha256: str) -> RemoteFile:
+    """Make a row; the address holds the checksum, and open_clip has both in its sources."""
+    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}"
+    return RemoteFile(name, (Address(url, Origin.OPEN_CLIP, f"sha256:{sha256}", unverified=False),))
+
+
+_CLIP_ROWS = {
+    file.name: file
+    for file in (
+        _openai("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        _openai("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    )
+}
+
+
+def weight_names() -> tuple[str, ...]:
+    """Names of all files."""
+    return tuple(_CLIP_ROWS)
+
+
+def weights_file(name: str) -> RemoteFile:
+    """Return the row of a file.
+
+    Raises:
+        UnknownName: There is none.
+    """
+    if name not in _CLIP_ROWS:
+        raise unknown("weights", name, _CLIP_ROWS)
+    return _CLIP_ROWS[name]
+
+
+_HUGGING_FACE = "https://huggingface.co"
+_COPIES = (
+    f"{_HUGGING_FACE}/zhengli97/prompt_learning_dataset/resolve/"
+    "ceb3112337fb6e1bf71534e355ca5569b63f19a6"
+)
+_CARS = "https://ai.stanford.edu/~jkrause"
+_HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
+_SUN = "https://vision.princeton.edu/projects/2010/SUN"
+_VGG = "https://www.robots.ox.ac.uk/~vgg/data"
+_CLASS_NAMES = "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"
+_SKETCH = "sha256:4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed"
+
+
+def _copy(name: str, wanted: str, *, sha256: str = "", reported: str = "") -> RemoteFile:
+    """The authors' copy of a whole data set; the checksum is theirs or one that users report."""
+    digits = sha256 or reported
+    address = Address(
+        f"{_COPIES}/{name}",
+        Origin.AUTHORS,
+        f"sha256:{digits}" if digits else "",
+        unverified=not sha256,
+    )
+    return packed(f"copy-{name}", wanted, address)  # the original may have the same name
+
+
+_ROWS = (
+    Source(
+        "imagenet", "imagenet",
+        ((plain("classnames.txt", drive(_CLASS_NAMES)),),),
+        by_hand=(
+            "ImageNet cannot be downloaded freely: register at https://image-net.org, get "
+            "ILSVRC2012, sort it into images/train/<wnid> and images/val/<wnid>, and link it: "
+            "mkdir -p {folder} && ln -s /path/of/your/images {folder}/images"
+        ),
+        needs="images",
+    ),
+    Source(
+        "caltech101", "caltech-101",
+        (
+            (
+                packed(
+                    "caltech-101.zip", "101_ObjectCategories",
+                    torchvision(
+                        "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+                        "3138e1922a9193bfa496528edbbc45d0",
+                    ),
+                    nested=("101_ObjectCategories.tar.gz",),
+                ),
+                plain("split_zhou_Caltech101.json", drive("1hyarUivQE36mY6jSomru6Fjd-JzwcCzN")),
+            ),
+            (_copy("caltech-101.zip", "101_ObjectCategories split_zhou_Caltech101.json"),),
+        ),
+    ),
+    Source(
+        "oxford_pets", "oxford_pets",
+        (
+            (
+                packed(
+                    "images.tar.gz", "images",
+                    torchvision(
+                        f"{_VGG}/pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"
+                    ),
+                ),
+                packed(
+                    "annotations.tar.gz", "annotations",
+                    torchvision(
+                        f"{_VGG}/pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"
+                    ),
+                ),
+                plain("split_zhou_OxfordPets.json", drive("1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs")),
+            ),
+            (_copy("oxford_pets.zip", "images split_zhou_OxfordPets.json"),),
+        ),
+    ),
+    Source(
+        "stanford_cars", "stanford_cars",
+        (
+            (
+                packed(
+                    "cars_train.tgz", "cars_train",
+                    tensorflow(
+                        f"{_CARS}/car196/cars_train.tgz",
+                        "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
+                    ),
+                ),
+                packed(
+                    "cars_test.tgz", "cars_test",
+                    tensorflow(
+                        f"{_CARS}/car196/cars_test.tgz",
+                        "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
+                    ),
+                ),
+                packed(
+                    "car_devkit.tgz", "devkit",
+                    tensorflow(
+                        f"{_CARS}/cars/car_devkit.tgz",
+                        "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
+                    ),
+                ),
+                plain(
+                    "cars_test_annos_withlabels.mat",
+                    tensorflow(
+                        f"{_CARS}/car196/cars_test_annos_withlabels.mat",
+                        "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
+                    ),
+                ),
+                plain("split_zhou_StanfordCars.json", drive("1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT")),
+            ),
+            (
+                _copy(
+                    "stanford_cars.zip", "cars_train cars_test split_zhou_StanfordCars.json",
+                    reported="50812812f33534ef2906b992762f96e8a5bb57b0eedc53800e91b7ed599abf8e",
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "oxford_flowers", "oxford_flowers",
+        (
+            (
+                packed(
+                    "102flowers.tgz", "jpg",
+                    torchvision(
+                        f"{_VGG}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"
+                    ),
+                ),
+                plain(
+                    "imagelabels.mat",
+                    torchvision(
+                        f"{_VGG}/flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"
+                    ),
+                ),
+                plain("cat_to_name.json", drive("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0")),
+                plain("split_zhou_OxfordFlowers.json", drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT")),
+            ),
+            (
+                _copy(
+                    "oxford_flowers.zip", "jpg split_zhou_OxfordFlowers.json",
+                    sha256="bd8d090f0f28581458243cfe4d4a7b1cd5f3a3a8840096adb8bb7ad80020907e",
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "food101", "food-101",
+        (
+            (
+                moved(
+                    "food-101.tar.gz", "food-101", "",
+                    torchvision(
+                        "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                        "85eeb15f3717b99a5da872d97d918f87",
+                    ),
+                    reported(
+                        f"{_HUGGING_FACE}/datasets/ethz/food101/resolve/main/food-101.tar.gz",
+                        "md5:85eeb15f3717b99a5da872d97d918f87",
+                    ),
+                ),
+                plain("split_zhou_Food101.json", drive("1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl")),
+            ),
+            (_copy("food101.zip", "images split_zhou_Food101.json"),),
+        ),
+    ),
+    Source(
+        "fgvc_aircraft", "fgvc_aircraft",
+        (
+            (
+                moved(
+                    "fgvc-aircraft-2013b.tar.gz", "fgvc-aircraft-2013b/data", "",
+                    tensorflow(
+                        f"{_VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                        "d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
+                    ),
+                ),
+            ),
+            (
+                _copy(
+                    "fgvc_aircraft.zip",
+                    "images variants.txt images_variant_train.txt images_variant_val.txt "
+                    "images_variant_test.txt",
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "sun397", "sun397",
+        (
+            (
+                packed(
+                    "SUN397.tar.gz", "SUN397",
+                    torchvision(f"{_SUN}/SUN397.tar.gz", "8ca2778205c41d23104230ba66911c7a"),
+                ),
+                packed(
+                    "Partitions.zip", "ClassName.txt Training_01.txt Testing_01.txt",
+                    tensorflow(
+                        f"{_SUN}/download/Partitions.zip",
+                        "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
+                    ),
+                ),
+                plain("split_zhou_SUN397.json", drive("1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq")),
+            ),
+            (
+                _copy(
+                    "sun397.zip", "SUN397 split_zhou_SUN397.json",
+                    reported="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722",
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "dtd", "dtd",
+        (
+            (
+                moved(
+                    "dtd-r1.0.1.tar.gz", "dtd", "",
+                    torchvision(
+                        f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz",
+                        "fff73e5086ae6bdbea199a49dfb8a4c1",
+                    ),
+                ),
+                plain(
+                    "split_zhou_DescribableTextures.json",
+                    drive("1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),
+                ),
+            ),
+            (
+                _copy(
+                    "dtd.zip", "images split_zhou_DescribableTextures.json",
+                    sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b",
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "eurosat", "eurosat",
+        (
+            (
+                packed(
+                    "EuroSAT.zip", "2750",
+                    torchvision(
+                        f"{_HUGGING_FACE}/datasets/torchgeo/eurosat/resolve/"
+                        "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                        "c8fa014336c82ac7804f0398fcb19387",
+                    ),
+                    reported(
+                        "https://madm.dfki.de/files/sentinel/EuroSAT.zip",
+                        "md5:c8fa014336c82ac7804f0398fcb19387",
+                    ),
+                ),
+                plain("split_zhou_EuroSAT.json", drive("1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o")),
+            ),
+            (_copy("eurosat.zip", "2750 split_zhou_EuroSAT.json"),),
+        ),
+    ),
+    Source(
+        "ucf101", "ucf101",
+        (
+            (
+                packed(
+                    "UCF-101-midframes.zip", "UCF-101-midframes",
+                    drive_large("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
+                    drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
+                ),
+                packed(
+                    "UCF101TrainTestSplits-RecognitionTask.zip", "ucfTrainTestlist",
+                    tensorflow(
+                        "https://www.crcv.ucf.edu/data/UCF101/"
+                        "UCF101TrainTestSplits-RecognitionTask.zip",
+                        "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27",
+                    ),
+                ),
+                plain("split_zhou_UCF101.json", drive("1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")),
+            ),
+            (
+                _copy(
+                    "ucf101.zip", "UCF-101-midframes split_zhou_UCF101.json",
+                    reported="2fe1bd40e64408d02ff173badf744da557033ae6c75dd4ea51519366551f3ae6",
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "imagenetv2", "imagenetv2",
+        (
+            (
+                packed(
+                    "imagenetv2-matched-frequency.tar.gz",
+                    "imagenetv2-matched-frequency-format-val",
+                    tensorflow(
+                        f"{_HUGGING_FACE}/datasets/vaishaal/ImageNetV2/resolve/main/"
+                        "imagenetv2-matched-frequency.tar.gz",
+                        "f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
+                    ),
+                    tensorflow(
+                        "https://s3-us-west-2.amazonaws.com/imagenetv2public/"
+                        "imagenetv2-matched-frequency.tar.gz",
+                        "a32004f9e773279307499059d320336a23ccdc62cb32063da29bae9bd04c122c",
+                    ),
+                ),
+                plain("classnames.txt", drive(_CLASS_NAMES)),
+            ),
+        ),
+    ),
+    Source(
+        "imagenet_sketch", "imagenet-sketch",
+        (
+            (
+                moved(
+                    "ImageNet-Sketch.zip", "sketch", "images",
+                    drive_large("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA", _SKETCH),
+                    reported(
+                        f"{_HUGGING_FACE}/datasets/songweig/imagenet_sketch/resolve/main/data/"
+                        "ImageNet-Sketch.zip",
+                        _SKETCH,
+                    ),
+                ),
+                plain("classnames.txt", drive(_CLASS_NAMES)),
+            ),
+        ),
+    ),
+    Source(
+        "imagenet_a", "imagenet-adversarial",
+        (
+            (
+                packed(
+                    "imagenet-a.tar", "imagenet-a",
+                    tensorflow(
+                        f"{_HENDRYCKS}/imagenet-a.tar",
+                        "3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
+                    ),
+                ),
+                plain("classnames.txt", drive(_CLASS_NAMES)),
+            ),
+        ),
+    ),
+    Source(
+        "imagenet_r", "imagenet-rendition",
+        (
+            (
+                packed(
+                    "imagenet-r.tar", "imagenet-r",
+                    tensorflow(
+                        f"{_HENDRYCKS}/imagenet-r.tar",
+                        "18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
+                    ),
+                ),
+                plain("classnames.txt", drive(_CLASS_NAMES)),
+            ),
+        ),
+    ),
+)  # fmt: skip
+
+_BY_NAME = {row.name: row for row in _ROWS}
+
+
+def source_names() -> tuple[str, ...]:
+    """Names of all data sets that have a source."""
+    return tuple(_BY_NAME)
+
+
+def source_of(name: str) -> Source:
+    """Return how a data set is got.
+
+    Raises:
+        UnknownName: There is no such row.
+    """
+    if name not in _BY_NAME:
+        raise unknown("data set to fetch", name, _BY_NAME)
+    return _BY_NAME[name]

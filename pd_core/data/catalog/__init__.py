@@ -1,0 +1,1 @@
+"""What the stage `prepare` reads: data sets, their labels, their fingerprints."""

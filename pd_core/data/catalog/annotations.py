@@ -1,0 +1,371 @@
+"""Label sources of data sets: class folders, and the original annotation files."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pd_core.core.errors import BadData
+from pd_core.data.catalog.catalogue import DatasetSpec, Layout
+from pd_core.data.catalog.label_files import read_json, read_lines, read_matlab
+from pd_core.data.loading.paths import clean_path, is_picture
+from pd_core.data.loading.splits import Item, Items
+
+
+def class_folders(spec: DatasetSpec) -> tuple[str, ...]:
+    """Return the class folders of the whole data set, in the order of labels.
+
+    Returns:
+        Paths below the image root; none if pictures lie otherwise or the folders are not known.
+    """
+    match spec.layout:
+        case Layout.CLASS_FOLDERS | Layout.SUN397:
+            return tuple(sorted(_known_names().get(spec.name, ())))
+        case Layout.UCF101:
+            return tuple(in_words(action) for action in _known_names()["ucf101"])
+        case Layout.IMAGENET:
+            return tuple(f"{part}/{wnid}" for part in spec.parts for wnid in imagenet_names())
+        case Layout.IMAGENET_TEST:
+            return tuple(_known_names().get(spec.name, imagenet_names()))
+        case Layout.IMAGENET_NUMBERED:
+            return tuple(str(label) for label in range(len(imagenet_names())))
+        case _:
+            return ()
+
+
+def imagenet_names() -> Mapping[str, str]:
+    """Return CLIP's name of each ImageNet class by WordNet id, in the order of labels."""
+    names: dict[str, str] = _known_names()["imagenet"]
+    return names
+
+
+def in_words(action: str) -> str:
+    """Return the class folder of one of UCF101's actions: `ApplyLipstick` is `Apply_Lipstick`."""
+    return "_".join(re.findall("[A-Z][^A-Z]*", action))
+
+
+def listing(
+    folder: Path, known: Sequence[str], *, num_classes: int, ignored: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """List a folder of class folders; pictures are not looked at.
+
+    Hidden files, and those that are no pictures by their suffix, are left out, as are unknown
+    folders without pictures.
+
+    Args:
+        folder: What holds the class folders.
+        known: Folders that may be there, in the order of labels; none for any, in sorted order.
+        num_classes: How many have to be there.
+        ignored: Folders that are no classes.
+
+    Returns:
+        The sorted names of the pictures by class folder, in the order of labels.
+
+    Raises:
+        BadData: A folder is unknown, missing or empty; the message says which.
+    """
+    found = {name: _pictures(folder / name) for name in _folders(folder) if name not in ignored}
+    if known:
+        _refuse_unknown(folder, [name for name in found if found[name]], known)
+    classes = [name for name in known or sorted(found) if name in found]
+    if len(classes) != num_classes:
+        missing = [name for name in known if name not in found]
+        raise BadData(
+            f"expected {num_classes} class folders in '{folder}', found {len(classes)}"
+            f"{f', without {_few(missing)}' if missing else ''}: restore the data set"
+        )
+    empty = [name for name in classes if not found[name]]
+    if empty:
+        raise BadData(f"no pictures in '{folder}' of class {_few(empty)}: restore them")
+    return {name: found[name] for name in classes}
+
+
+def labelled(
+    pictures: Mapping[str, Sequence[str]], names: Mapping[str, str], prefix: str = ""
+) -> Items:
+    """Label pictures by the number of their class folder.
+
+    Args:
+        pictures: What `listing` returned.
+        names: Class names by folder.
+        prefix: What paths start with, before the class folder.
+
+    Raises:
+        BadData: A class has no name.
+    """
+    nameless = [folder for folder in pictures if folder not in names]
+    if nameless:
+        raise BadData(f"class folder {_few(nameless)} has no name: download the names again")
+    return tuple(
+        Item(f"{prefix}{folder}/{picture}", label, names[folder])
+        for label, folder in enumerate(pictures)
+        for picture in pictures[folder]
+    )
+
+
+def _refuse_unknown(folder: Path, found: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(found) - set(known))
+    if not unknown:
+        return
+    missing = [name for name in known if name not in found]
+    nearest = difflib.get_close_matches(unknown[0], missing, n=1, cutoff=0)
+    remedy = f"'{nearest[0]}' is missing, rename it" if nearest else "remove it"
+    others = f", one of {len(unknown)}," if len(unknown) > 1 else ""
+    raise BadData(f"class folder '{unknown[0]}' in '{folder}'{others} is unknown: {remedy}")
+
+
+def _few(names: Sequence[str]) -> str:
+    """Name the first of them, and how many more there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    except OSError as error:
+        raise BadData(f"'{folder}' cannot be listed ({error.strerror}): restore it") from None
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Return the names of a folder's pictures, sorted; a million of them, so by suffix alone."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 objects of a million names take seconds
+    except OSError as error:
+        raise BadData(f"'{folder}' cannot be listed ({error.strerror}): restore it") from None
+    return sorted(filter(is_picture, names))
+
+
+@cache
+def _known_names() -> dict[str, Any]:
+    """Return class folders by data set; of ImageNet, names by folder."""
+    file = Path(__file__).with_name("class_names.json")
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+_NAMES = "variants.txt"
+_VARIANTS = tuple(f"images_variant_{split}.txt" for split in ("train", "val", "test"))
+_ACTIONS = "ucfTrainTestlist/classInd.txt"
+
+ANNOTATION_FILES: Mapping[Layout, tuple[str, ...]] = {
+    Layout.PETS: ("annotations/trainval.txt", "annotations/test.txt"),
+    Layout.CARS: (
+        "devkit/cars_train_annos.mat",
+        "cars_test_annos_withlabels.mat",
+        "devkit/cars_meta.mat",
+    ),
+    Layout.FLOWERS: ("imagelabels.mat", "cat_to_name.json"),
+    Layout.AIRCRAFT: (*_VARIANTS, _NAMES),
+    Layout.SUN397: ("Training_01.txt", "Testing_01.txt", "ClassName.txt"),
+    Layout.UCF101: (
+        "ucfTrainTestlist/trainlist01.txt",
+        "ucfTrainTestlist/testlist01.txt",
+        _ACTIONS,
+    ),
+}
+"""Label files below a data set's folder: those that list pictures, then those that name classes."""
+
+
+def read_annotations(layout: Layout, folder: Path, num_classes: int) -> tuple[Items, ...]:
+    """Read the label files of one of `ANNOTATION_FILES`.
+
+    Args:
+        layout: Which.
+        folder: The data set's folder.
+        num_classes: How many classes there are.
+
+    Returns:
+        The lists that the data set has: train and test, those and validation between them, or one.
+
+    Raises:
+        MissingFile: A file is missing.
+        BadData: A file is damaged, a list has no picture of a class, or a path leads out of the
+            image folder.
+    """
+    files = [folder / name for name in ANNOTATION_FILES[layout]]
+    lists = _READERS[layout](files, num_classes)
+    for file, items in zip(files, lists, strict=False):
+        _check_complete(file, items, num_classes)
+    return lists
+
+
+def _pets(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    form = re.compile(r"(\S+)_(\d+) +(\d+) +\d+ +\d+", re.ASCII)
+
+    def items(file: Path) -> Iterable[Item]:
+        for where, (breed, number, label) in read_lines(file, form, "'image label species breed'"):
+            path = _path(f"{breed}_{number}.jpg", where)
+            yield Item(path, _label(int(label), num_classes, where), breed.lower())
+
+    return tuple(tuple(items(file)) for file in files)
+
+
+def _cars(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    *lists, meta = files
+    names = [_year_first(name, meta) for name in _column(read_matlab(meta, "class_names"))]
+    _check_classes(meta, names, num_classes)
+
+    def items(file: Path, folder: str) -> Iterable[Item]:
+        table = read_matlab(file, "annotations")
+        for number, (name, label) in enumerate(_records(table, file), start=1):
+            where = f"'{file}', annotation {number}"
+            label = _label(label, num_classes, where)
+            yield Item(_path(f"{folder}/{name}", where), label, names[label])
+
+    folders = ("cars_train", "cars_test")
+    return tuple(tuple(items(file, part)) for file, part in zip(lists, folders, strict=True))
+
+
+def _flowers(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    labels, by_label = files
+    names = read_json(by_label)
+    expected = [str(label) for label in range(1, num_classes + 1)]
+    if not isinstance(names, dict) or not all(isinstance(names.get(key), str) for key in expected):
+        raise BadData(
+            f"'{by_label}' does not name the labels 1 to {num_classes}: download it again"
+        )
+    items = []
+    for number, value in enumerate(_column(read_matlab(labels, "labels")), start=1):
+        label = _label(value, num_classes, f"'{labels}', picture {number}")
+        items.append(Item(f"image_{number:05}.jpg", label, names[str(label + 1)]))
+    return (tuple(items),)
+
+
+def _aircraft(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    *lists, variants = files
+    names = [name for _, (name,) in read_lines(variants, re.compile("(.+)"), "a name")]
+    labels = _labels(variants, names, num_classes)
+    form = re.compile(r"(\S+) (.+)")
+
+    def items(file: Path) -> Iterable[Item]:
+        for where, (number, name) in read_lines(file, form, "'image variant'"):
+            label = _label_of(name, labels, where, variants)
+            yield Item(_path(f"{number}.jpg", where), label, name)
+
+    return tuple(tuple(items(file)) for file in lists)
+
+
+def _sun397(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    *lists, class_names = files
+    folders = [name for _, (name,) in read_lines(class_names, re.compile("/(.+)"), "'/a/name'")]
+    labels = _labels(class_names, folders, num_classes)
+
+    def items(file: Path) -> Iterable[Item]:
+        form = re.compile("/((.+)/[^/]+)")
+        for where, (path, folder) in read_lines(file, form, "'/a/name/image'"):
+            label = _label_of(folder, labels, where, class_names)
+            # What a place is like comes last in a folder's name, but first in English.
+            name = " ".join(reversed(folder.split("/")[1:]))
+            yield Item(_path(path, where), label, name)
+
+    return tuple(tuple(items(file)) for file in lists)
+
+
+def _ucf101(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    *lists, index = files
+    form = re.compile(r"(\d+) (\S+)", re.ASCII)
+    rows = list(read_lines(index, form, "'label action'"))
+    actions = [action for _, (_, action) in rows]
+    if [int(label) for _, (label, _) in rows] != list(range(1, len(rows) + 1)):
+        raise BadData(f"'{index}' does not count its labels from 1: download it again")
+    # Lists spell some actions in another case than the index, such as HandStandPushups.
+    labels = _labels(index, [action.lower() for action in actions], num_classes)
+
+    def items(file: Path) -> Iterable[Item]:
+        form = re.compile(r"([^/\s]+)/([^/\s]+)\.avi(?: +(\d+))?", re.ASCII)
+        for where, (action, video, given) in read_lines(file, form, "'action/video.avi label'"):
+            label = _label_of(action.lower(), labels, where, index)
+            if given and int(given) != label + 1:
+                raise BadData(
+                    f"{where} has label {given} for '{action}', '{index}' has {label + 1}: "
+                    "download both again"
+                )
+            name = in_words(actions[label])
+            yield Item(_path(f"{name}/{video}.jpg", where), label, name)
+
+    return tuple(tuple(items(file)) for file in lists)
+
+
+_READERS: Mapping[Layout, Callable[[Sequence[Path], int], tuple[Items, ...]]] = {
+    Layout.PETS: _pets,
+    Layout.CARS: _cars,
+    Layout.FLOWERS: _flowers,
+    Layout.AIRCRAFT: _aircraft,
+    Layout.SUN397: _sun397,
+    Layout.UCF101: _ucf101,
+}
+
+
+def _year_first(name: Any, file: Path) -> str:
+    """Put the year of a car, its name's last word, first."""
+    words = name.split() if isinstance(name, str) else []
+    if not words:
+        raise BadData(f"'{file}' names a class {str(name)[:20]!r}: download it again")
+    return " ".join(words[-1:] + words[:-1])
+
+
+def _column(values: Any) -> list[Any]:
+    """Return a MATLAB array of one dimension as a list, one of a single value too."""
+    import numpy as np
+
+    return list(np.atleast_1d(values).ravel().tolist())
+
+
+def _records(table: Any, file: Path) -> list[tuple[str, Any]]:
+    """Return the file name and the label of every annotation of a car."""
+    fields = getattr(table, "dtype", None)
+    if fields is None or not {"fname", "class"} <= set(fields.names or ()):
+        raise BadData(f"'{file}' has no annotations with 'fname' and 'class': download it again")
+    return list(zip(_column(table["fname"]), _column(table["class"]), strict=True))
+
+
+def _label(value: Any, num_classes: int, where: str) -> int:
+    """Return a label that counts from 1 as one that counts from 0."""
+    # MATLAB's numbers are floats unless someone took care.
+    if type(value) not in (int, float) or value not in range(1, num_classes + 1):
+        raise BadData(
+            f"{where} has the label {str(value)[:20]!r}, not one from 1 to {num_classes}: "
+            "download it again"
+        )
+    return int(value) - 1
+
+
+def _path(path: str, where: str) -> str:
+    clean = clean_path(path)
+    if clean is None:
+        raise BadData(f"{where} leads out of the image folder, to {path!r}: download it again")
+    return clean
+
+
+def _labels(file: Path, names: Sequence[str], num_classes: int) -> dict[str, int]:
+    _check_classes(file, names, num_classes)
+    return {name: label for label, name in enumerate(names)}
+
+
+def _label_of(name: str, labels: Mapping[str, int], where: str, file: Path) -> int:
+    if name not in labels:
+        raise BadData(f"{where} is of class {name!r}, which '{file}' lacks: download both again")
+    return labels[name]
+
+
+def _check_classes(file: Path, names: Sequence[str], num_classes: int) -> None:
+    found = len(set(names))
+    if found != num_classes or len(names) != num_classes:
+        raise BadData(
+            f"'{file}' names {found} classes in {len(names)} entries, expected {num_classes}: "
+            "download it again"
+        )
+
+
+def _check_complete(file: Path, items: Items, num_classes: int) -> None:
+    absent = set(range(num_classes)) - {item.label for item in items}
+    if absent:
+        raise BadData(f"'{file}' has no picture of label {min(absent) + 1}: download it again")

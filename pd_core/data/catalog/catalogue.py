@@ -1,0 +1,195 @@
+"""Which data sets there are: one row each. Adding a data set is adding a row.
+
+Sizes are those of the community's splits (Zhou et al., "Learning to Prompt for Vision-Language
+Models", IJCV 2022, appendix), which the paper uses; those of ImageNet's variants are their
+publishers'. The embedded rows come from ``embedded.py``, rows of the user's own pictures from
+``params.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pd_core.core.errors import unknown
+from pd_core.data.catalog.custom import OwnImages
+
+
+class Layout(StrEnum):
+    """How a data set's pictures and original annotations lie on disk; each has one reader."""
+
+    EMBEDDED = "embedded"  # built from installed packages
+    OWN = "own"  # the user's pictures, in class folders or a list
+    CLASS_FOLDERS = "class_folders"  # a folder of pictures for each class
+    IMAGENET = "imagenet"  # the same twice, for train and test; folders named by WordNet id
+    IMAGENET_TEST = "imagenet_test"  # folders named by WordNet id, to test only
+    IMAGENET_NUMBERED = "imagenet_numbered"  # folders named by label, to test only
+    PETS = "pets"  # two text files of name, label, species and breed
+    CARS = "cars"  # three MATLAB files
+    FLOWERS = "flowers"  # a MATLAB file of labels, and names in JSON
+    AIRCRAFT = "aircraft"  # three text files of number and variant
+    SUN397 = "sun397"  # two text files of paths; class folders in folders
+    UCF101 = "ucf101"  # two text files of videos, of which one frame each is there
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One row of the catalogue.
+
+    Attributes:
+        name: What parameters and stages call it.
+        title: What tables and figures call it.
+        layout: How it lies on disk.
+        num_classes: Number of classes; 0 if the user's pictures decide.
+        folder: Its folder below the data root; empty if it is embedded.
+        image_dir: Folder below ``folder`` that paths of pictures start from.
+        split_file: The community's lists, below ``folder``, which decide wherever they are there;
+            None if there are none.
+        train: Training pictures; None if the row does not say, 0 if it is there to test only.
+        val: Validation pictures; None if the row does not say, 0 if there are none.
+        test: Test pictures; None if the row does not say.
+        parts: Folders below ``image_dir`` that hold all pictures; empty if it does so itself.
+        ignored: Class folders that are no classes of the benchmark.
+        renames: Class names that are not those of the class folders, by folder.
+        own: Where the user's own pictures are; None for everybody's.
+    """
+
+    name: str
+    title: str
+    layout: Layout
+    num_classes: int
+    folder: str = ""
+    image_dir: str = ""
+    split_file: str | None = None
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+    parts: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict, hash=False)
+    own: OwnImages | None = None
+
+
+_PHOTOS = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec(
+            "imagenet", "ImageNet", Layout.IMAGENET, 1000, "imagenet", "images",
+            None, 1_281_167, 0, 50_000,
+            parts=("train", "val"),
+        ),
+        DatasetSpec(
+            "caltech101", "Caltech101", Layout.CLASS_FOLDERS, 100,
+            "caltech-101", "101_ObjectCategories",
+            "split_zhou_Caltech101.json", 4128, 1649, 2465,
+            ignored=("BACKGROUND_Google", "Faces_easy"),
+            renames={
+                "Faces": "face",
+                "Leopards": "leopard",
+                "Motorbikes": "motorbike",
+                "airplanes": "airplane",
+            },
+        ),
+        DatasetSpec(
+            "oxford_pets", "OxfordPets", Layout.PETS, 37, "oxford_pets", "images",
+            "split_zhou_OxfordPets.json", 2944, 736, 3669,
+        ),
+        DatasetSpec(
+            "stanford_cars", "StanfordCars", Layout.CARS, 196, "stanford_cars", ".",
+            "split_zhou_StanfordCars.json", 6509, 1635, 8041,
+            parts=("cars_train", "cars_test"),
+        ),
+        DatasetSpec(
+            "oxford_flowers", "Flowers102", Layout.FLOWERS, 102, "oxford_flowers", "jpg",
+            "split_zhou_OxfordFlowers.json", 4093, 1633, 2463,
+        ),
+        DatasetSpec(
+            "food101", "Food101", Layout.CLASS_FOLDERS, 101, "food-101", "images",
+            "split_zhou_Food101.json", 50_500, 20_200, 30_300,
+        ),
+        DatasetSpec(
+            "fgvc_aircraft", "FGVCAircraft", Layout.AIRCRAFT, 100, "fgvc_aircraft", "images",
+            None, 3334, 3333, 3333,
+        ),
+        DatasetSpec(
+            "sun397", "SUN397", Layout.SUN397, 397, "sun397", "SUN397",
+            "split_zhou_SUN397.json", 15_880, 3970, 19_850,
+        ),
+        DatasetSpec(
+            "dtd", "DTD", Layout.CLASS_FOLDERS, 47, "dtd", "images",
+            "split_zhou_DescribableTextures.json", 2820, 1128, 1692,
+        ),
+        DatasetSpec(
+            "eurosat", "EuroSAT", Layout.CLASS_FOLDERS, 10, "eurosat", "2750",
+            "split_zhou_EuroSAT.json", 13_500, 5400, 8100,
+            renames={
+                "AnnualCrop": "Annual Crop Land",
+                "HerbaceousVegetation": "Herbaceous Vegetation Land",
+                "Highway": "Highway or Road",
+                "Industrial": "Industrial Buildings",
+                "Pasture": "Pasture Land",
+                "PermanentCrop": "Permanent Crop Land",
+                "Residential": "Residential Buildings",
+                "SeaLake": "Sea or Lake",
+            },
+        ),
+        DatasetSpec(
+            "ucf101", "UCF101", Layout.UCF101, 101, "ucf101", "UCF-101-midframes",
+            "split_zhou_UCF101.json", 7639, 1898, 3783,
+        ),
+        DatasetSpec(
+            "imagenetv2", "ImageNetV2", Layout.IMAGENET_NUMBERED, 1000,
+            "imagenetv2", "imagenetv2-matched-frequency-format-val",
+            None, 0, 0, 10_000,
+        ),
+        DatasetSpec(
+            "imagenet_sketch", "ImageNet-Sketch", Layout.IMAGENET_TEST, 1000,
+            "imagenet-sketch", "images",
+            None, 0, 0, 50_889,
+        ),
+        DatasetSpec(
+            "imagenet_a", "ImageNet-A", Layout.IMAGENET_TEST, 200,
+            "imagenet-adversarial", "imagenet-a",
+            None, 0, 0, 7500,
+        ),
+        DatasetSpec(
+            "imagenet_r", "ImageNet-R", Layout.IMAGENET_TEST, 200,
+            "imagenet-rendition", "imagenet-r",
+            None, 0, 0, 30_000,
+        ),
+    )
+}  # fmt: skip
+
+
+def dataset_names() -> tuple[str, ...]:
+    """All names, embedded data sets first."""
+    # Drawing glyphs needs scipy, which takes half a second to import.
+    from pd_core.data.catalog import embedded
+
+    return (*embedded.DOMAINS, *embedded.VARIANTS, *_PHOTOS)
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """Return the row called ``name``.
+
+    Raises:
+        UnknownName: There is none; the message has the nearest name and all known ones.
+    """
+    if name in _PHOTOS:
+        return _PHOTOS[name]
+    from pd_core.data.catalog import embedded
+
+    if name not in {*embedded.DOMAINS, *embedded.VARIANTS}:
+        raise unknown("data set", name, dataset_names())
+    return DatasetSpec(
+        name,
+        embedded.domain(name).title,
+        Layout.EMBEDDED,
+        num_classes=len(embedded.class_names(name)),
+    )
+
+
+def own_spec(name: str, own: OwnImages) -> DatasetSpec:
+    """Make the row of the user's own pictures."""
+    return DatasetSpec(name, name, Layout.OWN, num_classes=0, folder=own.folder, own=own)

@@ -1,0 +1,1 @@
+"""What training and evaluation read: prepared lists, pictures as batches."""

@@ -1,0 +1,195 @@
+"""What the `prepare` stage hands to the others: one folder per data set.
+
+`split.json` has the labels; `unlabelled.json` only has paths, and is all that
+distillation reads of the pictures.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pd_core.core.artifacts import check_sum, read_json, write_json, write_sums
+from pd_core.core.errors import BadArtifact
+from pd_core.data.loading.splits import Protocol
+
+Labelled = tuple[tuple[str, int], ...]
+
+SPLIT = "split.json"
+UNLABELLED = "unlabelled.json"
+_WHAT = "prepared data set"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The labelled side of a prepared data set.
+
+    Attributes:
+        dataset: its name.
+        classes: class names, by label.
+        base_count: how many of the first labels are base classes.
+        protocol: which classes the teacher may see labels of.
+        images: folder or zip file of the pictures.
+        few_shot: path and label of each image that the teacher is tuned on.
+        few_shot_val: the same, to choose among its recipes.
+        val: path and label of each validation image.
+        test: path and label of each test image.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    base_count: int
+    protocol: Protocol
+    images: Path
+    few_shot: Labelled
+    few_shot_val: Labelled
+    val: Labelled
+    test: Labelled
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """Names of the classes that the teacher sees labels of, by label."""
+        match self.protocol:
+            case Protocol.BASE_TO_NOVEL:
+                return self.classes[: self.base_count]
+            case Protocol.ALL_CLASSES:
+                return self.classes
+            case Protocol.CROSS_DATASET | Protocol.DOMAIN_GENERALISATION:
+                return ()
+
+
+def write_prepared(folder: Path, split: Mapping[str, Any], unlabelled: Iterable[str]) -> None:
+    """Write `split.json` and `unlabelled.json`, and the checksums of all that is in the folder.
+
+    Args:
+        folder: of the prepared data set; its pictures are in it already, if it brings any.
+        split: the entries that `read_prepared` reads, and more for people.
+        unlabelled: paths of the unlabelled pictures.
+
+    Raises:
+        PdError: the folder cannot be written.
+    """
+    write_json(folder / SPLIT, split)
+    write_json(folder / UNLABELLED, list(unlabelled))
+    write_sums(folder)
+
+
+def read_split(folder: Path) -> dict[str, Any]:
+    """Read all entries of a prepared data set's `split.json`.
+
+    Raises:
+        MissingFile: the folder holds no prepared data set.
+        BadArtifact: it is not what was written.
+    """
+    content: dict[str, Any] = _read(folder, SPLIT)
+    return content
+
+
+def read_prepared(folder: Path, *, data_root: Path = Path()) -> Prepared:
+    """Read the labelled side of a prepared data set.
+
+    Args:
+        folder: written by the stage `prepare`.
+        data_root: folder that holds the photo data sets; embedded ones bring their pictures.
+
+    Raises:
+        MissingFile: the folder holds no prepared data set.
+        BadArtifact: it is not what was written, an entry is missing, or a
+            few-shot label is not of a class that the protocol teaches.
+    """
+    content = _read(folder, SPLIT)
+    try:
+        prepared = Prepared(
+            dataset=content["dataset"],
+            classes=_names(content["classes"]),
+            base_count=int(content["base_classes"]),
+            protocol=Protocol(content["protocol"]),
+            images=_image_root(folder, content["images"], data_root),
+            few_shot=_labelled(content["few_shot"]),
+            few_shot_val=_labelled(content["few_shot_val"]),
+            val=_labelled(content["val"]),
+            test=_labelled(content["test"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadArtifact(f"'{folder / SPLIT}' is wrong at {error}; {_again(folder)}") from None
+    count, rows = len(prepared.classes), (*prepared.few_shot_val, *prepared.val, *prepared.test)
+    odd = [label for _, label in rows if not 0 <= label < count]
+    if odd or not 0 <= prepared.base_count <= count:
+        raise BadArtifact(
+            f"'{folder / SPLIT}' has {count} classes, {prepared.base_count} of them base classes,"
+            f" and labels such as {odd[:1]}; {_again(folder)}"
+        )
+    taught = len(prepared.taught)
+    wrong = [label for _, label in prepared.few_shot if not 0 <= label < taught]
+    if wrong:
+        raise BadArtifact(
+            f"'{folder / SPLIT}' teaches label {wrong[0]} though only the first {taught}"
+            f" classes may be taught; {_again(folder)}"
+        )
+    return prepared
+
+
+def read_unlabelled(folder: Path) -> tuple[str, ...]:
+    """Read the paths of the unlabelled pictures.
+
+    Raises:
+        MissingFile: the folder holds no prepared data set.
+        BadArtifact: it is not what was written, or the file holds anything but paths.
+    """
+    content = _read(folder, UNLABELLED)
+    if not isinstance(content, list) or not all(isinstance(path, str) for path in content):
+        raise BadArtifact(
+            f"'{folder / UNLABELLED}' must be a list of paths and nothing else; {_again(folder)}"
+        )
+    return tuple(content)
+
+
+def image_root(folder: Path, *, data_root: Path = Path()) -> Path:
+    """Find the folder or zip file of a prepared data set's pictures.
+
+    Args:
+        folder: written by the stage `prepare`.
+        data_root: folder that holds the photo data sets.
+
+    Raises:
+        MissingFile: the folder holds no prepared data set.
+        BadArtifact: it, or the zip file of its pictures, is not what was written.
+    """
+    return _image_root(folder, str(_read(folder, SPLIT)["images"]), data_root)
+
+
+def _image_root(folder: Path, images: str, data_root: Path) -> Path:
+    """Resolve the entry: beside the split if it is there, else below the data root."""
+    beside = folder / images
+    try:
+        if beside.is_file():
+            check_sum(beside, what="pictures", remedy=_again(folder))
+        return beside if beside.exists() else data_root / images
+    except OSError as error:  # such as a name that is too long
+        raise BadArtifact(
+            f"'{folder / SPLIT}' names pictures that cannot be ({error.strerror}); {_again(folder)}"
+        ) from None
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("'classes', which are no list of names")
+    return tuple(classes)
+
+
+def _labelled(rows: list[list[Any]]) -> Labelled:
+    for path, label in rows:
+        if not isinstance(path, str) or type(label) is not int:  # `True` is one to Python, too
+            raise ValueError(f"{[path, label]}, which is no path and label")
+    return tuple((path, label) for path, label in rows)
+
+
+def _read(folder: Path, name: str) -> Any:
+    remedy = _again(folder)
+    content = read_json(folder / name, what=_WHAT, remedy=remedy)
+    check_sum(folder / name, what=_WHAT, remedy=remedy)
+    return content
+
+
+def _again(folder: Path) -> str:
+    return f"run `dvc repro prepare@{folder.name}`"

@@ -1,0 +1,1 @@
+"""Metrics, cross-validation, baselines and tests of significance."""

@@ -1,0 +1,346 @@
+"""Stage `evaluate`: accuracy of student and teacher, tuned and zero-shot, on test pictures.
+
+Base images are compared with base classes only, novel ones with novel classes only (the paper's
+base-to-novel protocol, section 4.1), and all of them with all classes at once. Where the teacher
+saw labels of all classes, or of another data set only, there are no halves to compare.
+
+Shapes: B images, C classes, D the teacher's joint width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pd_core.core.artifacts import write_json
+from pd_core.core.atomic import write_folder
+from pd_core.core.errors import BadArtifact, BadData
+from pd_core.core.options import OnCorrupt, Precision, Selection
+from pd_core.data.loading.images import ImageBatches, ImageStore
+from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
+from pd_core.data.loading.splits import Protocol
+from pd_core.data.loading.transforms import eval_transform
+from pd_core.models.class_vectors import FILE as VECTORS_FILE
+from pd_core.models.class_vectors import ClassVectors
+from pd_core.models.classifier import Classifier, OnProgress, distilled, logits_of, zero_shot
+from pd_core.models.clip import ClipTowers, load_clip
+from pd_core.models.precision import set_threads
+from pd_core.models.student import Student
+from pd_core.models.teacher import Teacher
+
+WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
+SELECTION = "selection"
+"""Key of `metrics.json` that is there if the student's epoch was chosen on test images."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy in percent."""
+
+    base: float
+    novel: float
+    all: float
+
+    @property
+    def hm(self) -> float:
+        """Harmonic mean of base and novel."""
+        total = self.base + self.novel
+        return 2 * self.base * self.novel / total if total else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """Return all four numbers, rounded to what the file keeps."""
+        numbers = {"base": self.base, "novel": self.novel, "hm": self.hm, "all": self.all}
+        return {key: round(value, 4) for key, value in numbers.items()}
+
+
+def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel: int) -> Accuracy:
+    """Count how often the best class is the right one.
+
+    Args:
+        logits: (N, C).
+        labels: (N,).
+        first_novel: labels below it are base classes.
+
+    Returns:
+        Base among base classes, novel among novel ones, all among all.
+    """
+    half, whole = predictions(logits, labels, first_novel)
+    base = labels < first_novel
+    return Accuracy(
+        base=_percent(half[base] == labels[base]),
+        novel=_percent(half[~base] == labels[~base]),
+        all=_percent(whole == labels),
+    )
+
+
+def predictions(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Name the best class of each image: within its half, and among all classes.
+
+    Args:
+        logits: (N, C).
+        labels: (N,); they decide only which half an image belongs to.
+        first_novel: labels below it are base classes.
+
+    Returns:
+        Two arrays (N,) of labels.
+    """
+    in_base = np.arange(logits.shape[1]) < first_novel
+    same_half = (labels < first_novel)[:, None] == in_base[None, :]
+    return np.where(same_half, logits, -np.inf).argmax(axis=1), logits.argmax(axis=1)
+
+
+def run(
+    prepared: Path,
+    teacher: Path,
+    vectors: Path,
+    student: Path,
+    out: Path,
+    *,
+    model: str,
+    weights: Path | str | None,
+    teacher_model: str,
+    teacher_weights: Path | str | None,
+    data_root: Path = Path(),
+    split: str,
+    batch_size: int,
+    who: Sequence[str] = WHO,
+    threads: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    precision: Precision = Precision.FP32,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
+    on_progress: OnProgress | None = None,
+) -> dict[str, dict[str, float]]:
+    """Stage `evaluate`: write `metrics.json` and `predictions.json`.
+
+    Args:
+        prepared: folder written by the stage `prepare`.
+        teacher: folder written by the stage `teacher`.
+        vectors: folder written by the stage `class_vectors`.
+        student: folder written by the stage `student`.
+        out: folder to write into.
+        model: name of the student's CLIP.
+        weights: of that CLIP.
+        teacher_model: name of the teacher's CLIP.
+        teacher_weights: of that CLIP.
+        data_root: folder that holds the photo data sets.
+        split: `test`, or `val` to choose recipes by.
+        batch_size: images per step; memory only.
+        who: of `WHO`, those who are measured.
+        threads: CPU threads; they decide the last bits.
+        workers: processes that decode pictures; they change nothing.
+        device: where to compute.
+        precision: what the towers compute in.
+        on_corrupt: what to do about a damaged picture; one that is skipped counts for nobody and
+            is in no prediction, and `metrics.json` says how many these are.
+        on_progress: called with images done and images in all.
+
+    Returns:
+        `who` -> {base, novel, hm, all}, percent; `all` alone where there are no halves.
+
+    Raises:
+        MissingFile: pictures, weights or an earlier stage are missing.
+        BadArtifact: the artifacts of earlier stages do not fit together.
+        BadData: there are no images to evaluate on, or one is damaged.
+    """
+    set_threads(threads)
+    content = read_prepared(prepared, data_root=data_root)
+    small = load_clip(model, weights, device=device)
+    large = load_clip(teacher_model, teacher_weights, device=device)
+    classifiers, trained = everybody(content.classes, small, large, teacher, vectors, student)
+    judged = judge(
+        {name: classifiers[name] for name in who},
+        content,
+        split=split,
+        image_size=small.image_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=large.device,
+        precision=precision,
+        on_corrupt=on_corrupt,
+        on_progress=on_progress,
+    )
+    metrics = judged.metrics()
+    with write_folder(out) as folder:
+        write_json(folder / "metrics.json", {**metrics, **judged.note(), **_caution(trained)})
+        write_json(folder / "predictions.json", judged.rows())
+    return metrics
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What classifiers say about labelled images.
+
+    Attributes:
+        items: path and label of each of the N images.
+        logits: (N, C) by who.
+        first_novel: labels below it are base classes.
+        protocol: which numbers mean something.
+        skipped: damaged images, which are not among the N.
+    """
+
+    items: Labelled
+    logits: Mapping[str, NDArray[np.float32]]
+    first_novel: int
+    protocol: Protocol
+    skipped: int = 0
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels (N,)."""
+        return np.array([label for _, label in self.items])
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return `who` -> {base, novel, hm, all}, percent; `all` alone without two halves."""
+        return {who: self._numbers(logits) for who, logits in self.logits.items()}
+
+    def _numbers(self, logits: NDArray[np.float32]) -> dict[str, float]:
+        numbers = accuracy(logits, self.labels, self.first_novel).as_dict()
+        if self.protocol is Protocol.BASE_TO_NOVEL:
+            return numbers
+        return {"all": numbers["all"]}
+
+    def note(self) -> dict[str, int]:
+        """Return how many images were skipped, if any were."""
+        return {"skipped": self.skipped} if self.skipped else {}
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return for each image its path, label, and each one's best class of its half and all."""
+        chosen = {
+            who: predictions(logits, self.labels, self.first_novel)
+            for who, logits in self.logits.items()
+        }
+        return [
+            {
+                "path": path,
+                "label": label,
+                **{who: [int(half[row]), int(whole[row])] for who, (half, whole) in chosen.items()},
+            }
+            for row, (path, label) in enumerate(self.items)
+        ]
+
+
+def judge(
+    classifiers: Mapping[str, Classifier],
+    prepared: Prepared,
+    *,
+    split: str,
+    image_size: int,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device,
+    precision: Precision = Precision.FP32,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
+    on_progress: OnProgress | None = None,
+) -> Judged:
+    """Let classifiers judge the labelled images of a split.
+
+    Args:
+        classifiers: by who they are.
+        prepared: the data set.
+        split: `test`, or `val` to choose recipes by.
+        image_size: of the towers, in pixels.
+        batch_size: images per step; memory only.
+        workers: processes that decode pictures; they change nothing.
+        device: where the classifiers are.
+        precision: what their towers compute in.
+        on_corrupt: what to do about a damaged picture.
+        on_progress: called with images done and images in all.
+
+    Raises:
+        BadData: there are no images to evaluate on, or one is damaged.
+    """
+    items = _items(prepared, split)
+    batches = ImageBatches(
+        ImageStore(prepared.images),
+        [path for path, _ in items],
+        eval_transform(image_size),
+        batch_size=batch_size,
+        workers=workers,
+        on_corrupt=on_corrupt,
+    )
+    logits = logits_of(classifiers, batches, device, precision, on_progress)
+    intact = tuple(items[place] for place in batches.intact)
+    skipped = len(batches.skipped)
+    return Judged(intact, logits, prepared.base_count, prepared.protocol, skipped)
+
+
+def _caution(student: Student) -> dict[str, str]:
+    """Say so if the student's epoch was chosen on test images."""
+    chosen = student.selection is Selection.BEST_ON_TEST_AS_PUBLISHED
+    return {SELECTION: str(student.selection)} if chosen else {}
+
+
+def everybody(
+    names: Sequence[str],
+    small: ClipTowers,
+    large: ClipTowers,
+    teacher: Path,
+    vectors: Path,
+    student: Path,
+) -> tuple[dict[str, Classifier], Student]:
+    """Load all who are measured.
+
+    Args:
+        names: of the C classes.
+        small: the student's CLIP.
+        large: the teacher's CLIP.
+        teacher: folder written by the stage `teacher`.
+        vectors: folder written by the stage `class_vectors`.
+        student: folder written by the stage `student`.
+
+    Returns:
+        Classifiers by the names in `WHO`, and the student.
+
+    Raises:
+        MissingFile: an earlier stage has not run.
+        BadArtifact: the artifacts of earlier stages do not fit together.
+    """
+    known = ClassVectors.load(
+        vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
+    ).to(large.device)
+    _check_vectors(known, names, large, vectors)
+    tuned = Teacher.load(
+        teacher / "teacher.safetensors", large, remedy=f"run `dvc repro teacher@{teacher.name}`"
+    )
+    trained = Student.load(
+        student / "student.safetensors", small, remedy=f"run `dvc repro student@{student.name}`"
+    )
+    classifiers = {
+        "zero_shot_student": zero_shot(small, names),
+        "zero_shot_teacher": zero_shot(large, names),
+        "teacher": Classifier(tuned.image_features, known, tuned.logit_scale),
+        "student": distilled(trained, known),
+    }
+    return classifiers, trained
+
+
+def _check_vectors(
+    known: ClassVectors, names: Sequence[str], large: ClipTowers, folder: Path
+) -> None:
+    """Refuse class vectors of other classes, or of a teacher of another width."""
+    if known.names != tuple(names) or known.vectors.shape[1] != large.joint_width:
+        raise BadArtifact(
+            f"class vectors in '{folder}' are {len(known.names)} of width"
+            f" {known.vectors.shape[1]}, not those of the data set's {len(names)} classes and of"
+            f" width {large.joint_width}; run `dvc repro class_vectors@{folder.name}`"
+        )
+
+
+def _items(prepared: Prepared, split: str) -> Labelled:
+    items = prepared.test if split == "test" else prepared.val
+    if not items:
+        raise BadData(
+            f"data set '{prepared.dataset}' has no labelled {split} images to evaluate on;"
+            " add some, or evaluate on the other split"
+        )
+    return items
+
+
+def _percent(hits: NDArray[np.bool_]) -> float:
+    return 100 * float(hits.mean()) if len(hits) else 0.0

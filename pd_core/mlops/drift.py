@@ -1,0 +1,364 @@
+"""What a served student sees, beside what it was trained on: classes, confidence and drift.
+
+Drift is told by two-sample tests of the last pictures against the training pictures:
+
+- embeddings: Kolmogorov-Smirnov on each leading principal component of the training pictures'
+  features, with Bonferroni's correction for their number;
+- confidence: Kolmogorov-Smirnov on the probability of the first answer;
+- classes: chi-squared on how often each class is the answer, rare ones together.
+
+A test takes its pictures to be independent, and requests that follow each other are not: a picture
+that comes again (a probe, a retry) therefore counts once, and of fewer than `FEWEST` different
+pictures nothing is said. An album of one place is drift by these tests, and rightly so: it is not
+what the student was trained on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pd_core.core.artifacts import understood
+from pd_core.core.atomic import write_bytes
+from pd_core.core.errors import BadArtifact, missing
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+WINDOW = 1000  # pictures; the last so many are compared
+FEWEST = 50  # different pictures; with fewer, only the crassest drift could be told from chance
+LEVEL = 0.001  # one look in a thousand is a false alarm; once in six weeks, if it is one an hour
+
+TOO_FEW, SAME, DRIFTED = "too few", "same", "drifted"
+
+_COMPONENTS = 16  # of 128; 95 to 99% of the variance of the embedded students' features
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_EXPECTED = 5.0  # pictures in a cell, from which on chi-squared's approximation holds
+_ROUNDED = 3  # decimals; the same picture in another batch differs in the seventh
+_REMEDY = "register the student again"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a student says of its training pictures.
+
+    Attributes:
+        features: (N, D), each of length one.
+        predicted: (N,) labels of the first answers.
+        confidence: (N,) probabilities of the first answers.
+    """
+
+    features: Floats
+    predicted: Labels
+    confidence: Floats
+
+    def __post_init__(self) -> None:
+        """Refuse what is no such thing."""
+        count = len(self.features)
+        if self.features.ndim != 2 or not count:
+            raise ValueError(f"features of shape {self.features.shape}, not (N, D)")
+        for name in ("predicted", "confidence"):
+            if (shape := getattr(self, name).shape) != (count,):
+                raise ValueError(f"{name} of shape {shape}, not ({count},)")
+        if not np.isfinite(self.features).all() or not np.isfinite(self.confidence).all():
+            raise ValueError("numbers that are not finite")
+
+    @classmethod
+    def of(cls, probabilities: Floats, features: Floats) -> Self:
+        """Keep what matters of a student's answers.
+
+        Args:
+            probabilities: (N, C).
+            features: (N, D), each of length one.
+        """
+        predicted, confidence = _first_answers(probabilities)
+        return cls(np.asarray(features, np.float32), predicted, confidence)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            MissingFile: there is no such file.
+            BadArtifact: it does not hold a reference.
+        """
+        if not path.is_file():
+            raise missing("reference", path, _REMEDY)
+        try:
+            tensors = load(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise BadArtifact(f"reference '{path}' cannot be read ({error}); {_REMEDY}") from None
+        with understood(path, what="reference", remedy=_REMEDY):
+            return cls(tensors["features"], tensors["predicted"], tensors["confidence"])
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors; the same reference gives the same bytes.
+
+        Raises:
+            PdError: the folder cannot be written.
+        """
+        tensors: dict[str, NDArray[Any]] = {
+            "features": self.features,
+            "predicted": self.predicted,
+            "confidence": self.confidence,
+        }
+        write_bytes(path, save(tensors))
+
+
+class Monitor:
+    """Running statistics of what a student answers; may be used from several threads."""
+
+    def __init__(self, reference: Reference, names: Sequence[str], *, window: int = WINDOW) -> None:
+        """Start with nothing seen.
+
+        Args:
+            reference: of the student's training pictures.
+            names: C class names, by label.
+            window: how many of the last pictures are compared with the reference.
+
+        Raises:
+            BadArtifact: the reference has labels that no class has.
+        """
+        if not 0 <= reference.predicted.min() <= reference.predicted.max() < len(names):
+            raise BadArtifact(
+                f"the reference has labels from {reference.predicted.min()} to "
+                f"{reference.predicted.max()}, and there are {len(names)} classes; {_REMEDY}"
+            )
+        self._names = tuple(names)
+        self._reference = reference
+        self._centre, self._components = _principal(reference.features)
+        self._expected = self._project(reference.features)  # (N, K)
+        self._lock = threading.Lock()
+        self._total = 0
+        self._counts = np.zeros(len(names), np.int64)
+        self._predicted = np.zeros(window, np.int64)
+        self._confidence = np.zeros(window, np.float32)
+        self._projected = np.zeros((window, self._expected.shape[1]), np.float32)
+        self._last: tuple[int, dict[str, Any]] | None = None
+
+    def observe(self, probabilities: Floats, features: Floats) -> None:
+        """Take note of a batch of answers.
+
+        Args:
+            probabilities: (B, C).
+            features: (B, D), each of length one.
+        """
+        predicted, confidence = _first_answers(probabilities)
+        projected = self._project(features)
+        size = len(self._predicted)
+        with self._lock:
+            self._counts += np.bincount(predicted, minlength=len(self._counts))
+            self._total += len(predicted)
+            places = np.arange(self._total - len(predicted), self._total)[-size:] % size
+            self._predicted[places] = predicted[-size:]
+            self._confidence[places] = confidence[-size:]
+            self._projected[places] = projected[-size:]
+
+    def report(self) -> dict[str, Any]:
+        """Compare what was seen with the reference, in milliseconds.
+
+        Returns:
+            Plain values, as JSON has them: `pictures` ever seen; `window`: its `size`, the
+            `pictures` in it and how many are `different`; `classes`, a list with `name`, the
+            `total` of pictures ever, and the shares in the `window` and the `reference`;
+            `confidence` of `window` (None if it is empty) and `reference`, each with `mean` and
+            `quantiles`; `drift`: `verdict`, `level`, `fewest` and `tests`, each with the largest
+            `distance` (0 to 1) and `p`, None if there are too few pictures.
+        """
+        with self._lock:
+            if self._last is not None and self._last[0] == self._total:
+                return self._last[1]
+            total, counts = self._total, self._counts.copy()
+            held = min(total, len(self._predicted))
+            predicted = self._predicted[:held].copy()
+            confidence = self._confidence[:held].copy()
+            projected = self._projected[:held].copy()
+        different = np.unique(projected.round(_ROUNDED), axis=0, return_index=True)[1]
+        tests = self._tests(predicted[different], confidence[different], projected[different])
+        report = {
+            "pictures": total,
+            "window": {
+                "size": len(self._predicted),
+                "pictures": held,
+                "different": len(different),
+            },
+            "classes": self._classes(counts, predicted),
+            "confidence": {
+                "window": _summary(confidence) if held else None,
+                "reference": _summary(self._reference.confidence),
+            },
+            "drift": {
+                "verdict": verdict(tests),
+                "level": LEVEL,
+                "fewest": FEWEST,
+                "tests": tests,
+            },
+        }
+        with self._lock:
+            self._last = total, report
+        return report
+
+    def gauges(self) -> dict[str, float]:
+        """Return the report's numbers for Prometheus, NaN where there is none.
+
+        Returns:
+            Values by name.
+        """
+        report = self.report()
+        window, drift = report["confidence"]["window"], report["drift"]
+        found = {
+            "promptkd_window_pictures": report["window"]["pictures"],
+            "promptkd_window_different_pictures": report["window"]["different"],
+            "promptkd_window_confidence_mean": window["mean"] if window else None,
+            "promptkd_reference_confidence_mean": report["confidence"]["reference"]["mean"],
+            "promptkd_drifted": None
+            if drift["verdict"] == TOO_FEW
+            else drift["verdict"] == DRIFTED,
+        }
+        for name, test in drift["tests"].items():
+            found[f"promptkd_drift_{name}_distance"] = test["distance"]
+            found[f"promptkd_drift_{name}_p"] = test["p"]
+        return {
+            name: float("nan") if value is None else float(value) for name, value in found.items()
+        }
+
+    def _project(self, features: Floats) -> Floats:
+        """Turn (B, D) into (B, K)."""
+        return np.asarray((features - self._centre) @ self._components, np.float32)
+
+    def _tests(
+        self, predicted: Labels, confidence: Floats, projected: Floats
+    ) -> dict[str, dict[str, float | None]]:
+        if len(predicted) < FEWEST:
+            return {
+                name: {"distance": None, "p": None}
+                for name in ("embeddings", "confidence", "classes")
+            }
+        size = len(self._names)
+        found = {
+            "embeddings": _furthest(self._expected, projected),
+            "confidence": _furthest(self._reference.confidence[:, None], confidence[:, None]),
+            "classes": _classes_apart(
+                np.bincount(self._reference.predicted, minlength=size),
+                np.bincount(predicted, minlength=size),
+            ),
+        }
+        return {name: {"distance": far, "p": p} for name, (far, p) in found.items()}
+
+    def _classes(self, counts: Labels, predicted: Labels) -> list[dict[str, Any]]:
+        size = len(self._names)
+        window = np.bincount(predicted, minlength=size) / max(len(predicted), 1)
+        reference = np.bincount(self._reference.predicted, minlength=size)
+        shares = reference / len(self._reference.predicted)
+        return [
+            {"name": name, "total": total, "window": now, "reference": before}
+            for name, total, now, before in zip(
+                self._names, counts.tolist(), window.tolist(), shares.tolist(), strict=True
+            )
+        ]
+
+
+def verdict(tests: Mapping[str, Any], *, level: float = LEVEL) -> str:
+    """Say whether any of a report's tests tells the window from the reference.
+
+    Args:
+        tests: of a report.
+        level: how often it may say so of pictures that are as the reference's; all tests share it.
+
+    Returns:
+        `TOO_FEW`, `SAME` or `DRIFTED`.
+    """
+    if any(test["p"] is None for test in tests.values()):
+        return TOO_FEW
+    return DRIFTED if apart(tests, level=level) else SAME
+
+
+def apart(tests: Mapping[str, Any], *, level: float = LEVEL) -> list[str]:
+    """Name the tests of a report that tell the window from the reference; see `verdict`."""
+    return [
+        name
+        for name, test in tests.items()
+        if test["p"] is not None and test["p"] * len(tests) < level
+    ]
+
+
+def _first_answers(probabilities: Floats) -> tuple[Labels, Floats]:
+    predicted = probabilities.argmax(axis=1)
+    confidence = np.take_along_axis(probabilities, predicted[:, None], axis=1)[:, 0]
+    return predicted.astype(np.int64), confidence.astype(np.float32)
+
+
+def _principal(features: Floats) -> tuple[Floats, Floats]:
+    """Return the mean (D,) and the leading principal directions (D, K)."""
+    centre = features.mean(axis=0)
+    directions = np.linalg.svd(features - centre, full_matrices=False)[2]  # (min(N, D), D)
+    return centre, directions[:_COMPONENTS].T.copy()
+
+
+def _furthest(reference: Floats, window: Floats) -> tuple[float, float]:
+    """Compare column by column.
+
+    Args:
+        reference: (N, K).
+        window: (M, K).
+
+    Returns:
+        The largest distance of two distribution functions, and the smallest p, corrected for K.
+    """
+    from scipy.stats import ks_2samp
+
+    found = ks_2samp(reference, window, axis=0, method="asymp")
+    p = min(1.0, float(found.pvalue.min()) * reference.shape[1])
+    return float(found.statistic.max()), p
+
+
+def _classes_apart(reference: Labels, window: Labels) -> tuple[float, float]:
+    """Compare two histograms over the same C classes.
+
+    Returns:
+        Their distance (half the sum of the differences of the shares), and p.
+    """
+    from scipy.stats import chi2_contingency
+
+    shares = np.abs(reference / reference.sum() - window / window.sum())
+    table = _pooled(np.stack([reference, window]))
+    p = float(chi2_contingency(table, correction=False).pvalue) if table.shape[1] > 1 else 1.0
+    return float(shares.sum() / 2), p
+
+
+def _pooled(table: Labels) -> Labels:
+    """Put rare classes together, the rarest first, until enough is expected of each cell.
+
+    It goes by the sums over both rows, so that it does not look at how they differ.
+
+    Args:
+        table: (2, C) counts.
+
+    Returns:
+        (2, at most C) counts.
+    """
+    enough = _EXPECTED * table.sum() / table.sum(axis=1).min()
+    pools = [np.zeros(2, np.int64)]
+    for column in table.T[np.argsort(table.sum(axis=0), kind="stable")]:
+        if pools[-1].sum() >= enough:
+            pools.append(np.zeros(2, np.int64))
+        pools[-1] += column
+    if len(pools) > 1 and pools[-1].sum() < enough:
+        pools[-2] += pools.pop()
+    return np.stack(pools, axis=1)
+
+
+def _summary(values: Floats) -> dict[str, Any]:
+    quantiles = np.quantile(values.astype(np.float64), _QUANTILES).tolist()
+    return {
+        "mean": float(values.mean(dtype=np.float64)),
+        "quantiles": {str(at): value for at, value in zip(_QUANTILES, quantiles, strict=True)},
+    }

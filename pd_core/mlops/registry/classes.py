@@ -1,0 +1,228 @@
+"""Other classes for a registered student, without training: the class vectors are the classifier.
+
+A change makes a new version whose parent is the one that was changed; tower, prompts and projector
+are the same. What is added needs the text tower that the other vectors come from.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from pd_core.core.artifacts import read_json
+from pd_core.core.errors import BadParams, unknown
+from pd_core.mlops import bundle
+from pd_core.mlops.drift import Reference
+from pd_core.mlops.predictor import load_bundle
+from pd_core.mlops.registry.card import with_change
+from pd_core.mlops.registry.register import KIND, Origin, Registered, register
+from pd_core.mlops.registry.store import BUNDLE, Version, fetch
+from pd_core.models.portable.student import PortableStudent
+
+PARENT = "parent"
+CHANGE = "change"
+FEWEST = 2
+
+EXAMPLE = "input_example.json"  # as MLflow calls it: a list of one picture
+
+_KEPT = ("seed", "protocol", "selection", "accuracy")  # tags that a change of the classes keeps
+
+Embed = Callable[[Sequence[str]], Tensor]
+"""Class names (k,) to class vectors (k, D) of unit length."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other classes for a student.
+
+    Attributes:
+        kind: `classes-add`, `classes-remove` or `classes-rename`.
+        names: C class names, as they shall be.
+        vectors: (C, D), on the CPU.
+        text: one line that says what was done.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    vectors: Tensor
+    text: str
+
+
+def add(student: PortableStudent, names: Sequence[str], embed: Embed) -> Change:
+    """Add classes behind the others.
+
+    Args:
+        student: whose classes they are.
+        names: of the new classes.
+        embed: computes their vectors.
+
+    Raises:
+        BadParams: a name is empty, there already, or given twice.
+    """
+    new = _clean(student, names)
+    vectors = torch.cat([_vectors(student), _fitting(student, embed(new))])
+    text = f"added {_listed(new)}, without training"
+    return Change("classes-add", (*student.names, *new), vectors, text)
+
+
+def remove(student: PortableStudent, names: Sequence[str]) -> Change:
+    """Take classes away.
+
+    Raises:
+        UnknownName: the student does not know a class.
+        BadParams: fewer than two would be left.
+    """
+    gone = {_label(student, name) for name in names}
+    kept = [label for label in range(len(student.names)) if label not in gone]
+    if len(kept) < FEWEST:
+        raise BadParams(f"{len(kept)} classes would be left; a classifier needs {FEWEST}")
+    text = f"removed {_listed([student.names[label] for label in sorted(gone)])}"
+    left = tuple(student.names[label] for label in kept)
+    return Change("classes-remove", left, _vectors(student)[kept], text)
+
+
+def rename(student: PortableStudent, old: str, new: str, embed: Embed | None = None) -> Change:
+    """Give a class another name.
+
+    Args:
+        student: whose class it is.
+        old: its name.
+        new: what it shall be called.
+        embed: computes the vector of the new name; None to keep that of the old one, so that the
+            same pictures belong to it.
+
+    Raises:
+        UnknownName: the student does not know the class.
+        BadParams: the new name is empty, or another class has it.
+    """
+    label = _label(student, old)
+    (name,) = _clean(student, [new])
+    vectors = _vectors(student).clone()
+    if embed is not None:
+        vectors[label] = _fitting(student, embed([name]))[0]
+    names = (*student.names[:label], name, *student.names[label + 1 :])
+    how = "with its vector" if embed is None else "with a vector of the new name"
+    return Change("classes-rename", names, vectors, f"renamed '{old}' to '{name}', {how}")
+
+
+def apply(student: PortableStudent, change: Change) -> PortableStudent:
+    """Make the student with the changed classes; the given one stays as it is."""
+    network = copy.deepcopy(student.network).cpu()
+    network.class_vectors = nn.Parameter(change.vectors.clone(), requires_grad=False)
+    sizes = {**vars(network.sizes), "classes": len(change.names)}
+    network.sizes = type(network.sizes)(**sizes)
+    return PortableStudent(network, {**student.info, "names": list(change.names)})
+
+
+def register_change(
+    store: str,
+    parent: Version,
+    make: Callable[[PortableStudent], Change],
+    *,
+    experiment: str,
+    dry_run: bool = False,
+) -> tuple[Change, Registered | None]:
+    """Change the classes of a version and register the result.
+
+    Args:
+        store: what `tracking.open_store` returned.
+        parent: the version to change; it stays as it is.
+        make: says what is to change.
+        experiment: first part of the experiment's name.
+        dry_run: whether to register nothing.
+
+    Returns:
+        What was changed, and the new version; None with `dry_run`.
+
+    Raises:
+        BadArtifact: the version holds no student.
+        PdError: the change is refused, or MLflow refused.
+    """
+    with TemporaryDirectory() as temporary:
+        model = fetch(store, parent, Path(temporary))
+        folder = model / BUNDLE
+        student = load_bundle(folder)
+        change = make(student)
+        if dry_run:
+            return change, None
+        changed = apply(student, change)
+        before = (folder / bundle.CARD).read_text(encoding="utf-8")
+        line = f"{change.text} (from version {parent.number})"
+        origin = Origin(
+            profile=parent.tags.get("profile", "quickstart"),
+            dataset=parent.dataset,
+            tags={**_inherited(parent), KIND: change.kind, CHANGE: change.text},
+            experiment=experiment,
+            card=with_change(before, line, change.names),
+        )
+        example = base64.b64decode(_example(model))
+        return change, register(
+            store, changed, origin, example=example, reference=_reference(folder, changed)
+        )
+
+
+def _inherited(parent: Version) -> dict[str, str]:
+    kept: Mapping[str, str] = {
+        key: value
+        for key, value in parent.tags.items()
+        if key in _KEPT or key.startswith(("out:", "git_"))
+    }
+    return {**kept, PARENT: str(parent.number)}
+
+
+def _example(model: Path) -> str:
+    """Return the model's input example: a picture as base64."""
+    pictures: list[str] = read_json(model / EXAMPLE, remedy="register the parent again")
+    return pictures[0]
+
+
+def _reference(folder: Path, student: PortableStudent) -> Reference | None:
+    """Let the changed student answer for the same training pictures: their features stay."""
+    path = folder / bundle.REFERENCE
+    if not path.is_file():
+        return None
+    features = Reference.load(path).features
+    with torch.inference_mode():
+        probabilities = student.network.compare(torch.from_numpy(features))
+    return Reference.of(probabilities.numpy(), features)
+
+
+def _clean(student: PortableStudent, names: Sequence[str]) -> list[str]:
+    new = [" ".join(name.split()) for name in names]
+    for place, name in enumerate(new):
+        if not name:
+            raise BadParams("a class name is empty; give a few words that describe the class")
+        if name in student.names or name in new[:place]:
+            raise BadParams(f"there is a class '{name}' already; give another name")
+    return new
+
+
+def _label(student: PortableStudent, name: str) -> int:
+    if name not in student.names:
+        raise unknown("class", name, student.names)
+    return student.names.index(name)
+
+
+def _vectors(student: PortableStudent) -> Tensor:
+    return student.network.class_vectors.detach().cpu()
+
+
+def _fitting(student: PortableStudent, vectors: Tensor) -> Tensor:
+    width = student.network.sizes.feature_width
+    if vectors.shape[1] != width:
+        raise BadParams(
+            f"the teacher's vectors are {vectors.shape[1]} wide, the student's {width}; give the "
+            f"teacher that it was distilled from"
+        )
+    return vectors.detach().cpu().float()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

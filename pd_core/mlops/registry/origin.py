@@ -1,0 +1,171 @@
+"""Where a version comes from: whether its tags, `dvc.lock` and the commit behind it agree.
+
+A distilled student has to be what `dvc.lock` says, made by code and parameters of a commit. One
+with changed classes comes from a version that has to be that, and from the same teacher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pd_core.core.errors import PdError
+from pd_core.mlops.registry import store as registry
+from pd_core.mlops.registry.store import Version
+from pd_core.pipeline import provenance
+from pd_core.pipeline.provenance import commit_of, contents, read_yaml
+
+LOCK, PARAMS = "dvc.lock", "params.yaml"
+STAGES = ("prepare", "teacher", "class_vectors", "student")
+DISTILLED = "distilled"
+
+_AGAIN = "`promptkd registry register`"
+
+
+def faults(store: str, version: Version, *, project: Path, profile: str) -> list[str]:
+    """Say what does not fit in a version's descent.
+
+    Args:
+        store: what `tracking.open_store` returned.
+        version: whose descent it is.
+        project: folder of `dvc.lock` and `params.yaml`, in a git repository.
+        profile: what these describe, `quickstart` or `paper`.
+
+    Returns:
+        One line for each fault; none if everything agrees.
+    """
+    if version.tags.get("kind", DISTILLED) == DISTILLED:
+        return list(_of_distilled(version, project, profile))
+    return _of_child(store, version, project, profile)
+
+
+def _of_child(store: str, version: Version, project: Path, profile: str) -> list[str]:
+    number = version.tags.get("parent", "")
+    try:
+        parent = registry.find(store, f"{version.name}/{number}")
+    except PdError:
+        return [f"its parent, version '{number}', is not in the registry"]
+    if parent.number >= version.number:
+        return [f"its parent, version {number}, is no older than itself"]
+    found = [
+        f"its parent, version {number}: {fault}"
+        for fault in faults(store, parent, project=project, profile=profile)
+    ]
+    tag = f"out:data/teacher/{version.dataset}/teacher.safetensors"
+    own, inherited = version.tags.get(tag), parent.tags.get(tag)
+    if own is None or own != inherited:
+        found.append(f"its teacher is {own}, that of its parent, version {number}, {inherited}")
+    return found
+
+
+def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str]:
+    tags = version.tags
+    if tags.get("profile") != profile:
+        yield f"it is of the profile '{tags.get('profile')}', and {project} holds '{profile}'"
+        return
+    if tags.get("git_dirty") != "false":
+        yield (
+            f"code, {PARAMS} or dvc.yaml had changes that were not committed; commit them, "
+            f"run `dvc repro` and {_AGAIN}"
+        )
+    stages = _stages(project, version.dataset)
+    missing = [stage for stage in STAGES if stage not in stages]
+    if missing:
+        names = ", ".join(f"{stage}@{version.dataset}" for stage in missing)
+        yield f"{project / LOCK} has no {names}; run `dvc repro`"
+        return
+    yield from _outputs(version, stages)
+    yield from _test_pictures(project, version.dataset, stages)
+    commit = tags.get("git_commit", "none")
+    if commit_of(project, commit) is None:
+        yield f"its commit {commit[:12]} is not in this repository; commit and {_AGAIN}"
+        return
+    yield from _code(project, commit, stages)
+    yield from _params(project, commit, stages)
+
+
+def _outputs(version: Version, stages: Mapping[str, Any]) -> Iterator[str]:
+    """Compare what the version was made of with what `dvc.lock` holds, and that within itself."""
+    held = {entry["path"]: entry.get("md5") for stage in stages.values() for entry in stage["outs"]}
+    name = version.dataset
+    paths = (
+        f"data/prepare/{name}",
+        f"data/teacher/{name}/teacher.safetensors",
+        f"data/class_vectors/{name}",
+        f"data/student/{name}/student.safetensors",
+    )
+    tags = {path: version.tags.get(f"out:{path}", "unknown") for path in paths}
+    if others := [path for path in paths if tags[path] != held.get(path)]:
+        first = others[0]
+        yield (
+            f"{len(others)} of the outputs that it comes from are not those of {LOCK}, as {first}: "
+            f"{tags[first]} when it was registered, {held.get(first)} now; promote a version that "
+            f"was registered since, or restore {LOCK} and `dvc checkout`"
+        )
+    for stage, entry in stages.items():
+        for dep in entry["deps"]:
+            if dep["path"] in held and dep.get("md5") != held[dep["path"]]:
+                yield f"{stage} was made with another {dep['path']} than {LOCK} has"
+
+
+def _test_pictures(project: Path, dataset: str, stages: Mapping[str, Any]) -> Iterator[str]:
+    """Make sure that the version is measured on the lists that `dvc.lock` has."""
+    path = f"data/prepare/{dataset}"
+    held = {entry["path"]: entry.get("md5") for entry in stages["prepare"]["outs"]}
+    if provenance.content_hash(project / path) != held.get(path):
+        yield f"{path} is not what {LOCK} has; run `dvc checkout`"
+
+
+def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the hashes of the stages' code, weights, ... with the files of a commit.
+
+    What git does not hold, such as downloaded weights, is left to DVC.
+    """
+    deps = {dep["path"]: dep.get("md5") for entry in stages.values() for dep in entry["deps"]}
+    changed = [
+        path
+        for path, content in contents(project, commit, sorted(deps))
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != deps[path]
+    ]
+    if changed:
+        yield (
+            f"{len(changed)} files, as {changed[0]}, were others when the stages ran than in its "
+            f"commit {commit[:12]}; run `dvc repro`, commit and {_AGAIN}"
+        )
+
+
+def _params(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the parameters that the stages ran with and those of a commit."""
+    content = dict(contents(project, commit, [PARAMS])).get(PARAMS)
+    if content is None:
+        yield f"its commit {commit[:12]} has no {PARAMS}"
+        return
+    committed = read_yaml(content, f"{commit[:12]}:{PARAMS}")
+    used = {
+        key: value
+        for entry in stages.values()
+        for key, value in entry.get("params", {}).get(PARAMS, {}).items()
+    }
+    changed = [key for key, value in used.items() if _lookup(committed, key) != value]
+    if changed:
+        yield (
+            f"{', '.join(sorted(changed))} of {PARAMS} had other values when the stages ran than "
+            f"in its commit {commit[:12]}; run `dvc repro`, commit and {_AGAIN}"
+        )
+
+
+def _stages(project: Path, dataset: str) -> dict[str, Any]:
+    """Return the data set's entries of `dvc.lock`, by stage."""
+    path = project / LOCK
+    entries = read_yaml(path.read_bytes(), LOCK)["stages"] if path.is_file() else {}
+    wanted = {stage: entries.get(f"{stage}@{dataset}") for stage in STAGES}
+    return {stage: entry for stage, entry in wanted.items() if entry}
+
+
+def _lookup(values: Any, key: str) -> Any:
+    """Return a nested value by its dotted key, as DVC does; None if there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values

@@ -1,0 +1,383 @@
+"""Teachers and students from checkpoints of the paper's original code.
+
+Shapes: n prompts per layer, W a tower's width, D the teacher's joint width, d
+the student's.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from pd_core.core.errors import BadArtifact
+from pd_core.core.options import TeacherMethod
+from pd_core.models.checkpoint_io import read_checkpoint
+from pd_core.models.clip import ClipTowers
+from pd_core.models.prompts import DeepPrompts
+from pd_core.models.student import Student
+from pd_core.models.teacher import TEMPLATE, Teacher
+
+_INPUT = {"text": "prompt_learner.ctx", "image": "image_encoder.VPT"}
+_DEEPER = "{}_encoder.transformer.resblocks.{}.VPT_shallow"
+_DEEPER_PATTERN = re.compile(
+    r"(text|image)_encoder\.transformer\.resblocks\.([1-9]\d?)\.VPT_shallow"
+)
+_PROJECTOR = "VPT_image_trans.conv1."
+_TOWERS = {"image_encoder.": "visual.", "text_encoder.": "text."}
+_SCALE = "logit_scale"
+
+# Word embeddings around the prompts, and the unprompted image tower: the towers have them anyway.
+_IGNORED = (
+    "prompt_learner.token_prefix",
+    "prompt_learner.token_suffix",
+    "prompt_learner.ZS_image_encoder.",
+)
+
+# The scale comes back from an exponential and a logarithm.
+_SCALE_ROUNDING = 1e-6
+
+_Model = TypeVar("_Model", Teacher, Student)
+
+
+@dataclass(frozen=True)
+class Imported(Generic[_Model]):
+    """What a checkpoint gave.
+
+    Attributes:
+        model: in evaluation mode.
+        notes: what people should know about it, a line each.
+    """
+
+    model: _Model
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The tensors of a checkpoint, sorted by what they belong to.
+
+    Attributes:
+        path: of the file, for messages.
+        kind: "teacher" or "student", as the blocks of `params.yaml` are called.
+        prompts: (n, W) by tower and block; number 0 is the input.
+        projector: by our keys.
+        backbone: by the original's keys.
+    """
+
+    path: Path
+    kind: str
+    prompts: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    projector: dict[str, Tensor] = field(default_factory=dict)
+    backbone: dict[str, Tensor] = field(default_factory=dict)
+
+
+def import_teacher(
+    path: Path,
+    towers: ClipTowers,
+    *,
+    text_depth: int | None = None,
+    text_length: int | None = None,
+    image_depth: int | None = None,
+    image_length: int | None = None,
+    template: str = TEMPLATE,
+) -> Imported[Teacher]:
+    """Make a teacher from a checkpoint of the original code's PromptSRC.
+
+    Where the file's frozen weights differ from the towers', as after Gaussian
+    averaging in half precision, the file's are used: the original does so.
+
+    Args:
+        path: such as `model.pth.tar-20`.
+        towers: the CLIP that it was tuned on, in fp32.
+        text_depth: layers of text prompts that are expected, more than the
+            tower has meaning all of them; None expects nothing.
+        text_length: prompts per layer of the text tower that are expected.
+        image_depth: likewise for the image tower.
+        image_length: likewise for the image tower.
+        template: the text of a class, with `{}` for its name.
+
+    Raises:
+        MissingFile: there is no such file.
+        BadArtifact: it cannot be read, holds something else, or does not fit
+            the towers or what is expected.
+    """
+    parts = _read_parts(path, "teacher", branches=("text", "image"))
+    text = _text_prompts(parts, towers, depth=text_depth, length=text_length)
+    image = _image_prompts(parts, towers, depth=image_depth, length=image_length)
+    towers, notes = _with_backbone(towers, parts)
+    teacher = Teacher(towers, text, image, method=TeacherMethod.PROMPTSRC, template=template)
+    return Imported(teacher.eval(), notes)
+
+
+def import_student(
+    path: Path,
+    towers: ClipTowers,
+    *,
+    feature_width: int | None = None,
+    image_depth: int | None = None,
+    image_length: int | None = None,
+) -> Imported[Student]:
+    """Make a student from a checkpoint of the original code's PromptKD.
+
+    Args:
+        path: such as `model-best.pth.tar`.
+        towers: the small CLIP that it was distilled into, in fp32; the file's
+            weights are used where they differ.
+        feature_width: D that is expected, the width of the class vectors; None
+            expects nothing.
+        image_depth: layers of prompts that are expected, more than the tower
+            has meaning all of them; None expects nothing.
+        image_length: prompts per layer that are expected.
+
+    Raises:
+        MissingFile: there is no such file.
+        BadArtifact: it cannot be read, holds something else, or does not fit
+            the towers or what is expected.
+    """
+    parts = _read_parts(path, "student", branches=("image",))
+    prompts = _image_prompts(parts, towers, depth=image_depth, length=image_length)
+    width = _projector_width(parts, towers, feature_width)
+    towers, notes = _with_backbone(towers, parts)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
+        student = Student(towers, prompts, width)
+    try:
+        student.projector.load_state_dict(parts.projector)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadArtifact(
+            f"projector in '{path}' does not fit: {reason}; give a student with a projector of"
+            " two layers"
+        ) from None
+    return Imported(student.eval(), notes)
+
+
+def _read_parts(path: Path, kind: str, *, branches: tuple[str, ...]) -> _Parts:
+    parts = _Parts(path, kind, prompts={branch: {} for branch in branches})
+    for key, value in _read_state(path).items():
+        if key.startswith(_IGNORED):
+            continue
+        if not torch.isfinite(value).all():
+            raise BadArtifact(
+                f"'{key}' in '{path}' holds numbers that are not finite; give the checkpoint of an"
+                " epoch before training diverged"
+            )
+        branch, block = _prompt_place(key)
+        if branch in branches:
+            parts.prompts[branch][block] = value
+        elif kind == "student" and key.startswith(_PROJECTOR):
+            matrix = value.flatten(1) if value.ndim == 4 else value  # of a 1x1 convolution
+            parts.projector[key.removeprefix(_PROJECTOR)] = matrix
+        elif key == _SCALE or key.startswith(tuple(_TOWERS)):
+            parts.backbone[key] = value
+        else:
+            raise _unknown_key(key, parts)
+    return parts
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the state dict of a checkpoint, which may also be all of it."""
+    content = read_checkpoint(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        raise BadArtifact(f"'state_dict' in '{path}' is not a dictionary; give a whole checkpoint")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise BadArtifact(
+                f"'{key}' in '{path}' is not a named tensor; give a file with a 'state_dict', or a"
+                " state dict itself"
+            )
+    prefix = "module." if all(key.startswith("module.") for key in state) else ""
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _prompt_place(key: str) -> tuple[str, int]:
+    """Return the tower and the block of a key of prompts, or no tower for any other key."""
+    for branch, name in _INPUT.items():
+        if key == name:
+            return branch, 0
+    found = _DEEPER_PATTERN.fullmatch(key)
+    return (found[1], int(found[2])) if found else ("", 0)
+
+
+def _unknown_key(key: str, parts: _Parts, model: str = "") -> BadArtifact:
+    on = f" on model '{model}'" if model else ""
+    return BadArtifact(
+        f"'{key}' in '{parts.path}' is no part of the original code's {parts.kind}{on}; give the"
+        f" checkpoint of a {parts.kind} and the model that belongs to it"
+    )
+
+
+def _text_prompts(
+    parts: _Parts, towers: ClipTowers, *, depth: int | None, length: int | None
+) -> DeepPrompts:
+    rows = _rows(parts, "text")
+    _check_fit(parts, "text", rows, towers.name, width=towers.text_width, layers=towers.text_layers)
+    if rows.shape[1] + 2 >= towers.context_length:
+        raise BadArtifact(
+            f"text prompts of length {rows.shape[1]} in '{parts.path}' leave no room for class"
+            f" names in the {towers.context_length} positions of model '{towers.name}'; use the"
+            " model that they were tuned on"
+        )
+    _check_expected(parts, "text", rows, depth=depth, length=length, layers=towers.text_layers)
+    return _as_prompts(rows)
+
+
+def _image_prompts(
+    parts: _Parts, towers: ClipTowers, *, depth: int | None, length: int | None
+) -> DeepPrompts:
+    rows = _rows(parts, "image")
+    width, layers = towers.image_width, towers.image_layers
+    _check_fit(parts, "image", rows, towers.name, width=width, layers=layers)
+    _check_expected(parts, "image", rows, depth=depth, length=length, layers=layers)
+    return _as_prompts(rows)
+
+
+def _rows(parts: _Parts, branch: str) -> Tensor:
+    """Stack the prompts of a tower from its input on: (depth, n, W), fp32."""
+    rows = parts.prompts[branch]
+    if not rows:
+        raise BadArtifact(
+            f"no {branch} prompts in '{parts.path}': neither '{_INPUT[branch]}' nor"
+            f" '{_DEEPER.format(branch, 'N')}'; give the checkpoint of a {parts.kind}"
+        )
+    last = max(rows)
+    for block in range(last):
+        if block not in rows:
+            raise BadArtifact(
+                f"{branch} prompts in '{parts.path}' reach block {last}, but those of block {block}"
+                f" ('{_key(branch, block)}') are missing; save the checkpoint again"
+            )
+    in_order = [rows[block] for block in range(last + 1)]
+    for block, row in enumerate(in_order):
+        if row.ndim != 2 or 0 in row.shape:
+            raise BadArtifact(
+                f"'{_key(branch, block)}' in '{parts.path}' has shape {list(row.shape)}; expected"
+                " [length, width], the same for all classes"
+            )
+        if row.shape != rows[0].shape:
+            raise BadArtifact(
+                f"{branch} prompts in '{parts.path}' have length and width {list(rows[0].shape)} at"
+                f" the input but {list(row.shape)} at block {block}; they must be the same"
+            )
+    return torch.stack([row.float() for row in in_order])
+
+
+def _key(branch: str, block: int) -> str:
+    return _DEEPER.format(branch, block) if block else _INPUT[branch]
+
+
+def _check_fit(
+    parts: _Parts, branch: str, rows: Tensor, model: str, *, width: int, layers: int
+) -> None:
+    depth, _, found_width = rows.shape
+    for name, found, has, fits in (
+        ("width", found_width, f"width {width}", found_width == width),
+        ("depth", depth, f"{layers} layers", depth <= layers),
+    ):
+        if not fits:
+            raise BadArtifact(
+                f"{branch} prompts of {name} {found} in '{parts.path}', but the {branch} tower of"
+                f" model '{model}' has {has}; set {parts.kind}.model to the one that they were"
+                " tuned on"
+            )
+
+
+def _check_expected(
+    parts: _Parts, branch: str, rows: Tensor, *, depth: int | None, length: int | None, layers: int
+) -> None:
+    wanted = None if depth is None else min(depth, layers)
+    for name, found, fitting, expected in (
+        ("depth", rows.shape[0], wanted, depth),
+        ("length", rows.shape[1], length, length),
+    ):
+        if expected is not None and found != fitting:
+            raise BadArtifact(
+                f"{branch} prompts of {name} {found} in '{parts.path}', but {branch}_{name} ="
+                f" {expected}; set {parts.kind}.{branch}_{name}: {found}"
+            )
+
+
+def _as_prompts(rows: Tensor) -> DeepPrompts:
+    prompts = DeepPrompts(*rows.shape)
+    prompts.tokens.data.copy_(rows)
+    return prompts
+
+
+def _projector_width(parts: _Parts, towers: ClipTowers, expected: int | None) -> int:
+    """Return D of the projector, d -> D, after checking both ends."""
+    first, last = (parts.projector.get(key) for key in ("0.weight", "3.weight"))
+    if first is None or last is None or first.ndim != 2 or last.ndim != 2:
+        raise BadArtifact(
+            f"no projector of two layers in '{parts.path}' ('{_PROJECTOR}0.weight' and"
+            f" '{_PROJECTOR}3.weight'); give the checkpoint of a student"
+        )
+    if first.shape[1] != towers.joint_width:
+        raise BadArtifact(
+            f"projector of input width {first.shape[1]} in '{parts.path}', but the features of"
+            f" model '{towers.name}' have width {towers.joint_width}; set student.model to the one"
+            " that it was distilled into"
+        )
+    if expected is not None and last.shape[0] != expected:
+        raise BadArtifact(
+            f"projector of output width {last.shape[0]} in '{parts.path}', but the class vectors"
+            f" have width {expected}; use those of the teacher that it was distilled from"
+        )
+    return last.shape[0]
+
+
+def _with_backbone(towers: ClipTowers, parts: _Parts) -> tuple[ClipTowers, tuple[str, ...]]:
+    """Put the file's frozen weights in place of those that differ, and say so."""
+    if not parts.backbone:
+        note = f"no frozen weights in '{parts.path}'; those of model '{towers.name}' are used"
+        return towers, (note,)
+    known = towers.weights()
+    changes: dict[str, Tensor] = {}
+    largest = 0.0
+    for key, value in parts.backbone.items():
+        ours = _our_key(key)
+        base = _base(key, value, ours, known, parts, towers.name)
+        if not _same(ours, value, base):
+            changes[ours] = value.reshape(base.shape).to(torch.float32, copy=True)
+            largest = max(largest, float((changes[ours] - base.float()).abs().max()))
+    if not changes:
+        return towers, ()
+    note = (
+        f"{len(changes)} of {len(parts.backbone)} frozen weights in '{parts.path}' differ from"
+        f" those of model '{towers.name}', by up to {largest:.1e}; the file's are used"
+    )
+    return towers.with_changes(changes), (note,)
+
+
+def _our_key(key: str) -> str:
+    for start, ours in _TOWERS.items():
+        if key.startswith(start):
+            return ours + key.removeprefix(start)
+    return key
+
+
+def _base(
+    key: str, value: Tensor, ours: str, known: Mapping[str, Tensor], parts: _Parts, model: str
+) -> Tensor:
+    """Return the model's own tensor in the precision of the file's."""
+    if ours not in known:
+        raise _unknown_key(key, parts, model)
+    base = known[ours]
+    alike = value.numel() == 1 if ours == _SCALE else value.shape == base.shape
+    if not alike:
+        raise BadArtifact(
+            f"'{key}' in '{parts.path}' has shape {list(value.shape)}, but model '{model}' has"
+            f" {list(base.shape)}; set {parts.kind}.model to the one that it was tuned on"
+        )
+    return base.cpu().to(value.dtype)
+
+
+def _same(ours: str, value: Tensor, base: Tensor) -> bool:
+    if ours == _SCALE:
+        return torch.allclose(
+            value.float().reshape(()), base.float(), rtol=_SCALE_ROUNDING, atol=0.0
+        )
+    return torch.equal(value, base)

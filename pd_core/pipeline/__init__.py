@@ -1,0 +1,1 @@
+"""From params.yaml to a stage; DVC, git and the environment."""

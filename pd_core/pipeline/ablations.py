@@ -1,0 +1,239 @@
+"""``ablations/params.yaml``, typed, and the runs of its variants for every data set and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pd_core.core.artifacts import read_json, write_json
+from pd_core.core.atomic import write_folder
+from pd_core.core.errors import missing, unknown
+from pd_core.pipeline.stages import jobs
+from pd_core.pipeline.stages.blocks import Block, Count
+from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.params import (
+    DatasetParams,
+    DatasetRow,
+    Params,
+    bad_params,
+    check_row,
+    load_params,
+    read_mapping,
+    validate,
+)
+from pd_core.reporting.ablation_report import Row, Table
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class Variant(DatasetRow):
+    """What differs from the profile: keys by stage, or the baseline instead of a distillation."""
+
+    baseline: bool = False
+
+    @property
+    def changed(self) -> set[str]:
+        """The stages that have keys of their own here."""
+        return {stage for stage in DatasetRow.model_fields if self.overrides(stage)}
+
+
+class RowParams(Block):
+    """A line of a table."""
+
+    variant: str
+    label: str
+    who: Literal[
+        "zero_shot_student", "zero_shot_teacher", "teacher", "student", "tuned_student"
+    ] = "student"
+    paper: tuple[Percent, Percent, Percent] | Percent | None = None
+
+
+class TableParams(Block):
+    """One ablation."""
+
+    title: str
+    source: str
+    reference: str
+    rows: tuple[RowParams, ...]
+
+    def table(self) -> Table:
+        """Return it as the report takes it."""
+        rows = tuple(Row(row.variant, row.label, row.who, row.paper) for row in self.rows)
+        return Table(self.title, self.source, rows, self.reference)
+
+
+class AblationParams(Block):
+    """The whole file."""
+
+    profile: str  # the params.yaml that the variants change
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
+    variants: dict[str, Variant]
+    tables: tuple[TableParams, ...]
+
+    def variant(self, name: str) -> Variant:
+        """Return a variant.
+
+        Raises:
+            UnknownName: There is none of that name.
+        """
+        if name not in self.variants:
+            raise unknown("variant", name, self.variants)
+        return self.variants[name]
+
+    def for_dataset(self, profile: Params, dataset: str, name: str | None = None) -> DatasetParams:
+        """Merge a variant's changes over the profile's parameters of a data set.
+
+        Raises:
+            UnknownName: There is no such data set or variant.
+        """
+        if name is None:
+            return profile.for_dataset(dataset)
+        variant = self.variant(name)
+        wanted: dict[str, Any] = {dataset: {}} if variant.baseline else {}
+        return profile.model_copy(update={"tuned_student": wanted}).for_dataset(dataset, variant)
+
+
+def load_ablations(path: Path) -> tuple[AblationParams, Params]:
+    """Read the file and the profile that it names, and check every variant.
+
+    Raises:
+        MissingFile: One of the files is not there.
+        BadParams: A key is unknown or missing, or a value has a wrong type or range.
+        UnknownName: A table shows a variant that is not there, or there is no such data set.
+    """
+    try:
+        params = validate(AblationParams, read_mapping(path, AblationParams))
+    except ValidationError as error:
+        raise bad_params(path, AblationParams, error) from None
+    profile = load_params(path.parent / params.profile)
+    for dataset in params.datasets:
+        profile.for_dataset(dataset)  # refuses an unknown one
+    for name, variant in params.variants.items():
+        check_row(path, profile, variant, f"variants.{name}")
+    for table in params.tables:
+        for row in table.rows:
+            params.variant(row.variant)
+        table.table().reference_row  # noqa: B018 - refuses a reference that no row shows
+    return params, profile
+
+
+OnRun = Callable[[str, int], None]
+
+
+def make_base(
+    out: Path,
+    params: DatasetParams,
+    *,
+    seeds: Sequence[int],
+    device: str,
+    data_root: Path,
+    features: Path | None = None,
+) -> None:
+    """Prepare a data set, tune its teacher and compute its class vectors, for every seed.
+
+    Args:
+        out: folder to write into.
+        params: of the data set, without a variant's changes.
+        seeds: of the draws and the training.
+        device: where to compute.
+        data_root: folder that holds the photo data sets.
+        features: folder for what frozen towers say, for all variants; None to keep nothing.
+    """
+    with write_folder(out) as folder:
+        for seed in seeds:
+            job = _job(folder, params, seed, device, data_root, features)
+            jobs.prepare(job)
+            jobs.teacher(job)
+            jobs.class_vectors(job)
+
+
+def run_variant(
+    bases: Path,
+    out: Path,
+    params: Sequence[DatasetParams],
+    *,
+    changed: set[str],
+    seeds: Sequence[int],
+    device: str,
+    data_root: Path,
+    features: Path | None = None,
+    on_run: OnRun | None = None,
+) -> None:
+    """Run one variant on every data set with every seed; write `<data set>/metrics.json`.
+
+    Args:
+        bases: holds what `make_base` wrote, by data set.
+        out: folder to write into.
+        params: of every data set, with the variant's changes. One that has a `tuned_student` runs
+            that baseline instead of a distillation.
+        changed: the stages that the variant changes; the others' outputs are taken from the base.
+            The few-shot lists are the base's too: of `prepare`, change the unlabelled list only.
+        seeds: of the draws and the training.
+        device: where to compute.
+        data_root: folder that holds the photo data sets.
+        features: folder for what frozen towers say, for all variants; None to keep nothing.
+        on_run: called before each run with the data set's name and the seed.
+
+    Raises:
+        MissingFile: a data set has no base.
+    """
+    with write_folder(out) as folder:
+        for mine in params:
+            base = bases / mine.name
+            if not base.is_dir():
+                raise missing("base", base, f"run `dvc repro base@{mine.name}`")
+            results = {}
+            for seed in seeds:
+                if on_run is not None:
+                    on_run(mine.name, seed)
+                job = _job(base, mine, seed, device, data_root, features)
+                results[str(seed)] = _run(job, changed)
+            write_json(folder / mine.name / "metrics.json", results)
+
+
+def _run(base: Job, changed: set[str]) -> dict[str, Any]:
+    """Run one variant once; return the evaluation's content."""
+    with TemporaryDirectory() as scratch:
+        where = base.device, base.data_root, base.features
+        own = _job(Path(scratch), base.params, base.seed, *where)
+        job = replace(base, student=own.student, evaluation=own.evaluation)
+        if "prepare" in changed:
+            job = replace(job, prepared=own.prepared)
+            jobs.prepare(job)
+        if base.params.tuned_student is not None:
+            return dict(jobs.tuned_student(replace(own, prepared=job.prepared)))
+        if "teacher" in changed:
+            job = replace(job, teacher=own.teacher, vectors=own.vectors)
+            jobs.teacher(job)
+            jobs.class_vectors(job)
+        jobs.student(job)
+        jobs.evaluate(job, who=_measured(changed))
+        content: dict[str, Any] = read_json(job.evaluation / "metrics.json")
+        return content
+
+
+def _measured(changed: set[str]) -> list[str] | None:
+    """Name who is measured: everybody without a change, else those who may be others by it."""
+    if not changed:
+        return None
+    return ["teacher", "student"] if "teacher" in changed else ["student"]
+
+
+def _job(
+    folder: Path,
+    params: DatasetParams,
+    seed: int,
+    device: str,
+    data_root: Path,
+    features: Path | None,
+) -> Job:
+    return Job.at(
+        folder, params,
+        seed=seed, device=device, data_root=data_root, features=features, suffix=f"-{seed}",
+    )  # fmt: skip

@@ -1,0 +1,305 @@
+"""DVC: `dvc repro` that survives kills and forwards signals, and remotes from the settings."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import copy2
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import psutil
+
+from pd_core.core.atomic import sweep, write_bytes
+from pd_core.core.errors import Interrupted, PdError, missing
+from pd_core.pipeline import signals
+from pd_core.pipeline.settings import Settings
+
+END_WITH_PARENT = "PROMPTKD_END_WITH_PARENT"
+"""Variable by which a process that may be killed asks for what `end_with_parent` does."""
+
+_PATIENCE = 60.0  # seconds for a stage to save its checkpoint
+_PAUSE = 0.05  # seconds between two looks
+
+# Under such a name DVC brings a file from its cache.
+_DVCS_TEMPORARY = re.compile(r"\.[0-9A-Za-z]{22}\.tmp")
+
+
+def own_programs_first(path: str) -> str:
+    """Return a PATH that begins with this Python's folder: DVC's stages are started by `python3`.
+
+    So they run in this environment, whether or not it is activated.
+
+    Args:
+        path: the PATH as it was.
+    """
+    return os.pathsep.join([str(Path(sys.executable).parent), path])
+
+
+def end_with_parent() -> None:
+    """End as at SIGTERM when the process that started this one has, however it did, if it asked so.
+
+    It asks by the variable `PROMPTKD_END_WITH_PARENT`, which stages do not get, and holds the other
+    end of this process's input. What has not ended after a minute, this process or one below it, is
+    killed.
+    """
+    if os.environ.pop(END_WITH_PARENT, ""):
+        signals.at_end_of_input(_end)
+
+
+def root(folder: Path = Path()) -> Path:
+    """Find the folder of the DVC project that a folder is in, by default this one.
+
+    Raises:
+        MissingFile: it is in none.
+    """
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        return Path(Repo.find_root(str(folder.absolute())))
+    except NotDvcRepoError:
+        raise missing(
+            "DVC project", folder.absolute(), "go to the folder of a project's dvc.yaml"
+        ) from None
+
+
+def run(arguments: Sequence[str], data: Path) -> int:
+    """Run `dvc repro`; if another one is at work, wait for its turn.
+
+    Args:
+        arguments: of `dvc repro`.
+        data: folder that the stages write into; what a killed DVC left there is cleared away.
+
+    Returns:
+        DVC's exit status.
+
+    Raises:
+        Interrupted: SIGTERM came; it was passed on to the stage, which has ended.
+        MissingFile: this folder is in no DVC project.
+    """
+    from dvc.cli import main
+    from dvc.fs import LocalFileSystem
+
+    plain = LocalFileSystem.open
+
+    def opened(self: Any, path: str, mode: str = "r", **options: Any) -> Any:
+        return _whole(Path(path)) if mode in ("w", "w+") else plain(self, path, mode, **options)
+
+    below: list[psutil.Process] = []
+    ended = threading.Event()
+    state = root() / ".dvc" / "tmp"
+    os.environ["PATH"] = own_programs_first(os.environ.get("PATH", ""))
+    LocalFileSystem.open = opened
+    try:
+        for file in (Path("dvc.lock"), state / "rwlock"):
+            if file.parent.is_dir():
+                sweep(file)
+        _clear(data, state / "lock")
+        tell = threading.Thread(target=_pass_on, args=(below, ended), daemon=True)
+        with signals.postponed(tell.start) as told:
+            status = int(main(["--wait-for-lock", "repro", *arguments]))
+            _wait(below)
+    finally:
+        ended.set()
+        LocalFileSystem.open = plain
+    if status and told():
+        raise Interrupted(signals.TOLD)
+    return status
+
+
+def works(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that has may stay in the table as a zombie."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _pass_on(below: list[psutil.Process], ended: threading.Event) -> None:
+    """Tell the stage that is running, which a scheduler may not, and one that DVC starts yet.
+
+    Args:
+        below: gets all that were told.
+        ended: set when DVC has.
+    """
+    while not ended.wait(_PAUSE):
+        for process in psutil.Process().children(recursive=True):
+            if process not in below:
+                below.append(process)
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+
+
+def _wait(below: Sequence[psutil.Process]) -> None:
+    """Wait until a stage has ended, not only the shell that started it, for which DVC waits."""
+    deadline = time.monotonic() + _PATIENCE
+    while any(works(process) for process in below) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+
+
+def _end() -> None:
+    """Let the main thread receive SIGTERM; kill what has not ended in time, this process last."""
+    this = psutil.Process()
+    below = this.children(recursive=True)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    time.sleep(_PATIENCE)
+    for process in (*below, *this.children(recursive=True), this):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[str]]:
+    """Take the text of a file, and write it at once."""
+    text = io.StringIO()
+    yield text
+    write_bytes(path, text.getvalue().encode())
+
+
+def _clear(data: Path, lock: Path) -> None:
+    """Delete DVC's temporary files, unless a DVC is at work: they may be its own."""
+    from zc.lockfile import LockError, LockFile
+
+    if not lock.parent.is_dir():
+        return
+    try:
+        held = LockFile(str(lock))
+    except LockError:
+        return
+    try:
+        for path in data.glob("*/**/.*.tmp"):
+            if _DVCS_TEMPORARY.fullmatch(path.name):
+                path.unlink()
+    finally:
+        held.close()
+
+
+NAME = "shared"
+"""What DVC calls the remote; it belongs to the settings, so nothing else is kept about it."""
+
+
+def push(targets: Sequence[str]) -> int:
+    """Copy outputs to the remote, and what DVC knows of the runs that made them.
+
+    Without the latter another clone could not take an output whose `dvc.lock` it does not have.
+
+    Args:
+        targets: stages or files, or other arguments of `dvc push`; all outputs by default.
+
+    Returns:
+        DVC's exit status. SIGTERM ends the process at once, as `preemption` says.
+    """
+    from dvc.cli import main
+
+    with signals.postponed(_end_transfer):
+        return int(main(["--wait-for-lock", "push", "--run-cache", *targets]))
+
+
+def prepare(settings: Settings, root: Path) -> None:
+    """Let DVC, in this process, use the remote of the settings; nothing is done if they name none.
+
+    Args:
+        settings: what the environment decides.
+        root: folder of `.dvc`.
+
+    Raises:
+        PdError: DVC cannot read its own settings, or they cannot be written.
+    """
+    if settings.dvc_remote is None:
+        return
+    configure(root, settings.dvc_remote, settings.s3_endpoint_url)
+    if given := credentials(settings):
+        os.environ.pop("AWS_SESSION_TOKEN", None)  # belongs to a key that is replaced
+        os.environ.update(given)
+
+
+def configure(root: Path, address: str, endpoint_url: str | None) -> None:
+    """Make an address DVC's default remote, as `shared`; other remotes and settings stay.
+
+    The file is written whole, and only if it has to change: another DVC may be reading it.
+
+    Args:
+        root: folder of `.dvc`.
+        address: `s3://<bucket>/<prefix>`, or a folder.
+        endpoint_url: the S3 server, if the address is on S3; None for Amazon's.
+
+    Raises:
+        PdError: DVC cannot read its own settings, or they cannot be written.
+    """
+    from dvc.config import Config, ConfigError
+
+    folder = root / ".dvc"
+    remote = {"url": address}
+    if endpoint_url and _on_s3(address):
+        remote["endpointurl"] = endpoint_url
+    try:
+        if not _is_default(Config(folder).read("local"), remote):
+            with (
+                _rewritten(folder / "config.local") as copy,
+                Config(folder, local_dvc_dir=copy).edit("local") as values,
+            ):
+                values["core"]["remote"] = NAME
+                values["remote"][NAME] = remote
+    except ConfigError:  # its text may hold a secret
+        raise PdError(
+            f"DVC cannot read its settings in '{folder}'; run `dvc config --list`, it says why"
+        ) from None
+    except OSError as error:
+        raise PdError(
+            f"PD_DVC_REMOTE cannot be set in '{folder}' ({error.strerror}); make it writable"
+        ) from None
+
+
+def credentials(settings: Settings) -> dict[str, str]:
+    """Return the environment variables by which DVC's process gets at the remote; they are secret.
+
+    Args:
+        settings: what the environment decides.
+
+    Returns:
+        Variable -> value; empty where boto3 is to look for its own, or the remote is a folder.
+    """
+    if not _on_s3(settings.dvc_remote or ""):
+        return {}
+    secrets = {
+        "AWS_ACCESS_KEY_ID": settings.s3_access_key_id,
+        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_access_key,
+    }
+    return {name: one.get_secret_value() for name, one in secrets.items() if one is not None}
+
+
+def _end_transfer() -> None:
+    """End without DVC, which takes an exception for a file that failed, and goes on to the next."""
+    sys.stderr.write(f"stopped: {signals.TOLD}\n")
+    sys.stderr.flush()
+    os._exit(signals.EXIT_STATUS)
+
+
+def _on_s3(address: str) -> bool:
+    return address.startswith("s3://")
+
+
+def _is_default(values: Mapping[str, Any], remote: Mapping[str, str]) -> bool:
+    """Whether DVC's own settings say the same already."""
+    return bool(values["core"].get("remote") == NAME and values["remote"].get(NAME) == remote)
+
+
+@contextmanager
+def _rewritten(file: Path) -> Iterator[Path]:
+    """Have a copy of a file changed, in a folder of its own, then put it in the file's place."""
+    temporary = file.parent / "tmp"
+    temporary.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=temporary) as name:
+        copy = Path(name) / file.name
+        if file.exists():
+            copy2(file, copy)  # with its mode: it may hold secrets
+        yield copy.parent
+        copy.replace(file)

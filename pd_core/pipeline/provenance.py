@@ -1,0 +1,205 @@
+"""Where a result comes from: git revision, hashes of files and parameters, versions, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pd_core.core.errors import BadData
+
+
+def git(project: Path, *arguments: str, given: bytes = b"") -> bytes | None:
+    """Return what git prints; None if it refuses, or is not there.
+
+    Args:
+        project: folder that git works in.
+        *arguments: of git.
+        given: its input.
+    """
+    command = ["git", "-C", str(project), *arguments]
+    try:
+        return subprocess.run(command, input=given, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def commit_of(project: Path, revision: str) -> str | None:
+    """Return the commit that a revision names; None if it names none."""
+    asked = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    answer = git(project, *asked)
+    return answer.decode().strip() if answer else None
+
+
+def contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Read files of a commit, those that it has; paths are seen from the project."""
+    top = (git(project, "rev-parse", "--show-toplevel") or b"").decode().strip()
+    inside = [os.path.relpath((project / path).resolve(), top) for path in paths]
+    asked = "".join(f"{commit}:{path}\n" for path in inside).encode()
+    answer = git(project, "cat-file", "--batch", given=asked) or b""
+    for path in paths:
+        header, _, answer = answer.partition(b"\n")
+        if not header.endswith(b" missing"):
+            kind, size = header.split()[-2:]
+            content, answer = answer[: int(size)], answer[int(size) + 1 :]
+            if kind == b"blob":
+                yield path, content
+
+
+def read_lock(content: str | bytes, name: str) -> dict[str, Any]:
+    """Read the stages of a `dvc.lock`.
+
+    Args:
+        content: of the file.
+        name: of the file, for the error.
+
+    Raises:
+        BadData: it is no such file.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        # Hashes need no YAML 1.2, and this reader takes a tenth of the time.
+        return dict(YAML(typ="safe").load(content)["stages"])
+    except (YAMLError, KeyError, TypeError, ValueError):
+        raise BadData(f"{name} is no lock file of DVC; restore it from git") from None
+
+
+def read_yaml(content: str | bytes, name: str) -> Any:
+    """Read YAML 1.2, as DVC does: `1e-5` is a number.
+
+    Args:
+        content: of the file.
+        name: of the file, for the error.
+
+    Raises:
+        BadData: it is not YAML.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(content)
+    except YAMLError as error:
+        problem = str(error).partition("\n")[0]
+        raise BadData(f"{name} is not YAML ({problem}); restore it from git") from None
+
+
+# What changes while a pipeline runs says nothing about its code. (DVC takes the .gitignore of an
+# output away before the stage, and puts it back behind it.)
+_WRITTEN_BY_STAGES = [
+    f":(exclude,top,glob)**/{path}" for path in ("dvc.lock", ".gitignore", "reports/**")
+]
+
+ABSENT = "absent"
+"""The hash recorded for a path that does not exist."""
+
+
+def content_hash(path: Path) -> str:
+    """Return the hash that DVC gives a file or folder.
+
+    A file's is the MD5 of its bytes; a folder's is the MD5 of the JSON list of its files' hashes,
+    sorted by path, with ".dir" after it. `__pycache__` folders do not count, nor does `.gitignore`,
+    which DVC puts beside outputs after the stage that wrote them.
+
+    Returns:
+        The hash, or "absent" if there is nothing at `path`.
+    """
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file() and file.name != ".gitignore"]
+        entries = [
+            {"md5": _file_md5(file), "relpath": file.relative_to(path).as_posix()}
+            for file in files
+            if "__pycache__" not in file.relative_to(path).parts
+        ]
+        listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+        return _md5(listing.encode()) + ".dir"
+    return _file_md5(path) if path.is_file() else ABSENT
+
+
+def params_hash(params: Mapping[str, object]) -> str:
+    """Return the MD5 of the parameters as JSON with sorted keys."""
+    return _md5(json.dumps(params, sort_keys=True, default=str).encode())
+
+
+def hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]:
+    """Return a tag per path and one for all, so that runs can be found by either.
+
+    Args:
+        kind: `dep` or `out`.
+        paths: files and folders, in `project`.
+        project: folder that the paths are named from.
+    """
+    hashes = {name_in(project, path): content_hash(project / path) for path in paths}
+    tags = {f"{kind}:{path}": value for path, value in hashes.items()}
+    return {**tags, f"{kind}s_md5": params_hash(hashes)}
+
+
+def name_in(project: Path, path: Path) -> str:
+    """Return a path as seen from the project, not from this machine's root.
+
+    MLflow refuses names with `..`, so those of files outside the project go without.
+    """
+    seen = Path(os.path.relpath(project / path, project))
+    return Path(*(part for part in seen.parts if part != "..")).as_posix()
+
+
+def commit_tags(project: Path) -> dict[str, str]:
+    """Return the git commit of a folder, and whether tracked files differ from it, as tags."""
+    commit = _git(project, "rev-parse", "HEAD")
+    if commit is None:
+        return {"git_commit": "none"}
+    changes = _git(project, "status", "--porcelain", "-uno", "--", ":/", *_WRITTEN_BY_STAGES)
+    return {
+        "git_commit": commit,
+        "git_dirty": str(bool(changes)).lower(),
+        "mlflow.source.git.commit": commit,  # the name under which MLflow's page shows it
+    }
+
+
+def code_commit(project: Path) -> str | None:
+    """Return the last commit that changed more than results; None if there is none.
+
+    Clones that differ in `dvc.lock` and reports alone are at the same one.
+    """
+    return _git(project, "log", "-1", "--format=%H", "--", ":/", *_WRITTEN_BY_STAGES) or None
+
+
+def version(package: str) -> str:
+    """Return the version of an installed package, or "absent"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ABSENT
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)  # bytes there, KiB here
+
+
+def _git(project: Path, *arguments: str) -> str | None:
+    answer = git(project, *arguments)
+    return None if answer is None else answer.decode().strip()
+
+
+def _file_md5(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    except OSError as error:
+        raise BadData(f"'{path}' cannot be read ({error.strerror}); restore it") from None
+    return digest.hexdigest()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

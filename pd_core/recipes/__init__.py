@@ -1,0 +1,1 @@
+"""How the weights that ship with the package were made; no stage runs them."""

@@ -1,0 +1,328 @@
+"""Resolve a name to a side: a git revision, an MLflow run or a model version."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pd_core.core.artifacts import read_json
+from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile, UnknownName
+from pd_core.mlops import tracking
+from pd_core.mlops.registry import store as registry
+from pd_core.mlops.registry.store import Version, refusals
+from pd_core.mlops.tracking import runs as lookup
+from pd_core.mlops.tracking.record import flat
+from pd_core.pipeline import dvc
+from pd_core.pipeline.provenance import commit_of, content_hash, contents, read_lock, read_yaml
+from pd_core.reporting.comparison.sides import FILE, Measured, Predictions, Side, nested, scores_of
+from pd_core.reporting.results import BASELINE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARAMS, LOCK = "params.yaml", "dvc.lock"
+
+_METRICS = re.compile(r"data/evaluate/(?P<name>[^/]+)/metrics\.json")
+_BASELINES = re.compile(rf"data/evaluate/{BASELINE}/(?P<name>[^/]+)\.json")
+_LACKING = (
+    "the file is not in DVC's cache; get it with `dvc pull`, of an earlier revision with "
+    "`dvc fetch --all-commits`"
+)
+
+Find = Callable[[str, str], Path]  # a file by its path and hash
+
+
+def side(given: str, commit: str, project: Path) -> Side:
+    """Read a revision.
+
+    Args:
+        given: the name that the user gave.
+        commit: what it names.
+        project: folder of `params.yaml` and `dvc.lock`, in a git repository and a DVC project.
+
+    Raises:
+        MissingFile: the revision has no such files, or DVC's cache has none of its metrics.
+        BadData: they are not what they should be.
+    """
+    files = dict(contents(project, commit, [PARAMS, LOCK]))
+    for name in (PARAMS, LOCK):
+        if name not in files:
+            raise MissingFile(
+                f"revision '{given}' has no {name} in this folder; give one that has, or go to "
+                f"the folder of the pipeline"
+            )
+    place = f"{commit[:7]}:"
+    params = params_by_dataset(read_yaml(files[PARAMS], place + PARAMS), place + PARAMS)
+    hashes = _hashes(files[LOCK], place + LOCK)
+    find = _finder(project)
+    evaluated = {
+        name: _measured(name, paths, params, hashes, find)
+        for name, paths in _metrics_files(hashes).items()
+    }
+    if evaluated and not any(one.scores for one in evaluated.values()):
+        reason = next(iter(evaluated.values())).absent
+        raise MissingFile(f"no metrics of revision '{given}' can be read: {reason}")
+    others = {name: Measured(name, own, absent="not evaluated") for name, own in params.items()}
+    return Side(given, "revision", commit, others | evaluated)
+
+
+def params_by_dataset(content: Any, name: str) -> dict[str, dict[str, Any]]:
+    """Return for each data set the parameters in force, overrides included, by dotted name.
+
+    Args:
+        content: of `params.yaml`.
+        name: of the file, for the error.
+
+    Raises:
+        BadData: it has no data sets.
+    """
+    datasets = content.get("datasets") if isinstance(content, Mapping) else None
+    if not isinstance(datasets, Mapping):
+        raise BadData(f"{name} has no `datasets:`; restore it from git")
+    common = {block: value for block, value in content.items() if block != "datasets"}
+    return {str(key): flat(_overridden(common, row), ".") for key, row in datasets.items()}
+
+
+def _overridden(common: Mapping[str, Any], row: Any) -> dict[str, Any]:
+    own = row if isinstance(row, Mapping) else {}
+    changed = {
+        block: {**(common.get(block) or {}), **values}
+        for block, values in own.items()
+        if isinstance(values, Mapping) and isinstance(common.get(block) or {}, Mapping)
+    }
+    return {**common, **changed}
+
+
+def dataset_of(name: str, known: Iterable[str]) -> str:
+    """Return the data set of a folder of results: `greek` for `greek-2`, its second seed."""
+    fitting = [one for one in known if name == one or name.startswith(f"{one}-")]
+    return max(fitting, key=len, default=name)
+
+
+def _hashes(lock: bytes, name: str) -> dict[str, str]:
+    """Return the hashes of all files and folders that stages read or wrote, by path."""
+    try:
+        return {
+            entry["path"]: str(entry["md5"])
+            for stage in read_lock(lock, name).values()
+            for entry in (*stage.get("deps", []), *stage.get("outs", []))
+            if "md5" in entry
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise BadData(f"{name} is no lock file of DVC; restore it from git") from None
+
+
+def _metrics_files(hashes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the paths of each data set's metrics, the baseline's last."""
+    found: dict[str, list[str]] = {}
+    for pattern in (_METRICS, _BASELINES):
+        for path in hashes:
+            if match := pattern.fullmatch(path):
+                found.setdefault(match["name"], []).append(path)
+    return found
+
+
+def _finder(project: Path) -> Find:
+    """Return what finds a file by its path and hash: in the project, or in DVC's cache."""
+    from dvc.repo import Repo
+
+    with Repo(str(dvc.root(project))) as repo:
+        cache = repo.cache.local
+
+    def find(path: str, digest: str) -> Path:
+        for place in (project / path, Path(cache.oid_to_path(digest))):
+            if place.is_file() and content_hash(place) == digest:
+                return place
+        raise MissingFile(_LACKING)
+
+    return find
+
+
+def _measured(
+    name: str,
+    paths: Iterable[str],
+    params: Mapping[str, Mapping[str, Any]],
+    hashes: Mapping[str, str],
+    find: Find,
+) -> Measured:
+    dataset = dataset_of(name, params)
+    own = params.get(dataset, {})
+    fingerprint = re.compile(rf"(?:.*/)?fingerprints/{re.escape(dataset)}\.json")
+    pictures = next((hashes[path] for path in hashes if fingerprint.fullmatch(path)), None)
+    file = f"data/evaluate/{name}/{FILE}"
+
+    def predictions() -> Predictions:
+        if file not in hashes:
+            raise MissingFile(f"{LOCK} has no predictions")
+        return Predictions.read(find(file, hashes[file]))
+
+    scores: dict[str, Any] = {}
+    try:
+        for path in paths:
+            scores |= scores_of(read_json(find(path, hashes[path]), what="metrics"))
+    except (MissingFile, BadArtifact) as error:
+        return Measured(dataset, own, absent=str(error))
+    return Measured(dataset, own, scores, predictions, pictures=pictures)
+
+
+_PARAMETERS = {
+    "seed": "run.seed",
+    "protocol": "prepare.protocol",
+    "selection": "student.selection",
+}
+"""Tags of a version that are parameters."""
+
+
+def find_run(store: str, run_id: str) -> Run | None:
+    """Return the run of an id; None if there is none.
+
+    Raises:
+        PdError: MLflow refused.
+    """
+    with refusals(f"look for run '{run_id}'", store):
+        return lookup.find(tracking.client(store), run_id)
+
+
+def side_of_run(given: str, store: str, run: Run, project: Path) -> Side:
+    """Read a run.
+
+    Args:
+        given: the name that the user gave.
+        store: what `tracking.open_store` returned.
+        run: of a stage, a data set or a benchmark.
+        project: folder of the pipeline, which may hold the run's predictions.
+
+    Raises:
+        PdError: MLflow refused.
+    """
+    mlflow = tracking.client(store)
+    with refusals(f"read run '{run.info.run_id}'", store):
+        stages = [run] if "stage" in run.data.tags else lookup.below(mlflow, run)
+        by_dataset: dict[str, list[Run]] = {}
+        for stage in stages:
+            if dataset := stage.data.tags.get("dataset"):
+                by_dataset.setdefault(dataset, []).append(stage)
+        measured = {
+            dataset: _measured_by(mlflow, store, runs, project)
+            for dataset, runs in by_dataset.items()
+        }
+    return Side(given, "run", run.info.run_id, measured)
+
+
+def side_of_version(given: str, store: str, version: Version, project: Path) -> Side:
+    """Read a model version.
+
+    Args:
+        given: the name that the user gave.
+        store: what `tracking.open_store` returned.
+        version: of a model.
+        project: folder of the pipeline, which may hold the version's predictions.
+
+    Raises:
+        PdError: MLflow refused.
+    """
+    name = f"{version.name}/{version.number}"
+    run = find_run(store, version.run_id) if version.run_id else None
+    known = Measured(version.dataset, {})
+    if run is not None and run.data.tags.get("dataset") == version.dataset:
+        known = side_of_run(given, store, run, project).measured[version.dataset]
+    tagged = {key: value for key, value in version.tags.items() if key in _PARAMETERS}
+    params = {**known.params, **{_PARAMETERS[key]: _value(tagged[key]) for key in tagged}}
+    numbers = {key: _number(text) for key, text in version.tags.items()}
+    measured = Measured(
+        version.dataset.removesuffix(f"-{version.tags.get('seed')}"),
+        params,
+        known.scores or scores_of(nested(numbers, ".")),
+        known.predictions,
+        absent="nothing was measured of it",
+    )
+    return Side(given, "version", name, {version.dataset: measured})
+
+
+def _measured_by(mlflow: MlflowClient, store: str, runs: list[Run], project: Path) -> Measured:
+    """Put together what the runs of a data set's stages know, the latest's word being the last."""
+    params: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
+    for run in runs:
+        for one in (*lookup.makers(mlflow, run), run):
+            params |= {key: _value(text) for key, text in one.data.params.items()}
+        scores |= _scores(run)
+    evaluation = next((run for run in runs if run.data.tags["stage"] == "evaluate"), None)
+
+    def predictions() -> Predictions:
+        if evaluation is None:
+            raise MissingFile("no run of the stage `evaluate`")
+        return _predictions(mlflow, store, evaluation, project)
+
+    tags = runs[-1].data.tags
+    dataset = tags["dataset"].removesuffix(f"-{tags.get('seed')}")
+    return Measured(dataset, params, scores, predictions, absent="nothing was measured in it")
+
+
+def _scores(run: Run) -> dict[str, dict[str, float]]:
+    """Return what a stage measured, or what is noted where a student was registered without one."""
+    found = (scores_of(nested(run.data.metrics, separator)) for separator in "/.")
+    return next(filter(None, found), {})
+
+
+def _predictions(mlflow: MlflowClient, store: str, run: Run, project: Path) -> Predictions:
+    """Read a run's predictions: those kept with it, or the project's, if they are the same."""
+    run_id, tags = run.info.run_id, run.data.tags
+    with refusals(f"read the files of run '{run_id}'", store), TemporaryDirectory() as folder:
+        if any(file.path == FILE for file in mlflow.list_artifacts(run_id)):
+            return Predictions.read(Path(mlflow.download_artifacts(run_id, FILE, folder)))
+    place = f"data/evaluate/{tags['dataset']}"
+    if tags.get(f"out:{place}") != content_hash(project / place):
+        raise MissingFile(f"run {run_id} keeps no predictions, and those in '{place}' are others")
+    return Predictions.read(project / place / FILE)
+
+
+def _value(text: str) -> Any:
+    """Return what a parameter was before MLflow made it a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+_RUN, _MODEL = "runs:/", "models:/"
+
+
+def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
+    """Find what a name stands for; what git knows comes first.
+
+    Args:
+        given: a git revision; the id of an MLflow run, with `runs:/` in front or not; a model
+            version such as `greek/3` or `greek@champion`, with `models:/` in front or not.
+        project: folder of the pipeline.
+        open_store: opens MLflow's store, which git revisions need not have.
+
+    Raises:
+        UnknownName: it is none of them.
+        PdError: what it stands for cannot be read.
+    """
+    if not given.startswith((_RUN, _MODEL)) and (commit := commit_of(project, given)):
+        return side(given, commit, project)
+    store = open_store()
+    run_id = given.removeprefix(_RUN)
+    if not given.startswith(_MODEL) and (run := find_run(store, run_id)):
+        return side_of_run(given, store, run, project)
+    try:
+        version = registry.find(store, given)
+    except (BadParams, UnknownName) as error:
+        raise UnknownName(
+            f"'{given}' is no git revision, no MLflow run and no model version ({error})"
+        ) from None
+    return side_of_version(given, store, version, project)

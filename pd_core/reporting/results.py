@@ -1,0 +1,225 @@
+"""The results of all data sets: reading them, and putting them into one summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, harmonic_mean
+from typing import Any
+
+from pd_core.core.artifacts import read_json
+from pd_core.core.errors import BadArtifact, missing
+
+WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
+BASELINE = "tuned_student"  # a further one, where it was asked for
+KEYS = ("base", "novel", "hm")
+ALL = ("all",)  # what there is instead where all classes were taught
+ACCURACY = "accuracy"  # the same number, as a summary calls that of every other protocol
+ESTIMATES = ("agreement", "cross_validated")  # and where no test picture has a label
+
+Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
+Evaluation = Mapping[str, Any]  # who -> scores; and "selection", if it was made on test images
+Summary = Mapping[str, Any]  # what `summarise` returns
+
+TITLES = {
+    "zero_shot_student": "zero-shot student",
+    "zero_shot_teacher": "zero-shot teacher",
+    "teacher": "tuned teacher",
+    "student": "distilled student",
+    BASELINE: "tuned student",
+}
+_CHOSEN_ON_TEST = "Student's epoch chosen on test images, as in the published code"
+
+
+def read_evaluations(
+    folder: Path, datasets: Sequence[str] = (), baselines: Sequence[str] = ()
+) -> dict[str, Evaluation]:
+    """Read the `evaluate` stage's metrics.
+
+    Args:
+        folder: holds `<data set>/metrics.json` and `tuned_student/<data set>.json`.
+        datasets: the data sets to read; all that are there by default.
+        baselines: those of them that have the baseline `tuned_student`.
+
+    Returns:
+        The scores by data set and by who, in percent.
+
+    Raises:
+        MissingFile: there is none, or one of `datasets` is not there.
+        BadArtifact: a file lacks a number.
+    """
+    names = list(datasets) or sorted(path.parent.name for path in folder.glob("*/metrics.json"))
+    if not names:
+        raise missing("evaluation", folder, "run `dvc repro`")
+    found = {name: _read_evaluation(folder / name / "metrics.json", name) for name in sorted(names)}
+    for name in set(baselines) & set(found):
+        file = folder / BASELINE / f"{name}.json"
+        found[name] = {**found[name], **_read_scores(file, name, BASELINE, [BASELINE])}
+    return found
+
+
+def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Collect the scores of all data sets and their averages.
+
+    The average's `hm` is the harmonic mean of the averaged base and novel accuracy, as in the
+    paper's Table 1 (86.96 and 80.73 give 83.73), not the average of the harmonic means. Data sets
+    of which all classes were taught have no part in it.
+
+    Args:
+        profile: `quickstart` or `paper`.
+        evaluations: the scores by data set and by who, in percent.
+
+    Returns:
+        `profile`, `datasets.<name>.<who>.{base,novel,hm}` (or `.all`, which is also called
+        `accuracy`, as that of every other protocol is) and `average.<who>.{base,novel,hm}`, in
+        percent with two decimals. The baseline has an average if all data sets have it. If there
+        are any, `accuracy_unknown.<name>` has what was estimated without labelled test pictures,
+        and `chosen_on_test` lists the data sets whose student was chosen so.
+    """
+    rows = dict(sorted(evaluations.items()))
+    known = {name: scores for name, scores in rows.items() if not _is_estimate(scores)}
+    averaged = [scores for scores in known.values() if _keys(scores) == KEYS]
+    everywhere = [who for who in (*WHO, BASELINE) if all(who in row for row in averaged)]
+    summary: dict[str, Any] = {
+        "profile": profile,
+        "datasets": {
+            name: {who: _shown(scores[who], _keys(scores)) for who in _present(scores)}
+            for name, scores in known.items()
+        },
+        "average": {who: _average([row[who] for row in averaged]) for who in everywhere}
+        if averaged
+        else {},
+    }
+    if len(known) < len(rows):
+        summary["accuracy_unknown"] = {
+            name: {key: _rounded(scores[key]) for key in (*ESTIMATES, "counts") if key in scores}
+            for name, scores in rows.items()
+            if name not in known
+        }
+    if chosen := [name for name, scores in rows.items() if "selection" in scores]:
+        summary["chosen_on_test"] = chosen
+    return summary
+
+
+def rows_of(summary: Summary, titles: Mapping[str, str] | None) -> list[tuple[str, Evaluation]]:
+    """Return the rows of a table: each data set by its readable name, then the average, if any."""
+    named = [(_title(name, row, titles), row) for name, row in summary["datasets"].items()]
+    return [*named, *([("average", summary["average"])] if summary["average"] else [])]
+
+
+def columns(summary: Summary) -> list[str]:
+    """Name the columns: the baseline only if some data set has it."""
+    rows = summary["datasets"].values()
+    return [who for who in (*WHO, BASELINE) if any(who in row for row in rows)]
+
+
+def cautions(summary: Summary, titles: Mapping[str, str] | None) -> list[str]:
+    """Say which students were chosen on test images: one line, or none."""
+    chosen = summary.get("chosen_on_test", [])
+    names = ", ".join((titles or {}).get(name, name) for name in chosen)
+    return [f"{_CHOSEN_ON_TEST}: {names}."] if chosen else []
+
+
+def estimates(summary: Summary, titles: Mapping[str, str] | None) -> list[str]:
+    """Say what is known of students that no labelled test picture measures: one line each."""
+    return [
+        f"{(titles or {}).get(name, name)}: accuracy unknown, no labelled test images; the "
+        f"student agrees with its teacher on {row['agreement']['student']:.1f}% of "
+        f"{row['counts']['unlabelled']:.0f} unlabelled images" + _cross_validated(row) + "."
+        for name, row in summary.get("accuracy_unknown", {}).items()
+    ]
+
+
+def headline(scores: Scores) -> float:
+    """Return the one number that stands for all: the harmonic mean, or that of all classes."""
+    return scores["hm"] if "hm" in scores else scores["all"]
+
+
+def gain(scores: Evaluation) -> float:
+    """Return by how much distilling raised the student's headline number."""
+    return float(headline(scores["student"]) - headline(scores["zero_shot_student"]))
+
+
+def percent(value: Any, who: str, key: str, *, path: Path, remedy: str) -> float:
+    """Return one number of a metrics file's content.
+
+    Args:
+        value: what the file holds.
+        who: whose number it is.
+        key: which of them.
+        path: the file, for the message.
+        remedy: what to do about a damaged one.
+
+    Raises:
+        BadArtifact: it is not there, or is no percentage.
+    """
+    try:
+        number = value[who][key]
+    except (KeyError, TypeError):
+        raise BadArtifact(f"'{path}' has no number '{who}.{key}'; {remedy}") from None
+    if type(number) not in (int, float) or not 0 <= number <= 100:
+        raise BadArtifact(f"'{who}.{key}' in '{path}' is '{number}'; {remedy}")
+    return float(number)
+
+
+def _read_evaluation(path: Path, name: str) -> Evaluation:
+    return _read_scores(path, name, "evaluate", WHO)
+
+
+def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) -> Evaluation:
+    remedy = f"run `dvc repro {stage}@{name}`"
+    value = read_json(path, what=f"evaluation of '{name}'", remedy=remedy)
+    if not isinstance(value, dict):
+        raise BadArtifact(f"'{path}' holds no scores; {remedy}")
+    if _is_estimate(value):
+        everybody, keys = ["agreement"], ["student"]
+    else:
+        keys = list(_keys(value))
+    for who in everybody:
+        for key in keys:
+            percent(value, who, key, path=path, remedy=remedy)
+    scores: Evaluation = value
+    return scores
+
+
+def _is_estimate(value: Evaluation) -> bool:
+    return value.get("accuracy") == "unknown"
+
+
+def _keys(value: Evaluation) -> tuple[str, ...]:
+    """Name the numbers that everybody has: those of the protocol."""
+    rows = [row for who in (*WHO, BASELINE) if isinstance(row := value.get(who), Mapping)]
+    return ALL if rows and all(set(row) - {ACCURACY} == set(ALL) for row in rows) else KEYS
+
+
+def _title(name: str, row: Evaluation, titles: Mapping[str, str] | None) -> str:
+    title = (titles or {}).get(name, name)
+    return f"{title} (all classes)" if _keys(row) == ALL else title
+
+
+def _cross_validated(row: Evaluation) -> str:
+    if "cross_validated" not in row:
+        return ""
+    return (
+        f"; cross-validated on {row['counts']['labels']:.0f} labels, "
+        f"{row['cross_validated']['student']:.1f}% correct"
+    )
+
+
+def _average(scores: Sequence[Scores]) -> dict[str, float]:
+    base, novel = (fmean(row[key] for row in scores) for key in ("base", "novel"))
+    return _rounded({"base": base, "novel": novel, "hm": harmonic_mean([base, novel])})
+
+
+def _shown(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of a protocol; without two halves there is one, by two names."""
+    numbers = _rounded({key: scores[key] for key in keys})
+    return numbers | ({ACCURACY: numbers["all"]} if tuple(keys) == ALL else {})
+
+
+def _rounded(scores: Scores) -> dict[str, float]:
+    return {key: round(float(value), 2) for key, value in scores.items()}
+
+
+def _present(scores: Evaluation) -> list[str]:
+    return [who for who in (*WHO, BASELINE) if who in scores]

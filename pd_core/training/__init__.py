@@ -1,0 +1,1 @@
+"""Training: the loop, prompt tuning of the teacher, distillation of the student."""

@@ -1,0 +1,1 @@
+"""The one training loop, with exact resume and cached features."""

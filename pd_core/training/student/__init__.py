@@ -1,0 +1,1 @@
+"""Distillation of the student, its targets, and its stage."""

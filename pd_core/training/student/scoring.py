@@ -1,0 +1,156 @@
+"""Scores of a student during distillation: agreement with its teacher, and epoch selection."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pd_core.core.errors import BadData, FailedRun
+from pd_core.core.options import OnCorrupt, Precision, Selection
+from pd_core.data.loading.images import ImageBatches, ImageStore
+from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
+from pd_core.data.loading.transforms import eval_transform
+from pd_core.models.class_vectors import ClassVectors
+from pd_core.models.classifier import Classifier, logits_of
+from pd_core.models.precision import autocast
+from pd_core.models.student import Student
+from pd_core.training.loop.distributed import gathered
+from pd_core.training.loop.fit import Batches
+from pd_core.training.student.targets import Look, Recorded, Supervisor, make_targets
+
+SAMPLE = 256  # pictures; the teacher has to look at them once more
+
+_DEVIATIONS = 2.0  # above chance; a student that guesses is 2 above it in one of 44 runs
+
+
+@torch.no_grad()
+def check_agreement(
+    student: Classifier,
+    supervisors: Sequence[Supervisor | Recorded],
+    batches: Batches,
+    *,
+    device: torch.device,
+    precision: Precision = Precision.FP32,
+) -> None:
+    """Refuse a student that agrees with its teacher no better than chance.
+
+    Chance is how often two judges agree who give each class as often as these do, but without
+    looking at the pictures (as in Cohen's kappa): a student that names one class whatever it sees
+    is no better.
+
+    Args:
+        student: in evaluation mode, as it will be used.
+        supervisors: its teachers; several are averaged.
+        batches: views of unlabelled pictures; the first of an epoch are looked at.
+        device: where the towers are.
+        precision: what the towers compute in.
+
+    Raises:
+        FailedRun: it does not.
+    """
+    mine, theirs, seen = [], [], 0
+    for indices, images in batches.epoch(1):
+        shown = len(gathered(indices))
+        if shown == 0:
+            continue
+        on_device = images.to(device)
+        with autocast(device, precision):
+            logits = student.logits(on_device)  # (B, C)
+        look = Look(1, indices.to(device))
+        targets = make_targets(supervisors, on_device, look=look, precision=precision)
+        mine.append(gathered(logits.argmax(dim=1)).cpu())
+        theirs.append(gathered(targets.argmax(dim=1)).cpu())
+        seen += shown
+        if seen >= SAMPLE:
+            break
+    agreement, chance = _agreement(torch.cat(mine), torch.cat(theirs))
+    least = chance + _DEVIATIONS * math.sqrt(chance * (1 - chance) / seen)
+    if agreement < 1 and agreement <= least:
+        raise FailedRun(
+            f"the student agrees with its teacher on {100 * agreement:.1f}% of {seen} pictures,"
+            f" and by chance it would on {100 * chance:.1f}%: this is not a model; lower"
+            " student.lr, give it more epochs, or look at its teacher"
+        )
+
+
+def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Return how often two judges chose the same (N,), and how often they would by chance."""
+    same = float((first == second).double().mean())
+    classes = int(torch.maximum(first, second).max()) + 1
+    shares = [torch.bincount(one, minlength=classes).double() / len(one) for one in (first, second)]
+    return same, float((shares[0] * shares[1]).sum())
+
+
+Scorer = Callable[[Student, ClassVectors], float]
+
+_BATCH = 256  # memory only, not the result
+
+
+def make_scorer(
+    prepared: Path,
+    selection: Selection,
+    *,
+    image_size: int,
+    data_root: Path = Path(),
+    workers: int = 0,
+    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
+    precision: Precision = Precision.FP32,
+) -> Scorer | None:
+    """Make what scores a student after each epoch, by accuracy on labelled images.
+
+    Only the classes that the teacher was taught are told apart, as in the
+    published code, which looks at the base classes' test images.
+
+    Args:
+        prepared: folder written by the stage `prepare`; not read for `last`.
+        selection: which images are looked at.
+        image_size: of the student's tower, in pixels.
+        data_root: folder that holds the photo data sets.
+        workers: processes that decode pictures; they change nothing.
+        on_corrupt: what to do about a damaged picture; a skipped one is not looked at.
+        precision: what the tower computes in.
+
+    Returns:
+        A function of the student and the vectors that it is compared with, to
+        percent; None if the last epoch is kept.
+
+    Raises:
+        BadData: there are no such images.
+    """
+    if selection is Selection.LAST:
+        return None
+    content = read_prepared(prepared, data_root=data_root)
+    items = _held_out(content, selection)
+    labels = np.array([label for _, label in items])
+    taught = range(len(content.taught))
+    batches = ImageBatches(
+        ImageStore(content.images),
+        [path for path, _ in items],
+        eval_transform(image_size),
+        batch_size=_BATCH,
+        workers=workers,
+        on_corrupt=on_corrupt,
+    )
+
+    def score(student: Student, vectors: ClassVectors) -> float:
+        classifier = Classifier(student, vectors.select(taught), student.logit_scale)
+        device = student.towers.device
+        logits = logits_of({"student": classifier}, batches, device, precision)["student"]
+        return 100 * float((logits.argmax(axis=1) == labels[batches.intact]).mean())
+
+    return score
+
+
+def _held_out(prepared: Prepared, selection: Selection) -> Labelled:
+    what = "validation" if selection is Selection.BEST_ON_VAL else "test"
+    found = prepared.few_shot_val if selection is Selection.BEST_ON_VAL else prepared.test
+    items = tuple((path, label) for path, label in found if label < len(prepared.taught))
+    if not items:
+        raise BadData(
+            f"data set '{prepared.dataset}' has no labelled {what} images to choose an epoch by;"
+            " add some, or set student.selection: last"
+        )
+    return items

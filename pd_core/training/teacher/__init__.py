@@ -1,0 +1,1 @@
+"""Prompt tuning of the teacher, and its stage."""
