@@ -177,7 +177,7 @@ def joined() -> Iterator[None]:
 
 if __name__ == "__main__":
     given, wanted, *names = sys.argv[1:]
-    with joined(), tiny.quick_stages("pretrain", "distill"):
+    with joined(), tiny.quick_stages("training.teacher.stage", "training.student.stage"):
         tiny.register()
         for each in names or TASKS:
             run(Path(given), Path(wanted), each)

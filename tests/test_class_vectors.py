@@ -188,7 +188,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(stage: Path, out: Path, *, teacher: str = "flowers", **rest: Any) -> ClassVectors:
-    with tiny.quick_stages("class_vectors"):
+    with tiny.quick_stages("models.class_vectors"):
         return class_vectors.run(
             stage / "prepare" / "flowers",
             stage / "teacher" / teacher,

@@ -43,7 +43,7 @@ LISTS = ("few_shot", "few_shot_val", "val", "test")
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("distill", "evaluate", "predictor"):
+    with tiny.quick_stages("training.student.stage", "evaluation.evaluate", "predictor"):
         yield
 
 

@@ -28,7 +28,7 @@ from pd_core.training.student.targets import FurtherTeacher, Supervisor, load_fu
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("distill", "supervision"):
+    with tiny.quick_stages("training.student.stage", "supervision"):
         yield
 
 

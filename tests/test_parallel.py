@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.prepared(folder / "flowers")
     weights = [tiny.weights(folder, seed=seed) for seed in (0, 1)]
     files: dict[str, Any] = {"model": "tiny", "weights": weights[0]}
-    with tiny.quick_stages("pretrain", "class_vectors"):
+    with tiny.quick_stages("training.teacher.stage", "models.class_vectors"):
         teacher_stage.run(folder / "flowers", folder / "first", **{**crew.TEACHER, **files})
         class_vectors.run(folder / "flowers", folder / "first", folder / "vectors", **files)
     for path in (folder / "pictures" / name for name in DAMAGED):
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(data: Path) -> Path:
     """Return a folder with what one process makes of the tasks."""
-    with tiny.quick_stages("pretrain", "distill"):
+    with tiny.quick_stages("training.teacher.stage", "training.student.stage"):
         for name in (*crew.TEACHERS, *crew.STUDENTS, "exact", "nudged", "shown"):
             crew.run(data, data / "alone", name)
     return data / "alone"
@@ -158,7 +158,7 @@ def test_more_processes_than_a_batch_has_pictures_are_refused(
 ) -> None:
     monkeypatch.setattr(views, "count", lambda: 6)
     with (
-        tiny.quick_stages("pretrain"),
+        tiny.quick_stages("training.teacher.stage"),
         pytest.raises(BadParams, match="6 processes share batches of 5; set run.processes to at"),
     ):
         crew.run(data, data / "refused", "teacher")
@@ -169,7 +169,7 @@ def test_more_processes_than_classes_are_refused(
 ) -> None:
     monkeypatch.setattr(prompt_tuning, "count", lambda: 4)
     with (
-        tiny.quick_stages("pretrain"),
+        tiny.quick_stages("training.teacher.stage"),
         pytest.raises(BadParams, match="4 processes for 3 classes that are taught; set run.pro"),
     ):
         crew.run(data, data / "refused", "teacher")

@@ -34,7 +34,7 @@ OWN: prepare.Own = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("pretrain", "class_vectors", "distill", "evaluate"):
+    with tiny.quick_stages("training.teacher.stage", "models.class_vectors", "training.student.stage", "evaluation.evaluate"):
         yield
 
 

@@ -43,7 +43,7 @@ LABELS = torch.arange(10) % len(NAMES)
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("pretrain", "class_vectors", "distill"):
+    with tiny.quick_stages("training.teacher.stage", "models.class_vectors", "training.student.stage"):
         yield
 
 

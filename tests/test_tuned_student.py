@@ -42,7 +42,7 @@ TUNING: dict[str, Any] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("pretrain"):
+    with tiny.quick_stages("training.teacher.stage"):
         yield
 
 
