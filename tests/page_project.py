@@ -40,7 +40,12 @@ def make(folder: Path) -> Path:
     teacher, vectors, student, evaluation = (
         data / stage / NAME for stage in ("teacher", "class_vectors", "student", "evaluate")
     )
-    with tiny.quick_stages("training.teacher.stage", "models.class_vectors", "training.student.stage", "evaluation.evaluate"):
+    with tiny.quick_stages(
+        "training.teacher.stage",
+        "models.class_vectors",
+        "training.student.stage",
+        "evaluation.evaluate",
+    ):
         teacher_stage.run(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
         class_vectors.run(prepared, teacher, vectors, model="tiny", weights=large)
         clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": large}

@@ -83,7 +83,9 @@ class Stages:
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("training.teacher.stage", "training.student.stage", "evaluation.evaluate"):
+    with tiny.quick_stages(
+        "training.teacher.stage", "training.student.stage", "evaluation.evaluate"
+    ):
         yield
 
 

@@ -27,7 +27,12 @@ DISTILLATION: dict[str, Any] = {"epochs": 1, "batch_size": 4}
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("training.teacher.stage", "models.class_vectors", "training.student.stage", "evaluation.evaluate"):
+    with tiny.quick_stages(
+        "training.teacher.stage",
+        "models.class_vectors",
+        "training.student.stage",
+        "evaluation.evaluate",
+    ):
         yield
 
 

@@ -34,7 +34,12 @@ OWN: prepare.Own = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("training.teacher.stage", "models.class_vectors", "training.student.stage", "evaluation.evaluate"):
+    with tiny.quick_stages(
+        "training.teacher.stage",
+        "models.class_vectors",
+        "training.student.stage",
+        "evaluation.evaluate",
+    ):
         yield
 
 

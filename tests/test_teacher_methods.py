@@ -43,7 +43,9 @@ LABELS = torch.arange(10) % len(NAMES)
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("training.teacher.stage", "models.class_vectors", "training.student.stage"):
+    with tiny.quick_stages(
+        "training.teacher.stage", "models.class_vectors", "training.student.stage"
+    ):
         yield
 
 

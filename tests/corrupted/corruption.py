@@ -264,7 +264,12 @@ def copied(base: Path, place: Path) -> Path:
 @contextlib.contextmanager
 def in_process() -> Any:
     """Let verbs run in this process: no record, weights read once, torch left as it was."""
-    stages = ("training.teacher.stage", "models.class_vectors", "training.student.stage", "evaluation.evaluate")
+    stages = (
+        "training.teacher.stage",
+        "models.class_vectors",
+        "training.student.stage",
+        "evaluation.evaluate",
+    )
     with tiny.quick_stages(*stages), pytest.MonkeyPatch.context() as change:
         for module in (main, models):
             change.setattr(module, "compute_with", lambda _: None)  # it sets the environment
