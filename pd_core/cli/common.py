@@ -14,7 +14,7 @@ from pd_core.core.errors import BadParams
 from pd_core.data.catalog import fingerprint
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import protocols as protocols_layout
-from pd_core.pipeline.protocols import FOLDER, load_protocols
+from pd_core.pipeline.protocols import FOLDER, RESULTS, load_protocols
 from pd_core.pipeline.settings import Settings, load_settings
 from pd_core.pipeline.stages.layout import Job, output
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
@@ -32,6 +32,11 @@ class Setting:
     root: Path  # of the repository
     settings: Settings
     protocol: Protocol | None = None  # of `protocols/`; None for the profile's own pipeline
+
+    @property
+    def code(self) -> Path:
+        """Folder of the hashes of the code."""
+        return (DATA if self.protocol is None else RESULTS) / "code"
 
     def label(self, stage: str) -> str:
         """Return what records and messages call the data set."""

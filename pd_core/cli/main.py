@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pd_core.mlops.tracking import DataInput, StageRun
 
 REPORTS = Path("reports")
+CODE = DATA / "code"
 DVCS_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
@@ -92,6 +93,12 @@ InProtocol = Annotated[
         show_default=False,
     ),
 ]
+
+
+@app.command()
+def code() -> None:
+    """Stage: hash the code behind the other stages, one file a room of the package."""
+    code_hash.write(CODE)
 
 
 @app.command()
@@ -192,7 +199,7 @@ def report() -> None:
         dataset="",
         stage="report",
         params={"datasets": list(params.datasets)},
-        deps=[*code_hash.stage_code("report"), DATA / "evaluate"],
+        deps=[*code_hash.write(CODE, "report"), DATA / "evaluate"],
         outs=[folder],
         seed=params.run.seed,
         protocol=params.prepare.protocol,
@@ -304,7 +311,7 @@ def _tracked(stage: str, setting: Setting) -> Iterator[StageRun]:
             "run": job.params.run.model_dump(mode="json"),
             stage: block.model_dump(mode="json"),
         },
-        deps=[*code_hash.stage_code(stage), *inputs(job, stage)],
+        deps=[*code_hash.write(setting.code, stage), *inputs(job, stage)],
         outs=[out],
         seed=job.seed,
         protocol=job.params.prepare.protocol,

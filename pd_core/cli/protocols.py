@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 from rich.console import Console
 
-from pd_core.core.artifacts import read_json, write_json
-from pd_core.core.atomic import write_folder
+from pd_core.core.artifacts import read_json
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
-from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.protocols import (
     EVALUATIONS,
     FOLDER,
     REPORT,
-    RESULTS,
     ProtocolsParams,
     load_protocols,
 )
 
-STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
-
 app = typer.Typer(
     help="The four protocols over several seeds: `make protocols`.", no_args_is_help=True
 )
-
-
-@app.command()
-def code() -> None:
-    """Stage: hash the modules that each stage is made of."""
-    package = Path(code_hash.__file__).parents[2]
-    with write_folder(RESULTS / "code") as folder:
-        for stage in STAGES:
-            hashes = {
-                path.relative_to(package).as_posix(): provenance.content_hash(path)
-                for path in code_hash.stage_code(stage)
-            }
-            write_json(folder / f"{stage}.json", hashes)
 
 
 @app.command()

@@ -1,76 +1,136 @@
-"""Which code a stage runs: the modules of this package that its module imports, near and far."""
+"""Hashes of the code behind each stage, over its syntax: comments and docstrings do not count.
+
+The package is hashed room by room. The DVC stage `code` writes one small file a room, on which the
+other stages depend; checkpoints and cached features are keyed by the same hashes.
+"""
 
 import ast
+from collections.abc import Iterator, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
-PACKAGE = "pd_core"
-STAGE_MODULES = {
-    "prepare": "pd_core.data.catalog.prepare",
-    "teacher": "pd_core.training.teacher.stage",
-    "class_vectors": "pd_core.models.class_vectors",
-    "student": "pd_core.training.student.stage",
-    "tuned_student": "pd_core.evaluation.tuned_student",
-    "evaluate": "pd_core.evaluation.cross_validate",  # which imports evaluate
-    "report": "pd_core.reporting.report",
-    "ablation_report": "pd_core.reporting.ablation_report",
-    "protocol_report": "pd_core.reporting.protocol_report",
+from pd_core.core.atomic import write_bytes
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+ROOMS = {
+    "core": ("core",),
+    "models": ("models", "models/weights/merges.txt.gz"),
+    "loading": ("data/loading",),
+    "catalog": ("data/catalog", "data/catalog/class_names.json"),
+    "loop": ("training/loop",),
+    "teacher": ("training/teacher",),
+    "student": ("training/student",),
+    "evaluation": ("evaluation",),
+    "stages": ("pipeline/stages",),
+    "protocols": ("pipeline/protocols.py",),
+    "ablations": ("pipeline/ablations.py",),
+    "results": ("reporting/results.py",),
+    "report": ("reporting/report.py",),
+    "protocol_report": ("reporting/protocol_results.py", "reporting/protocol_report.py"),
+    "ablation_report": ("reporting/ablation_report.py",),
 }
-"""The module that holds each stage's work. The command line around it is not part of a result."""
+"""The folders' modules and the single files, in the package, that each room is made of."""
+
+_TRAINING = ("core", "models", "loading", "loop", "stages")
+STAGES = {
+    "prepare": ("core", "loading", "catalog", "stages"),
+    "teacher": (*_TRAINING, "teacher"),
+    "class_vectors": ("core", "models", "loading", "teacher", "stages"),
+    "student": (*_TRAINING, "student"),
+    "evaluate": ("core", "models", "loading", "evaluation", "stages"),
+    "cross_validate": (*_TRAINING, "teacher", "student", "evaluation"),
+    "tuned_student": (*_TRAINING, "teacher", "evaluation"),
+    "report": ("core", "models", "loading", "results", "report"),
+}
+"""The rooms that decide each stage's outputs: its own code, and what maps parameters to it."""
 
 
-def stage_code(stage: str) -> tuple[Path, ...]:
-    """Return the files whose change could change a stage's outputs, sorted."""
-    return code_of(STAGE_MODULES[stage])
+def write(folder: Path, stage: str | None = None) -> list[Path]:
+    """Write `<room>.txt` for each room: the hash of each of its files, one a line.
+
+    A file that is up to date is left alone.
+
+    Args:
+        folder: to write into.
+        stage: for the rooms of this stage only.
+
+    Returns:
+        The files of these rooms.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for room in ROOMS if stage is None else STAGES[stage]:
+        path, text = folder / f"{room}.txt", listing(room).encode()
+        if not path.is_file() or path.read_bytes() != text:
+            write_bytes(path, text)
+        paths.append(path)
+    return paths
 
 
-def code_of(module: str) -> tuple[Path, ...]:
-    """Return the files of a module and of those that it imports, near and far, sorted."""
-    seen: set[str] = set()
-    queue = [module]
-    while queue:
-        name = queue.pop()
-        if name not in seen:
-            seen.add(name)
-            queue.extend(_imports(name))
-    return tuple(sorted(_file(name) for name in seen))
+def of_rooms(rooms: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of each of these rooms."""
+    return {room: sha256(listing(room).encode()).hexdigest() for room in rooms}
+
+
+def of_stage(stage: str) -> dict[str, str]:
+    """Return the SHA-256 of each room of a stage."""
+    return of_rooms(STAGES[stage])
+
+
+def listing(room: str) -> str:
+    """Return a room's lines, `<SHA-256>  <file>`, sorted by file."""
+    return "".join(
+        f"{_hash(path)}  {path.relative_to(PACKAGE.parent).as_posix()}\n" for path in files(room)
+    )
+
+
+def files(room: str) -> list[Path]:
+    """Return the files of a room, sorted."""
+    found: set[Path] = set()
+    for name in ROOMS[room]:
+        path = PACKAGE / name
+        found |= {*path.rglob("*.py")} if path.is_dir() else {path}
+    return sorted(found)
 
 
 @cache
-def _imports(module: str) -> frozenset[str]:
-    """Return the package's modules that a module imports, wherever in its text.
+def _hash(path: Path) -> str:
+    data = path.read_bytes()
+    return sha256(_syntax(data).encode() if path.suffix == ".py" else data).hexdigest()
 
-    Imports for type checkers alone are left out: they do not run.
+
+def _syntax(source: bytes) -> str:
+    return " ".join(_tokens(ast.parse(source)))
+
+
+def _tokens(value: object) -> Iterator[str]:
+    """Yield a syntax tree in a form that is the same under all versions of Python.
+
+    Fields that are empty are left out, since later versions add some.
     """
-    found: set[str] = set()
-    for node in _running_nodes(ast.parse(_file(module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    inside = {name for name in found if name.split(".")[0] == PACKAGE and name != PACKAGE}
-    return frozenset(name for name in inside if _is_module(name) and _file(name).stat().st_size)
+    if isinstance(value, ast.AST):
+        yield f"({type(value).__name__}"
+        for name, field in ast.iter_fields(value):
+            if field is not None and field != []:
+                yield name
+                yield from _tokens(field)
+        yield ")"
+    elif isinstance(value, list):
+        yield "["
+        for item in value:
+            if not _is_docstring(item):
+                yield from _tokens(item)
+        yield "]"
+    else:
+        yield repr(value)
 
 
-def _running_nodes(tree: ast.AST) -> list[ast.AST]:
-    nodes: list[ast.AST] = []
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        nodes.append(child)
-        nodes.extend(_running_nodes(child))
-    return nodes
-
-
-def _root() -> Path:
-    return Path(__file__).resolve().parents[2]
-
-
-def _file(module: str) -> Path:
-    path = _root().joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def _is_module(name: str) -> bool:
-    return _file(name).is_file()
+def _is_docstring(node: object) -> bool:
+    """Tell a text that stands alone: of a module, class, function or attribute."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

@@ -154,6 +154,10 @@ class ClassVectorsParams(Block):
     """Class vectors need nothing but the teacher."""
 
 
+class CrossValidateParams(Block):
+    """Cross-validation needs nothing but the stages that it repeats."""
+
+
 class FurtherTeacherParams(Block):
     """A teacher beside the first; a key left out is that of the first, or the zero-shot model."""
 

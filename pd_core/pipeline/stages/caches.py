@@ -27,7 +27,7 @@ def checkpoints(
         return None
     run = job.params.run
     decisive = {
-        "code": [provenance.content_hash(path) for path in code_hash.stage_code(stage)],
+        "code": code_hash.of_stage(stage),
         "data": {str(path): provenance.content_hash(path) for path in inputs(job, stage)},
         "params": getattr(job.params, stage).model_dump(mode="json"),
         "run": [
@@ -50,13 +50,8 @@ def features(job: Job, stage: str, *, on_note: OnNote | None = None) -> FeatureS
     if job.features is None:
         return None
     run = job.params.run
-    code = code_hash.code_of(
-        "pd_core.training.student.targets"
-        if stage == "student"
-        else "pd_core.training.teacher.stage"
-    )
     decisive = {
-        "code": [provenance.content_hash(path) for path in code],
+        "code": code_hash.of_stage(stage),
         "pictures": provenance.content_hash(job.fingerprint) if job.fingerprint else None,
         "run": [job.device, run.threads, run.processes, run.compile],
         "versions": [provenance.version(name) for name in _VERSIONS],

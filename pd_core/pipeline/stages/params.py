@@ -25,6 +25,7 @@ from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.stages.blocks import (
     Block,
     ClassVectorsParams,
+    CrossValidateParams,
     EvaluateParams,
     PrepareParams,
     ProfileParams,
@@ -96,6 +97,7 @@ class Params(Block):
     evaluate: EvaluateParams
     promotion: PromotionParams
     tuned_student: dict[str, dict[str, Any]]  # data set -> keys that replace the teacher's
+    cross_validate: dict[str, CrossValidateParams]  # data sets without labelled test images
     datasets: Annotated[dict[str, DatasetRow], Field(min_length=1)]
 
     def for_dataset(self, name: str, changes: DatasetRow | None = None) -> DatasetParams:
@@ -252,6 +254,9 @@ def _check_overrides(path: Path, params: Params) -> None:
                 f"{path}: datasets.{name} has pictures of your own: give it a name of letters, "
                 "digits and underscores that is not in the catalogue"
             )
+    for name in params.cross_validate:
+        if name not in params.datasets:
+            raise unknown(f"data set in {path}: cross_validate:", name, params.datasets)
     for name in params.tuned_student:
         if name not in params.datasets:
             raise unknown(f"data set in {path}: tuned_student:", name, params.datasets)

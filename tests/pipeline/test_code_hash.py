@@ -1,0 +1,226 @@
+"""A stage depends on what its code does: on all of it, and on nothing else."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pd_core.pipeline import code_hash
+from pd_core.pipeline.code_hash import PACKAGE, ROOMS, STAGES, files
+from pd_core.pipeline.stages.params import load_params
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+MODULES = {
+    "prepare": "data.catalog.prepare",
+    "teacher": "training.teacher.stage",
+    "class_vectors": "training.teacher.class_vectors",
+    "student": "training.student.stage",
+    "evaluate": "evaluation.evaluate",
+    "cross_validate": "evaluation.cross_validate",
+    "tuned_student": "evaluation.tuned_student",
+    "report": "reporting.report",
+}
+"""The module that holds each stage's work."""
+
+NESTED = [ROOT / "protocols", ROOT / "ablations"]
+
+
+def stage(name: str) -> dict[str, list[str]]:
+    block: dict[str, list[str]] = PIPELINE[name].get("do", PIPELINE[name])
+    return block
+
+
+def rooms_in(deps: list[str]) -> set[str]:
+    return {Path(dep).stem for dep in deps if dep.startswith("data/code/")}
+
+
+def statements(path: Path) -> bool:
+    """Whether a file has more than a docstring."""
+    return len(ast.parse(path.read_text()).body) > 1
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield what a module imports at run time, near the top or inside functions."""
+    queue: list[ast.AST] = [ast.parse(path.read_text())]
+    while queue:
+        for node in ast.iter_child_nodes(queue.pop()):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                continue
+            queue.append(node)
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def closure(module: str) -> set[Path]:
+    """Return the files that a module of the package imports, near and far."""
+    found: set[Path] = set()
+    queue = [f"pd_core.{module}"]
+    while queue:
+        path = ROOT / Path(*queue.pop().split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if path.is_file() and path not in found and path != PACKAGE / "__init__.py":
+            found.add(path)
+            queue += [name for name in imports(path) if name.startswith("pd_core.")]
+    return {path for path in found if statements(path)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_a_stage_imports_lies_within_its_rooms(name: str) -> None:
+    within = {path for room in STAGES[name] for path in files(room)}
+    assert closure(MODULES[name]) - within == set()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dvc_depends_on_the_rooms_of_each_stage(name: str) -> None:
+    assert rooms_in(stage(name)["deps"]) == set(STAGES[name])
+
+
+def test_every_stage_of_dvc_yaml_has_rooms() -> None:
+    assert set(PIPELINE) == {"code", *STAGES}
+
+
+@pytest.mark.parametrize("project", NESTED, ids=lambda path: path.name)
+def test_the_stages_of_other_projects_depend_on_rooms_that_exist(project: Path) -> None:
+    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    for name, block in stages.items():
+        rooms = rooms_in(block.get("do", block)["deps"])
+        assert rooms <= set(ROOMS)
+        assert rooms or name == "code"
+
+
+@pytest.mark.parametrize("project", ["protocols", "ablations"])
+def test_they_depend_on_the_rooms_of_the_stages_that_they_run(project: str) -> None:
+    stages = yaml.safe_load((ROOT / project / "dvc.yaml").read_text())["stages"]
+    runs = {"class-vectors": "class_vectors", "base": "", "variant": ""}
+    for name, block in stages.items():
+        block = block.get("do", block)
+        commands = block["cmd"] if isinstance(block["cmd"], list) else [block["cmd"]]
+        verbs = [line.split("python3 -m pd_core ")[1].split()[0] for line in commands]
+        needed = {
+            room
+            for verb in verbs
+            for room in STAGES.get(runs.get(verb, verb), ())
+            if name != "code"
+        }
+        assert needed <= rooms_in(block["deps"]), name
+
+
+def test_every_module_that_decides_a_result_is_in_a_room() -> None:
+    inside = {path for room in ROOMS for path in files(room)}
+    for folder in ("core", "models", "data/loading", "data/catalog", "training", "evaluation"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            assert path in inside or not statements(path)
+
+
+def test_every_stage_that_computes_depends_on_its_weights() -> None:
+    for name in ("teacher", "class_vectors", "student", "evaluate", "cross_validate"):
+        assert "${teacher.weights}" in stage(name)["deps"]
+    for name in ("student", "evaluate", "cross_validate", "tuned_student"):
+        assert "${student.weights}" in stage(name)["deps"]
+
+
+def test_the_baseline_depends_on_no_weights_of_the_teacher() -> None:
+    assert "${teacher.weights}" not in stage("tuned_student")["deps"]
+
+
+def test_the_preparation_depends_on_the_fingerprint_in_place_of_the_images() -> None:
+    assert "${profile.root}/fingerprints/${key}.json" in stage("prepare")["deps"]
+
+
+def test_dvc_lists_every_parameter_of_the_teacher_that_can_change_its_result() -> None:
+    listed = {
+        key
+        for entry in stage("teacher")["params"]
+        if isinstance(entry, dict)
+        for keys in entry.values()
+        for key in keys
+    }
+    block = load_params(ROOT / "params.yaml").teacher.model_dump()
+    assert {f"teacher.{key}" for key in block} - listed == {"teacher.text_memory_gb"}
+    assert {key for key in listed if key.startswith("teacher.")} <= {f"teacher.{k}" for k in block}
+
+
+SOURCE = '''"""A module."""
+
+RATE = 0.1  # of learning
+"""A rate."""
+
+
+def step(rate: float = RATE) -> float:
+    """Step."""
+    return 2 * rate
+'''
+
+
+def syntax(source: str) -> str:
+    return code_hash._syntax(source.encode())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# of learning", "# of unlearning"),
+        ('"""A module."""', '"""Another\n\nmodule."""'),
+        ('"""A rate."""\n', ""),
+        ('    """Step."""\n', ""),
+        ("2 * rate", "(2 * rate)"),
+        ("\n\n\n", "\n\n"),
+    ],
+)
+def test_comments_docstrings_and_layout_do_not_count(old: str, new: str) -> None:
+    assert syntax(SOURCE.replace(old, new)) == syntax(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.1", "0.2"),
+        ("0.1", "'0.1'"),
+        ("2 * rate", "rate * 2"),
+        ("2 * rate", "2 * -rate"),
+        (" = RATE", " = None"),
+        ("float =", "int ="),
+        ("return 2", "yield 2"),
+        ("def step", "async def step"),
+    ],
+)
+def test_every_change_of_a_statement_counts(old: str, new: str) -> None:
+    assert syntax(SOURCE.replace(old, new)) != syntax(SOURCE)
+
+
+def test_a_text_that_is_used_counts() -> None:
+    assert syntax("print('a')") != syntax("print('b')")
+    assert syntax("x = 'a'") != syntax("x = 'b'")
+
+
+def test_a_room_has_a_line_a_file_and_data_files_count_byte_by_byte(tmp_path: Path) -> None:
+    code_hash.write(tmp_path)
+
+    lines = (tmp_path / "catalog.txt").read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == [
+        path.relative_to(PACKAGE.parent).as_posix() for path in files("catalog")
+    ]
+    assert "pd_core/data/catalog/class_names.json" in lines[-1] + "".join(lines)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(ROOMS)
+
+
+def test_files_that_are_up_to_date_are_left_alone(tmp_path: Path) -> None:
+    (core, *_) = code_hash.write(tmp_path, "prepare")
+    before = core.stat().st_mtime_ns
+
+    assert code_hash.write(tmp_path, "prepare")[0].stat().st_mtime_ns == before
+    core.write_text("of another state")
+    code_hash.write(tmp_path, "prepare")
+    assert core.read_text() == code_hash.listing("core")
+
+
+def test_all_projects_see_the_package_through_a_link_without_its_bytecode() -> None:
+    for folder in ("paper", "protocols", "ablations", "paper/protocols"):
+        assert (ROOT / folder / "pd_core").resolve() == PACKAGE
+        assert "__pycache__/" in (ROOT / folder / ".dvcignore").read_text()
