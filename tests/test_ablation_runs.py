@@ -14,15 +14,13 @@ import tiny
 import torch
 from ruamel.yaml import YAML
 
-from pd_core.cli import ablations as cli_ablations
-from pd_core.cli import main
-from pd_core.cli.ablations import BASES, FOLDER, REPORT, RESULTS
+from pd_core.cli import experiments, main
 from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import MissingFile
 from pd_core.core.options import Computed
 from pd_core.evaluation import evaluate
 from pd_core.pipeline import ablations
-from pd_core.pipeline.ablations import load_ablations
+from pd_core.pipeline.ablations import BASES, FOLDER, REPORT, RESULTS, load_ablations
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import DatasetRow
@@ -86,7 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / FOLDER / "params.yaml").write_text(json.dumps(TINY))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cli_ablations, "compute_with", lambda _: None)  # it sets the environment
+        patch.setattr(experiments, "compute_with", lambda _: None)  # it sets the environment
         patch.setattr(jobs, "prepare", draw)
         patch.setattr("pd_core.training.student.stage.check_agreement", tiny.agreed)
         for name in NAMES:

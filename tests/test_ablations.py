@@ -10,11 +10,17 @@ import pytest
 from facts import facts
 from ruamel.yaml import YAML
 
-from pd_core.cli.ablations import BASES, FOLDER, REPORT, RESULTS
 from pd_core.core.errors import PdError
 from pd_core.evaluation import evaluate, tuned_student
-from pd_core.pipeline.ablations import AblationParams, Variant, load_ablations
-from pd_core.pipeline.code_hash import stage_code
+from pd_core.pipeline.ablations import (
+    BASES,
+    FOLDER,
+    REPORT,
+    RESULTS,
+    AblationParams,
+    Variant,
+    load_ablations,
+)
 from pd_core.pipeline.stages.params import DatasetParams, DatasetRow, Params
 
 ROOT = Path(__file__).parent.parent
@@ -243,23 +249,6 @@ def test_a_mistake_in_the_file_gets_one_line(
         load_ablations(path)
 
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("stage", "runs"),
-    [
-        ("base", ("prepare", "teacher", "class_vectors")),
-        ("variant", (*STAGES, "tuned_student")),
-        ("report", ("ablation_report",)),
-    ],
-)
-def test_dvc_lists_the_import_closures_of_what_a_stage_runs(
-    stage: str, runs: tuple[str, ...]
-) -> None:
-    closure = {
-        f"../{path.relative_to(ROOT).as_posix()}" for run in runs for path in stage_code(run)
-    }
-    assert [dep for dep in deps(stage) if dep.endswith(".py")] == sorted(closure)
 
 
 def test_dvc_has_a_stage_for_every_data_set_and_every_variant() -> None:

@@ -14,7 +14,7 @@ from pd_core.core.errors import NoSpace, PdError
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from pd_core import atomic
+from pd_core.core import atomic
 
 path, moment = Path(sys.argv[1]), sys.argv[2]
 
@@ -41,7 +41,7 @@ match moment:
 WRITTEN_WITHOUT_ROOM = """
 import sys
 from pathlib import Path
-from pd_core import atomic
+from pd_core.core import atomic
 
 path = Path(sys.argv[1])
 try:

@@ -14,12 +14,11 @@ from test_sources import ARCHIVES, LAYOUTS, served
 from typer import Typer
 from typer.testing import CliRunner, Result
 
-from pd_core.cli import fetch
+from pd_core.cli import data as cli_data
 from pd_core.core.errors import BadData, BadParams, MissingFile, PdError, UnknownName
 from pd_core.data.acquire import sources
 from pd_core.data.acquire import sources as clip_weights
 from pd_core.data.acquire.sources import Address, Origin, RemoteFile, source_of
-from pd_core.pipeline.settings import load_settings
 
 DTD = ARCHIVES["dtd"]
 
@@ -74,7 +73,7 @@ def mirror(s3: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
     monkeypatch.setenv("PD_S3_ENDPOINT_URL", s3)
     monkeypatch.setenv("PD_S3_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("PD_S3_SECRET_ACCESS_KEY", "secret")
-    fetch._mirror(load_settings()).client.create_bucket(Bucket=bucket)
+    cli_data._mirror().client.create_bucket(Bucket=bucket)
 
 
 def run(app: Typer, *arguments: str) -> Result:
@@ -83,11 +82,11 @@ def run(app: Typer, *arguments: str) -> Result:
 
 
 def data(*arguments: str) -> Result:
-    return run(fetch.data, *arguments)
+    return run(cli_data.app, *arguments)
 
 
 def weights(*arguments: str) -> Result:
-    return run(fetch.weights, *arguments)
+    return run(cli_data.weights, *arguments)
 
 
 def placed(root: Path) -> set[str]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer import Typer
 from typer.testing import CliRunner, Result
 
-from pd_core.cli.doctor import Finding, Mark, command, examine, machine, project
+from pd_core.cli.doctor import Finding, Mark, command, examine, local
 from pd_core.core.errors import BadParams, PdError
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import dataset_spec, own_spec
@@ -33,8 +34,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def only(findings: Iterable[Finding]) -> Finding:
-    (finding,) = findings
+def only(findings: Finding | Iterable[Finding]) -> Finding:
+    (finding,) = [findings] if isinstance(findings, Finding) else findings
     return finding
 
 
@@ -44,7 +45,7 @@ def git(*arguments: str) -> None:
 
 
 def dvc(folder: Path, config: str = "", secrets: str = "") -> None:
-    """Make a folder a DVC project."""
+    """Make a folder a DVC local."""
     (folder / ".dvc" / "tmp").mkdir(parents=True)
     (folder / ".dvc" / "config").write_text(f"[core]\n    no_scm = True\n{config}")
     (folder / ".dvc" / "config.local").write_text(secrets)
@@ -96,7 +97,7 @@ def test_findings_hold_no_secrets() -> None:
 
 
 def test_the_installed_versions_are_the_pinned_ones() -> None:
-    finding = only(machine.packages(ROOT / "constraints.txt"))
+    finding = only(local.packages(ROOT / "constraints.txt"))
 
     assert finding.mark is Mark.OK
     assert "fastapi 0.139.0" in finding.found
@@ -106,7 +107,7 @@ def test_the_installed_versions_are_the_pinned_ones() -> None:
 def test_another_version_than_the_pinned_one_is_a_warning() -> None:
     Path("constraints.txt").write_text("torch==1.0\nmlflow==0.1\nleft-pad==1\n")
 
-    finding = only(machine.packages(Path("constraints.txt")))
+    finding = only(local.packages(Path("constraints.txt")))
 
     assert finding.mark is Mark.WARNING
     assert "pinned is 1.0, mlflow is" in finding.found
@@ -114,11 +115,9 @@ def test_another_version_than_the_pinned_one_is_a_warning() -> None:
 
 
 def test_a_version_that_the_package_excludes_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        machine, "_requirements", lambda: ["fastapi==0.1", "Open_CLIP.torch==3.3.0"]
-    )
+    monkeypatch.setattr(local, "_requirements", lambda: ["fastapi==0.1", "Open_CLIP.torch==3.3.0"])
 
-    finding = only(machine.packages(Path("none")))
+    finding = only(local.packages(Path("none")))
 
     assert (finding.mark, finding.found) == (
         Mark.WRONG,
@@ -138,39 +137,39 @@ def test_the_python_that_dvc_starts_is_the_one_of_the_shell(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert only(machine.python_of_stages()).mark is Mark.OK
+    assert only(local.python_of_stages()).mark is Mark.OK
 
     bare = Path(sys.executable).resolve()  # outside the virtual environment it has no packages
     started = python_on_the_path(place / "bare", monkeypatch, str(bare))
-    lacking = only(machine.python_of_stages())
+    lacking = only(local.python_of_stages())
     assert lacking.mark is Mark.WARNING
     assert lacking.found.startswith(f"`dvc repro` fails: '{started}' was started, which lacks ")
     assert "torch" in lacking.found
     assert lacking.remedy.startswith("use `promptkd repro`, or ")
 
     python_on_the_path(place / "broken", monkeypatch, shutil.which("false", path="/usr/bin") or "")
-    assert only(machine.python_of_stages()).found == "`dvc repro` fails: it does not start"
+    assert only(local.python_of_stages()).found == "`dvc repro` fails: it does not start"
     monkeypatch.setenv("PATH", str(place))
-    assert only(machine.python_of_stages()).found.startswith("no `python3` on the PATH")
+    assert only(local.python_of_stages()).found.startswith("no `python3` on the PATH")
 
 
 def test_a_folder_that_git_does_not_track_is_wrong(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "as a ZIP download is none" in only(project.repository()).found
+    assert "as a ZIP download is none" in only(local.repository()).found
     git("init", "-q")
     Path("params.yaml").touch()
-    assert only(project.repository()).mark is Mark.WRONG
+    assert only(local.repository()).mark is Mark.WRONG
     git("add", "params.yaml")
     git("commit", "-q", "-m", "m")
-    assert only(project.repository()).found.startswith("commit ")
+    assert only(local.repository()).found.startswith("commit ")
     monkeypatch.setenv("PATH", str(place))
-    assert only(project.repository()).remedy == "install it"
+    assert only(local.repository()).remedy == "install it"
 
 
 def test_the_cpu_is_there_and_a_gpu_that_is_not_is_wrong() -> None:
-    assert "cores" in only(machine.device("cpu")).found
-    finding = only(machine.device("cuda:97"))
+    assert "cores" in only(local.device("cpu")).found
+    finding = only(local.device("cuda:97"))
     assert finding.mark is Mark.WRONG
     assert "cuda:97: not there" in finding.found
     assert "PD_DEVICE" in finding.remedy
@@ -181,14 +180,14 @@ def test_the_cpu_is_there_and_a_gpu_that_is_not_is_wrong() -> None:
     [(6 * GIB, Mark.OK), (5 * GIB - 1, Mark.WARNING), (GIB - 1, Mark.WRONG)],
 )
 def test_little_room_is_a_warning_and_next_to_none_is_wrong(free: int, mark: Mark) -> None:
-    finding = machine.space_finding("here", free)
+    finding = local.space_finding("here", free)
 
     assert finding.mark is mark
     assert ("make room" in finding.remedy) == (mark is not Mark.OK)
 
 
 def test_folders_of_one_disk_are_one_line_though_they_are_not_there_yet(place: Path) -> None:
-    finding = only(machine.space({"stages": place / "data" / "x", "cache": place}))
+    finding = only(local.space({"stages": place / "data" / "x", "cache": place}))
 
     assert f"free for stages, cache at '{place}'" in finding.found
 
@@ -201,7 +200,7 @@ def test_a_misspelt_variable_is_said_with_a_guess(monkeypatch: pytest.MonkeyPatc
     Path(".env").write_text("PD_MIRRO=x\nPD_DEVICE=cpu\n")
     Path(".env").chmod(0o600)
 
-    findings = list(project.settings())
+    findings = list(local.settings())
 
     assert {finding.found: finding.remedy for finding in findings} == {
         "PD_DEVISE is no setting": "write PD_DEVICE, or remove it",
@@ -216,12 +215,12 @@ def test_a_data_folder_that_is_not_there_is_wrong_and_the_file_that_names_it_is_
     Path(".env").write_text("PD_DATA_ROOT=pictures\n")
     Path(".env").chmod(0o600)
 
-    wrong, _ = project.settings()
+    wrong, _ = local.settings()
 
     assert (wrong.mark, wrong.remedy) == (Mark.WRONG, "correct it, or make the folder")
     assert wrong.found == f"PD_DATA_ROOT, of '{place / '.env'}': no folder 'pictures'"
     monkeypatch.setenv("PD_DATA_ROOT", str(place))
-    assert only(project.settings()).found == "PD_DATA_ROOT of the environment"
+    assert only(local.settings()).found == "PD_DATA_ROOT of the environment"
 
 
 def test_a_file_of_secrets_that_git_would_take_or_others_may_read_is_said() -> None:
@@ -229,13 +228,13 @@ def test_a_file_of_secrets_that_git_would_take_or_others_may_read_is_said() -> N
     Path(".env").write_text("PD_DEVICE=cpu\n")
     Path(".env").chmod(0o644)
 
-    ignored, readable, _ = project.settings()
+    ignored, readable, _ = local.settings()
 
     assert (ignored.mark, ignored.found) == (Mark.WRONG, "git does not ignore '.env'")
     assert (readable.mark, readable.remedy) == (Mark.WARNING, "run `chmod 600 .env`")
     Path(".gitignore").write_text(".env\n")
     Path(".env").chmod(0o600)
-    assert [finding.mark for finding in project.settings()] == [Mark.OK]
+    assert [finding.mark for finding in local.settings()] == [Mark.OK]
 
 
 def test_a_data_set_that_is_not_there_is_wrong_and_embedded_ones_are_one_line(place: Path) -> None:
@@ -245,7 +244,7 @@ def test_a_data_set_that_is_not_there_is_wrong_and_embedded_ones_are_one_line(pl
         shutil.copy(fingerprint.path_of(name, ROOT), target)
     specs = [dataset_spec(name) for name in ("embedded_greek", "dtd", "embedded_latin")]
 
-    dtd, embedded = project.data(specs, place / "raw", place)
+    dtd, embedded = local.data(specs, place / "raw", place)
 
     assert (dtd.subject, dtd.mark, dtd.found) == (
         "data dtd",
@@ -265,7 +264,7 @@ def test_pictures_need_a_fingerprint_that_can_be_read_and_is_committed(place: Pa
     path = fingerprint.path_of("mine", place)
 
     def look() -> Finding:
-        return only(project.data([mine], place / "raw", place))
+        return only(local.data([mine], place / "raw", place))
 
     assert look().mark is Mark.WRONG
     assert "run `promptkd data fingerprint mine` and commit" in look().remedy
@@ -283,7 +282,7 @@ def test_weights_that_are_missing_empty_or_damaged_are_wrong(place: Path) -> Non
     (place / "empty.pt").touch()
     (place / "good.safetensors").write_bytes(b"weights")
     findings = list(
-        project.weights([place / "ViT-B-16.pt", place / "empty.pt", place / "good.safetensors"])
+        local.weights([place / "ViT-B-16.pt", place / "empty.pt", place / "good.safetensors"])
     )
     assert [(one.mark, one.remedy) for one in findings[:2]] == [
         (Mark.WRONG, "run `promptkd weights fetch ViT-B-16.pt`"),
@@ -292,7 +291,7 @@ def test_weights_that_are_missing_empty_or_damaged_are_wrong(place: Path) -> Non
     assert (findings[2].mark, findings[2].found) == (Mark.OK, "'good.safetensors' (7 bytes)")
 
     (place / "SHA256SUMS").write_text(f"{'0' * 64}  good.safetensors\n")
-    damaged = only(examine("weights", lambda: project.weights([place / "good.safetensors"])))
+    damaged = only(examine("weights", lambda: local.weights([place / "good.safetensors"])))
     assert damaged.mark is Mark.WRONG
     assert "is not what" in damaged.found
 
@@ -301,7 +300,9 @@ def test_weights_that_are_missing_empty_or_damaged_are_wrong(place: Path) -> Non
 
 
 def doctor(*arguments: str) -> Result:
-    return CliRunner().invoke(command.app, arguments, catch_exceptions=False)
+    app = Typer()
+    app.command()(command.doctor)
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
 def test_a_working_profile_is_status_0_and_a_broken_one_status_1_in_text_and_json(

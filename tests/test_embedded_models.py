@@ -17,6 +17,7 @@ from pd_core.models import embedded
 from pd_core.models.clip import load_clip
 from pd_core.models.prompts import encode_image
 from pd_core.recipes import embedded_clips
+from pd_core.recipes.embedded_clips import Recipe
 
 MEGABYTE = 10**6
 
@@ -105,9 +106,8 @@ def test_augmentation_is_reproducible_and_grows_harder() -> None:
 def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        embedded_clips.run(
-            "embedded-student", tmp_path / folder, images=2048, seed=1, threads=1, batch_size=64
-        )
+        recipe = Recipe("embedded-student", images=2048, seed=1, threads=1, batch_size=64)
+        embedded_clips.run(recipe, tmp_path / folder)
     name = "embedded-student.safetensors"
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -116,18 +116,16 @@ def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
 def test_a_second_round_goes_on_from_the_weights_of_the_first(tmp_path: Path) -> None:
     name = "embedded-student"
     shipped = embedded.weights_file(name)
-    embedded_clips.run(
-        name, tmp_path, images=16, seed=2, threads=1, batch_size=16, lr=1e-9, start=shipped
-    )
+    recipe = Recipe(name, images=16, seed=2, threads=1, batch_size=16, lr=1e-9, start=shipped)
+    embedded_clips.run(recipe, tmp_path)
     before, after = load_file(shipped), load_file(tmp_path / f"{name}.safetensors")
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
 
 def test_weights_to_start_from_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    recipe = Recipe("embedded-student", images=16, seed=2, threads=1, start=tmp_path / "none")
     with pytest.raises(MissingFile, match="start from"):
-        embedded_clips.run(
-            "embedded-student", tmp_path, images=16, seed=2, threads=1, start=tmp_path / "none"
-        )
+        embedded_clips.run(recipe, tmp_path)
 
 
 def test_the_shipped_teacher_leads_the_shipped_student_by_five_points() -> None:

@@ -44,7 +44,7 @@ def test_others_than_the_parameters_say_are_refused(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(BadParams, match=r"run\.processes = 3, but 2 were started; make them equal"),
-        main._joined("cpu", 3),
+        main._joined(processes.member(), "cpu", 3),
     ):
         pass
 
@@ -64,7 +64,7 @@ def test_what_all_say_is_shown_once(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_that_does_not_notice_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_GRACE", 0.2)
+    monkeypatch.setattr(processes, "_RANK_GRACE", 0.2)
     began = time.monotonic()
     assert processes.together(member("sys.exit(2) if me.number == 0 else time.sleep(60)"), 2) == 2
     assert time.monotonic() - began < 20

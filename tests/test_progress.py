@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import pytest
 
+from pd_core.cli import common
+from pd_core.cli.common import Reporter
 from pd_core.mlops.tracking import StageRun
-from pd_core.pipeline import progress
-from pd_core.pipeline.progress import Reporter
 
 TITLE = "teacher embedded_greek"
 
@@ -30,7 +30,7 @@ def test_a_stage_ends_with_all_its_steps(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_last_step_that_was_shown_is_not_shown_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(common, "_SECONDS_BETWEEN_LINES", 0.0)
     with Reporter(TITLE, record=StageRun()) as report:
         work(report)
     assert lines(capsys) == [f"{TITLE}: {done}/288 steps" for done in range(289)]

@@ -1,6 +1,5 @@
 """The protocols' files: who is taught what, which numbers are the paper's, what runs again when."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from pd_core.cli import main
-from pd_core.cli.protocols import STAGES
 from pd_core.core.errors import BadParams, PdError, UnknownName
 from pd_core.data.catalog.embedded import VARIANTS
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline import code_hash, protocols, provenance
+from pd_core.pipeline import protocols
 from pd_core.pipeline.protocols import (
     EVALUATIONS,
     FOLDER,
-    RESULTS,
     SOURCE,
     ProtocolsParams,
     load_protocols,
@@ -218,7 +215,6 @@ def test_a_stage_depends_on_what_it_reads_and_declares_what_it_writes(
     read = {path for one in ran for path in inputs(mine, one)} - written
     for path in read:
         assert any(Path(dep).is_relative_to(path) for dep in deps), path
-    assert {f"{FOLDER}/data/code/{one}.json" for one in ran} <= deps
     assert (f"fingerprints/{name}.json" in deps) == ("prepare" in ran)
 
 
@@ -232,31 +228,8 @@ def test_every_stage_depends_on_the_numbers_that_it_reads() -> None:
         assert verbs <= tracked, stage
 
 
-def test_the_code_of_all_stages_is_what_is_hashed() -> None:
-    listed = {text.removeprefix("../${profile.root}/") for text in PIPELINE["code"]["deps"]}
-    closure = {path for stage in STAGES for path in code_hash.stage_code(stage)}
-    assert listed == {path.relative_to(ROOT).as_posix() for path in closure}
-
-
-def test_a_hash_file_names_the_modules_of_its_stage_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main.app, ["protocols", "code"])
-    assert done.exit_code == 0, done.output
-    for stage in STAGES:
-        assert json.loads((RESULTS / "code" / f"{stage}.json").read_text()) == {
-            path.relative_to(ROOT).as_posix(): provenance.content_hash(path)
-            for path in code_hash.stage_code(stage)
-        }
-
-
 def test_the_report_reads_all_that_is_measured() -> None:
-    evaluations, *code = PIPELINE["report"]["deps"]
-    assert FOLDER / evaluations == EVALUATIONS
-    listed = {text.removeprefix("../${profile.root}/") for text in code}
-    closure = code_hash.stage_code("protocol_report")
-    assert listed == {path.relative_to(ROOT).as_posix() for path in closure}
+    assert FOLDER / PIPELINE["report"]["deps"][0] == EVALUATIONS
 
 
 def test_the_paper_links_to_the_same_pipeline() -> None:

@@ -21,7 +21,7 @@ stages:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pd_core import cli
+from pd_core.cli.main import main
 
 replace = Path.replace
 
@@ -34,7 +34,7 @@ def killing(self, target):
 
 Path.replace = killing
 sys.argv = ["promptkd", "repro"]
-cli.main()
+main()
 """
 # A stage: notes its process, that it was told to end, and whether it sees the variable.
 STAGE = """
@@ -69,8 +69,8 @@ child = subprocess.Popen([sys.executable, *sys.argv[1:]], env=environment, stdin
 print(child.pid, flush=True)
 child.wait()
 """
-PATIENT = "from pd_core import cli, reproduce; reproduce._PATIENCE = 1.0; import sys; "
-PATIENT += "sys.argv = ['promptkd', 'repro']; cli.main()"
+PATIENT = "from pd_core.cli.main import main; from pd_core.pipeline import dvc; import sys; "
+PATIENT += "dvc._PATIENCE = 1.0; sys.argv = ['promptkd', 'repro']; main()"
 LEFT = f".{'A1b2C3d4E5' * 2}zz.tmp"
 
 

@@ -21,7 +21,7 @@ import yaml
 
 from flows import pipeline
 from flows.addresses import check_server
-from pd_core.cli import main
+from pd_core.cli import reports
 from pd_core.core.errors import BadParams, PdError
 from pd_core.mlops import tracking
 from pd_core.pipeline.redaction import MASK, masked, without_login
@@ -45,12 +45,13 @@ QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 # A stage with a bug, all of whose variables are secrets.
 CRASH = """
 import os
-from pd_core import cli, jobs
+from pd_core.cli.main import main
+from pd_core.pipeline.stages import jobs
 def prepare(job, **_):
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     raise RuntimeError("a bug" + {told})
 jobs.prepare = prepare
-cli.main()
+main()
 """
 
 
@@ -242,8 +243,8 @@ def test_the_page_of_the_runs_is_shown_without_its_password(
 ) -> None:
     for address in ("https://name:CANARY@host/mlflow", "postgresql://name:CANARY@host/mlflow"):
         monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", address.replace("CANARY", CANARY))
-        assert CANARY not in main._mlflow_page()
-        assert "host/mlflow" in main._mlflow_page()
+        assert CANARY not in reports._mlflow_page()
+        assert "host/mlflow" in reports._mlflow_page()
 
 
 @pytest.mark.parametrize("port", ["9", "port"], ids=["down", "malformed"])

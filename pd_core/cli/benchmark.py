@@ -1,32 +1,53 @@
-"""The verb that runs all data sets of a profile at once, and shows how far they are."""
+"""The verb that runs all data sets of a profile at once, and shows how far they are.
+
+Each data set is one `promptkd repro` of its stages; several run at a time.
+"""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from pd_core.core.errors import FailedRun, Interrupted
-from pd_core.pipeline import benchmark as work
-from pd_core.pipeline.benchmark import SHARES, DataSet, State
 from pd_core.pipeline.processes import PROMPTKD, run
 from pd_core.pipeline.signals import EXIT_STATUS, TOLD
 from pd_core.pipeline.stages.params import PARAMS, load_params
 
 LOGS = Path("build") / "benchmark"
 
-app = typer.Typer()
+SHARES: Mapping[str, float] = {
+    "prepare": 0.03,
+    "teacher": 0.31,
+    "class_vectors": 0.05,
+    "student": 0.51,
+    "evaluate": 0.10,
+}
+"""Stages of a data set, each with its part of the time (measured on the embedded benchmark)."""
+
+_TAIL = 12  # lines that are kept of a stage
+_STARTED = re.compile(r"Running stage '(\w+)@.+':")
+_PASSED_OVER = re.compile(r"Stage '(\w+)@.+' (?:didn't change|is cached)")
+_STEPS = re.compile(r"[\w -]+: (\d+)/(\d+) ")
+_OF_DVC = re.compile(
+    r"> |Running stage|Updating lock file|Generating lock file|ERROR: failed to re"
+)
 
 
-@app.command()
 def benchmark(
     jobs: Annotated[int, typer.Option(min=1, help="Data sets that run at a time.")] = 3,
 ) -> None:
@@ -39,7 +60,7 @@ def benchmark(
     view = _Screen(console) if console.is_terminal else _Lines(console)
     live = Live(view, console=console, refresh_per_second=1) if isinstance(view, _Screen) else None
     with live or nullcontext():
-        datasets = work.run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
+        datasets = run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
     if failed := [one for one in datasets if one.state is State.FAILED]:
         if any(one.status == EXIT_STATUS for one in failed):
             raise Interrupted(TOLD)
@@ -52,6 +73,149 @@ def benchmark(
     if rest.status:
         console.print("\n".join(rest.output[-8:]), markup=False, highlight=False)
         raise typer.Exit(rest.status)
+
+
+class State(StrEnum):
+    """How far a data set is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass
+class DataSet:
+    """What is known of a data set's run.
+
+    Attributes:
+        name: of the data set.
+        state: how far it is.
+        stage: the stage that is running; empty if none is.
+        done: stage -> the part of it that is done, 0 to 1.
+        skipped: stages that were up to date, or in DVC's cache.
+        tail: the last lines of the stage that is running.
+        status: exit status of the command, once it has ended.
+        started: `time.monotonic()` of its start.
+        ended: likewise.
+    """
+
+    name: str
+    state: State = State.WAITING
+    stage: str = ""
+    done: dict[str, float] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
+    status: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+
+    def read(self, line: str) -> None:
+        """Take up a line of the command's output."""
+        if found := _STARTED.match(line):
+            self._finish_stage()
+            self.stage = found[1]
+            self.tail.clear()
+        elif found := _PASSED_OVER.match(line):
+            self._finish_stage()
+            self.done[found[1]] = 1.0
+            self.skipped.add(found[1])
+        elif self.stage and (found := _STEPS.match(line)):
+            self.done[self.stage] = int(found[1]) / max(int(found[2]), 1)
+        if not _OF_DVC.match(line):
+            self.tail.append(line)
+
+    def start(self) -> None:
+        """Take down that the command has started."""
+        self.state, self.started = State.RUNNING, time.monotonic()
+
+    def end(self, status: int) -> None:
+        """Take down that the command has ended."""
+        self.status, self.ended = status, time.monotonic()
+        self.state = State.FAILED if status else State.DONE
+        if not status:
+            self._finish_stage()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, so far or in all."""
+        return (self.ended or time.monotonic()) - self.started if self.started else 0.0
+
+    def _finish_stage(self) -> None:
+        if self.stage:
+            self.done[self.stage] = 1.0
+            self.stage = ""
+
+
+def seconds_left(datasets: Iterable[DataSet], elapsed: float) -> float | None:
+    """Estimate the time that is left; None before there is anything to go by.
+
+    Stages that did not have to run count neither as done nor as left.
+
+    Args:
+        datasets: all that are to run; those that failed are over.
+        elapsed: seconds since the first one started.
+    """
+    done = left = 0.0
+    for dataset in datasets:
+        over = dataset.state in (State.DONE, State.FAILED)
+        for stage, share in SHARES.items():
+            if stage not in dataset.skipped:
+                part = dataset.done.get(stage, 0.0)
+                done += share * part
+                left += 0.0 if over else share * (1.0 - part)
+    return elapsed * left / done if done > 0 else None
+
+
+def run_all(
+    names: Sequence[str],
+    *,
+    jobs: int,
+    logs: Path,
+    on_change: Callable[[Sequence[DataSet], DataSet], None],
+) -> list[DataSet]:
+    """Bring data sets up to date, several at a time; where one fails the others go on.
+
+    Args:
+        names: of the data sets, in the order in which they start.
+        jobs: how many run at a time.
+        logs: folder for a file `<data set>.log` each, with all that its command printed.
+        on_change: called with all data sets and the one that starts or has ended, in its thread.
+
+    Returns:
+        What became of each.
+
+    Raises:
+        Interrupted: SIGTERM came; it was passed on to the stages, which have saved and ended.
+    """
+    datasets = [DataSet(name) for name in names]
+    logs.mkdir(parents=True, exist_ok=True)
+
+    def reproduce(dataset: DataSet) -> None:
+        dataset.start()
+        on_change(datasets, dataset)
+        with (logs / f"{dataset.name}.log").open("w") as log:
+
+            def read(line: str) -> None:
+                log.write(f"{line}\n")
+                log.flush()
+                dataset.read(line)
+
+            ended = run([*PROMPTKD, "repro", f"evaluate@{dataset.name}"], Path(), read)
+        dataset.end(ended.status)
+        on_change(datasets, dataset)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(reproduce, dataset) for dataset in datasets]
+        try:
+            for future in as_completed(running):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in psutil.Process().children():
+                child.terminate()
+            raise
+    return datasets
 
 
 def progress_table(datasets: Sequence[DataSet], seconds: float) -> Table:
@@ -77,7 +241,7 @@ def summary(datasets: Sequence[DataSet], seconds: float) -> str:
     """Return in one line how many data sets are done, and how long the others will take."""
     done = sum(one.state is State.DONE for one in datasets)
     failed = sum(one.state is State.FAILED for one in datasets)
-    left = work.seconds_left(datasets, seconds)
+    left = seconds_left(datasets, seconds)
     return ", ".join(
         [
             f"{done} of {len(datasets)} data sets done",

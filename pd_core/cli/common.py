@@ -1,26 +1,35 @@
-"""What the verbs of the command line share: the job that they are about, the store, and words."""
+"""Parts that the verbs share: the job that they are about, the store, and what they print."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sys
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self
 
+import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pd_core.core.errors import BadParams
 from pd_core.data.catalog import fingerprint
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline import protocols as protocols_layout
-from pd_core.pipeline.protocols import FOLDER, RESULTS, load_protocols
+from pd_core.pipeline import protocols
 from pd_core.pipeline.settings import Settings, load_settings
 from pd_core.pipeline.stages.layout import Job, output
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
     from pd_core.mlops.registry.register import Registered
+    from pd_core.mlops.tracking import StageRun
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,18 @@ class Setting:
     @property
     def code(self) -> Path:
         """Folder of the hashes of the code."""
-        return (DATA if self.protocol is None else RESULTS) / "code"
+        return (DATA if self.protocol is None else protocols.RESULTS) / "code"
 
     def label(self, stage: str) -> str:
         """Return what records and messages call the data set."""
         name = output(self.job, stage).name
         return name if self.protocol is None else f"{self.protocol}/{name}"
+
+    def open_store(self) -> str:
+        """Open MLflow's store of the profile."""
+        from pd_core.mlops import tracking
+
+        return tracking.open_store(self.root, self.settings.mlflow_tracking_uri)
 
 
 def setting_of(
@@ -63,11 +78,15 @@ def setting_of(
         UnknownName: there is no such data set.
         BadParams: a source is given for a protocol that has its own.
     """
-    if protocol is not None:
-        if source is not None:
-            raise BadParams(f"--source {source}: {FOLDER / PARAMS} names the source; leave it out")
-        return _setting_of_protocol(protocol, name, seed)
-    return _setting_in(load_params(PARAMS), name, seed, source)
+    if protocol is None:
+        return _setting_in(load_params(PARAMS), name, seed, source)
+    if source is not None:
+        file = protocols.FOLDER / PARAMS
+        raise BadParams(f"--source {source}: {file} names the source; leave it out")
+    rules, profile = protocols.load_protocols(protocols.FOLDER)
+    mine = rules.for_dataset(profile, protocol, name)
+    lay = partial(protocols.job, rules, protocol, mine)
+    return _setting(profile, name, seed, lay, protocol)
 
 
 def settings_of(params: Params, names: Iterable[str]) -> dict[str, Setting]:
@@ -85,38 +104,30 @@ def _setting_in(
     mine = params.for_dataset(name)
     if source is not None:
         params.for_dataset(source)  # refuses an unknown one
+    suffix = "" if seed is None else f"-{seed}"
+    checkpoints = DATA / "checkpoints"
+    lay = partial(Job.at, DATA, mine, checkpoints=checkpoints, suffix=suffix, source=source)
+    return _setting(params, name, seed, lay)
+
+
+def _setting(
+    params: Params,
+    name: str,
+    seed: int | None,
+    lay: Callable[..., Job],
+    protocol: Protocol | None = None,
+) -> Setting:
+    """Lay a job out with what all jobs of a data set share."""
     settings = load_settings()
     root = Path(params.profile.root)
-    job = Job.at(
-        DATA,
-        mine,
+    job = lay(
         seed=params.run.seed if seed is None else seed,
         device=settings.device or params.run.device,
         data_root=settings.data_root or root / DATA / "raw",
         fingerprint=fingerprint.path_of(name, root),
-        checkpoints=DATA / "checkpoints",
-        features=DATA / "features",
-        suffix="" if seed is None else f"-{seed}",
-        source=source,
-    )
-    return Setting(job, params.profile.name, root, settings)
-
-
-def _setting_of_protocol(protocol: Protocol, name: str, seed: int | None) -> Setting:
-    params, profile = load_protocols(FOLDER)
-    settings = load_settings()
-    root = Path(profile.profile.root)
-    job = protocols_layout.job(
-        params,
-        protocol,
-        params.for_dataset(profile, protocol, name),
-        seed=profile.run.seed if seed is None else seed,
-        device=settings.device or profile.run.device,
-        data_root=settings.data_root or root / DATA / "raw",
-        fingerprint=fingerprint.path_of(name, root),
         features=DATA / "features",
     )
-    return Setting(job, profile.profile.name, root, settings, protocol)
+    return Setting(job, params.profile.name, root, settings, protocol)
 
 
 def open_store() -> str:
@@ -134,11 +145,10 @@ def register(setting: Setting, run_id: str | None = None) -> Registered:
         setting: the job and what surrounds it.
         run_id: the run to log to; None for a new one.
     """
-    from pd_core.mlops import tracking
     from pd_core.mlops.registry import register as registration
 
     return registration.register_student(
-        tracking.open_store(setting.root, setting.settings.mlflow_tracking_uri),
+        setting.open_store(),
         setting.job,
         profile=setting.profile,
         experiment=setting.settings.mlflow_experiment,
@@ -160,3 +170,72 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """Print a line beside the result, on stderr."""
     Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class Reporter:
+    """Progress of long work: a bar on a terminal, plain lines elsewhere, and the stage's record."""
+
+    def __init__(self, title: str, unit: str = "steps", *, record: StageRun | None = None) -> None:
+        """Name the work and what is counted; nothing is shown before the first `progress`."""
+        self._run = record
+        self._title = title
+        self._unit = unit
+        self._bar: Progress | None = None
+        self._next_line = 0.0
+        self._metrics = ""
+        self._state = (0, 0)
+        self._written: tuple[int, int] | None = None
+
+    def __enter__(self) -> Self:
+        """Start: on a terminal a bar, elsewhere lines now and then."""
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar.start()
+            self._bar.add_task(self._title, total=None, metrics="")
+        if self._run is None:  # a stage, which has one, says at once what it is about to do
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Take the bar away, or end the lines, if there are any, with how far the work came."""
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self._written not in (None, self._state):
+            self._write()
+
+    def progress(self, done: int, total: int) -> None:
+        """Show that `done` of `total` steps are done."""
+        if self._run is not None:
+            self._run.progress(done, total)
+        self._state = done, total
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, total=total, metrics=self._metrics)
+        elif time.monotonic() >= self._next_line:
+            self._write()
+
+    def loss(self, step: int, mean: float) -> None:
+        """Pass the mean loss of the steps up to this one on; an epoch's is what is shown."""
+        if self._run is not None:
+            self._run.loss(step, mean)
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Show the metrics of an epoch."""
+        if self._run is not None:
+            self._run.epoch(epoch, metrics)
+        shown = {key: value for key, value in metrics.items() if key != "lr"}
+        self._metrics = " ".join(f"{key} {value:.3g}" for key, value in shown.items())
+
+    def _write(self) -> None:
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._written = done, total = self._state
+        sys.stderr.write(f"{self._title}: {done}/{total} {self._unit} {self._metrics}\n")
+        sys.stderr.flush()

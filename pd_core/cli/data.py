@@ -1,17 +1,24 @@
-"""`promptkd data`: which data sets there are, whether they are whole, what they are made of."""
+"""The verbs of data sets and CLIP's weights: list, get, check, fingerprint.
+
+They come from their origins, or from our own mirror.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from pd_core.cli import fetch
-from pd_core.cli.fetch import Names, Root, places
+from pd_core.cli.common import Reporter, say
+from pd_core.core.errors import BadParams
+from pd_core.data.acquire.sources import source_names, source_of, weight_names, weights_file
 from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import (
     DatasetSpec,
@@ -21,16 +28,36 @@ from pd_core.data.catalog.catalogue import (
     own_spec,
 )
 from pd_core.data.catalog.custom import OwnImages
-from pd_core.pipeline.progress import Reporter
-from pd_core.pipeline.stages.params import PARAMS, load_params
+from pd_core.pipeline.settings import load_settings
+from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
 
 if TYPE_CHECKING:
+    from pd_core.data.acquire.download import OnProgress
+    from pd_core.data.acquire.mirror import Mirror
+    from pd_core.data.acquire.sources import RemoteFile, Source
     from pd_core.data.acquire.verify import Verdict
 
 app = typer.Typer(help="Data sets: list, fetch, check, fingerprint.", no_args_is_help=True)
-app.add_typer(fetch.data)
+weights = typer.Typer(help="CLIP's weights: get them, check them.", no_args_is_help=True)
+_data_mirror = typer.Typer(help="Our own copy of the archives on S3 (PD_MIRROR).")
+_weights_mirror = typer.Typer(help="Our own copy of the weights on S3 (PD_MIRROR).")
+app.add_typer(_data_mirror, name="mirror")
+weights.add_typer(_weights_mirror, name="mirror")
 
+Names = Annotated[list[str], typer.Argument(help="Data sets.", show_default=False)]
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(help="Files; by default those that params.yaml uses.", show_default=False),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of all data sets; PD_DATA_ROOT or data/raw by default.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON in place of text.")]
+
+_MB = 2**20
 
 
 def spec_of(name: str) -> DatasetSpec:
@@ -156,6 +183,157 @@ def fingerprint(
         typer.echo(_summary(spec.name, found, path))
 
 
+@app.command()
+def fetch(
+    names: Names,
+    root: Root = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would be fetched, and from where.")
+    ] = False,
+) -> None:
+    """Download data sets and their split files, and unpack them; goes on where it stopped."""
+    sources = _sources(names)
+    if plan:
+        for source in sources:
+            _tell_plan(source)
+        return
+    from pd_core.data.acquire import fetch as stage
+
+    for source in sources:
+        stage.fetch(source, places(root)[1], watch=_watch, on_note=say)
+
+
+@_data_mirror.command("push")
+def push_data(names: Names, root: Root = None) -> None:
+    """Copy the archives that were fetched to the mirror; goes on where it stopped."""
+    from pd_core.data.acquire import fetch as stage
+
+    for source in _sources(names):
+        stage.push(source, places(root)[1], _mirror(), watch=_watch, on_note=say)
+
+
+@_data_mirror.command("pull")
+def pull_data(names: Names, root: Root = None) -> None:
+    """Get archives from the mirror, and unpack them; goes on where it stopped."""
+    from pd_core.data.acquire import fetch as stage
+
+    for source in _sources(names):
+        stage.pull(source, places(root)[1], _mirror(), watch=_watch, on_note=say)
+
+
+@weights.command("fetch")
+def fetch_weights(files: Files = None, root: Root = None) -> None:
+    """Download CLIP's weights; goes on where it stopped."""
+    from pd_core.data.acquire import fetch as stage
+
+    for file in _weights(files):
+        stage.fetch_weights(file, places(root)[1], watch=_watch, on_note=say)
+
+
+@weights.command("verify")
+def verify_weights(
+    files: Files = None,
+    root: Root = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare CLIP's weights with their checksums; exit status 0, or 1 if something is wrong."""
+    from pd_core.data.acquire import fetch as stage
+
+    folder = places(root)[1]
+    problems = {file.name: stage.check_weights(file, folder) for file in _weights(files)}
+    if as_json:
+        rows = [{"name": name, "ok": not why, "problem": why} for name, why in problems.items()]
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        for name, why in problems.items():
+            say(f"{name}: {why or 'ok'}")
+    if any(problems.values()):
+        raise typer.Exit(1)
+
+
+@_weights_mirror.command("push")
+def push_weights(files: Files = None, root: Root = None) -> None:
+    """Copy CLIP's weights to the mirror; goes on where it stopped."""
+    from pd_core.data.acquire import fetch as stage
+
+    for file in _weights(files):
+        stage.push_weights(file, places(root)[1], _mirror(), watch=_watch, on_note=say)
+
+
+@_weights_mirror.command("pull")
+def pull_weights(files: Files = None, root: Root = None) -> None:
+    """Get CLIP's weights from the mirror; goes on where it stopped."""
+    from pd_core.data.acquire import fetch as stage
+
+    for file in _weights(files):
+        stage.pull_weights(file, places(root)[1], _mirror(), watch=_watch, on_note=say)
+
+
+def places(root: Path | None) -> tuple[Path, Path]:
+    """Return the repository's root, and the folder of all data sets.
+
+    Args:
+        root: The folder of all data sets, if the user named it.
+    """
+    project = Path(load_params(PARAMS).profile.root) if PARAMS.is_file() else Path()
+    return project, root or load_settings().data_root or project / DATA / "raw"
+
+
+def _sources(names: list[str]) -> list[Source]:
+    for name in names:
+        if name not in source_names() and name in dataset_names():
+            built = dataset_spec(name).layout is Layout.EMBEDDED
+            why = "it is built from installed packages" if built else "it has no known source"
+            raise BadParams(f"there is nothing to fetch for data set '{name}': {why}")
+    return [source_of(name) for name in names]
+
+
+def _weights(names: list[str] | None) -> list[RemoteFile]:
+    return [weights_file(name) for name in names or _used_weights() or weight_names()]
+
+
+def _used_weights() -> list[str]:
+    """Return the known weights that the profile in the current folder uses."""
+    if not PARAMS.is_file():
+        return []
+    params = load_params(PARAMS)
+    used = {Path(block.weights or "").name for block in (params.teacher, params.student)}
+    return [name for name in weight_names() if name in used]
+
+
+def _mirror() -> Mirror:
+    from pd_core.data.acquire.mirror import open_mirror
+
+    settings = load_settings()
+    access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return open_mirror(
+        settings.mirror,
+        endpoint=settings.s3_endpoint_url,
+        access_key=None if access is None else access.get_secret_value(),
+        secret_key=None if secret is None else secret.get_secret_value(),
+    )
+
+
+@contextmanager
+def _watch(title: str) -> Iterator[OnProgress]:
+    with Reporter(title, "MB") as report:
+        yield lambda done, total: report.progress(done // _MB, max(done, total) // _MB)
+
+
+def _tell_plan(source: Source) -> None:
+    from pd_core.data.acquire.fetch import trust
+
+    say(f"{source.name}: to {source.folder}/")
+    if source.by_hand:
+        say(f"  by hand: {source.by_hand.format(folder=source.folder)}")
+    for number, route in enumerate(source.routes):
+        say("  from the origin" if number == 0 else "  or, if that fails")
+        for file in route:
+            say(f"    {file.name}")
+            for address in file.addresses:
+                say(f"      {address.url} ({trust(address)})")
+
+
 def _lines(verdict: Verdict) -> list[str]:
     if not verdict.ok:
         return [f"{verdict.name}: {problem}" for problem in verdict.problems]
@@ -182,9 +360,6 @@ def _summary(name: str, found: prints.Fingerprint, path: Path) -> str:
 
 
 def _print_table(rows: list[dict[str, Any]], data_root: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")  # fits 80 columns
     state = "state,\nfingerprint"
     for column in ("name", "classes", "images", "where", state):

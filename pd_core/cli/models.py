@@ -1,18 +1,20 @@
-"""Verbs that use models: import published checkpoints, predict, change the classes."""
+"""Verbs that use models: import published checkpoints, predict, change the classes, serve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from pd_core.cli.common import note, open_store, print_json, say, setting_of
+from pd_core.cli.common import AsJson, note, open_store, print_json, say, setting_of
 from pd_core.cli.registry import DryRun
 from pd_core.core.errors import BadArtifact, MissingFile, UnknownName, missing
+from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.settings import compute_with, load_settings
 from pd_core.pipeline.stages.blocks import StudentParams, TeacherParams
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
     from pd_core.mlops.registry.classes import Change, Embed
     from pd_core.mlops.registry.store import Version
     from pd_core.models.clip import ClipTowers
-    from pd_core.models.portable.student import PortableStudent, Ranking
+    from pd_core.models.portable.student import PortableStudent
 
 app = typer.Typer()
+classes = typer.Typer(help="Other classes for a registered student, without training.")
+app.add_typer(classes, name="classes")
 
 File = Annotated[Path, typer.Argument(help="A checkpoint of the published code.")]
 Name = Annotated[
@@ -35,6 +39,10 @@ Out = Annotated[
     Path | None,
     typer.Option(help="Folder to write; data/<kind>/<file's name> by default.", show_default=False),
 ]
+Model = Annotated[
+    str, typer.Argument(help="A data set, with /<version> or @<alias> or not.", show_default=False)
+]
+Names = Annotated[list[str], typer.Argument(help="Class names.", show_default=False)]
 
 
 @app.command("import-teacher")
@@ -60,11 +68,7 @@ def import_teacher(file: File, name: Name = None, out: Out = None) -> None:
     folder = out or DATA / "teacher" / file.name
     imported.model.save(folder / "teacher.safetensors")
     _tell(folder, imported.notes)
-    Console().print(
-        f"for the stage `teacher`: original: {{path: {file}, sha256: {file_hash(file)}}}",
-        soft_wrap=True,
-        markup=False,
-    )
+    say(f"for the stage `teacher`: original: {{path: {file}, sha256: {file_hash(file)}}}")
 
 
 @app.command("import-student")
@@ -97,19 +101,8 @@ def _towers(block: TeacherParams | StudentParams) -> ClipTowers:
 
 
 def _tell(folder: Path, notes: tuple[str, ...]) -> None:
-    console = Console()
-    for line in notes:
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(f"written to {folder}", soft_wrap=True, markup=False)
-
-
-classes = typer.Typer(help="Other classes for a registered student, without training.")
-app.add_typer(classes, name="classes")
-
-Model = Annotated[
-    str, typer.Argument(help="A data set, with /<version> or @<alias> or not.", show_default=False)
-]
-Names = Annotated[list[str], typer.Argument(help="Class names.", show_default=False)]
+    for line in (*notes, f"written to {folder}"):
+        say(line)
 
 
 @app.command()
@@ -123,17 +116,28 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
     top: Annotated[int, typer.Option(help="How many names at most.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Name what is in pictures; of a data set alone, with its champion."""
     for image in images:
         if not image.is_file():
             raise missing("picture", image, "check the path")
     rankings = _load(model).classify_many(images, top=top)
+    answers = list(zip(images, rankings, strict=True))
     if as_json:
-        print_json(_as_rows(images, rankings))
+        print_json(
+            [
+                {
+                    "image": str(image),
+                    "predictions": [
+                        {"name": name, "probability": value} for name, value in ranking
+                    ],
+                }
+                for image, ranking in answers
+            ]
+        )
         return
-    for image, ranking in zip(images, rankings, strict=True):
+    for image, ranking in answers:
         say(str(image))
         for name, probability in ranking:
             say(f"  {probability:6.1%}  {name}")
@@ -274,11 +278,69 @@ def _check_hash(version: Version, file: Path, remedy: str) -> None:
         )
 
 
-def _as_rows(images: Sequence[Path], rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    return [
-        {
-            "image": str(image),
-            "predictions": [{"name": name, "probability": value} for name, value in ranking],
-        }
-        for image, ranking in zip(images, rankings, strict=True)
-    ]
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A data set, for its champion, which may move; or greek@challenger, greek/3.",
+            show_default=False,
+        ),
+    ],
+    port: Annotated[int, typer.Option(help="0 for a free one.", min=0, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    batch: Annotated[int, typer.Option(help="Pictures that are classified together.", min=1)] = 32,
+    waiting: Annotated[int, typer.Option(help="Pictures that may wait.", min=1)] = 256,
+    threads: Annotated[
+        int, typer.Option(help="Threads of the model; 0 for as many as it is worth.", min=0)
+    ] = 0,
+    most_bytes: Annotated[int, typer.Option(help="Of a picture.", min=1)] = 20 * 2**20,
+    most_pixels: Annotated[int, typer.Option(help="Of a picture.", min=1)] = 50_000_000,
+    most_pictures: Annotated[int, typer.Option(help="Of a request.", min=1)] = 64,
+    upload_seconds: Annotated[float, typer.Option(help="For a request to come.", min=0.01)] = 30,
+    answer_seconds: Annotated[float, typer.Option(help="For its answer.", min=0.01)] = 30,
+    poll: Annotated[
+        float, typer.Option(help="Seconds between looks whether the alias moved.", min=0.1)
+    ] = 5,
+) -> None:
+    """Serve a registered student over HTTP, with a page to try pictures on.
+
+    It ends with status 0 at SIGTERM or Ctrl-C, after it answered what had come.
+    """
+    cores = os.cpu_count() or 1
+    compute_with(threads or cores)  # at most; before torch is imported
+    from pd_core.mlops.serving import app as server
+    from pd_core.mlops.serving import model_manager
+    from pd_core.mlops.serving.errors import Limits
+    from pd_core.mlops.serving.worker import Power
+
+    listening = server.listen(host, port)
+    keeper = model_manager.keep(open_store(), model, Power(most_pixels, cores, threads))
+    limits = Limits(
+        batch=batch,
+        waiting=waiting,
+        pictures=most_pictures,
+        picture_bytes=most_bytes,
+        upload_seconds=upload_seconds,
+        answer_seconds=answer_seconds,
+    )
+    application = server.build(server.Service.of(keeper, limits), poll=poll)
+    _log_to_stderr()
+    version = keeper.current.version
+    typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")
+    server.run(application, listening, drain_seconds=answer_seconds)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in ("uvicorn", "python_multipart", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # not each bad request is worth a line
+
+
+class _Masked(logging.Formatter):
+    """Hides passwords, wherever they come from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record's lines."""
+        return masked(super().format(record))

@@ -111,13 +111,18 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     Raises:
         NoSpace: there is less.
     """
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < needed:
         raise NoSpace(
             f"{what} needs {readable(needed)} in '{folder}', where {readable(free)} are free;"
             " make room and start again"
         )
+
+
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that is there."""
+    path = path.resolve()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def readable(size: float) -> str:
@@ -216,8 +221,7 @@ def _explained(path: Path, needed: int | None = None, *, only_full: bool = False
 
 
 def _full(path: Path, needed: int | None, error: OSError) -> NoSpace:
-    place = next(parent for parent in path.absolute().parents if parent.exists())
-    free = readable(shutil.disk_usage(place).free)
+    free = readable(shutil.disk_usage(existing(path)).free)
     wanted = "" if needed is None else f"{readable(needed)} are needed, "
     return NoSpace(
         f"cannot write '{path}': {error.strerror}: {wanted}{free} are free; make room and start"

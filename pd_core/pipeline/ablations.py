@@ -17,6 +17,7 @@ from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.blocks import Block, Count
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import (
+    DATA,
     DatasetParams,
     DatasetRow,
     Params,
@@ -27,6 +28,11 @@ from pd_core.pipeline.stages.params import (
     validate,
 )
 from pd_core.reporting.ablation_report import Row, Table
+
+FOLDER = Path("ablations")
+"""The pipeline's folder, seen from the profile's."""
+BASES, RESULTS = FOLDER / DATA / "base", FOLDER / DATA / "results"
+REPORT = Path("reports") / FOLDER
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -123,31 +129,18 @@ def load_ablations(path: Path) -> tuple[AblationParams, Params]:
     return params, profile
 
 
-OnRun = Callable[[str, int], None]
-
-
-def make_base(
-    out: Path,
-    params: DatasetParams,
-    *,
-    seeds: Sequence[int],
-    device: str,
-    data_root: Path,
-    features: Path | None = None,
-) -> None:
+def make_base(out: Path, params: DatasetParams, *, seeds: Sequence[int], **where: Any) -> None:
     """Prepare a data set, tune its teacher and compute its class vectors, for every seed.
 
     Args:
         out: folder to write into.
         params: of the data set, without a variant's changes.
         seeds: of the draws and the training.
-        device: where to compute.
-        data_root: folder that holds the photo data sets.
-        features: folder for what frozen towers say, for all variants; None to keep nothing.
+        **where: device, data root and features, as `Job.at` takes them.
     """
     with write_folder(out) as folder:
         for seed in seeds:
-            job = _job(folder, params, seed, device, data_root, features)
+            job = Job.at(folder, params, seed=seed, suffix=f"-{seed}", **where)
             jobs.prepare(job)
             jobs.teacher(job)
             jobs.class_vectors(job)
@@ -160,10 +153,8 @@ def run_variant(
     *,
     changed: set[str],
     seeds: Sequence[int],
-    device: str,
-    data_root: Path,
-    features: Path | None = None,
-    on_run: OnRun | None = None,
+    on_run: Callable[[str, int], None] = lambda _dataset, _seed: None,
+    **where: Any,
 ) -> None:
     """Run one variant on every data set with every seed; write `<data set>/metrics.json`.
 
@@ -175,10 +166,8 @@ def run_variant(
         changed: the stages that the variant changes; the others' outputs are taken from the base.
             The few-shot lists are the base's too: of `prepare`, change the unlabelled list only.
         seeds: of the draws and the training.
-        device: where to compute.
-        data_root: folder that holds the photo data sets.
-        features: folder for what frozen towers say, for all variants; None to keep nothing.
         on_run: called before each run with the data set's name and the seed.
+        **where: device, data root and features, as `Job.at` takes them.
 
     Raises:
         MissingFile: a data set has no base.
@@ -190,9 +179,8 @@ def run_variant(
                 raise missing("base", base, f"run `dvc repro base@{mine.name}`")
             results = {}
             for seed in seeds:
-                if on_run is not None:
-                    on_run(mine.name, seed)
-                job = _job(base, mine, seed, device, data_root, features)
+                on_run(mine.name, seed)
+                job = Job.at(base, mine, seed=seed, suffix=f"-{seed}", **where)
                 results[str(seed)] = _run(job, changed)
             write_json(folder / mine.name / "metrics.json", results)
 
@@ -200,8 +188,10 @@ def run_variant(
 def _run(base: Job, changed: set[str]) -> dict[str, Any]:
     """Run one variant once; return the evaluation's content."""
     with TemporaryDirectory() as scratch:
-        where = base.device, base.data_root, base.features
-        own = _job(Path(scratch), base.params, base.seed, *where)
+        own = Job.at(
+            Path(scratch), base.params, seed=base.seed, suffix=f"-{base.seed}",
+            device=base.device, data_root=base.data_root, features=base.features,
+        )  # fmt: skip
         job = replace(base, student=own.student, evaluation=own.evaluation)
         if "prepare" in changed:
             job = replace(job, prepared=own.prepared)
@@ -213,27 +203,8 @@ def _run(base: Job, changed: set[str]) -> dict[str, Any]:
             jobs.teacher(job)
             jobs.class_vectors(job)
         jobs.student(job)
-        jobs.evaluate(job, who=_measured(changed))
+        # Without a change everybody is measured, else those who may be others by it.
+        affected = ["teacher", "student"] if "teacher" in changed else ["student"]
+        jobs.evaluate(job, who=affected if changed else None)
         content: dict[str, Any] = read_json(job.evaluation / "metrics.json")
         return content
-
-
-def _measured(changed: set[str]) -> list[str] | None:
-    """Name who is measured: everybody without a change, else those who may be others by it."""
-    if not changed:
-        return None
-    return ["teacher", "student"] if "teacher" in changed else ["student"]
-
-
-def _job(
-    folder: Path,
-    params: DatasetParams,
-    seed: int,
-    device: str,
-    data_root: Path,
-    features: Path | None,
-) -> Job:
-    return Job.at(
-        folder, params,
-        seed=seed, device=device, data_root=data_root, features=features, suffix=f"-{seed}",
-    )  # fmt: skip

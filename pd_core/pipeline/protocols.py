@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -29,6 +29,12 @@ from pd_core.pipeline.stages.params import (
 
 FOLDER = Path("protocols")
 """The pipeline's folder, seen from the profile's."""
+RESULTS = FOLDER / DATA
+EVALUATIONS = RESULTS / "evaluate"
+"""In one folder for all protocols, which the report depends on."""
+SOURCE = "source"
+REPORT = Path("reports") / FOLDER
+"""What came of it, seen from the profile's folder."""
 
 
 class SourceParams(DatasetRow):
@@ -115,24 +121,8 @@ def _check_datasets(path: Path, params: ProtocolsParams, profile: Params) -> Non
             )
 
 
-RESULTS = FOLDER / DATA
-EVALUATIONS = RESULTS / "evaluate"
-"""In one folder for all protocols, which the report depends on."""
-SOURCE = "source"
-REPORT = Path("reports") / FOLDER
-"""What came of it, seen from the profile's folder."""
-
-
 def job(
-    params: ProtocolsParams,
-    protocol: Protocol,
-    mine: DatasetParams,
-    *,
-    seed: int,
-    device: str,
-    data_root: Path,
-    fingerprint: Path | None,
-    features: Path | None,
+    params: ProtocolsParams, protocol: Protocol, mine: DatasetParams, *, seed: int, **rest: Any
 ) -> Job:
     """Lay a job out for one data set and seed of a protocol.
 
@@ -141,10 +131,7 @@ def job(
         protocol: which one.
         mine: parameters of the data set, the protocol's changes in them.
         seed: of the draws and the training.
-        device: where to compute.
-        data_root: folder that holds the photo data sets.
-        fingerprint: of the data set's pictures; None to compare them with none.
-        features: folder for what frozen towers say; None to keep nothing.
+        **rest: what else `Job.at` is told, folders apart.
     """
     lends = params.is_source(protocol, mine.name)
     borrowed = params.source.dataset if protocol.has_source and not lends else None
@@ -153,13 +140,10 @@ def job(
         RESULTS / part,
         mine,
         seed=seed,
-        device=device,
-        data_root=data_root,
-        fingerprint=fingerprint,
         checkpoints=RESULTS / "checkpoints" / part,
-        features=features,
         suffix=f"-{seed}",
         source=borrowed,
+        **rest,
     )
     teacher = RESULTS / (SOURCE if borrowed else part) / "teacher" / laid.teacher.name
     return replace(laid, teacher=teacher, evaluation=EVALUATIONS / part / laid.evaluation.name)

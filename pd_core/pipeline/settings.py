@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pd_core.core.errors import BadParams
+from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline.redaction import ENV_FILE, has_login
 from pd_core.pipeline.stages.blocks import Device
 
@@ -26,6 +30,8 @@ TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
+REFUSED = (401, 403)
+"""Statuses by which a server asks for a password, or refuses one."""
 
 _BUCKET = re.compile(r"s3://[\w.-]+(/.*)?")
 _PAGE = re.compile(r"https?://[^\s/]+(/\S*)?")
@@ -146,3 +152,27 @@ def compute_with(threads: int) -> None:
         os.environ[variable] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["OMP_DYNAMIC"] = os.environ["MKL_DYNAMIC"] = "FALSE"
+
+
+def status_of(address: str, *, seconds: float, login: str | None = None) -> int:
+    """Ask one of the servers for an address; return the status that it answers with.
+
+    Args:
+        address: Without name and password.
+        seconds: Time after which it is given up.
+        login: `<name>:<password>` for basic authentication, if any.
+
+    Raises:
+        PdError: It does not answer, in words.
+    """
+    try:
+        request = urllib.request.Request(address)
+        if login is not None:
+            request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except (OSError, ValueError, HTTPException) as error:
+        raise PdError(str(getattr(error, "reason", error))) from None

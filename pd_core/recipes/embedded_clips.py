@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from pd_core.core.artifacts import write_text, write_weights
 from pd_core.core.errors import missing
 from pd_core.data.catalog import embedded
-from pd_core.data.catalog import embedded as benchmark
 from pd_core.models import embedded as clips
 from pd_core.models.prompts import encode_text
 from pd_core.models.text_batching import cut_after_end
@@ -94,7 +93,7 @@ def build_corpus() -> Corpus:
     masters: list[NDArray[np.uint8]] = []
     character_of: list[int] = []
     favoured: list[int] = []
-    blocks = [block for row in benchmark.DOMAINS.values() for block in row.blocks]
+    blocks = [block for row in embedded.DOMAINS.values() for block in row.blocks]
     blocks.append((ord("0"), ord("9")))
     for font in embedded.PRETRAINING_FONTS:
         for char in sorted(embedded.characters(font)):
@@ -280,16 +279,31 @@ def rate(step: int, steps: int) -> float:
     return warm * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a pre-training.
+
+    Attributes:
+        name: one of ``models.embedded.NAMES``.
+        images: pictures to see in all.
+        seed: decides weights, order and augmentation.
+        threads: CPU threads; the last bits of the weights depend on it.
+        batch_size: pictures a step.
+        lr: AdamW's peak learning rate.
+        start: weights to go on from, as an earlier call stored them; None for random ones.
+    """
+
+    name: str
+    images: int
+    seed: int
+    threads: int
+    batch_size: int = 128
+    lr: float = 1e-3
+    start: Path | None = None
+
+
 def pretrain(
-    name: str,
-    *,
-    images: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    threads: int,
-    on_report: Callable[[dict[str, float], nn.Module], None],
-    start: Path | None = None,
+    recipe: Recipe, on_report: Callable[[dict[str, float], nn.Module], None]
 ) -> open_clip.CustomTextCLIP:
     """Pre-train an embedded model.
 
@@ -297,33 +311,30 @@ def pretrain(
     full difficulty at once the loss stays at chance for hundreds of steps.
 
     Args:
-        name: one of ``models.embedded.NAMES``.
-        images: pictures to see in all.
-        batch_size: pictures a step.
-        lr: AdamW's peak learning rate.
-        seed: decides weights, order and augmentation.
-        threads: CPU threads; the last bits of the weights depend on it.
+        recipe: what to train, and how.
         on_report: takes {images, loss, accuracy} and the model every 100 steps; accuracy is that
             of naming a picture among the captions of its batch.
-        start: weights to go on from; None for random ones.
 
     Returns:
         The trained model in eval mode.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(recipe.threads)
+    seed, start, batch_size = recipe.seed, recipe.start, recipe.batch_size
     torch.manual_seed(seed)
-    model = clips.build(name).train()
+    model = clips.build(recipe.name).train()
     if start is not None:
         model.load_state_dict(load_file(start))
     corpus = build_corpus()
     augment = Augmenter(torch.Generator().manual_seed(seed))
     text_rng, pair_rng = random.Random(seed), np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
-    steps = images // batch_size
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, weight_decay=0.05, betas=(0.9, 0.98)
+    )
+    steps = recipe.images // batch_size
     losses: list[float] = []
     hits: list[float] = []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * rate(step, steps)
+        optimizer.param_groups[0]["lr"] = recipe.lr * rate(step, steps)
         pairs = sample_pairs(corpus, batch_size, pair_rng)
         distinct, owner = np.unique(corpus.character_of[pairs], return_inverse=True)
         texts = captions([corpus.names[index] for index in distinct], text_rng)
@@ -351,30 +362,15 @@ def pretrain(
 
 
 def run(
-    name: str,
-    out: Path,
-    *,
-    images: int,
-    seed: int,
-    threads: int,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    start: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    recipe: Recipe, out: Path, *, on_progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Pre-train an embedded model; write `<name>.safetensors` and `<name>.log.jsonl`.
 
     The weights so far are stored with every line of the log.
 
     Args:
-        name: one of ``models.embedded.NAMES``.
+        recipe: what to train, and how.
         out: folder to write into.
-        images: pictures to see in all.
-        seed: decides everything random.
-        threads: CPU threads; the last bits of the weights depend on it.
-        batch_size: pictures a step.
-        lr: AdamW's peak learning rate.
-        start: weights to go on from, as an earlier call stored them; None for random ones.
         on_progress: called with pictures seen and pictures in all.
 
     Raises:
@@ -382,28 +378,19 @@ def run(
         MissingFile: there are no weights to start from.
         PdError: the folder cannot be written.
     """
-    if start is not None and not start.is_file():
-        raise missing("weights to start from", start, "pre-train without them first")
+    if recipe.start is not None and not recipe.start.is_file():
+        raise missing("weights to start from", recipe.start, "pre-train without them first")
+    weights = out / f"{recipe.name}.safetensors"
     lines: list[str] = []
 
     def keep(report: dict[str, float], model: nn.Module) -> None:
         lines.append(json.dumps({key: round(value, 4) for key, value in report.items()}))
-        write_text(out / f"{name}.log.jsonl", "\n".join(lines) + "\n")
-        save_weights(model, out / f"{name}.safetensors")
+        write_text(out / f"{recipe.name}.log.jsonl", "\n".join(lines) + "\n")
+        save_weights(model, weights)
         if on_progress is not None:
-            on_progress(int(report["images"]), images)
+            on_progress(int(report["images"]), recipe.images)
 
-    model = pretrain(
-        name,
-        images=images,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        threads=threads,
-        on_report=keep,
-        start=start,
-    )
-    save_weights(model, out / f"{name}.safetensors")
+    save_weights(pretrain(recipe, keep), weights)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

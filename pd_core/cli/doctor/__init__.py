@@ -1,4 +1,4 @@
-"""What `promptkd doctor` looks at: each check says what it found and, if wrong, how to mend it."""
+"""The frame of `promptkd doctor`: each check returns what it found and, if wrong, the remedy."""
 
 from __future__ import annotations
 
@@ -25,14 +25,7 @@ class Mark(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the result.
-
-    Attributes:
-        subject: What was looked at.
-        mark: How good it is.
-        found: What was found.
-        remedy: What to do; empty if there is nothing to do.
-    """
+    """One line of the result: what was looked at, how good it is, what to do if it is not."""
 
     subject: str
     mark: Mark
@@ -40,7 +33,22 @@ class Finding:
     remedy: str = ""
 
 
-Check = Callable[[], Iterable[Finding]]
+Check = Callable[[], Finding | Iterable[Finding]]
+
+
+def ok(subject: str, found: str) -> Finding:
+    """Return the finding of something that works."""
+    return Finding(subject, Mark.OK, found)
+
+
+def warning(subject: str, found: str, remedy: str) -> Finding:
+    """Return the finding of something that works, but not as it should."""
+    return Finding(subject, Mark.WARNING, found, remedy)
+
+
+def wrong(subject: str, found: str, remedy: str) -> Finding:
+    """Return the finding of something that does not work."""
+    return Finding(subject, Mark.WRONG, found, remedy)
 
 
 def examine(subject: str, check: Check, *, seconds: float = SECONDS) -> list[Finding]:
@@ -57,16 +65,17 @@ def examine(subject: str, check: Check, *, seconds: float = SECONDS) -> list[Fin
         found = answer.get(timeout=seconds)
     except Empty:
         late = f"no answer within {seconds:g} seconds"
-        found = [Finding(subject, Mark.WRONG, late, "see why it hangs, then start again")]
+        found = [wrong(subject, late, "see why it hangs, then start again")]
     return [Finding(one.subject, one.mark, masked(one.found), masked(one.remedy)) for one in found]
 
 
 def _findings(subject: str, check: Check) -> list[Finding]:
     try:
-        return list(check())
+        found = check()
+        return [found] if isinstance(found, Finding) else list(found)
     except PdError as error:
-        found, _, remedy = str(error).partition("; ")
-        return [Finding(subject, Mark.WRONG, found, remedy)]
+        text, _, remedy = str(error).partition("; ")
+        return [wrong(subject, text, remedy)]
     except Exception as error:  # the other checks have to be made all the same
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return [Finding(subject, Mark.WRONG, f"the check failed, {reason}", "report this")]
+        return [wrong(subject, f"the check failed, {reason}", "report this")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
@@ -14,23 +14,18 @@ from typing import Annotated
 import typer
 from pydantic import SecretStr
 
-from pd_core.cli.doctor import Check, Finding, Mark, examine, machine, project, servers
-from pd_core.cli.doctor.servers import DvcProject
+from pd_core.cli.doctor import Check, Finding, Mark, examine, local, ok, servers
 from pd_core.core.errors import PdError
 from pd_core.data.catalog.catalogue import DatasetSpec, dataset_spec, own_spec
 from pd_core.data.catalog.custom import OwnImages
 from pd_core.pipeline.redaction import variables
 from pd_core.pipeline.settings import Settings, load_settings
-from pd_core.pipeline.stages.blocks import StudentParams, TeacherParams
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
-
-app = typer.Typer()
 
 _SHIPPED = Path(__file__).parents[2] / "models" / "weights"
 _FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 
-@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of text.")] = False,
 ) -> None:
@@ -60,32 +55,29 @@ def _checks(params: Params, settings: Settings) -> Iterator[tuple[str, Check]]:
     root = Path(params.profile.root)
     data_root = settings.data_root or root / DATA / "raw"
     blocks = [params.for_dataset(name) for name in params.datasets]
-    yield "Python", machine.python
-    yield "Python of stages", machine.python_of_stages
-    yield "git", project.repository
-    yield "packages", partial(machine.packages, root / "constraints.txt")
-    yield "settings", project.settings
-    yield "device", partial(machine.device, settings.device or params.run.device)
-    yield "data", partial(project.data, [_spec(one) for one in blocks], data_root, root)
-    yield "weights", partial(project.weights, [file for one in blocks for file in _weights(one)])
     read_dvc = cache(partial(servers.read_dvc, Path()))  # it takes seconds
+
+    def space() -> Iterable[Finding]:
+        places = {"stages": DATA, "checkpoints": DATA / "checkpoints", "pictures": data_root}
+        with suppress(PdError):  # the check of DVC says so
+            places["DVC's cache"] = read_dvc().cache
+        return local.space(places)
+
+    yield "Python", local.python
+    yield "Python of stages", local.python_of_stages
+    yield "git", local.repository
+    yield "packages", partial(local.packages, root / "constraints.txt")
+    yield "settings", local.settings
+    yield "device", partial(local.device, settings.device or params.run.device)
+    yield "data", partial(local.data, [_spec(one) for one in blocks], data_root, root)
+    yield "weights", partial(local.weights, [file for one in blocks for file in _weights(one)])
     shared = None if settings.dvc_remote is None else _access(settings, settings.dvc_remote)
     yield "DVC", lambda: servers.dvc(read_dvc(), shared)
     yield "mirror", partial(_mirror, settings)
-    password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    yield (
-        "MLflow",
-        partial(
-            servers.mlflow,
-            root,
-            settings.mlflow_tracking_uri,
-            user=os.environ.get("MLFLOW_TRACKING_USERNAME"),
-            password=SecretStr(password) if password else None,
-        ),
-    )
+    yield "MLflow", partial(_mlflow, root, settings.mlflow_tracking_uri)
     prefect = settings.prefect_api_url or variables().get("PREFECT_API_URL")
     yield "Prefect", partial(servers.prefect, prefect)
-    yield "disk space", partial(_space, data_root, read_dvc)
+    yield "disk space", space
 
 
 def _spec(params: DatasetParams) -> DatasetSpec:
@@ -95,26 +87,31 @@ def _spec(params: DatasetParams) -> DatasetSpec:
 
 def _weights(params: DatasetParams) -> Iterator[Path]:
     """Yield the files that a data set's models are made of; tags of open_clip are none."""
-    models: list[TeacherParams | StudentParams] = [params.teacher, params.student]
-    if params.tuned_student is not None:
-        models.append(params.tuned_student)
-    for model in models:
-        given = model.weights
-        if given is None and (_SHIPPED / f"{model.model}.safetensors").is_file():
-            given = str(_SHIPPED / f"{model.model}.safetensors")
-        if given is not None and (Path(given).suffix in _FILES or Path(given).exists()):
-            yield Path(given)
+    for model in filter(None, (params.teacher, params.student, params.tuned_student)):
+        shipped = _SHIPPED / f"{model.model}.safetensors"
+        given = Path(model.weights) if model.weights is not None else shipped
+        if given.exists() or (model.weights is not None and given.suffix in _FILES):
+            yield given
     further = (teacher.weights for teacher in params.student.further_teachers)
     yield from (Path(given) for given in further if given and Path(given).suffix in _FILES)
     if params.teacher.original is not None:
         yield Path(params.teacher.original.path)
 
 
-def _mirror(settings: Settings) -> Iterator[Finding]:
+def _mirror(settings: Settings) -> Finding:
     if settings.mirror is None:
-        yield Finding("mirror", Mark.OK, "none set: data and weights come from their origins")
-        return
-    yield servers.s3("mirror", _access(settings, settings.mirror))
+        return ok("mirror", "none set: data and weights come from their origins")
+    return servers.s3("mirror", _access(settings, settings.mirror))
+
+
+def _mlflow(root: Path, uri: str | None) -> Finding:
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    return servers.mlflow(
+        root,
+        uri,
+        user=os.environ.get("MLFLOW_TRACKING_USERNAME"),
+        password=SecretStr(password) if password else None,
+    )
 
 
 def _access(settings: Settings, location: str) -> servers.Access:
@@ -124,10 +121,3 @@ def _access(settings: Settings, location: str) -> servers.Access:
         key_id=settings.s3_access_key_id,
         secret=settings.s3_secret_access_key,
     )
-
-
-def _space(data_root: Path, read_dvc: Callable[[], DvcProject]) -> Iterable[Finding]:
-    places = {"stages": DATA, "checkpoints": DATA / "checkpoints", "pictures": data_root}
-    with suppress(PdError):  # the check of DVC says so
-        places["DVC's cache"] = read_dvc().cache
-    return machine.space(places)

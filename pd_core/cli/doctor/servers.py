@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import sqlite3
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from pd_core.cli.doctor import Finding, Mark
-from pd_core.cli.doctor.machine import existing
+from pd_core.cli.doctor import Finding, ok, warning, wrong
+from pd_core.core.atomic import existing
 from pd_core.core.errors import PdError
 from pd_core.mlops import tracking
 from pd_core.pipeline import dvc as dvc_remote
 from pd_core.pipeline.redaction import has_login, without_login
+from pd_core.pipeline.settings import REFUSED, status_of
 
 _SECONDS = 5.0
+_SERVER_SECONDS = 5
+_DVC_SECONDS = 25.0
 _SQLITE = "sqlite:///"
-_REFUSED = (401, 403)
 _PREFECT = "PD_PREFECT_API_URL (or PREFECT_API_URL)"
+_LOST = ("NoSuchBucket", "404")
+_BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY"
+_DVC_KEYS = "`dvc remote modify --local`"
+_LIST = "list (s3:ListBucket)"
+_WRITE = "write (s3:PutObject)"
+_READ = "read (s3:GetObject)"
+_DELETE = "delete (s3:DeleteObject)"
 
 
 def mlflow(
     project: Path, uri: str | None, *, user: str | None = None, password: SecretStr | None = None
-) -> Iterator[Finding]:
+) -> Finding:
     """See whether runs can be recorded; a local database is not created.
 
     Args:
@@ -49,110 +55,62 @@ def mlflow(
     """
     if not uri or uri.startswith(_SQLITE):
         path = Path(uri.removeprefix(_SQLITE)) if uri else project / tracking.DATABASE
-        yield _local_database(path.resolve())
-        return
+        return _local_database(path.resolve())
     tracking.open_store(project, uri)
     if not uri.startswith("http"):
-        yield Finding("MLflow", Mark.OK, f"the database at '{uri}' answers")
-        return
+        return ok("MLflow", f"the database at '{uri}' answers")
     parts = urlsplit(uri)
     if parts.username is not None:
         user, password = unquote(parts.username), SecretStr(unquote(parts.password or ""))
+    login = None if user is None else f"{user}:{_plain(password) or ''}"
     search = f"{without_login(uri).rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-    if get(search, user=user, password=password) not in _REFUSED:
-        yield Finding("MLflow", Mark.OK, f"the server at '{uri}' answers")
-    elif user is None:
-        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        yield Finding("MLflow", Mark.WRONG, f"the server at '{uri}' asks for a password", remedy)
-    else:
-        remedy = "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        yield Finding("MLflow", Mark.WRONG, f"the server at '{uri}' refuses the password", remedy)
-
-
-def prefect(address: str | None) -> Iterator[Finding]:
-    """See whether the Prefect server answers, if one is set.
-
-    Args:
-        address: PD_PREFECT_API_URL, or Prefect's own PREFECT_API_URL.
-    """
-    if not address:
-        yield Finding("Prefect", Mark.OK, "no server set: flows run without one")
-        return
-    if has_login(address):
-        remedy = "put name and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
-        yield Finding("Prefect", Mark.WRONG, f"'{address}' holds a password", remedy)
-        return
-    try:
-        status = get(f"{address.rstrip('/')}/health")
-    except PdError as error:
-        remedy = f"start it by `prefect server start`, or correct or unset {_PREFECT}"
-        yield Finding("Prefect", Mark.WRONG, f"no server at '{address}' ({error})", remedy)
-        return
-    if status == 200:
-        yield Finding("Prefect", Mark.OK, f"the server at '{address}' answers")
-    elif status in _REFUSED:
-        yield Finding("Prefect", Mark.OK, f"the server at '{address}' answers, asks for a password")
-    else:
-        remedy = f"correct {_PREFECT}: it ends with /api"
-        yield Finding("Prefect", Mark.WRONG, f"'{address}' answers {status}", remedy)
-
-
-def get(address: str, *, user: str | None = None, password: SecretStr | None = None) -> int:
-    """Ask a server for a page.
-
-    Args:
-        address: Without name and password.
-        user: Name to give, if any.
-        password: To give with it.
-
-    Returns:
-        The status that it answers.
-
-    Raises:
-        PdError: It does not answer, in words.
-    """
-    try:
-        request = urllib.request.Request(address)
-        if user is not None:
-            login = f"{user}:{password.get_secret_value() if password else ''}"
-            request.add_header("Authorization", f"Basic {_base64(login)}")
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
-    except (OSError, ValueError, HTTPException) as error:
-        raise PdError(str(getattr(error, "reason", error))) from None
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+    if status_of(search, login=login, seconds=_SECONDS) not in REFUSED:
+        return ok("MLflow", f"the server at '{uri}' answers")
+    verb, fault = ("set", "asks for a") if user is None else ("correct", "refuses the")
+    remedy = f"{verb} MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return wrong("MLflow", f"the server at '{uri}' {fault} password", remedy)
 
 
 def _local_database(path: Path) -> Finding:
     folder = existing(path.parent)
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         remedy = "make it writable, or set PD_MLFLOW_TRACKING_URI"
-        return Finding("MLflow", Mark.WRONG, f"'{path}' cannot be written", remedy)
+        return wrong("MLflow", f"'{path}' cannot be written", remedy)
     if not path.exists():
-        return Finding("MLflow", Mark.OK, f"the first stage will make '{path}'")
+        return ok("MLflow", f"the first stage will make '{path}'")
+    address = f"{path.as_uri()}?mode=ro"
     try:
-        with closing(
-            sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_SECONDS)
-        ) as database:
+        with closing(sqlite3.connect(address, uri=True, timeout=_SECONDS)) as database:
             (runs,) = database.execute("SELECT COUNT(*) FROM runs").fetchone()
     except sqlite3.Error as error:
         remedy = "move the file away: the next stage makes a new one"
-        return Finding("MLflow", Mark.WRONG, f"'{path}' is no database of MLflow ({error})", remedy)
-    return Finding("MLflow", Mark.OK, f"'{path}', {runs} runs")
+        return wrong("MLflow", f"'{path}' is no database of MLflow ({error})", remedy)
+    return ok("MLflow", f"'{path}', {runs} runs")
 
 
-_DVC_SECONDS = 25.0
-_SERVER_SECONDS = 5
-_LOST = ("NoSuchBucket", "404")
-_BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
-_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY"
-_DVC_KEYS = "`dvc remote modify --local`"
+def prefect(address: str | None) -> Finding:
+    """See whether the Prefect server answers, if one is set.
+
+    Args:
+        address: PD_PREFECT_API_URL, or Prefect's own PREFECT_API_URL.
+    """
+    if not address:
+        return ok("Prefect", "no server set: flows run without one")
+    if has_login(address):
+        remedy = "put name and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
+        return wrong("Prefect", f"'{address}' holds a password", remedy)
+    try:
+        status = status_of(f"{address.rstrip('/')}/health", seconds=_SECONDS)
+    except PdError as error:
+        remedy = f"start it by `prefect server start`, or correct or unset {_PREFECT}"
+        return wrong("Prefect", f"no server at '{address}' ({error})", remedy)
+    if status == 200:
+        return ok("Prefect", f"the server at '{address}' answers")
+    if status in REFUSED:
+        return ok("Prefect", f"the server at '{address}' answers, asks for a password")
+    return wrong(
+        "Prefect", f"'{address}' answers {status}", f"correct {_PREFECT}: it ends with /api"
+    )
 
 
 @dataclass(frozen=True)
@@ -167,6 +125,7 @@ class Access:
         token: Credential, of a session.
         region: Amazon's.
         profile: Of boto3's own files.
+        keys: Where the user's credentials are set, for the remedy.
     """
 
     location: str
@@ -176,24 +135,19 @@ class Access:
     token: SecretStr | None = None
     region: str | None = None
     profile: str | None = None
+    keys: str = _KEYS
 
 
 @dataclass(frozen=True)
 class DvcProject:
-    """A DVC project.
-
-    Attributes:
-        root: The folder that holds `.dvc`.
-        config: Its settings, the user's and the machine's merged in; may hold secrets.
-    """
+    """A DVC project: the folder of `.dvc`, and its merged settings, which may hold secrets."""
 
     root: Path
     config: Mapping[str, SecretStr]
 
     def get(self, key: str) -> str | None:
         """Return a setting that is no secret."""
-        value = self.config.get(key)
-        return None if value is None else value.get_secret_value()
+        return _plain(self.config.get(key))
 
     @property
     def cache(self) -> Path:
@@ -213,6 +167,23 @@ def read_dvc(folder: Path) -> DvcProject:
     return DvcProject(root, {key: SecretStr(value) for key, _, value in pairs})
 
 
+def _dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC of this environment; a message of its own is not repeated, it may hold an address."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_DVC_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise PdError(f"`dvc {' '.join(arguments)}` does not answer; run it by hand") from None
+    if done.returncode != 0:
+        raise PdError(
+            f"DVC finds no project at '{folder.resolve()}', or cannot read it; run `dvc status` "
+            "there, it says why"
+        )
+    return done.stdout
+
+
 def dvc(project: DvcProject, shared: Access | None = None) -> Iterator[Finding]:
     """Reach a DVC project's remotes.
 
@@ -221,7 +192,7 @@ def dvc(project: DvcProject, shared: Access | None = None) -> Iterator[Finding]:
         shared: The remote of the settings, if they name one: it is the default, whatever the
             project's own settings say.
     """
-    yield Finding("DVC", Mark.OK, f"project '{project.root}', cache '{project.cache}'")
+    yield ok("DVC", f"project '{project.root}', cache '{project.cache}'")
     names = [
         key.removeprefix("remote.").removesuffix(".url")
         for key in project.config
@@ -229,26 +200,53 @@ def dvc(project: DvcProject, shared: Access | None = None) -> Iterator[Finding]:
     ]
     if shared is not None:
         names = [name for name in names if name != dvc_remote.NAME]
-        yield _reach(
-            f"DVC remote {dvc_remote.NAME}", shared, project.root, _KEYS, "correct PD_DVC_REMOTE"
-        )
+        yield _reach(dvc_remote.NAME, shared, project.root, "correct PD_DVC_REMOTE")
     elif not names:
         remedy = "PD_DVC_REMOTE gives `promptkd push` a place for copies"
-        yield Finding("DVC remote", Mark.WARNING, "none: results are on this disk only", remedy)
+        yield warning("DVC remote", "none: results are on this disk only", remedy)
     elif project.get("core.remote") is None:
-        remedy = f"run `dvc remote default {names[0]}`"
-        yield Finding("DVC remote", Mark.WARNING, "none is the default", remedy)
+        yield warning("DVC remote", "none is the default", f"run `dvc remote default {names[0]}`")
     for name in names:
-        yield _remote(name, project)
+        remedy = f"run `dvc remote modify {name} url <folder>`"
+        yield _reach(name, _access(project, f"remote.{name}."), project.root, remedy)
 
 
-def s3(subject: str, access: Access, keys: str = _KEYS) -> Finding:
+def _access(project: DvcProject, prefix: str) -> Access:
+    return Access(
+        project.get(f"{prefix}url") or "",
+        endpoint=project.get(f"{prefix}endpointurl"),
+        key_id=project.config.get(f"{prefix}access_key_id"),
+        secret=project.config.get(f"{prefix}secret_access_key"),
+        token=project.config.get(f"{prefix}session_token"),
+        region=project.get(f"{prefix}region"),
+        profile=project.get(f"{prefix}profile"),
+        keys=_DVC_KEYS,
+    )
+
+
+def _reach(name: str, access: Access, root: Path, remedy: str) -> Finding:
+    """See whether a remote of any kind that DVC has can be used; a folder is seen from the root."""
+    subject, url = f"DVC remote {name}", access.location
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme == "s3":
+        return s3(subject, access)
+    if scheme:
+        return ok(subject, f"'{url}', not asked: only folders and S3 are")
+    path = root / url
+    place = existing(path)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        remedy = f"mount it, make it writable, or {remedy}"
+        return wrong(subject, f"'{path}' cannot be written", remedy)
+    made = "" if path.exists() else ", which the first `dvc push` will make"
+    return ok(subject, f"'{path}'{made}")
+
+
+def s3(subject: str, access: Access) -> Finding:
     """Write, read and delete a small object of a name of its own.
 
     Args:
         subject: What the bucket is for.
         access: How it is reached.
-        keys: Where the user's credentials are set, for the remedy.
     """
     from botocore.exceptions import (
         BotoCoreError,
@@ -262,41 +260,29 @@ def s3(subject: str, access: Access, keys: str = _KEYS) -> Finding:
     where = {"Bucket": bucket, "Key": f"{prefix}promptkd-doctor-{uuid.uuid4().hex}"}
     place = f"'{access.location}'" + (f" at {access.endpoint}" if access.endpoint else "")
     try:
-        client = _client(access)
-        refused = _refused_rights(client, where)
+        refused = _refused_rights(_client(access), where)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _LOST:
             remedy = "make it, or correct the address"
-            return Finding(subject, Mark.WRONG, f"no bucket '{bucket}' for {place}", remedy)
+            return wrong(subject, f"no bucket '{bucket}' for {place}", remedy)
         if code in _BAD_KEYS:
             found = f"{place} refuses the credentials ({code})"
-            return Finding(subject, Mark.WRONG, found, f"correct {keys}")
+            return wrong(subject, found, f"correct {access.keys}")
         found = f"{place} fails: {error.operation_name}, {code}"
-        return Finding(subject, Mark.WRONG, found, "see the server's log")
+        return wrong(subject, found, "see the server's log")
     except (EndpointConnectionError, HTTPClientError):
         remedy = "correct its server's address, or see why it is down"
-        return Finding(subject, Mark.WRONG, f"{place} does not answer", remedy)
+        return wrong(subject, f"{place} does not answer", remedy)
     except (BotoCoreError, ValueError) as error:
-        return Finding(subject, Mark.WRONG, f"{place}: {error}", f"correct the address or {keys}")
+        return wrong(subject, f"{place}: {error}", f"correct the address or {access.keys}")
     if not refused:
-        return Finding(subject, Mark.OK, f"{place}: list, write, read and delete are allowed")
-    mark = Mark.WARNING if set(refused) <= {_DELETE} else Mark.WRONG
-    left = (
-        f"; '{where['Key']}' is left there" if _DELETE in refused and _WRITE not in refused else ""
-    )
-    return Finding(
-        subject,
-        mark,
-        f"{place} does not allow to {', '.join(refused)}{left}",
-        "give these rights to the credentials' user",
-    )
-
-
-_LIST = "list (s3:ListBucket)"
-_WRITE = "write (s3:PutObject)"
-_READ = "read (s3:GetObject)"
-_DELETE = "delete (s3:DeleteObject)"
+        return ok(subject, f"{place}: list, write, read and delete are allowed")
+    stays = _DELETE in refused and _WRITE not in refused
+    left = f"; '{where['Key']}' is left there" if stays else ""
+    found = f"{place} does not allow to {', '.join(refused)}{left}"
+    judged = warning if refused == [_DELETE] else wrong
+    return judged(subject, found, "give these rights to the credentials' user")
 
 
 def _refused_rights(client: Any, where: Mapping[str, str]) -> list[str]:
@@ -350,64 +336,3 @@ def _client(access: Access) -> Any:
 
 def _plain(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
-
-
-def _remote(name: str, project: DvcProject) -> Finding:
-    subject = f"DVC remote {name}"
-    options = {
-        key: project.config.get(f"remote.{name}.{key}")
-        for key in ("access_key_id", "secret_access_key", "session_token")
-    }
-    access = Access(
-        project.get(f"remote.{name}.url") or "",
-        endpoint=project.get(f"remote.{name}.endpointurl"),
-        key_id=options["access_key_id"],
-        secret=options["secret_access_key"],
-        token=options["session_token"],
-        region=project.get(f"remote.{name}.region"),
-        profile=project.get(f"remote.{name}.profile"),
-    )
-    remedy = f"run `dvc remote modify {name} url <folder>`"
-    return _reach(subject, access, project.root, _DVC_KEYS, remedy)
-
-
-def _reach(subject: str, access: Access, root: Path, keys: str, remedy: str) -> Finding:
-    """See whether a remote can be used.
-
-    Args:
-        subject: The remote's name.
-        access: How it is reached; its location is of any kind that DVC has.
-        root: Of the project; a folder may be given from there on.
-        keys: Where the user's credentials are set, for the remedy.
-        remedy: How to name another folder.
-    """
-    url = access.location
-    scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme == "s3":
-        return s3(subject, access, keys)
-    if scheme:
-        return Finding(subject, Mark.OK, f"'{url}', not asked: only folders and S3 are")
-    path = root / url
-    place = existing(path)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        remedy = f"mount it, make it writable, or {remedy}"
-        return Finding(subject, Mark.WRONG, f"'{path}' cannot be written", remedy)
-    made = "" if path.exists() else ", which the first `dvc push` will make"
-    return Finding(subject, Mark.OK, f"'{path}'{made}")
-
-
-def _dvc(folder: Path, *arguments: str) -> str:
-    """Run DVC of this environment; a message of its own is not repeated, it may hold an address."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_DVC_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        raise PdError(f"`dvc {' '.join(arguments)}` does not answer; run it by hand") from None
-    if done.returncode != 0:
-        raise PdError(
-            f"DVC finds no project at '{folder.resolve()}', or cannot read it; run `dvc status` "
-            "there, it says why"
-        )
-    return done.stdout
