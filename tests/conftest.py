@@ -108,9 +108,8 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
     from safetensors.torch import save_file
     from torch.nn.functional import normalize
 
-    from pd_core.models import embedded
     from pd_core.models.class_vectors import ClassVectors
-    from pd_core.models.clip import load_clip
+    from pd_core.models.clip import build_embedded, load_clip
     from pd_core.models.student import Student
 
     data = tmp_path_factory.mktemp("tiny") / "data"
@@ -122,7 +121,7 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
     data.mkdir()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        save_file(embedded.build("embedded-student").state_dict(), tiny.weights)
+        save_file(build_embedded("embedded-student").state_dict(), tiny.weights)
         vectors = normalize(torch.randn(3, 16), dim=-1)
     towers = load_clip("embedded-student", tiny.weights)
     student = Student.untrained(towers, feature_width=16, depth=2, length=2, seed=1)

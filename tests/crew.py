@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pd_core.core.options import Computed, OnCorrupt, TeacherMethod, Trained
-from pd_core.data.loading.images import ImageBatches, ImageStore, Share
-from pd_core.data.loading.transforms import train_transform
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, Share, train_transform
 from pd_core.pipeline import processes
 from pd_core.training.loop import distributed
 from pd_core.training.loop.checkpoints import Checkpoints

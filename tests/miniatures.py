@@ -24,6 +24,8 @@ from typing import Any
 
 from pd_core.data.catalog.annotations import class_folders, imagenet_names
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec
+from pd_core.data.catalog.prepare import PrepareConfig
+from pd_core.data.loading.splits import Protocol
 
 PHOTOS = (
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
@@ -95,6 +97,15 @@ class Picture:
     def stem(self) -> str:
         """The same without the suffix."""
         return self.file.rpartition(".")[0]
+
+
+def prepare_config(**given: Any) -> PrepareConfig:
+    """Return the block `prepare` of a small data set, some of its values given."""
+    values = {
+        "own": None, "protocol": Protocol.BASE_TO_NOVEL, "shots": 2, "val_shots": 1,
+        "unlabelled_per_class": None, "transductive": False,
+    }  # fmt: skip
+    return PrepareConfig.model_validate({**values, **given})
 
 
 def miniature(name: str, *, classes: int = 3) -> DatasetSpec:

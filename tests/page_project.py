@@ -12,7 +12,6 @@ import tiny
 from pd_core.core.artifacts import write_json
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import evaluate
-from pd_core.models import class_vectors
 from pd_core.pipeline.protocols import REPORT
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import load_params
@@ -20,6 +19,7 @@ from pd_core.reporting.page import build
 from pd_core.reporting.page.build import Page
 from pd_core.reporting.protocol_results import keys_of, summarise
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 
 ROOT = Path(__file__).parent.parent
@@ -42,12 +42,12 @@ def make(folder: Path) -> Path:
     )
     with tiny.quick_stages(
         "training.teacher.stage",
-        "models.class_vectors",
+        "training.teacher.class_vectors",
         "training.student.stage",
         "evaluation.evaluate",
     ):
         teacher_stage.run(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
-        class_vectors.run(prepared, teacher, vectors, model="tiny", weights=large)
+        vectors_stage.run(prepared, teacher, vectors, model="tiny", weights=large)
         clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": large}
         mine: dict[str, Any] = {"model": "tiny", "weights": small}
         student_stage.run(

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pd_core.core.errors import FailedRun
-from pd_core.models import class_vectors
-from pd_core.models.class_vectors import build
-from pd_core.models.classifier import Classifier
+from pd_core.models.class_vectors import Classifier, build
 from pd_core.models.teacher import Teacher
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student.scoring import SAMPLE, check_agreement
 from pd_core.training.student.targets import Supervisor
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 
 CPU = torch.device("cpu")
@@ -88,7 +87,7 @@ def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
     clip: dict[str, Any] = {"model": "tiny", "weights": large}
     with tiny.torch_restored():
         teacher_stage.run(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
-        class_vectors.run(prepared, tmp_path / "teacher", tmp_path / "vectors", **clip)
+        vectors_stage.run(prepared, tmp_path / "teacher", tmp_path / "vectors", **clip)
         folders = [tmp_path / name for name in ("teacher", "vectors", "student")]
         with pytest.raises(FailedRun, match="20 pictures"):
             student_stage.run(

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pd_core.core.artifacts import read_tensors, write_tensors
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
-from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors, build, template_features
 from pd_core.models.teacher import Teacher
+from pd_core.training.teacher import class_vectors as vectors_stage
 
 
 def teacher() -> Teacher:
@@ -188,8 +188,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(stage: Path, out: Path, *, teacher: str = "flowers", **rest: Any) -> ClassVectors:
-    with tiny.quick_stages("models.class_vectors"):
-        return class_vectors.run(
+    with tiny.quick_stages("training.teacher.class_vectors"):
+        return vectors_stage.run(
             stage / "prepare" / "flowers",
             stage / "teacher" / teacher,
             out,
@@ -216,14 +216,13 @@ def test_the_stage_computes_on_one_thread_unless_told_otherwise(
     stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []
-    build = class_vectors.build
 
     def watched(teacher: Teacher, names: Sequence[str], **_: object) -> ClassVectors:
         used.append(torch.get_num_threads())
         torch.set_num_threads(1)  # which is quicker here
         return build(teacher, names)
 
-    monkeypatch.setattr(class_vectors, "build", watched)
+    monkeypatch.setattr(vectors_stage, "build", watched)
     run(stage, tmp_path / "one")
     run(stage, tmp_path / "two", threads=2)
 

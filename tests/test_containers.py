@@ -111,7 +111,7 @@ def test_the_builder_sees_the_history_and_no_other_file() -> None:
     ("patterns", "path", "out"),
     [
         (["data"], "data/raw/one.jpg", True),
-        (["data"], "pd_core/data/catalog/custom.py", False),  # a pattern starts at the top
+        (["data"], "pd_core/data/catalog/readers.py", False),  # a pattern starts at the top
         (["*.db"], "paper/mlflow.db", False),
         (["**/*.db"], "paper/mlflow.db", True),
         (["**/*.db"], "mlflow.db", True),

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
-from pd_core.data.loading.images import ImageBatches, ImageStore, view
-from pd_core.data.loading.transforms import eval_transform, train_transform
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform, view
 
 NAMES = tuple(f"{number}.png" for number in range(12))
 DAMAGED = (2, 3, 7)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pd_core.core.errors import BadData
 from pd_core.core.options import OnCorrupt, Selection
-from pd_core.data.loading.images import ImageStore
-from pd_core.data.loading.transforms import eval_transform
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import eval_transform
 from pd_core.evaluation import evaluate, tuned_student
 from pd_core.models import class_vectors
 from pd_core.models.student import Student
@@ -22,6 +22,7 @@ from pd_core.models.teacher import Teacher
 from pd_core.training.student import distillation
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student.scoring import make_scorer
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 
 TEACHER: dict[str, Any] = {
@@ -63,7 +64,7 @@ class Stages:
 
     def student(self, out: Path, **rest: Any) -> list[dict[str, float]]:
         if not self.vectors.exists():
-            class_vectors.run(
+            vectors_stage.run(
                 self.prepared, self.teacher_folder, self.vectors, model="tiny", weights=self.large
             )
         student_stage.run(

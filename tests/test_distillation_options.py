@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from miniatures import prepare_config
 from tiny import NAMES, images
 from torch import Tensor, nn
 
@@ -18,15 +19,14 @@ from pd_core.core.artifacts import read_json, read_tensors
 from pd_core.core.errors import BadData, BadParams
 from pd_core.core.options import Form, Selection, TextFeatures, Trained
 from pd_core.data.catalog import prepare
-from pd_core.data.loading.images import ImageStore
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import eval_transform
 from pd_core.data.loading.prepared import read_unlabelled, write_prepared
-from pd_core.data.loading.splits import Item, Protocol, Splits
-from pd_core.data.loading.transforms import eval_transform
+from pd_core.data.loading.splits import Item, Splits
 from pd_core.evaluation import evaluate
 from pd_core.mlops.predictor import Predictor
 from pd_core.models import class_vectors
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import for_student
+from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
@@ -270,7 +270,8 @@ def test_evaluation_uses_the_students_text_features_and_says_if_it_was_chosen_on
     text: TextFeatures, selection: Selection, stages: dict[str, Any], tmp_path: Path
 ) -> None:
     small, out = tiny.loaded("tiny", stages["weights"]), tmp_path / "evaluate"
-    student = Student.untrained(small, feature_width=16, text_features=text, selection=selection)
+    student = Student.untrained(small, feature_width=16, text_features=text)
+    student.selection = selection
     student.eval().save(tmp_path / "student.safetensors")
     own = class_vectors.build(Teacher(small), NAMES)
     shared = replace(own, vectors=-own.vectors)  # so that they agree on no picture
@@ -380,9 +381,8 @@ def test_so_many_unlabelled_images_of_each_class_are_listed_and_the_few_labels_s
     monkeypatch.setattr("pd_core.data.catalog.prepare.read_splits", lambda *_, **__: splits)
 
     def listed(count: int | None) -> tuple[tuple[str, ...], bytes]:
-        out, shots = tmp_path / str(count), {"shots": 2, "val_shots": 1, "seed": 1}
-        given: dict[str, Any] = {"protocol": Protocol.BASE_TO_NOVEL, **shots}
-        prepare.run("dtd", out, data_root=tmp_path, unlabelled_per_class=count, **given)
+        out, config = tmp_path / str(count), prepare_config(unlabelled_per_class=count)
+        prepare.run("dtd", out, config, data_root=tmp_path, seed=1)
         return read_unlabelled(out), (out / "split.json").read_bytes()
 
     (whole, labels), (some, same_labels) = listed(None), listed(4)

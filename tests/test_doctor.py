@@ -17,8 +17,7 @@ from typer.testing import CliRunner, Result
 from pd_core.cli.doctor import Finding, Mark, command, examine, local
 from pd_core.core.errors import BadParams, PdError
 from pd_core.data.catalog import fingerprint
-from pd_core.data.catalog.catalogue import dataset_spec, own_spec
-from pd_core.data.catalog.custom import OwnImages
+from pd_core.data.catalog.catalogue import OwnImages, dataset_spec, own_spec
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "http://127.0.0.1:9"  # the discard port; nothing listens there

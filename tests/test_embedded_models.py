@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pd_core.core.errors import BadArtifact, MissingFile
 from pd_core.data.catalog import embedded as benchmark
 from pd_core.data.catalog import embedded as glyphs
-from pd_core.models import embedded
+from pd_core.models import clip as clips
 from pd_core.models.clip import load_clip
 from pd_core.models.prompts import encode_image
 from pd_core.recipes import embedded_clips
@@ -23,11 +23,11 @@ MEGABYTE = 10**6
 
 
 def test_the_shipped_weights_take_at_most_12_megabytes() -> None:
-    sizes = [embedded.weights_file(name).stat().st_size for name in embedded.NAMES]
+    sizes = [clips.embedded_weights(name).stat().st_size for name in clips.EMBEDDED]
     assert sum(sizes) <= 12 * MEGABYTE
 
 
-@pytest.mark.parametrize("name", embedded.NAMES)
+@pytest.mark.parametrize("name", clips.EMBEDDED)
 def test_the_shipped_weights_load(name: str) -> None:
     towers = load_clip(name, None)
     assert towers.image_size == 32
@@ -35,7 +35,7 @@ def test_the_shipped_weights_load(name: str) -> None:
 
 
 def test_the_restricted_tokenizer_splits_the_benchmarks_words_as_clip_does() -> None:
-    clip, ours = open_clip.SimpleTokenizer(), embedded.tokenizer()
+    clip, ours = open_clip.SimpleTokenizer(), clips.embedded_tokenizer()
     names = [name for domain in benchmark.DOMAINS for name in benchmark.class_names(domain)]
     for text in [f"a photo of a {name}." for name in names]:
         assert [ours.decoder[i] for i in ours.encode(text)] == [
@@ -45,18 +45,18 @@ def test_the_restricted_tokenizer_splits_the_benchmarks_words_as_clip_does() -> 
 
 def test_the_longest_class_name_fits_into_the_context() -> None:
     names = [name for domain in benchmark.DOMAINS for name in benchmark.class_names(domain)]
-    longest = max(len(embedded.tokenizer().encode(f"a photo of a {name}.")) for name in names)
-    assert longest + 2 <= embedded.CONTEXT_LENGTH
+    longest = max(len(clips.embedded_tokenizer().encode(f"a photo of a {name}.")) for name in names)
+    assert longest + 2 <= clips.embedded_tokenizer().context_length
 
 
 def test_end_of_text_has_the_largest_id() -> None:
-    tokens = embedded.tokenizer()(["greek small letter alpha"])
-    assert int(tokens.max()) == embedded.tokenizer().eot_token_id
+    tokens = clips.embedded_tokenizer()(["greek small letter alpha"])
+    assert int(tokens.max()) == clips.embedded_tokenizer().eot_token_id
 
 
 def test_the_merges_file_can_be_made_again(tmp_path: Path) -> None:
     embedded_clips.write_merges(tmp_path / "merges.txt.gz")
-    assert (tmp_path / "merges.txt.gz").read_bytes() == embedded.MERGES_FILE.read_bytes()
+    assert (tmp_path / "merges.txt.gz").read_bytes() == clips.MERGES_FILE.read_bytes()
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 
 def test_the_teachers_weights_do_not_pass_for_the_students() -> None:
     with pytest.raises(BadArtifact, match="embedded-student"):
-        load_clip("embedded-student", embedded.weights_file("embedded-teacher"))
+        load_clip("embedded-student", clips.embedded_weights("embedded-teacher"))
 
 
 def test_lookalikes_share_a_number_and_others_do_not() -> None:
@@ -115,7 +115,7 @@ def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_round_goes_on_from_the_weights_of_the_first(tmp_path: Path) -> None:
     name = "embedded-student"
-    shipped = embedded.weights_file(name)
+    shipped = clips.embedded_weights(name)
     recipe = Recipe(name, images=16, seed=2, threads=1, batch_size=16, lr=1e-9, start=shipped)
     embedded_clips.run(recipe, tmp_path)
     before, after = load_file(shipped), load_file(tmp_path / f"{name}.safetensors")
@@ -129,6 +129,6 @@ def test_weights_to_start_from_that_are_not_there_are_refused(tmp_path: Path) ->
 
 
 def test_the_shipped_teacher_leads_the_shipped_student_by_five_points() -> None:
-    table = json.loads((embedded.WEIGHTS_FOLDER / "zero_shot.json").read_text())
+    table = json.loads((clips.WEIGHTS_FOLDER / "zero_shot.json").read_text())
     assert len(table) == 12
     assert table["average"]["embedded-teacher"] - table["average"]["embedded-student"] >= 5

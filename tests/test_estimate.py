@@ -13,10 +13,10 @@ import tiny
 from pd_core.core.artifacts import read_json, write_json, write_sums
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.evaluation import cross_validate, evaluate
-from pd_core.models import class_vectors
 from pd_core.reporting import report
 from pd_core.reporting.results import read_evaluations, summarise
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 
 TUNING: dict[str, Any] = {
@@ -29,7 +29,7 @@ DISTILLATION: dict[str, Any] = {"epochs": 1, "batch_size": 4}
 def _quick() -> Iterator[None]:
     with tiny.quick_stages(
         "training.teacher.stage",
-        "models.class_vectors",
+        "training.teacher.class_vectors",
         "training.student.stage",
         "evaluation.evaluate",
     ):
@@ -50,7 +50,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     small: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root, seed=1)}
     clip: dict[str, Any] = {f"teacher_{key}": value for key, value in large.items()}
     teacher_stage.run(prepared, teacher, **large, **TUNING)
-    class_vectors.run(prepared, teacher, vectors, **large)
+    vectors_stage.run(prepared, teacher, vectors, **large)
     student_stage.run(prepared, teacher, vectors, student, **clip, **small, **DISTILLATION)
     return {
         "folders": (prepared, teacher, vectors, student),

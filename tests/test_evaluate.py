@@ -13,8 +13,8 @@ from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import evaluate
-from pd_core.models import class_vectors
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 
 LABELS = np.array([0, 1, 2, 3])  # two base classes, two novel ones
@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher_stage.run(
             prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2
         )
-        class_vectors.run(
+        vectors_stage.run(
             prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large
         )
         student_stage.run(

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pd_core.core.errors import BadData, MissingFile
-from pd_core.data.loading.images import ImageBatches, ImageStore, view
-from pd_core.data.loading.transforms import eval_transform, train_transform
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform, view
 
 RECORDED = Path(__file__).parent / "parity" / "data" / "transforms"
 NAMES = tuple(f"{number}.png" for number in range(10))

@@ -11,9 +11,9 @@ import tiny
 import torch
 from PIL import Image
 
-from pd_core.data.loading.images import ImageBatches, ImageStore
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform, normalise, train_transform
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled, write_prepared
-from pd_core.data.loading.transforms import eval_transform, normalise, train_transform
 
 TRANSFORM = train_transform(224, scale=(0.08, 1.0), flip=True)
 BATCH = 32

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from pd_core.core.errors import BadData, MissingFile, PdError
-from pd_core.data.catalog import custom
-from pd_core.data.catalog.custom import OwnImages
+from pd_core.data.catalog import readers
+from pd_core.data.catalog.catalogue import OwnImages
 
-FOLDERS = OwnImages("parts/labelled", unlabelled="parts/unlabelled")
-CSV = OwnImages("parts/list.csv", unlabelled="parts/unlabelled")
-JSON = OwnImages("parts/list.json")
+FOLDERS = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
+CSV = OwnImages(labelled="parts/list.csv", unlabelled="parts/unlabelled")
+JSON = OwnImages(labelled="parts/list.json")
 
 
 def picture(file: Path) -> None:
@@ -47,7 +47,7 @@ def write_json(root: Path, content: Any) -> None:
 
 @pytest.mark.parametrize("images", [FOLDERS, CSV, JSON])
 def test_class_folders_and_lists_say_the_same(images: OwnImages, root: Path) -> None:
-    splits = custom.read_splits(images, root)
+    splits = readers.read_own(images, root)
 
     assert splits.class_names == ("hex nut", "screw")
     assert (splits.val, splits.test) == ((), ())
@@ -64,12 +64,12 @@ def test_pictures_without_labels_are_found_however_deep(root: Path) -> None:
     (root / "parts" / "unlabelled" / ".hidden.png").write_text("no picture")
     picture(root / "parts" / "unlabelled" / ".thumbnails" / "a.png")
 
-    assert custom.unlabelled(FOLDERS, root) == (
+    assert readers.own_unlabelled(FOLDERS, root) == (
         "unlabelled/a.png",
         "unlabelled/b.JPG",
         "unlabelled/deep/c.png",
     )
-    assert custom.unlabelled(JSON, root) == ()
+    assert readers.own_unlabelled(JSON, root) == ()
 
 
 def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
         "labelled/hex nut/2.png,hex nut,test",
     )
 
-    splits = custom.read_splits(CSV, root)
+    splits = readers.read_own(CSV, root)
 
     assert [item.path for item in splits.train] == [
         "labelled/screw/1.png",
@@ -94,28 +94,28 @@ def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
 
 def test_test_pictures_may_have_a_folder_of_their_own(root: Path) -> None:
     picture(root / "parts" / "test" / "screw" / "9.png")
-    images = OwnImages("parts/labelled", test="parts/test")
+    images = OwnImages(labelled="parts/labelled", test="parts/test")
 
-    splits = custom.read_splits(images, root)
+    splits = readers.read_own(images, root)
 
     assert images.folder == "parts"
     assert [(item.path, item.label) for item in splits.test] == [("test/screw/9.png", 1)]
 
 
 def test_a_slash_at_the_end_of_a_folder_changes_nothing(root: Path) -> None:
-    slashed = OwnImages("parts/labelled/", unlabelled="parts/unlabelled/")
+    slashed = OwnImages(labelled="parts/labelled/", unlabelled="parts/unlabelled/")
 
-    assert custom.read_splits(slashed, root) == custom.read_splits(FOLDERS, root)
-    assert custom.unlabelled(slashed, root) == custom.unlabelled(FOLDERS, root)
+    assert readers.read_own(slashed, root) == readers.read_own(FOLDERS, root)
+    assert readers.own_unlabelled(slashed, root) == readers.own_unlabelled(FOLDERS, root)
 
 
 def test_the_folder_that_holds_everything_may_be_the_data_root(root: Path) -> None:
     picture(root / "elsewhere" / "a.png")
-    images = OwnImages("parts/labelled", unlabelled="elsewhere")
+    images = OwnImages(labelled="parts/labelled", unlabelled="elsewhere")
 
-    splits = custom.read_splits(images, root)
+    splits = readers.read_own(images, root)
 
-    for path in (*custom.unlabelled(images, root), *(item.path for item in splits.train)):
+    for path in (*readers.own_unlabelled(images, root), *(item.path for item in splits.train)):
         assert (root / images.folder / path).is_file()
 
 
@@ -124,7 +124,7 @@ def test_a_list_in_the_data_root_is_read(root: Path) -> None:
         "path,label\nparts/labelled/screw/1.png,a\nparts/unlabelled/a.png,b\n"
     )
 
-    splits = custom.read_splits(OwnImages("all.csv"), root)
+    splits = readers.read_own(OwnImages(labelled="all.csv"), root)
 
     assert [item.path for item in splits.train] == [
         "parts/labelled/screw/1.png",
@@ -134,10 +134,10 @@ def test_a_list_in_the_data_root_is_read(root: Path) -> None:
 
 @pytest.mark.parametrize("images", [FOLDERS, CSV])
 def test_the_fingerprint_covers_all_that_is_read(images: OwnImages, root: Path) -> None:
-    covered = custom.sources(images, root)
+    covered = readers.own_sources(images, root)
 
-    read = [root / images.folder / item.path for item in custom.read_splits(images, root).train]
-    read += [root / images.folder / path for path in custom.unlabelled(images, root)]
+    read = [root / images.folder / item.path for item in readers.read_own(images, root).train]
+    read += [root / images.folder / path for path in readers.own_unlabelled(images, root)]
     assert all(any(file.is_relative_to(source) for source in covered) for file in read)
 
 
@@ -167,8 +167,8 @@ def _stray_picture(root: Path) -> None:
         (FOLDERS, _stray_picture, "'.*stray.png' is in no class folder"),
         (CSV, _remove("labelled/screw/2.png"), "1 of the 4 pictures of .* 'labelled/screw/2.png'"),
         (CSV, _remove("list.csv"), "no list '.*list.csv'"),
-        (OwnImages("part/labelled"), lambda _: None, "no folder '.*part/labelled'"),
-        (OwnImages("../parts"), lambda _: None, "'../parts' leads out of the data root"),
+        (OwnImages(labelled="part/labelled"), lambda _: None, "no folder '.*part/labelled'"),
+        (OwnImages(labelled="../parts"), lambda _: None, "'../parts' leads out of the data root"),
     ],
 )
 def test_a_folder_that_cannot_be_is_refused_in_one_line(
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_is_refused_in_one_line(
     damage(root)
 
     with pytest.raises(PdError, match=message) as caught:
-        custom.read_splits(images, root)
+        readers.read_own(images, root)
 
     assert "\n" not in str(caught.value)
 
@@ -197,7 +197,7 @@ def test_a_line_of_a_list_that_cannot_be_is_named(line: str, message: str, root:
     write_csv(root, "path,label", "labelled/screw/1.png,screw", line)
 
     with pytest.raises(BadData, match=message):
-        custom.read_splits(CSV, root)
+        readers.read_own(CSV, root)
 
 
 @pytest.mark.parametrize(
@@ -215,27 +215,27 @@ def test_a_json_list_that_cannot_be_is_refused(content: Any, message: str, root:
     write_json(root, content)
 
     with pytest.raises(BadData, match=message):
-        custom.read_splits(JSON, root)
+        readers.read_own(JSON, root)
 
 
 def test_a_picture_for_training_and_test_is_refused(root: Path) -> None:
-    images = OwnImages("parts/labelled", test="parts/labelled")
+    images = OwnImages(labelled="parts/labelled", test="parts/labelled")
 
     with pytest.raises(BadData, match="'hex nut/1.png' is in both train and test"):
-        custom.read_splits(images, root)
+        readers.read_own(images, root)
 
 
 def test_a_class_that_no_labelled_picture_shows_is_refused(root: Path) -> None:
     picture(root / "parts" / "test" / "bolt" / "1.png")
 
     with pytest.raises(BadData, match="'parts/test/bolt/1.png' is of class 'bolt', which no"):
-        custom.read_splits(OwnImages("parts/labelled", test="parts/test"), root)
+        readers.read_own(OwnImages(labelled="parts/labelled", test="parts/test"), root)
 
 
 def test_an_empty_folder_of_unlabelled_pictures_is_refused(root: Path) -> None:
     (root / "empty").mkdir()
 
     with pytest.raises(BadData, match="'.*empty' has no pictures"):
-        custom.unlabelled(OwnImages("parts/labelled", unlabelled="empty"), root)
+        readers.own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="empty"), root)
     with pytest.raises(MissingFile, match="no folder '.*nowhere'"):
-        custom.unlabelled(OwnImages("parts/labelled", unlabelled="nowhere"), root)
+        readers.own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="nowhere"), root)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pd_core.core.artifacts import read_json, read_tensors
 from pd_core.core.errors import BadParams
-from pd_core.models import class_vectors
 from pd_core.pipeline import processes
 from pd_core.training.loop import distributed, views
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
 from pd_core.training.teacher import stage as teacher_stage
 
@@ -37,9 +37,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.prepared(folder / "flowers")
     weights = [tiny.weights(folder, seed=seed) for seed in (0, 1)]
     files: dict[str, Any] = {"model": "tiny", "weights": weights[0]}
-    with tiny.quick_stages("training.teacher.stage", "models.class_vectors"):
+    with tiny.quick_stages("training.teacher.stage", "training.teacher.class_vectors"):
         teacher_stage.run(folder / "flowers", folder / "first", **{**crew.TEACHER, **files})
-        class_vectors.run(folder / "flowers", folder / "first", folder / "vectors", **files)
+        vectors_stage.run(folder / "flowers", folder / "first", folder / "vectors", **files)
     for path in (folder / "pictures" / name for name in DAMAGED):
         path.write_bytes(path.read_bytes()[:60])
     return folder

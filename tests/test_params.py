@@ -17,11 +17,11 @@ from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import cross_validate, evaluate
 from pd_core.mlops.registry import gate
-from pd_core.models import class_vectors
-from pd_core.pipeline.stages.blocks import FurtherTeacherParams, OriginalParams
+from pd_core.pipeline.stages.blocks import FurtherTeacherParams
 from pd_core.pipeline.stages.params import Params, load_params
 from pd_core.training.student import distillation, targets
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
 from pd_core.training.teacher import stage as teacher_stage
 
@@ -32,7 +32,7 @@ PAPER = PROJECT / "paper" / "params.yaml"
 STAGES: dict[str, Callable[..., Any]] = {
     "prepare": prepare.run,
     "teacher": teacher_stage.run,
-    "class_vectors": class_vectors.run,
+    "class_vectors": vectors_stage.run,
     "student": student_stage.run,
     "evaluate": evaluate.run,
 }
@@ -387,7 +387,9 @@ def test_every_kind_of_choice_has_a_key() -> None:
 def test_every_key_reaches_its_stage(block: str, key: str) -> None:
     pipeline = (PROJECT / "dvc.yaml").read_text()
 
-    if block in STAGES:
+    if block == "prepare":
+        assert ("config", key) in _reads()
+    elif block in STAGES:
         assert key in arguments(block)
     elif block == "promotion":
         assert key in inspect.signature(gate.Exam).parameters
@@ -405,7 +407,6 @@ def test_every_option_of_the_training_has_a_key(stage: str) -> None:
 @pytest.mark.parametrize(
     ("block", "taken"),
     [
-        (OriginalParams, teacher_stage.OriginalFile),
         (FurtherTeacherParams, targets.FurtherTeacher),
     ],
 )

@@ -14,29 +14,25 @@ from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog import prepare
-from pd_core.data.catalog.catalogue import DatasetSpec
+from pd_core.data.catalog.catalogue import DatasetSpec, OwnImages
 from pd_core.data.catalog.fingerprint import Level, fingerprint
 from pd_core.data.catalog.readers import read_splits, sources
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import evaluate
-from pd_core.models import class_vectors
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 
-LISTS: dict[str, Any] = {
-    "protocol": Protocol.BASE_TO_NOVEL, "shots": 2, "val_shots": 1, "seed": 1,
-}  # fmt: skip
-OWN: prepare.Own = {
-    "labelled": "parts/labelled", "unlabelled": "parts/unlabelled", "test": None,
-}  # fmt: skip
+LISTS = miniatures.prepare_config()
+OWN = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     with tiny.quick_stages(
         "training.teacher.stage",
-        "models.class_vectors",
+        "training.teacher.class_vectors",
         "training.student.stage",
         "evaluation.evaluate",
     ):
@@ -88,12 +84,12 @@ def test_every_stage_takes_a_photo_data_set(
     }  # fmt: skip
 
     printed = record(spec, root, tmp_path / "fingerprint.json")
-    prepare.run(name, prepared, data_root=root, fingerprint=printed, **LISTS)
+    prepare.run(name, prepared, LISTS, data_root=root, seed=1, fingerprint=printed)
     options: dict[str, Any] = {"data_root": root, "epochs": 1}
     teacher_stage.run(
         prepared, teacher, model="tiny", weights=large, batch_size=2, templates=2, **options
     )
-    class_vectors.run(prepared, teacher, vectors, model="tiny", weights=large)
+    vectors_stage.run(prepared, teacher, vectors, model="tiny", weights=large)
     student_stage.run(prepared, teacher, vectors, student, batch_size=4, **clips, **options)
     folders = (prepared, teacher, vectors, student, out)
     metrics = evaluate.run(*folders, data_root=root, split="test", batch_size=4, **clips)
@@ -111,7 +107,7 @@ def test_a_variant_of_imagenet_is_there_to_test_only(
 ) -> None:
     spec = make("imagenet_a", root, monkeypatch)
 
-    prepare.run("imagenet_a", tmp_path / "prepare", data_root=root, **LISTS)
+    prepare.run("imagenet_a", tmp_path / "prepare", LISTS, data_root=root, seed=1)
 
     prepared = read_prepared(tmp_path / "prepare", data_root=root)
     assert (prepared.few_shot, read_unlabelled(tmp_path / "prepare")) == ((), ())
@@ -127,7 +123,7 @@ def test_pictures_other_than_those_of_the_fingerprint_are_not_prepared(
     path.write_bytes(path.read_bytes()[:-1] + b"!")
 
     with pytest.raises(BadData, match="data set 'dtd' is not what its fingerprint says"):
-        prepare.run("dtd", tmp_path / "prepare", data_root=root, fingerprint=printed, **LISTS)
+        prepare.run("dtd", tmp_path / "prepare", LISTS, data_root=root, seed=1, fingerprint=printed)
 
     assert not (tmp_path / "prepare").exists()
 
@@ -138,7 +134,7 @@ def test_pictures_that_changed_since_are_noticed_before_a_stage_reads_them(
     spec = make("dtd", root, monkeypatch)
     printed = record(spec, root, tmp_path / "fingerprint.json", Level.SAMPLE)
     out = tmp_path / "prepare"
-    prepare.run("dtd", out, data_root=root, fingerprint=printed, **LISTS)
+    prepare.run("dtd", out, LISTS, data_root=root, seed=1, fingerprint=printed)
     prepare.check_pictures(out, "dtd", own=None, data_root=root)
 
     (root / "dtd" / "images" / read_splits(spec, root).test[0].path).unlink()
@@ -153,7 +149,12 @@ def test_a_data_set_without_a_fingerprint_says_how_to_get_one(
 
     with pytest.raises(MissingFile, match="run `promptkd data fingerprint dtd`"):
         prepare.run(
-            "dtd", tmp_path / "out", data_root=root, fingerprint=tmp_path / "none.json", **LISTS
+            "dtd",
+            tmp_path / "out",
+            LISTS,
+            data_root=root,
+            seed=1,
+            fingerprint=tmp_path / "none.json",
         )
 
 
@@ -173,9 +174,9 @@ def test_own_pictures_are_prepared_with_labels_of_all_classes(parts: Path, tmp_p
     out = tmp_path / "prepare"
     spec = prepare.spec_of("parts", OWN)
     printed = record(spec, parts, tmp_path / "fingerprint.json")
-    options = {**LISTS, "protocol": Protocol.ALL_CLASSES}
+    config = miniatures.prepare_config(own=OWN, protocol=Protocol.ALL_CLASSES)
 
-    prepare.run("parts", out, data_root=parts, own=OWN, fingerprint=printed, **options)
+    prepare.run("parts", out, config, data_root=parts, seed=1, fingerprint=printed)
 
     prepared = read_prepared(out, data_root=parts)
     assert prepared.classes == prepared.taught == ("nut", "screw")
@@ -197,9 +198,10 @@ def test_own_test_pictures_never_train_even_from_among_the_unlabelled(
         for k in range(3)
     )
     (parts / "parts" / "list.csv").write_text("path,label,split\n" + rows)
-    own: prepare.Own = {"labelled": "parts/list.csv", "unlabelled": "parts", "test": None}
+    own = OwnImages(labelled="parts/list.csv", unlabelled="parts")
+    config = miniatures.prepare_config(own=own)
 
-    prepare.run("parts", tmp_path / "prepare", data_root=parts, own=own, **LISTS)
+    prepare.run("parts", tmp_path / "prepare", config, data_root=parts, seed=1)
 
     tested = {path for path, _ in read_prepared(tmp_path / "prepare", data_root=parts).test}
     assert len(tested) == 2

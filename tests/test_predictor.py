@@ -17,8 +17,8 @@ from PIL import Image
 
 from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile
+from pd_core.data.loading.images import eval_transform
 from pd_core.data.loading.prepared import write_prepared
-from pd_core.data.loading.transforms import eval_transform
 from pd_core.mlops import bundle, predictor
 from pd_core.mlops import bundle as samples
 from pd_core.models.class_vectors import ClassVectors

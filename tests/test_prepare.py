@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from miniatures import prepare_config
 
 from pd_core.core.errors import BadParams, MissingFile, UnknownName
 from pd_core.data.catalog import embedded, prepare
+from pd_core.data.catalog.prepare import PrepareConfig
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.data.loading.splits import Protocol
 
 NAME = "embedded_digits"
-OPTIONS: dict[str, Any] = {
-    "data_root": Path("nowhere"),
-    "protocol": Protocol.BASE_TO_NOVEL,
-    "shots": 16,
-    "val_shots": 4,
-    "seed": 1,
-}
+OPTIONS: dict[str, Any] = {"data_root": Path("nowhere"), "seed": 1}
+
+
+def config(**given: Any) -> PrepareConfig:
+    return prepare_config(**{"shots": 16, "val_shots": 4, **given})
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / NAME
-    prepare.run(NAME, out, **OPTIONS)
+    prepare.run(NAME, out, config(), **OPTIONS)
     return out
 
 
@@ -55,7 +55,7 @@ def test_no_test_picture_is_in_any_training_list(prepared: Path) -> None:
 
 def test_all_classes_are_taught_where_the_protocol_says_so(tmp_path: Path) -> None:
     out = tmp_path / NAME
-    prepare.run(NAME, out, **{**OPTIONS, "protocol": Protocol.ALL_CLASSES})
+    prepare.run(NAME, out, config(protocol=Protocol.ALL_CLASSES), **OPTIONS)
     assert {label for _, label in read_prepared(out).few_shot} == set(range(10))
 
 
@@ -64,7 +64,7 @@ def test_a_target_has_no_labels_but_those_of_its_test_pictures(
     prepared: Path, tmp_path: Path, protocol: Protocol
 ) -> None:
     out = tmp_path / NAME
-    prepare.run(NAME, out, **{**OPTIONS, "protocol": protocol})
+    prepare.run(NAME, out, config(protocol=protocol), **OPTIONS)
     content = read_prepared(out)
     assert (content.taught, content.few_shot, content.few_shot_val) == ((), (), ())
     assert content.test == read_prepared(prepared).test
@@ -75,7 +75,7 @@ def test_the_test_pictures_are_the_unlabelled_ones_only_where_that_is_asked_for(
     prepared: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / NAME
-    prepare.run(NAME, out, **OPTIONS, transductive=True)
+    prepare.run(NAME, out, config(transductive=True), **OPTIONS)
     tested = {path for path, _ in read_prepared(out).test}
     assert set(read_unlabelled(out)) == tested
     assert not tested & set(read_unlabelled(prepared))
@@ -83,7 +83,7 @@ def test_the_test_pictures_are_the_unlabelled_ones_only_where_that_is_asked_for(
 
 def test_the_seed_draws_other_shots_and_nothing_else(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / NAME
-    prepare.run(NAME, out, **{**OPTIONS, "seed": 2})
+    prepare.run(NAME, out, config(), **{**OPTIONS, "seed": 2})
     assert (out / "images.zip").read_bytes() == (prepared / "images.zip").read_bytes()
     assert (out / "unlabelled.json").read_bytes() == (prepared / "unlabelled.json").read_bytes()
     one, two = (json.loads((folder / "split.json").read_text()) for folder in (prepared, out))
@@ -94,16 +94,16 @@ def test_the_seed_draws_other_shots_and_nothing_else(prepared: Path, tmp_path: P
 def test_more_shots_than_images_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     out = tmp_path / NAME
     with pytest.raises(BadParams, match="shots = 100000: the largest class has 90 train images"):
-        prepare.run(NAME, out, **{**OPTIONS, "shots": 100_000})
+        prepare.run(NAME, out, config(shots=100_000), **OPTIONS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean 'dtd'"):
-        prepare.run("dtd2", tmp_path / "dtd2", **OPTIONS)
+        prepare.run("dtd2", tmp_path / "dtd2", config(), **OPTIONS)
 
 
 def test_a_photo_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="PD_DATA_ROOT"):
-        prepare.run("dtd", tmp_path / "dtd", **OPTIONS)
+        prepare.run("dtd", tmp_path / "dtd", config(), **OPTIONS)
     assert list(tmp_path.iterdir()) == []

@@ -28,6 +28,7 @@ from pd_core.training.loop.views import TrainingViews, training_views
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student import targets
 from pd_core.training.student.targets import Look, Supervisor, make_targets
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
 from pd_core.training.teacher import stage as teacher_stage
 
@@ -56,7 +57,7 @@ class Project:
     def tune(self) -> None:
         self.teacher("tuned", features=None)
         folder = self.folder
-        class_vectors.run(
+        vectors_stage.run(
             self.prepared, folder / "tuned", folder / "v", model="tiny", weights=self.teachers_clip
         )
 

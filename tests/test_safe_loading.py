@@ -14,8 +14,9 @@ from PIL import Image
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.acquire.verify import decode_all
-from pd_core.data.catalog import custom, label_files
-from pd_core.data.catalog.label_files import read_json, read_matlab
+from pd_core.data.catalog import annotations, readers
+from pd_core.data.catalog.annotations import read_json, read_matlab
+from pd_core.data.catalog.catalogue import OwnImages
 from pd_core.data.loading import decode
 from pd_core.data.loading.decode import ImageStore
 
@@ -174,7 +175,7 @@ def test_a_hostile_list_cannot_open_what_is_elsewhere(
 def test_label_files_beyond_the_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_files, "MOST_BYTES", 1000)
+    monkeypatch.setattr(annotations, "MOST_BYTES", 1000)
     for name in ("a.json", "a.mat"):
         (tmp_path / name).write_bytes(b" " * 1001)
     with pytest.raises(BadData, match="has 1001 bytes, more than the 1000"):
@@ -223,7 +224,7 @@ def test_a_matlab_file_that_claims_or_unpacks_to_too_much_is_refused(
     with pytest.raises(BadData, match="claims 2147483648 bytes, 100 are left"):
         read_matlab(file, "labels")
 
-    monkeypatch.setattr(label_files, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(annotations, "MOST_BYTES", 10_000)
     file.write_bytes(HEADER + element(15, zlib.compress(bytes(20_000))))
     with pytest.raises(BadData, match="unpacks to more than 10000 bytes"):
         read_matlab(file, "labels")
@@ -233,14 +234,14 @@ def test_a_field_of_a_list_has_a_limit(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"path,label\n{'a' * 200_000}.png,cat\n")
 
     with pytest.raises(BadData, match="is no CSV .field larger than field limit"):
-        custom.read_splits(custom.OwnImages("list.csv"), tmp_path)
+        readers.read_own(OwnImages(labelled="list.csv"), tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "a/../../b"])
 def test_own_pictures_are_below_the_data_root(path: str, tmp_path: Path) -> None:
-    for read in (custom.read_splits, custom.unlabelled, custom.sources):
+    for read in (readers.read_own, readers.own_unlabelled, readers.own_sources):
         with pytest.raises(BadData, match="leads out of the data root"):
-            read(custom.OwnImages("labelled", unlabelled=path), tmp_path)
+            read(OwnImages(labelled="labelled", unlabelled=path), tmp_path)
 
 
 def test_a_folder_may_be_a_link_but_not_to_one_that_it_lies_in(tmp_path: Path) -> None:
@@ -248,9 +249,9 @@ def test_a_folder_may_be_a_link_but_not_to_one_that_it_lies_in(tmp_path: Path) -
     Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / "1.png")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "pictures").symlink_to(tmp_path / "elsewhere")
-    pictures = custom.OwnImages("labelled", unlabelled="pictures")
-    assert custom.unlabelled(pictures, tmp_path / "root") == ("pictures/1.png",)
+    pictures = OwnImages(labelled="labelled", unlabelled="pictures")
+    assert readers.own_unlabelled(pictures, tmp_path / "root") == ("pictures/1.png",)
 
     (tmp_path / "elsewhere" / "again").symlink_to(".")
     with pytest.raises(BadData, match="is a link to a folder that it lies in"):
-        custom.unlabelled(pictures, tmp_path / "root")
+        readers.own_unlabelled(pictures, tmp_path / "root")

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import prepare_config
 from serving import Running, champion, new_project, serving
 from torch.nn.functional import normalize
 
 from pd_core.data.catalog import prepare
 from pd_core.data.loading.prepared import read_prepared
-from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.evaluate import judge
 from pd_core.mlops.predictor import fold
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import Classifier, distilled
+from pd_core.models.class_vectors import Classifier, ClassVectors, distilled
 from pd_core.models.clip import load_clip
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student
@@ -48,10 +47,8 @@ def test_served_answers_are_those_of_the_stage_for_every_test_picture(
     prepare.run(
         DATASET,
         tmp_path / DATASET,
+        prepare_config(shots=4),
         data_root=tmp_path,
-        protocol=Protocol.BASE_TO_NOVEL,
-        shots=4,
-        val_shots=1,
         seed=1,
     )
     content = read_prepared(tmp_path / DATASET)

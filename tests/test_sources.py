@@ -26,7 +26,7 @@ from pd_core.data.acquire.sources import (
 from pd_core.data.catalog import embedded
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
 from pd_core.data.catalog.readers import image_root
-from pd_core.data.loading.paths import is_below
+from pd_core.data.loading.splits import is_below
 
 PHOTOS = [name for name in dataset_names() if not name.startswith(embedded.PREFIX)]
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]

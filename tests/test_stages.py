@@ -20,6 +20,7 @@ from pd_core.models.clip import load_clip
 from pd_core.models.teacher import Teacher
 from pd_core.training.student import distillation, targets
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
 from pd_core.training.teacher import stage as teacher_stage
 
@@ -66,7 +67,7 @@ def run_teacher(prepared: Path, weights: dict[str, Path], out: Path, **rest: Any
 
 
 def run_vectors(prepared: Path, weights: dict[str, Path], teacher: Path, out: Path) -> Path:
-    class_vectors.run(prepared, teacher, out, model="tiny", weights=weights["teacher"])
+    vectors_stage.run(prepared, teacher, out, model="tiny", weights=weights["teacher"])
     return out
 
 

@@ -24,6 +24,7 @@ from pd_core.models.prompts import CoupledPrompts, DeepPrompts
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
 from pd_core.training.teacher import stage as teacher_stage
 
@@ -44,7 +45,7 @@ LABELS = torch.arange(10) % len(NAMES)
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     with tiny.quick_stages(
-        "training.teacher.stage", "models.class_vectors", "training.student.stage"
+        "training.teacher.stage", "training.teacher.class_vectors", "training.student.stage"
     ):
         yield
 
@@ -279,7 +280,7 @@ def test_every_teacher_comes_back_with_its_method_and_supervises_a_student(
     assert same(features(read), features(made))
     files: dict[str, Any] = {"model": "tiny", "weights": data / "tiny-0.safetensors"}
 
-    vectors = class_vectors.run(
+    vectors = vectors_stage.run(
         data / "flowers", tmp_path / "teacher", tmp_path / "vectors", **files
     )
     student = student_stage.run(

@@ -15,8 +15,8 @@ from tiny import NAMES
 
 from pd_core.core.errors import BadArtifact, BadData, MissingFile
 from pd_core.core.options import TeacherMethod
-from pd_core.data.loading.images import ImageStore
-from pd_core.data.loading.transforms import eval_transform
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import eval_transform
 from pd_core.evaluation import evaluate, tuned_student
 from pd_core.models import class_vectors
 from pd_core.models.teacher import Teacher

@@ -23,11 +23,11 @@ from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import (
     DatasetSpec,
     Layout,
+    OwnImages,
     dataset_names,
     dataset_spec,
     own_spec,
 )
-from pd_core.data.catalog.custom import OwnImages
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
 
@@ -76,7 +76,7 @@ def _own_sets() -> dict[str, OwnImages]:
         return {}
     params = load_params(PARAMS)
     blocks = {name: params.for_dataset(name).prepare.own for name in params.datasets}
-    return {name: OwnImages(**dict(block)) for name, block in blocks.items() if block}
+    return {name: own for name, own in blocks.items() if own}
 
 
 @app.command("list")

@@ -23,7 +23,7 @@ from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.atomic import write_folder
 from pd_core.core.options import Computed, OnCorrupt, Precision
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import ImageBatches
+from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import (
     Labelled,
     image_root,
@@ -32,13 +32,12 @@ from pd_core.data.loading.prepared import (
     read_unlabelled,
     write_prepared,
 )
-from pd_core.data.loading.transforms import eval_transform
 from pd_core.evaluation import evaluate
-from pd_core.models import class_vectors
-from pd_core.models.classifier import OnProgress, logits_of
+from pd_core.models.class_vectors import OnProgress, logits_of
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import set_threads
 from pd_core.training.student import stage as student_stage
+from pd_core.training.teacher import class_vectors
 from pd_core.training.teacher import stage as teacher_stage
 
 UNKNOWN: dict[str, str] = {"accuracy": "unknown"}

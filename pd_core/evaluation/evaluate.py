@@ -19,13 +19,19 @@ from pd_core.core.artifacts import write_json
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import BadArtifact, BadData
 from pd_core.core.options import OnCorrupt, Precision, Selection
-from pd_core.data.loading.images import ImageBatches, ImageStore
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
 from pd_core.data.loading.splits import Protocol
-from pd_core.data.loading.transforms import eval_transform
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import Classifier, OnProgress, distilled, logits_of, zero_shot
+from pd_core.models.class_vectors import (
+    Classifier,
+    ClassVectors,
+    OnProgress,
+    distilled,
+    logits_of,
+    zero_shot,
+)
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import set_threads
 from pd_core.models.student import Student

@@ -13,7 +13,7 @@ from pd_core.core.artifacts import write_json
 from pd_core.core.options import OnCorrupt, Precision
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.evaluation.evaluate import judge
-from pd_core.models.classifier import tuned
+from pd_core.models.class_vectors import tuned
 from pd_core.training.loop.distributed import from_first
 from pd_core.training.teacher import stage as teacher_stage
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from pd_core.core.artifacts import write_json, write_text
 from pd_core.core.options import Precision
-from pd_core.data.loading.images import ImageBatches, ImageStore
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import read_prepared
-from pd_core.data.loading.transforms import eval_transform
 from pd_core.evaluation.evaluate import accuracy
-from pd_core.models.classifier import OnProgress, logits_of, zero_shot
+from pd_core.models.class_vectors import OnProgress, logits_of, zero_shot
 from pd_core.models.clip import load_clip
 from pd_core.models.precision import set_threads
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from pd_core.core.artifacts import read_tensors
 from pd_core.core.errors import BadArtifact, BadData, BadParams, missing
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import for_student
+from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import load_clip
 from pd_core.models.portable.network import ACTIVATIONS, Network, Sizes
 from pd_core.models.portable.pictures import BadPicture, Picture

@@ -1,26 +1,28 @@
-"""Class vectors: the teacher's text features, computed once and shared with the student.
+"""Class vectors, the teacher's text features, and classifiers that compare images with them.
 
-Shapes: B images, C classes, D the teacher's joint width.
+Shapes: B and N images, C classes, D the teacher's joint width.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pd_core.core.artifacts import check_numbers, read_tensors, understood, write_tensors
-from pd_core.core.atomic import write_folder
 from pd_core.core.errors import BadArtifact, BadParams
-from pd_core.data.loading.prepared import read_prepared
-from pd_core.models.clip import load_clip
-from pd_core.models.precision import set_threads
+from pd_core.core.options import Precision, TextFeatures
+from pd_core.models.clip import ClipTowers
+from pd_core.models.precision import autocast, to_device
 from pd_core.models.prompts import encode_many_texts
-from pd_core.models.teacher import Teacher
+from pd_core.models.student import Student
+from pd_core.models.teacher import TEMPLATE, Teacher
 
 OnProgress = Callable[[int, int], None]
 
@@ -162,43 +164,98 @@ def template_features(teacher: Teacher, names: Sequence[str], templates: Sequenc
     return torch.stack(features).mean(dim=0)
 
 
-def run(
-    prepared: Path,
-    teacher: Path,
-    out: Path,
-    *,
-    model: str,
-    weights: Path | str | None = None,
-    threads: int = 1,
-    device: torch.device | str = "cpu",
-    on_progress: OnProgress | None = None,
-) -> ClassVectors:
-    """Stage `class_vectors`: compute and store the vectors of all classes.
+@dataclass(frozen=True)
+class Classifier:
+    """An image encoder and the class vectors that its features are compared with.
+
+    Attributes:
+        encode: images (B, 3, H, W) -> unit features (B, D).
+        vectors: C classes.
+        logit_scale: of the encoder's CLIP.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    vectors: ClassVectors
+    logit_scale: float
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Compare images (B, 3, H, W) with all classes: (B, C)."""
+        return self.vectors.logits(self.encode(images).float(), logit_scale=self.logit_scale)
+
+
+def zero_shot(towers: ClipTowers, names: Sequence[str], template: str = TEMPLATE) -> Classifier:
+    """Make the classifier of a CLIP without any tuning."""
+    return tuned(Teacher(towers, template=template).eval(), names)
+
+
+def tuned(teacher: Teacher, names: Sequence[str]) -> Classifier:
+    """Make the classifier of a teacher, its class vectors computed here."""
+    return Classifier(teacher.image_features, build(teacher, names), teacher.logit_scale)
+
+
+def distilled(student: Student, shared: ClassVectors) -> Classifier:
+    """Make the classifier of a student, with the teacher's vectors unless it has its own."""
+    return Classifier(student, for_student(student, shared), student.logit_scale)
+
+
+def for_student(student: Student, shared: ClassVectors) -> ClassVectors:
+    """Return the vectors that a student is compared with.
 
     Args:
-        prepared: folder written by the stage `prepare`; only its class names are used.
-        teacher: folder written by the stage `teacher`.
-        out: folder to write `class_vectors.safetensors` into.
-        model: name of the teacher's CLIP.
-        weights: of the teacher's CLIP.
-        threads: CPU threads; they decide the last bits.
-        device: where to compute.
-        on_progress: called with classes done and classes in all.
+        student: says whose text features it uses.
+        shared: the teacher's vectors.
 
     Returns:
-        The vectors, on the CPU.
-
-    Raises:
-        MissingFile: an earlier stage has not run.
-        BadArtifact: the teacher does not fit the model.
+        These; or, for a student that uses its own text tower, that tower's for
+        the same names. On the student's device.
     """
-    set_threads(threads)
-    classes = read_prepared(prepared).classes
-    towers = load_clip(model, weights, device=device)
-    tuned = Teacher.load(
-        teacher / "teacher.safetensors", towers, remedy=f"run `dvc repro teacher@{teacher.name}`"
-    )
-    vectors = build(tuned, classes, on_progress=on_progress).to("cpu")
-    with write_folder(out) as folder:
-        vectors.save(folder / FILE)
-    return vectors
+    match student.text_features:
+        case TextFeatures.TEACHER:
+            return shared.to(student.towers.device)
+        case TextFeatures.STUDENT:
+            return build(Teacher(student.towers).eval(), shared.names)
+
+
+class Batches(Protocol):
+    """A list of images to go through once, such as `data.loading.images.ImageBatches`."""
+
+    @property
+    def count(self) -> int:
+        """Images in the list."""
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield positions in the list (B,) and images (B, 3, H, W), in the list's order."""
+
+
+def logits_of(
+    classifiers: Mapping[str, Classifier],
+    batches: Batches,
+    device: torch.device,
+    precision: Precision,
+    on_progress: OnProgress | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Let every classifier judge every image once, in order.
+
+    Where damaged images are skipped, the N are those at `batches.intact`.
+
+    Args:
+        classifiers: by who they are; C classes each.
+        batches: the N images.
+        device: where the classifiers are.
+        precision: what their towers compute in.
+        on_progress: called with images done and images in all.
+
+    Returns:
+        Logits (N, C) by who.
+    """
+    parts: dict[str, list[Tensor]] = {who: [] for who in classifiers}
+    done = 0
+    with torch.inference_mode(), autocast(device, precision):
+        for indices, images in batches.in_order():
+            on_device = to_device(images, device)
+            for who, classifier in classifiers.items():
+                parts[who].append(classifier.logits(on_device).float().cpu())
+            done += len(indices)
+            if on_progress is not None:
+                on_progress(done, batches.count)
+    return {who: torch.cat(logits).numpy() for who, logits in parts.items()}

@@ -6,6 +6,7 @@ Shapes: B images, C texts, L tokens, D the joint width, W the width of a tower.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,29 @@ from pd_core.core.artifacts import SUMS, check_sum
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
 from pd_core.models.checkpoint_io import OPENAI_ONLY, read_weights
 
-EMBEDDED = ("embedded-teacher", "embedded-student")
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+MERGES_FILE = WEIGHTS_FOLDER / "merges.txt.gz"
+"""Those of CLIP's own merges that the benchmark's words need, for the embedded models' tokenizer.
+
+The token table stays small; every other word falls back to shorter pieces.
+"""
+
+_EMBEDDED_CONTEXT = 32
+_EMBEDDED_SIZES: dict[str, dict[str, Any]] = {
+    "embedded-teacher": {
+        "vision": {"image_size": 32, "patch_size": 8, "width": 160, "layers": 6, "head_width": 40},
+        "text": {"width": 96, "heads": 3, "layers": 4},
+    },
+    "embedded-student": {
+        "vision": {"image_size": 32, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
+        "text": {"width": 96, "heads": 3, "layers": 3},
+    },
+}
+EMBEDDED = tuple(_EMBEDDED_SIZES)
+"""The two tiny CLIPs that ship with the package: 32x32 images of named characters.
+
+`recipes/embedded_clips.py` made their weights.
+"""
 
 _TEXT_KEYS = (
     "text_projection",
@@ -163,10 +186,8 @@ def load_clip(
         BadArtifact: the file does not hold this model's weights.
     """
     if name in EMBEDDED:
-        from pd_core.models.embedded import load_embedded
-
-        path = Path(weights) if weights is not None else None
-        return load_embedded(name, path, device=device, dtype=dtype)
+        model = _load_embedded(name, embedded_weights(name) if weights is None else Path(weights))
+        return freeze(name, model.to(device=device, dtype=dtype), embedded_tokenizer())
     import open_clip
 
     if name not in open_clip.list_models():
@@ -232,6 +253,59 @@ def freeze(name: str, model: Any, tokenize: Tokenize) -> ClipTowers:
         image_size=int(size[0] if isinstance(size, tuple) else size),
         context_length=int(model.context_length),
     )
+
+
+@cache
+def embedded_tokenizer() -> Any:
+    """Return CLIP's tokenizer restricted to the merges in `MERGES_FILE`."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(bpe_path=str(MERGES_FILE), context_length=_EMBEDDED_CONTEXT)
+
+
+def embedded_weights(name: str) -> Path:
+    """Return where the weights of an embedded model lie."""
+    return WEIGHTS_FOLDER / f"{name}.safetensors"
+
+
+def build_embedded(name: str) -> Any:
+    """Build an embedded model, an open_clip `CustomTextCLIP`, with random weights.
+
+    Raises:
+        UnknownName: it is none of `EMBEDDED`.
+    """
+    import open_clip
+
+    if name not in EMBEDDED:
+        raise unknown("embedded model", name, EMBEDDED)
+    vocabulary = embedded_tokenizer().vocab_size
+    return open_clip.CustomTextCLIP(
+        embed_dim=128,
+        vision_cfg=_EMBEDDED_SIZES[name]["vision"],
+        text_cfg={
+            **_EMBEDDED_SIZES[name]["text"],
+            "context_length": _EMBEDDED_CONTEXT,
+            "vocab_size": vocabulary,
+        },
+    )
+
+
+def _load_embedded(name: str, path: Path) -> nn.Module:
+    from safetensors.torch import load_file
+
+    model: nn.Module = build_embedded(name)
+    if not path.is_file():
+        raise missing(f"weights of '{name}'", path, "give the path of a .safetensors file")
+    if (path.parent / SUMS).is_file():
+        check_sum(path, what="weights", remedy="restore the file")
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and torch raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise BadArtifact(
+            f"weights '{path}' are not those of '{name}' ({reason}); give that model's file"
+        ) from None
+    return model
 
 
 def imagenet_templates(count: int = 60) -> tuple[str, ...]:

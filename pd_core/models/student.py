@@ -84,7 +84,6 @@ class Student(nn.Module):
         layers: int = 2,
         trained: Trained = Trained.PROMPTS_AND_PROJECTOR,
         text_features: TextFeatures = TextFeatures.TEACHER,
-        selection: Selection = Selection.LAST,
         seed: int = 1,
     ) -> Self:
         """Make a student with random prompts and projector, ready to be trained.
@@ -97,7 +96,6 @@ class Student(nn.Module):
             layers: of the projector, 1 to 3.
             trained: what is trained; only the first choice has prompts.
             text_features: whose text features it is compared with.
-            selection: how its epoch is chosen.
             seed: of prompts and projector; the global generator is not touched.
 
         Raises:
@@ -121,7 +119,6 @@ class Student(nn.Module):
                 layers=layers,
                 train_tower=trained is Trained.FULL_FINETUNE,
                 text_features=text_features,
-                selection=selection,
             )
 
     @property

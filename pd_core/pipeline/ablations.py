@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError
 
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.atomic import write_folder
+from pd_core.core.config import Config, Count
 from pd_core.core.errors import missing, unknown
 from pd_core.pipeline.stages import jobs
-from pd_core.pipeline.stages.blocks import Block, Count
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import (
     DATA,
@@ -48,7 +48,7 @@ class Variant(DatasetRow):
         return {stage for stage in DatasetRow.model_fields if self.overrides(stage)}
 
 
-class RowParams(Block):
+class RowParams(Config):
     """A line of a table."""
 
     variant: str
@@ -59,7 +59,7 @@ class RowParams(Block):
     paper: tuple[Percent, Percent, Percent] | Percent | None = None
 
 
-class TableParams(Block):
+class TableParams(Config):
     """One ablation."""
 
     title: str
@@ -73,7 +73,7 @@ class TableParams(Block):
         return Table(self.title, self.source, rows, self.reference)
 
 
-class AblationParams(Block):
+class AblationParams(Config):
     """The whole file."""
 
     profile: str  # the params.yaml that the variants change

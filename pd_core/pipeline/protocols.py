@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from pd_core.core.config import Config, Count
 from pd_core.core.errors import BadParams, unknown
 from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline.stages.blocks import Block, Count
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import (
     DATA,
@@ -43,7 +43,7 @@ class SourceParams(DatasetRow):
     dataset: str
 
 
-class ProtocolsParams(Block):
+class ProtocolsParams(Config):
     """The whole file."""
 
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]

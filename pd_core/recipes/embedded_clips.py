@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pd_core.core.artifacts import write_text, write_weights
 from pd_core.core.errors import missing
 from pd_core.data.catalog import embedded
-from pd_core.models import embedded as clips
+from pd_core.models.clip import build_embedded, embedded_tokenizer
 from pd_core.models.prompts import encode_text
 from pd_core.models.text_batching import cut_after_end
 
@@ -269,7 +269,7 @@ def contrastive_loss(
 
 def encode_texts(model: open_clip.CustomTextCLIP, texts: Sequence[str]) -> Tensor:
     """Encode texts, cut after the longest one's end: (U, D), unit length."""
-    tokens = cut_after_end(clips.tokenizer()(list(texts)))
+    tokens = cut_after_end(embedded_tokenizer()(list(texts)))
     return F.normalize(encode_text(model.text, tokens), dim=-1)
 
 
@@ -284,7 +284,7 @@ class Recipe:
     """The numbers of a pre-training.
 
     Attributes:
-        name: one of ``models.embedded.NAMES``.
+        name: one of ``models.clip.EMBEDDED``.
         images: pictures to see in all.
         seed: decides weights, order and augmentation.
         threads: CPU threads; the last bits of the weights depend on it.
@@ -321,7 +321,7 @@ def pretrain(
     torch.set_num_threads(recipe.threads)
     seed, start, batch_size = recipe.seed, recipe.start, recipe.batch_size
     torch.manual_seed(seed)
-    model = clips.build(recipe.name).train()
+    model = build_embedded(recipe.name).train()
     if start is not None:
         model.load_state_dict(load_file(start))
     corpus = build_corpus()

@@ -19,10 +19,9 @@ from benchmarks.outcome import Outcome
 from benchmarks.sizes import SMALL, TINY_SMALL, build, class_names
 from benchmarks.timing import Note, Work, check_agreement, take_turns
 from pd_core.core.options import Precision
-from pd_core.data.loading.images import ImageBatches, ImageStore
-from pd_core.data.loading.transforms import eval_transform
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import Classifier, distilled, logits_of
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform
+from pd_core.models.class_vectors import Classifier, ClassVectors, distilled, logits_of
 from pd_core.models.student import Student
 
 BARE, DECODING = "bare loop", "decoding alone"

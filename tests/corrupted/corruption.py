@@ -266,7 +266,7 @@ def in_process() -> Any:
     """Let verbs run in this process: no record, weights read once, torch left as it was."""
     stages = (
         "training.teacher.stage",
-        "models.class_vectors",
+        "training.teacher.class_vectors",
         "training.student.stage",
         "evaluation.evaluate",
     )

@@ -35,8 +35,7 @@ from pd_core.core.errors import BadArtifact, BadData, PdError
 from pd_core.data.acquire import sources
 from pd_core.data.acquire.archives import Limits, unpack
 from pd_core.data.acquire.sources import source_of
-from pd_core.models.clip import load_clip
-from pd_core.models.embedded import weights_file
+from pd_core.models.clip import embedded_weights, load_clip
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -205,7 +204,7 @@ ALONE = [name for name in WEIGHTS if not name.startswith("a bit at") or name == 
     [*((name, True) for name in WEIGHTS), *((name, False) for name in ALONE)],
 )
 def test_corrupted_weights_are_refused(name: str, with_sums: bool, tmp_path: Path) -> None:
-    shipped = weights_file("embedded-student")
+    shipped = embedded_weights("embedded-student")
     path = tmp_path / shipped.name
     path.write_bytes(WEIGHTS[name](shipped.read_bytes()))
     if with_sums:

@@ -40,7 +40,6 @@ from pd_core.core.errors import BadArtifact, PdError
 from pd_core.data.catalog import prepare
 from pd_core.data.catalog.catalogue import Layout
 from pd_core.data.loading import prepared
-from pd_core.data.loading.splits import Protocol
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -315,8 +314,8 @@ def test_a_corrupted_split_file_of_the_community_is_refused(
 
     with pytest.raises(PdError) as refusal:
         prepare.run(
-            "dtd", tmp_path / "out" / "dtd", data_root=tmp_path / "raw", shots=2, val_shots=1,
-            protocol=Protocol.BASE_TO_NOVEL, seed=1,
+            "dtd", tmp_path / "out" / "dtd", miniatures.prepare_config(),
+            data_root=tmp_path / "raw", seed=1,
         )  # fmt: skip
 
     assert "\n" not in str(refusal.value)

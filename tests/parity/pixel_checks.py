@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pd_core.data.loading import transforms
+from pd_core.data.loading import images as transforms
 
 Recorded = Mapping[str, Tensor]
 

@@ -13,6 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+from miniatures import prepare_config
+
 from pd_core.data.catalog import prepare
 from pd_core.data.loading import splits
 from pd_core.data.loading.splits import Item, Items, Protocol, Splits
@@ -160,8 +162,9 @@ def _prepared(content: Splits, kind: str) -> tuple[list[str], list[list[Any]]]:
     ):
         out = Path(folder) / "lists"
         prepare.run(
-            "oxford_pets", out, data_root=Path(),
-            protocol=protocol, shots=1, val_shots=VAL_SHOTS, seed=1,
+            "oxford_pets", out,
+            prepare_config(protocol=protocol, shots=1, val_shots=VAL_SHOTS),
+            data_root=Path(), seed=1,
         )  # fmt: skip
         unlabelled = json.loads((out / "unlabelled.json").read_text())
         tested = json.loads((out / "split.json").read_text())["test"]

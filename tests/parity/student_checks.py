@@ -24,7 +24,7 @@ from traces import DEEPER, INPUT, PROJECTOR, Trace
 
 from pd_core.data.loading import splits
 from pd_core.evaluation import evaluate
-from pd_core.models import classifier
+from pd_core.models import class_vectors as classifier
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.student import Student
 from pd_core.training.student import distillation, targets

@@ -7,7 +7,7 @@ is named with it has to fail.
 import json
 import random
 from collections.abc import Callable, Iterable
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pixel_checks
@@ -30,9 +30,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from variants import Patch, patch
 
 from pd_core.data.catalog import prepare
-from pd_core.data.loading import splits, transforms
+from pd_core.data.catalog.prepare import PrepareConfig
+from pd_core.data.loading import images as transforms
+from pd_core.data.loading import splits
+from pd_core.data.loading.images import Transform
 from pd_core.data.loading.splits import Item, Items, Protocol, Splits
-from pd_core.data.loading.transforms import Transform
 
 few_shot, few_shot_split = splits.few_shot, splits.few_shot_split
 train_val, train_val_test = splits.train_val, splits.train_val_test
@@ -127,6 +129,13 @@ def shuffled_once(items: Iterable[Item], rng: random.Random) -> Splits:
     return train_val_test(by_label(every), rng)
 
 
+run = prepare.run
+
+
+def on_few_images(dataset: str, out: Path, config: PrepareConfig, **rest: Any) -> None:
+    run(dataset, out, config.model_copy(update={"unlabelled_per_class": 4}), **rest)
+
+
 LISTS: dict[str, tuple[Patch, str]] = {
     "classes drawn by label": (patch(splits, "few_shot", few_shot_by_label), "few_shot_lists"),
     "shots drawn with replacement": (
@@ -158,7 +167,7 @@ LISTS: dict[str, tuple[Patch, str]] = {
         "base_and_novel_lists",
     ),
     "distillation on few images": (
-        patch(prepare, "run", partial(prepare.run, unlabelled_per_class=4)),
+        patch(prepare, "run", on_few_images),
         "distillation_lists",
     ),
     "validation cut from the end": (

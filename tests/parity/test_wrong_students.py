@@ -17,7 +17,7 @@ from variants import Changed, Patch, patch
 
 from pd_core.data.loading import splits
 from pd_core.evaluation import evaluate
-from pd_core.models import classifier
+from pd_core.models import class_vectors as classifier
 from pd_core.models import student as student_module
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import ClipTowers

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,8 +29,8 @@ MODULES = {
 NESTED = [ROOT / "protocols", ROOT / "ablations"]
 
 
-def stage(name: str) -> dict[str, list[str]]:
-    block: dict[str, list[str]] = PIPELINE[name].get("do", PIPELINE[name])
+def stage(name: str) -> dict[str, Any]:
+    block: dict[str, Any] = PIPELINE[name].get("do", PIPELINE[name])
     return block
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from pd_core.data.loading.images import Batch, ImageBatches, ImageStore, view
-from pd_core.data.loading.transforms import train_transform
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import Batch, ImageBatches, train_transform, view
 
 COUNT = 12
 NAMES = tuple(f"{number}.png" for number in range(COUNT))

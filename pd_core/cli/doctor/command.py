@@ -17,7 +17,6 @@ from pydantic import SecretStr
 from pd_core.cli.doctor import Check, Finding, Mark, examine, local, ok, servers
 from pd_core.core.errors import PdError
 from pd_core.data.catalog.catalogue import DatasetSpec, dataset_spec, own_spec
-from pd_core.data.catalog.custom import OwnImages
 from pd_core.pipeline.redaction import variables
 from pd_core.pipeline.settings import Settings, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
@@ -82,7 +81,7 @@ def _checks(params: Params, settings: Settings) -> Iterator[tuple[str, Check]]:
 
 def _spec(params: DatasetParams) -> DatasetSpec:
     own = params.prepare.own
-    return own_spec(params.name, OwnImages(**dict(own))) if own else dataset_spec(params.name)
+    return own_spec(params.name, own) if own else dataset_spec(params.name)
 
 
 def _weights(params: DatasetParams) -> Iterator[Path]:

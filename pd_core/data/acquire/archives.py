@@ -24,7 +24,7 @@ from pd_core.core.atomic import check_space
 from pd_core.core.errors import BadData
 from pd_core.data.acquire.download import OnProgress, writing
 from pd_core.data.acquire.sources import Placement
-from pd_core.data.loading.paths import is_below
+from pd_core.data.loading.splits import is_below
 
 _BLOCK = 2**20
 _LARGEST_READ = 64 * 2**20  # tar headers are read at once; none is near it

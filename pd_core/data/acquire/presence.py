@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pd_core.data.loading.paths import is_picture
+from pd_core.data.loading.splits import is_picture
 
 _MOST_LINES = 10  # of one kind; more are one line
 

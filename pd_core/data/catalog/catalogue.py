@@ -8,12 +8,14 @@ publishers'. The embedded rows come from ``embedded.py``, rows of the user's own
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
+from pd_core.core.config import Config, Text
 from pd_core.core.errors import unknown
-from pd_core.data.catalog.custom import OwnImages
 
 
 class Layout(StrEnum):
@@ -31,6 +33,38 @@ class Layout(StrEnum):
     AIRCRAFT = "aircraft"  # three text files of number and variant
     SUN397 = "sun397"  # two text files of paths; class folders in folders
     UCF101 = "ucf101"  # two text files of videos, of which one frame each is there
+
+
+LISTS = (".csv", ".json")
+"""Suffixes of the lists of the user's own images."""
+
+
+class OwnImages(Config):
+    """Where the user's own pictures are; every path is below the data root.
+
+    Attributes:
+        labelled: Folder of class folders, or a list (`.csv`, `.json`) of path, label and, if some
+            are for validation or test, split.
+        unlabelled: Folder of pictures without labels; None if there are none.
+        test: Folder of class folders, or a list, to measure accuracy on; None if there is none.
+    """
+
+    labelled: Text
+    unlabelled: Text | None = None
+    test: Text | None = None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The paths that are given."""
+        return tuple(path for path in (self.labelled, self.unlabelled, self.test) if path)
+
+    @property
+    def folder(self) -> str:
+        """The folder below the data root that holds everything."""
+        parents = [
+            str(Path(path).parent) if path.lower().endswith(LISTS) else path for path in self.given
+        ]
+        return os.path.commonpath(parents) if len(parents) > 1 else parents[0]
 
 
 @dataclass(frozen=True)

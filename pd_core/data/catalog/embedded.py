@@ -1,4 +1,9 @@
-"""The eleven embedded data sets and variants of one of them, drawn from installed fonts."""
+"""The eleven embedded data sets and variants of one of them, drawn from installed fonts.
+
+A data set's style is a `Camera`: it takes ink, float32 (N, S, S) from 0 (paper) to 1, and a random
+generator, and returns colour images, float32 (N, S, S, 3) from 0 to 1. Images differ within a data
+set by what the generator draws; the style itself is the function.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pd_core.core.errors import MissingFile, unknown
-from pd_core.data.catalog import styles
-from pd_core.data.catalog.styles import Camera, Pose
 from pd_core.data.loading.splits import Item, Splits
 
 MASTER_SIZE = 48
@@ -125,6 +130,241 @@ def has_ink(master: NDArray[np.uint8]) -> bool:
     return bool(master.max() > 64)
 
 
+Ink = NDArray[np.float32]
+Pictures = NDArray[np.float32]
+Rng = np.random.Generator
+Camera = Callable[[Ink, Rng], Pictures]
+
+PICTURE_SIZE = 32
+"""Side of a picture, in pixels."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Ranges of the affine view of a master: how far it may turn, grow and move."""
+
+    rotation: float = 10.0  # degrees, either way
+    scale: tuple[float, float] = (0.85, 1.15)
+    aspect: float = 0.1  # relative, either way
+    shear: float = 0.08
+    shift: float = 0.06  # of the picture's side, either way
+
+
+def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
+    """View masters through random affine maps.
+
+    Args:
+        masters: ink, uint8 (N, M, M).
+        pose: ranges to draw from.
+        rng: source of the draws.
+
+    Returns:
+        Ink as cameras take it, (N, ``PICTURE_SIZE``, ``PICTURE_SIZE``).
+    """
+    n: int = masters.shape[0]
+    side: int = masters.shape[1]
+    angle = np.deg2rad(rng.uniform(-pose.rotation, pose.rotation, n))
+    zoom = side / PICTURE_SIZE / rng.uniform(*pose.scale, n)
+    aspect: NDArray[np.float64] = 1 + rng.uniform(-pose.aspect, pose.aspect, n)
+    shear = rng.uniform(-pose.shear, pose.shear, n)
+    shift = rng.uniform(-pose.shift, pose.shift, (2, n)) * side
+    cos: NDArray[np.float64] = np.cos(angle) * zoom
+    sin: NDArray[np.float64] = np.sin(angle) * zoom
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] - (PICTURE_SIZE - 1) / 2
+
+    def column(values: NDArray[Any]) -> NDArray[np.float64]:
+        return values[:, None, None]
+
+    slanted = cols * column(aspect) + rows * column(shear)
+    source_rows = column(cos) * rows + column(sin) * slanted + (side - 1) / 2 + column(shift[0])
+    source_cols = column(cos) * slanted - column(sin) * rows + (side - 1) / 2 + column(shift[1])
+    which = np.broadcast_to(np.arange(n)[:, None, None], source_rows.shape)
+    coordinates = np.stack([which, source_rows, source_cols])
+    values = masters.astype(np.float32) / 255
+    ink: Ink = scipy.ndimage.map_coordinates(values, coordinates, order=1).astype(np.float32)
+    return ink
+
+
+def _blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Blur each picture of (N, S, S) or (N, S, S, 3) on its own."""
+    sigmas = (0.0, sigma, sigma) + (0.0,) * (image.ndim - 3)
+    blurred: NDArray[np.float32] = scipy.ndimage.gaussian_filter(image, sigmas)
+    return blurred
+
+
+def _per_picture(rng: Rng, n: int, low: float, high: float) -> NDArray[np.float32]:
+    return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+
+
+def _colour(rng: Rng, n: int, rgb: tuple[float, float, float], spread: float) -> Pictures:
+    """Draw one colour a picture around ``rgb``: (N, 1, 1, 3)."""
+    drawn = np.asarray(rgb) + rng.uniform(-spread, spread, (n, 1, 1, 3))
+    return np.clip(drawn, 0, 1).astype(np.float32)
+
+
+def _noise(rng: Rng, ink: Ink, sigma: float, amount: float) -> Ink:
+    """Draw zero-mean texture of unit-free ``amount``; ``sigma`` is its grain in pixels."""
+    grain = rng.standard_normal(ink.shape).astype(np.float32)
+    if sigma:
+        grain = _blur(grain, sigma)
+        grain /= grain.std() + 1e-6
+    return grain * np.float32(amount)
+
+
+def _mix(background: Pictures, foreground: Pictures, ink: Ink) -> Pictures:
+    alpha = ink[..., None]
+    return background * (1 - alpha) + foreground * alpha
+
+
+def _edges(ink: Ink, width: int = 3) -> Ink:
+    """Return the contour of the ink."""
+    size = (1, width, width)
+    grown = scipy.ndimage.maximum_filter(ink, size)
+    shrunk = scipy.ndimage.minimum_filter(ink, size)
+    contour: Ink = grown - shrunk
+    return contour
+
+
+def _ramp(rng: Rng, n: int) -> Ink:
+    """Draw a linear light gradient from -1 to 1 in a random direction: (N, S, S)."""
+    angle = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    light: Ink = (np.cos(angle) * rows + np.sin(angle) * cols).astype(np.float32)
+    return light / np.float32(np.sqrt(2))
+
+
+def _finish(picture: Pictures) -> Pictures:
+    clipped: Pictures = np.clip(picture, 0, 1).astype(np.float32)
+    return clipped
+
+
+def faded_photo(ink: Ink, rng: Rng) -> Pictures:
+    """A low-contrast snapshot: soft focus, colour cast, vignette."""
+    n = len(ink)
+    wall = _colour(rng, n, (0.72, 0.66, 0.58), 0.12)
+    paint = wall - _per_picture(rng, n, 0.16, 0.34)[..., None]
+    soft = _blur(ink, 1.0)
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    vignette = (1 - 0.22 * (rows**2 + cols**2))[None, ..., None]
+    picture = (_mix(wall, paint, soft) + 0.12 * _ramp(rng, n)[..., None]) * vignette
+    return _finish(picture + _noise(rng, ink, 0, 0.05)[..., None])
+
+
+def chalk(ink: Ink, rng: Rng) -> Pictures:
+    """The side of a chalk drawn over a smeared board, whose grain shows through."""
+    n = len(ink)
+    board = _colour(rng, n, (0.13, 0.24, 0.19), 0.04)
+    smear = np.clip(_noise(rng, ink, 3.0, 0.06), -0.1, 0.2)[..., None]
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    grain = (np.sin((rows + cols) * 2 * np.pi / 4.2 + phase) > -0.1).astype(np.float32)
+    crumbs = np.clip(0.75 + _noise(rng, ink, 0.6, 0.3), 0, 1)
+    powder = _colour(rng, n, (0.9, 0.9, 0.84), 0.06)
+    return _finish(_mix(board + smear, powder, ink * grain * crumbs))
+
+
+def halftone(ink: Ink, rng: Rng) -> Pictures:
+    """Contours in newspaper print: tone becomes dots of a coarse screen."""
+    n = len(ink)
+    phase = rng.uniform(0, 2 * np.pi, (2, n, 1, 1))
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    pitch = 2 * np.pi / _per_picture(rng, n, 3.0, 3.8)
+    screen = np.cos((rows + cols) * pitch * 0.7071 + phase[0])
+    screen = screen * np.cos((rows - cols) * pitch * 0.7071 + phase[1])
+    tone = 0.22 + 0.5 * _blur(_edges(ink), 0.6)
+    dots = 1 / (1 + np.exp(-9 * (tone * 2 - 1 + screen * 0.75)))
+    paper = _colour(rng, n, (0.86, 0.84, 0.78), 0.04)
+    printed = _colour(rng, n, (0.18, 0.17, 0.18), 0.05)
+    return _finish(_mix(paper, printed, dots.astype(np.float32)))
+
+
+def neon(ink: Ink, rng: Rng) -> Pictures:
+    """Glowing tubes along the contour, at night."""
+    n = len(ink)
+    wall = _colour(rng, n, (0.1, 0.08, 0.12), 0.05) + _noise(rng, ink, 1.5, 0.03)[..., None]
+    tube = _edges(ink)
+    gas = _colour(rng, n, (0.6, 0.3, 0.6), 0.4)
+    glow = gas * (0.8 * _blur(tube, 1.6) + 0.5 * tube)[..., None] + 0.3 * tube[..., None] ** 2
+    return _finish(wall + glow + _noise(rng, ink, 0, 0.04)[..., None])
+
+
+def scratchboard(ink: Ink, rng: Rng) -> Pictures:
+    """Contours scratched white into black, on hatched ground."""
+    n = len(ink)
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    pitch = _per_picture(rng, n, 4.8, 6.2)
+    hatch = np.clip(np.sin((rows - cols) * 2 * np.pi / pitch + phase), 0, 1) ** 2 * (1 - ink)
+    scratches = np.maximum(_edges(ink) * _per_picture(rng, n, 0.7, 1.0), 0.5 * hatch)
+    ground = _colour(rng, n, (0.1, 0.1, 0.11), 0.04)
+    picture = _mix(ground, _colour(rng, n, (0.88, 0.85, 0.75), 0.08), scratches)
+    return _finish((picture + _noise(rng, ink, 0, 0.04)[..., None]).astype(np.float32))
+
+
+def road_sign(ink: Ink, rng: Rng) -> Pictures:
+    """Light contours on a coloured plate before a landscape, with glare."""
+    n = len(ink)
+    plates = np.array([(0.1, 0.3, 0.65), (0.72, 0.12, 0.14), (0.1, 0.45, 0.25), (0.85, 0.65, 0.1)])
+    plate = plates[rng.integers(0, len(plates), n)][:, None, None, :].astype(np.float32)
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    roundness = rng.choice([2.0, 4.0, 8.0], (n, 1, 1))
+    radius = (np.abs(rows) ** roundness + np.abs(cols) ** roundness) ** (1 / roundness)
+    inside = (1 / (1 + np.exp(18 * (radius - 0.97)))).astype(np.float32)
+    scenery = _colour(rng, n, (0.45, 0.5, 0.42), 0.2) + _noise(rng, ink, 2.0, 0.12)[..., None]
+    sign = _mix(plate, _colour(rng, n, (0.93, 0.93, 0.9), 0.06), _edges(ink))
+    glare = np.clip(_ramp(rng, n), 0, 1) * _per_picture(rng, n, 0.0, 0.55)
+    picture = _mix(scenery, sign + glare[..., None], inside)
+    return _finish(_blur(picture, 0.5))
+
+
+def blueprint(ink: Ink, rng: Rng) -> Pictures:
+    """White contours on a blue sheet with a grid."""
+    n = len(ink)
+    sheet = _colour(rng, n, (0.1, 0.25, 0.55), 0.05)
+    pitch, start = rng.integers(5, 8, (n, 1, 1)), rng.integers(0, 6, (2, n, 1, 1))
+    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    grid = (((rows + start[0]) % pitch == 0) | ((cols + start[1]) % pitch == 0)) * 0.3
+    lines = np.maximum(_edges(ink) * _per_picture(rng, n, 0.75, 1.0), grid.astype(np.float32))
+    picture = _mix(sheet, _colour(rng, n, (0.88, 0.93, 1.0), 0.04), lines)
+    return _finish(picture + _noise(rng, ink, 0, 0.03)[..., None])
+
+
+def embossed(ink: Ink, rng: Rng) -> Pictures:
+    """Relief in thick paper, seen by its shading only."""
+    n = len(ink)
+    height = _blur(ink, 0.9)
+    slope_rows, slope_cols = np.gradient(height, axis=(1, 2))
+    angle = rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    shade = np.cos(angle) * slope_rows + np.sin(angle) * slope_cols
+    paper = _colour(rng, n, (0.7, 0.66, 0.6), 0.08)
+    light = (_per_picture(rng, n, 1.0, 1.7) * shade).astype(np.float32)
+    return _finish(paper + light[..., None] + _noise(rng, ink, 0.5, 0.04)[..., None])
+
+
+def embroidery(ink: Ink, rng: Rng) -> Pictures:
+    """Contours cross-stitched in coloured thread on woven cloth."""
+    n, stitch = len(ink), 2
+    cells = PICTURE_SIZE // stitch
+    coverage = _edges(ink).reshape(n, cells, stitch, cells, stitch).mean(axis=(2, 4))
+    stitched = (coverage > 0.5).astype(np.float32)
+    thread = _colour(rng, n, (0.6, 0.15, 0.2), 0.25)
+    cloth = _colour(rng, n, (0.82, 0.78, 0.66), 0.08)
+    shade = rng.uniform(0.65, 1.1, (n, cells, cells)).astype(np.float32)
+    weave = np.tile(np.array([[1.0, 0.82], [0.82, 1.0]], np.float32), (cells, cells))[None]
+    full = stitched.repeat(stitch, 1).repeat(stitch, 2)
+    thread_shade = shade.repeat(stitch, 1).repeat(stitch, 2)
+    return _finish(_mix(cloth * weave[..., None], thread * thread_shade[..., None], full))
+
+
+def outline(ink: Ink, rng: Rng) -> Pictures:
+    """Thin, broken contour drawn with a pen on textured paper."""
+    n = len(ink)
+    contour = _edges(ink) * np.clip(0.8 + _noise(rng, ink, 1.2, 0.3), 0, 1)
+    paper = _colour(rng, n, (0.9, 0.87, 0.8), 0.06) + _noise(rng, ink, 1.0, 0.05)[..., None]
+    pen = _colour(rng, n, (0.2, 0.2, 0.35), 0.15)
+    return _finish(_mix(paper, pen, np.clip(contour, 0, 1)))
+
+
 OnProgress = Callable[[int, int], None]
 
 PREFIX = "embedded_"
@@ -155,54 +395,52 @@ class Domain:
 
 
 DOMAINS: dict[str, Domain] = {
-    "embedded_digits": Domain("Handwritten digits, chalk", (), styles.chalk),
+    "embedded_digits": Domain("Handwritten digits, chalk", (), chalk),
     "embedded_latin": Domain(
         "Latin letters, faded photo",
         ((0x41, 0x5A), (0x61, 0x7A)),
-        styles.faded_photo,
+        faded_photo,
         without="coksvwxz",
     ),
     "embedded_greek": Domain(
         "Greek letters, neon",
         ((0x391, 0x3A9), (0x3B1, 0x3C9)),
-        styles.neon,
+        neon,
         without="\u03bf",
     ),
-    "embedded_cyrillic": Domain(
-        "Cyrillic letters, scratchboard", ((0x400, 0x42F),), styles.scratchboard
-    ),
+    "embedded_cyrillic": Domain("Cyrillic letters, scratchboard", ((0x400, 0x42F),), scratchboard),
     "embedded_arrows": Domain(
-        "Arrows, road sign", ((0x2190, 0x21FF),), styles.road_sign, Pose(rotation=6)
+        "Arrows, road sign", ((0x2190, 0x21FF),), road_sign, Pose(rotation=6)
     ),
     "embedded_operators": Domain(
-        "Mathematical operators, newspaper", ((0x2200, 0x22FF),), styles.halftone
+        "Mathematical operators, newspaper", ((0x2200, 0x22FF),), halftone
     ),
     "embedded_shapes": Domain(
         "Box and geometric shapes, scratchboard",
         ((0x2500, 0x25FF),),
-        styles.scratchboard,
+        scratchboard,
         Pose(rotation=5, aspect=0.05),
     ),
     "embedded_games": Domain(
         "Cards, dominoes and chess, blueprint",
         ((0x1F030, 0x1F093), (0x1F0A0, 0x1F0DF), (0x2654, 0x265F)),
-        styles.blueprint,
+        blueprint,
         Pose(rotation=3, scale=(1.15, 1.3), aspect=0.05, shear=0.04, shift=0.03),
     ),
     "embedded_braille": Domain(
         "Braille, embossed",
         ((0x2801, 0x283F),),
-        styles.embossed,
+        embossed,
         Pose(rotation=4, scale=(0.95, 1.1), shift=0.03),
     ),
     "embedded_scripts": Domain(
         "Armenian, Georgian and Hebrew letters, embroidery",
         ((0x531, 0x586), (0x5D0, 0x5EA), (0x10D0, 0x10F6)),
-        styles.embroidery,
+        embroidery,
         Pose(scale=(1.1, 1.3)),
     ),
     "embedded_symbols": Domain(
-        "Miscellaneous symbols, outline drawing", ((0x2600, 0x26FF),), styles.outline
+        "Miscellaneous symbols, outline drawing", ((0x2600, 0x26FF),), outline
     ),
 }
 
@@ -216,10 +454,10 @@ def _variant(look: str, camera: Camera) -> Domain:
 
 
 VARIANTS: dict[str, Domain] = {
-    "embedded_symbols_chalk": _variant("chalk", styles.chalk),
-    "embedded_symbols_embroidery": _variant("embroidery", styles.embroidery),
-    "embedded_symbols_neon": _variant("neon", styles.neon),
-    "embedded_symbols_photo": _variant("faded photo", styles.faded_photo),
+    "embedded_symbols_chalk": _variant("chalk", chalk),
+    "embedded_symbols_embroidery": _variant("embroidery", embroidery),
+    "embedded_symbols_neon": _variant("neon", neon),
+    "embedded_symbols_photo": _variant("faded photo", faded_photo),
 }
 """Domains to generalise to; no part of the benchmark of eleven."""
 
@@ -316,7 +554,7 @@ def _pictures(name: str) -> Iterator[tuple[str, int, int, NDArray[np.uint8]]]:
     masters = _handwriting(name) if row.handwritten else _drawings(name)
     for (split, label), stack in masters:
         rng = np.random.default_rng([ord(c) for c in f"{name}/{split}/{label}"])
-        ink = styles.pose_ink(stack, row.pose, rng)
+        ink = pose_ink(stack, row.pose, rng)
         pictures = (row.camera(ink, rng) * 255).round().astype(np.uint8)
         for number, picture in enumerate(pictures):
             yield split, label, number, picture

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.errors import BadArtifact, BadData, MissingFile
-from pd_core.data.loading.paths import is_picture
+from pd_core.data.loading.splits import is_picture
 
 FORMAT = 1
 """Version of the recorded form; another one gives other hashes for the same files."""

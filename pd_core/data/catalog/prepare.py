@@ -1,17 +1,14 @@
-"""Stage `prepare`: draw the few-shot split of a data set and list the unlabelled pictures."""
+"""Stage `prepare`: draw the few-shot split of a data set and list the unlabelled images."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypedDict
 
 from pd_core.core.atomic import write_folder
-from pd_core.data.catalog import custom as own_images
+from pd_core.core.config import Config, Count
 from pd_core.data.catalog import fingerprint as prints
-from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec, own_spec
-from pd_core.data.catalog.custom import OwnImages
-from pd_core.data.catalog.fingerprint import OnProgress
-from pd_core.data.catalog.readers import image_root, read_splits, sources
+from pd_core.data.catalog.catalogue import DatasetSpec, Layout, OwnImages, dataset_spec, own_spec
+from pd_core.data.catalog.readers import image_root, own_unlabelled, read_splits, sources
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.data.loading.splits import (
     Item,
@@ -27,135 +24,143 @@ FINGERPRINT = "fingerprint.json"
 """What the pictures have to be whenever a stage uses them; not there for embedded ones."""
 
 
-class Own(TypedDict):
-    """Where the user's own pictures are: the fields of `OwnImages`."""
+class PrepareConfig(Config):
+    """The block `prepare` of `params.yaml`: few-shot lists, and which images are distilled on.
 
-    labelled: str
-    unlabelled: str | None
-    test: str | None
+    Attributes:
+        own: Where the user's own images are; None for a data set of the catalogue.
+        protocol: Which classes the teacher may see labels of.
+        shots: Labelled training images per class.
+        val_shots: Labelled validation images per class, at most `shots`.
+        unlabelled_per_class: How many training images of each class are listed; None: all.
+        transductive: List the test images instead, as the published code does for ImageNet's
+            variants, which have no others; the student then sees them, without labels, beforehand.
+    """
+
+    own: OwnImages | None
+    protocol: Protocol
+    shots: Count
+    val_shots: Count
+    unlabelled_per_class: Count | None
+    transductive: bool
 
 
 def run(
     dataset: str,
     out: Path,
+    config: PrepareConfig,
     *,
     data_root: Path,
-    own: Own | None = None,
-    fingerprint: Path | None = None,
-    protocol: Protocol,
-    shots: int,
-    val_shots: int,
-    unlabelled_per_class: int | None = None,
-    transductive: bool = False,
     seed: int,
-    on_progress: OnProgress | None = None,
+    fingerprint: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the pictures.
+    """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the images.
 
     The unlabelled list is the whole train split of all classes (paper, section 3.3), and the folder
-    of unlabelled pictures if there is one, in an order that tells nothing about labels.
+    of unlabelled images if there is one, in an order that tells nothing about labels.
 
     Args:
-        dataset: a name of the catalogue, or of the user's own pictures.
-        out: folder to write into.
-        data_root: folder that holds the photo data sets.
-        own: where the user's own pictures are; None for a data set of the catalogue.
-        fingerprint: of the pictures, which are compared with it before they are used, here and in
+        dataset: A name of the catalogue, or of the user's own images.
+        out: Folder to write into.
+        config: What to draw and to list.
+        data_root: Folder that holds the photo data sets.
+        seed: Of the draw.
+        fingerprint: Of the images, which are compared with it before they are used, here and in
             later stages; None for no comparison.
-        protocol: which classes the teacher may see labels of.
-        shots: labelled training images per class.
-        val_shots: labelled validation images per class, at most `shots`.
-        unlabelled_per_class: how many training images of each class are listed; None: all.
-        transductive: list the test images instead, as the published code does for ImageNet's
-            variants, which have no others; the student then sees them, without labels, beforehand.
-        seed: of the draw.
-        on_progress: called with pictures done and pictures in all, where pictures are looked at.
+        on_progress: Called with images done and images in all, where images are looked at.
 
     Raises:
-        UnknownName: there is no such data set.
-        MissingFile: its files are not where they should be, or there is no fingerprint.
-        BadData: its files are not what they should be, or not those of the fingerprint.
-        BadParams: no class has that many images.
+        UnknownName: There is no such data set.
+        MissingFile: Its files are not where they should be, or there is no fingerprint.
+        BadData: Its files are not what they should be, or not those of the fingerprint.
+        BadParams: No class has that many images.
     """
-    spec = spec_of(dataset, own)
-    brings_pictures = spec.layout is Layout.EMBEDDED
+    spec = spec_of(dataset, config.own)
+    embedded = spec.layout is Layout.EMBEDDED
     with write_folder(out) as folder:
-        root = folder if brings_pictures else data_root
-        if fingerprint is not None and not brings_pictures:
+        root = folder if embedded else data_root
+        if fingerprint is not None and not embedded:
             recorded = prints.read(fingerprint, dataset)
-            prints.check(
-                recorded,
-                sources(spec, root),
-                root / spec.folder,
-                name=dataset,
-                on_progress=on_progress,
-            )
+            _check(recorded, spec, root, on_progress)
             prints.write(folder / FINGERPRINT, recorded)
         splits = read_splits(spec, root, on_progress=on_progress)
         drawn: Items = ()
         drawn_val: Items = ()
         if splits.train:  # ImageNet's variants are there to test only
             drawn, drawn_val = few_shot_split(
-                splits, shots=shots, val_shots=val_shots, protocol=protocol, rng=random.Random(seed)
+                splits,
+                shots=config.shots,
+                val_shots=config.val_shots,
+                protocol=config.protocol,
+                rng=random.Random(seed),
             )
-        images = image_root(spec, root)
         classes = splits.class_names
         split = {
             "dataset": dataset,
             "title": spec.title,
             "classes": classes,
             "base_classes": base_count(len(classes)),
-            "protocol": protocol,
-            "shots": shots,
+            "protocol": config.protocol,
+            "shots": config.shots,
             "seed": seed,
-            "images": images.relative_to(root).as_posix(),
+            "images": image_root(spec, root).relative_to(root).as_posix(),
             "few_shot": _pairs(drawn),
             "few_shot_val": _pairs(drawn_val),
             "val": _pairs(splits.val),
             "test": _pairs(splits.test),
         }
-        train = splits.train
-        if unlabelled_per_class is not None:
-            # With numbers of its own, so that the few labelled images stay the same.
-            train = few_shot(train, unlabelled_per_class, random.Random(seed))
-        paths = {item.path for item in train}
-        if spec.own is not None:
-            paths |= set(own_images.unlabelled(spec.own, root))
-        paths -= _held_out(splits)
-        if transductive:
-            paths = {item.path for item in splits.test}
-        write_prepared(folder, split, sorted(paths))
+        write_prepared(folder, split, sorted(_unlabelled(splits, spec, root, config, seed)))
 
 
-def check_pictures(prepared: Path, dataset: str, *, own: Own | None, data_root: Path) -> None:
-    """Compare the pictures with the fingerprint that a prepared data set was made by, if any.
+def check_pictures(prepared: Path, dataset: str, *, own: OwnImages | None, data_root: Path) -> None:
+    """Compare the images with the fingerprint that a prepared data set was made by, if any.
 
     Args:
-        prepared: folder written by the stage `prepare`.
-        dataset: its data set.
-        own: where the user's own pictures are, if it is theirs.
-        data_root: folder that holds the photo data sets.
+        prepared: Folder written by the stage `prepare`.
+        dataset: Its data set.
+        own: Where the user's own images are, if it is theirs.
+        data_root: Folder that holds the photo data sets.
 
     Raises:
-        MissingFile: the pictures are not there.
-        BadData: they are others.
+        MissingFile: The images are not there.
+        BadData: They are others.
     """
     file = prepared / FINGERPRINT
     if file.is_file():
-        recorded = prints.read(file, dataset)
-        spec = spec_of(dataset, own)
-        base = data_root / spec.folder
-        prints.check(recorded, sources(spec, data_root), base, name=dataset)
+        _check(prints.read(file, dataset), spec_of(dataset, own), data_root)
 
 
-def spec_of(dataset: str, own: Own | None) -> DatasetSpec:
-    """Return a data set's row: the catalogue's, or one for the user's own pictures."""
-    return dataset_spec(dataset) if own is None else own_spec(dataset, OwnImages(**own))
+def spec_of(dataset: str, own: OwnImages | None) -> DatasetSpec:
+    """Return a data set's row: the catalogue's, or one for the user's own images."""
+    return dataset_spec(dataset) if own is None else own_spec(dataset, own)
 
 
-def _held_out(splits: Splits) -> set[str]:
-    """Pictures that no training may see, wherever else the user put them."""
-    return {item.path for item in (*splits.val, *splits.test)}
+def _check(
+    recorded: prints.Fingerprint,
+    spec: DatasetSpec,
+    root: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    files, base = sources(spec, root), root / spec.folder
+    prints.check(recorded, files, base, name=spec.name, on_progress=on_progress)
+
+
+def _unlabelled(
+    splits: Splits, spec: DatasetSpec, root: Path, config: PrepareConfig, seed: int
+) -> set[str]:
+    """Return the paths of the images to distil on."""
+    train = splits.train
+    if config.unlabelled_per_class is not None:
+        # With numbers of its own, so that the few labelled images stay the same.
+        train = few_shot(train, config.unlabelled_per_class, random.Random(seed))
+    paths = {item.path for item in train}
+    if spec.own is not None:
+        paths |= set(own_unlabelled(spec.own, root))
+    if config.transductive:
+        return {item.path for item in splits.test}
+    # No training may see these, wherever else the user put them.
+    return paths - {item.path for item in (*splits.val, *splits.test)}
 
 
 def _pairs(items: Iterable[Item]) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from pd_core.core.errors import BadData, MissingFile
-from pd_core.data.loading.paths import clean_path
+from pd_core.data.loading.splits import clean_path
 from pd_core.models.portable.pictures import UNREADABLE, open_picture, reason, to_rgb
 
 MOST_BYTES = 2**30

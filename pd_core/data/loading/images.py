@@ -1,7 +1,8 @@
-"""Reproducible batches of pictures.
+"""Reproducible batches of images, transformed to CLIP's input.
 
-Every view of a picture is seeded by (seed, epoch, index), so batches depend neither on what ran
-before nor on the number of worker processes.
+Every view of an image is seeded by (seed, epoch, index), so batches depend neither on what ran
+before nor on the number of worker processes. The random transforms draw the numbers that
+torchvision's own classes draw.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,16 +25,60 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+)
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.transforms import Transform
+from pd_core.models.portable.pictures import centre_square
 from pd_core.models.portable.pixels import normalised
 
-__all__ = ["Batch", "ImageBatches", "ImageStore", "Share", "view"]
-
 Batch = tuple[Tensor, Tensor]  # positions in the list (B,), pictures (B, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A picture's way to a tensor: cropping and resizing, then CLIP's normalisation.
+
+    Attributes:
+        size: Height and width of the result, pixels.
+        crop: From an RGB picture to one of the model's size; may draw from torch's global
+            generator.
+    """
+
+    size: int
+    crop: Callable[[Image.Image], Image.Image]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the picture as a normalised tensor (3, H, W)."""
+        return normalise([self.crop(image)])[0]
+
+
+def train_transform(size: int, *, scale: tuple[float, float], flip: bool) -> Transform:
+    """Make the random transform for training.
+
+    Args:
+        size: Height and width of the result, pixels.
+        scale: Least and largest area of the crop, as a share of the picture.
+        flip: Whether half of the views are mirrored.
+    """
+    crop = RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
+    return Transform(size, Compose([crop, RandomHorizontalFlip()]) if flip else crop)
+
+
+def eval_transform(size: int) -> Transform:
+    """Make the fixed transform: shorter side to ``size`` pixels, then the centre square."""
+    return Transform(size, partial(centre_square, size=size))
+
+
+def normalise(images: Sequence[Image.Image]) -> Tensor:
+    """Stack RGB pictures of one size and apply CLIP's normalisation: (B, 3, H, W), fp32."""
+    return normalised(torch.from_numpy(np.stack([np.asarray(image) for image in images])))
 
 
 @dataclass(frozen=True)

@@ -311,9 +311,9 @@ def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Answers:
         MissingFile: the weights, or pictures, are not there.
     """
     from pd_core.core.options import OnCorrupt, Precision
-    from pd_core.data.loading.images import ImageBatches, ImageStore
-    from pd_core.data.loading.transforms import eval_transform
-    from pd_core.models import classifier
+    from pd_core.data.loading.decode import ImageStore
+    from pd_core.data.loading.images import ImageBatches, eval_transform
+    from pd_core.models.class_vectors import logits_of, zero_shot
     from pd_core.models.clip import load_clip
 
     towers = load_clip(model, weights)
@@ -325,8 +325,8 @@ def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Answers:
         batch_size=_BATCH,
         on_corrupt=OnCorrupt.SKIP,
     )
-    judges = {"zero_shot": classifier.zero_shot(towers, prepared.classes)}
-    logits = classifier.logits_of(judges, batches, towers.device, Precision.FP32)["zero_shot"]
+    judges = {"zero_shot": zero_shot(towers, prepared.classes)}
+    logits = logits_of(judges, batches, towers.device, Precision.FP32)["zero_shot"]
     scores = np.full((len(paths), logits.shape[1]), np.nan, np.float32)
     scores[batches.intact] = logits
     return Answers(prepared.classes, scores)

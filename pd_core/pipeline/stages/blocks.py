@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from pd_core.core.config import Config, Count, CountOrZero, OriginalFile
 from pd_core.core.options import (
     Computed,
     Form,
@@ -23,10 +24,7 @@ from pd_core.core.options import (
     TextFeatures,
     Trained,
 )
-from pd_core.data.loading.splits import Protocol
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -55,20 +53,14 @@ CropScale = Annotated[tuple[float, float], AfterValidator(_ordered)]
 Template = Annotated[str, AfterValidator(_with_gap)]
 
 
-class Block(BaseModel):
-    """A block of keys: unknown ones are refused, nothing is converted, nothing changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ProfileParams(Block):
+class ProfileParams(Config):
     """Which benchmark this file describes."""
 
     name: Literal["quickstart", "paper"]
     root: str  # the repository's root, seen from this file; dvc.yaml starts stages there
 
 
-class RunParams(Block):
+class RunParams(Config):
     """What every stage shares."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]  # as far as torch's generators go
@@ -84,26 +76,7 @@ class RunParams(Block):
     features_precision: Literal["fp16", "fp32"]
 
 
-class OwnParams(Block):
-    """The user's own pictures; every path is below the data root."""
-
-    labelled: Annotated[str, Field(min_length=1)]
-    unlabelled: Annotated[str, Field(min_length=1)] | None = None
-    test: Annotated[str, Field(min_length=1)] | None = None
-
-
-class PrepareParams(Block):
-    """Few-shot lists, and which pictures are distilled on."""
-
-    own: OwnParams | None
-    protocol: Protocol
-    shots: Count
-    val_shots: Count
-    unlabelled_per_class: Count | None
-    transductive: bool
-
-
-class _Training(Block):
+class _Training(Config):
     """What both training stages have."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -124,18 +97,11 @@ class _Training(Block):
     on_non_finite: OnNonFinite
 
 
-class OriginalParams(Block):
-    """A teacher's checkpoint of the published code."""
-
-    path: Annotated[str, Field(min_length=1)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # DVC does not watch the file
-
-
 class TeacherParams(_Training):
     """The teacher's prompts, tuned on few-shot labels."""
 
     method: TeacherMethod
-    original: OriginalParams | None
+    original: OriginalFile | None
     template: Template
     text_length: Count
     text_depth: Count
@@ -150,15 +116,15 @@ class TeacherParams(_Training):
     frozen_features: Computed
 
 
-class ClassVectorsParams(Block):
+class ClassVectorsParams(Config):
     """Class vectors need nothing but the teacher."""
 
 
-class CrossValidateParams(Block):
+class CrossValidateParams(Config):
     """Cross-validation needs nothing but the stages that it repeats."""
 
 
-class FurtherTeacherParams(Block):
+class FurtherTeacherParams(Config):
     """A teacher beside the first; a key left out is that of the first, or the zero-shot model."""
 
     folder: str | None = None
@@ -183,7 +149,7 @@ class StudentParams(_Training):
     selection: Selection
 
 
-class EvaluateParams(Block):
+class EvaluateParams(Config):
     """Accuracy of everybody."""
 
     split: Literal["test", "val"]
@@ -191,7 +157,7 @@ class EvaluateParams(Block):
     folds: Annotated[int, Field(ge=2)]
 
 
-class PromotionParams(Block):
+class PromotionParams(Config):
     """What a version has to show before it becomes the champion."""
 
     margin: Annotated[float, Field(ge=0, lt=1)]

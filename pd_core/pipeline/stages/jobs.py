@@ -43,11 +43,11 @@ def prepare(job: Job, *, on_progress: OnProgress | None = None) -> None:
     stage.run(
         job.params.name,
         job.prepared,
+        job.params.prepare,
         data_root=job.data_root,
         fingerprint=job.fingerprint,
         seed=job.seed,
         on_progress=on_progress,
-        **job.params.prepare.model_dump(),
     )
 
 
@@ -80,7 +80,7 @@ def teacher(
 
 def class_vectors(job: Job, *, on_progress: OnProgress | None = None) -> None:
     """Run the stage `class_vectors`."""
-    from pd_core.models import class_vectors as stage
+    from pd_core.training.teacher import class_vectors as stage
 
     check_space(job.vectors, SPACE, "the stage class_vectors")
     stage.run(
@@ -212,13 +212,14 @@ def _check(job: Job, name: str) -> None:
     from pd_core.data.catalog import prepare as stage
 
     check_space(output(job, name), SPACE, f"the stage {name}")
-    own = job.params.prepare.model_dump()["own"]
+    own = job.params.prepare.own
     stage.check_pictures(job.prepared, job.params.name, own=own, data_root=job.data_root)
 
 
 def _teacher_options(job: Job, block: TeacherParams) -> dict[str, Any]:
     compiled = job.params.run.compile
-    return {"seed": job.seed, "compile": compiled, **_computing(job), **block.model_dump()}
+    options = {**block.model_dump(), "original": block.original}
+    return {"seed": job.seed, "compile": compiled, **_computing(job), **options}
 
 
 def _teachers_clip(job: Job) -> dict[str, Any]:

@@ -18,16 +18,16 @@ from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from pd_core.core.config import Config
 from pd_core.core.errors import BadParams, missing, unknown
 from pd_core.core.options import TeacherMethod
 from pd_core.data.catalog.catalogue import dataset_names
+from pd_core.data.catalog.prepare import PrepareConfig
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.stages.blocks import (
-    Block,
     ClassVectorsParams,
     CrossValidateParams,
     EvaluateParams,
-    PrepareParams,
     ProfileParams,
     PromotionParams,
     RunParams,
@@ -43,12 +43,12 @@ DATA = Path("data")
 _MOST_VALUES = 100_000  # hundreds of times what the shipped files have
 
 
-class DatasetParams(Block):
+class DatasetParams(Config):
     """All parameters of one data set, its overrides merged in."""
 
     name: str
     run: RunParams
-    prepare: PrepareParams
+    prepare: PrepareConfig
     teacher: TeacherParams
     class_vectors: ClassVectorsParams
     student: StudentParams
@@ -56,8 +56,8 @@ class DatasetParams(Block):
     evaluate: EvaluateParams
 
 
-_STAGES: dict[str, type[Block]] = {
-    "prepare": PrepareParams,
+_STAGES: dict[str, type[Config]] = {
+    "prepare": PrepareConfig,
     "teacher": TeacherParams,
     "class_vectors": ClassVectorsParams,
     "student": StudentParams,
@@ -65,7 +65,7 @@ _STAGES: dict[str, type[Block]] = {
 }
 
 
-class DatasetRow(Block):
+class DatasetRow(Config):
     """One data set: its own values for keys of the stages."""
 
     prepare: dict[str, Any] = {}
@@ -85,12 +85,12 @@ class DatasetRow(Block):
         return values
 
 
-class Params(Block):
+class Params(Config):
     """The whole file."""
 
     profile: ProfileParams
     run: RunParams
-    prepare: PrepareParams
+    prepare: PrepareConfig
     teacher: TeacherParams
     class_vectors: ClassVectorsParams
     student: StudentParams
@@ -135,7 +135,7 @@ class Params(Block):
         return _merge(teacher, {**given, **self.tuned_student[name]})
 
 
-_AnyBlock = TypeVar("_AnyBlock", bound=Block)
+_AnyBlock = TypeVar("_AnyBlock", bound=Config)
 
 
 def _merge(block: _AnyBlock, overrides: Mapping[str, Any]) -> _AnyBlock:

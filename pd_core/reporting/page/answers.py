@@ -17,8 +17,7 @@ from pd_core.data.loading.prepared import Labelled, Prepared
 from pd_core.evaluation.evaluate import judge
 from pd_core.mlops.predictor import STUDENT_FILE
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import Classifier, distilled
+from pd_core.models.class_vectors import Classifier, ClassVectors, distilled
 from pd_core.models.clip import load_clip
 from pd_core.models.precision import set_threads
 from pd_core.models.student import Student

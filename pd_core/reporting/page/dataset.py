@@ -22,7 +22,7 @@ from pd_core.evaluation.metrics import (
     confusion,
     most_confused,
 )
-from pd_core.pipeline.code_hash import code_of
+from pd_core.pipeline import code_hash
 from pd_core.pipeline.provenance import content_hash, params_hash
 from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.stages.layout import Job, inputs
@@ -86,9 +86,10 @@ def _kept(path: Path) -> _Kept | None:
 
 def _key(job: Job) -> str:
     """Return a hash of all that decides the answers."""
-    files = [*inputs(job, "evaluate"), job.evaluation, *code_of(__name__)]
+    files = [*inputs(job, "evaluate"), job.evaluation, Path(__file__)]
     return params_hash({
         **{str(number): content_hash(file) for number, file in enumerate(files)},
+        "code": code_hash.of_stage("evaluate"),
         "params": [job.params.student.model_dump(mode="json"), job.params.teacher.model,
                    job.params.evaluate.model_dump(mode="json"), job.params.run.precision],
     })  # fmt: skip

@@ -16,8 +16,8 @@ from pd_core.core.artifacts import SUMS, file_hash
 from pd_core.core.atomic import readable
 from pd_core.core.errors import BadParams, Interrupted, MissingFile
 from pd_core.core.options import OnCorrupt
-from pd_core.data.loading.images import ImageBatches, ImageStore, Share
-from pd_core.data.loading.transforms import train_transform
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, Share, train_transform
 from pd_core.models.precision import to_device
 from pd_core.training.loop.checkpoints import Checkpoints
 from pd_core.training.loop.distributed import count, from_first, gathered, is_first, part, union

@@ -19,8 +19,7 @@ from pd_core.core.options import (
     TextFeatures,
     Trained,
 )
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import for_student
+from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import ClipTowers
 from pd_core.models.precision import autocast
 from pd_core.models.student import Student
@@ -227,9 +226,9 @@ def distill_student(
         layers=projector_layers,
         trained=trained,
         text_features=text_features,
-        selection=selection,
         seed=seed,
     )
+    student.selection = selection
     compared = for_student(student, vectors)
     views = Views(batches, view_epochs)
 

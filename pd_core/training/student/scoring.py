@@ -10,11 +10,10 @@ from torch import Tensor
 
 from pd_core.core.errors import BadData, FailedRun
 from pd_core.core.options import OnCorrupt, Precision, Selection
-from pd_core.data.loading.images import ImageBatches, ImageStore
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
-from pd_core.data.loading.transforms import eval_transform
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import Classifier, logits_of
+from pd_core.models.class_vectors import Classifier, ClassVectors, logits_of
 from pd_core.models.precision import autocast
 from pd_core.models.student import Student
 from pd_core.training.loop.distributed import gathered

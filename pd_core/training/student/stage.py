@@ -12,8 +12,7 @@ from pd_core.core.errors import BadParams
 from pd_core.core.options import Computed, Form, OnCorrupt, Precision, Selection
 from pd_core.data.loading.prepared import image_root, read_unlabelled
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
-from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.classifier import distilled
+from pd_core.models.class_vectors import ClassVectors, distilled
 from pd_core.models.clip import load_clip
 from pd_core.models.precision import set_threads
 from pd_core.models.prompts import compile_blocks
