@@ -224,9 +224,9 @@ def test_every_stage_depends_on_the_numbers_that_it_reads() -> None:
         content = block.get("do", block)
         commands = content["cmd"] if isinstance(content["cmd"], list) else []
         verbs = {re.findall(r"pd_core (\S+)", text)[0].replace("-", "_") for text in commands}
-        tracked = {key.partition(".")[0] for one in content.get("params", []) if isinstance(one, dict)
-                   for keys in one.values() for key in keys}  # fmt: skip
-        assert verbs <= tracked, stage
+        files = [one for one in content.get("params", []) if isinstance(one, dict)]
+        tracked = {key for one in files for keys in one.values() for key in keys}
+        assert verbs <= {key.partition(".")[0] for key in tracked}, stage
 
 
 def test_the_report_reads_all_that_is_measured() -> None:
