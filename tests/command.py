@@ -1,4 +1,4 @@
-"""The command line in this process: one of its own takes seconds to import torch and MLflow."""
+"""Command lines in this process: one of its own takes seconds to import torch, MLflow or DVC."""
 
 import contextlib
 import io
@@ -8,22 +8,52 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import tiny
 
-from pd_core.cli import main
+from pd_core.cli.main import main as command_line
 
 
 def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a verb in a folder; what it sets for its own process is undone."""
     command = ["promptkd", *arguments]
-    stdout, stderr = io.StringIO(), io.StringIO()
     on_end = signal.getsignal(signal.SIGTERM)
+    with (
+        _as_a_process(folder, environment) as (stdout, stderr),
+        patch.object(sys, "argv", command),
+        pytest.raises(SystemExit) as end,
+    ):
+        command_line()
+    signal.signal(signal.SIGTERM, on_end)
+    status = end.value.code or 0
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
+
+
+def dvc(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run DVC in a folder; its stages are processes, whose output is left out."""
+    from dvc.cli import main
+
+    with _as_a_process(folder, environment) as (stdout, stderr):
+        status = int(main(list(arguments)))
+    return subprocess.CompletedProcess(
+        ["dvc", *arguments], status, stdout.getvalue(), stderr.getvalue()
+    )
+
+
+@contextlib.contextmanager
+def _as_a_process(
+    folder: Path, environment: dict[str, str]
+) -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """Go to a folder, and return what is printed; undo what is set meanwhile."""
+    stdout, stderr = io.StringIO(), io.StringIO()
     logged = logging.StreamHandler(stderr)  # as Python does where nobody else sees to it
     logged.setLevel(logging.WARNING)
+    logged.addFilter(lambda record: not record.name.startswith("dvc"))
     with (
         pytest.MonkeyPatch.context() as change,
         patch.dict(os.environ, environment),
@@ -35,11 +65,10 @@ def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
         for kind in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)  # as Python does
         change.chdir(folder)
-        change.setattr(sys, "argv", command)
         change.setattr(logging.getLogger(), "handlers", [logged])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-    signal.signal(signal.SIGTERM, on_end)
-    status = end.value.code or 0
-    assert isinstance(status, int)
-    return subprocess.CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
+        for handler in logging.getLogger("dvc").handlers:  # they know the streams of its import
+            wrong = isinstance(handler, logging.StreamHandler) and handler.level >= logging.WARNING
+            change.setattr(handler, "stream", stderr if wrong else stdout)
+        for name in ("orig_stdout", "orig_stderr", "wrapped_stdout", "wrapped_stderr"):
+            change.setattr(f"colorama.initialise.{name}", None)  # DVC would go back to them
+        yield stdout, stderr

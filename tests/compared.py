@@ -1,13 +1,12 @@
 """What `evaluate` writes of made-up classifiers, and projects of git and DVC that hold it."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 import yaml
 from git_repository import commit, git
@@ -108,6 +107,5 @@ def evaluate(
 
 
 def dvc(folder: Path, *arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True
-    )
+    done = command.dvc(folder, *arguments)
+    assert done.returncode == 0, done.stderr

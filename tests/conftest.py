@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import typer.main
+from filelock import FileLock
 from hypothesis import settings
 from ruamel.yaml import YAML
 
@@ -55,9 +57,10 @@ class _Remembering(YAML):
 
 @pytest.fixture(scope="session", autouse=True)
 def _slow_things_once() -> Iterator[None]:
-    """Parse the same parameters, and make the same tokenizer, once; wait little for workers."""
+    """Parse the same parameters, make a tokenizer and the verbs once; wait little for workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pd_core.pipeline.stages.params.YAML", _Remembering)
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         if open_clip := sys.modules.get("open_clip"):
             patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))
         if workers := sys.modules.get("torch.utils.data._utils"):
@@ -78,12 +81,20 @@ def _collector_as_before() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tracking database without runs: creating one takes seconds, copying it does not."""
-    folder = tmp_path_factory.mktemp("database")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "database"
+    with FileLock(folder.with_suffix(".lock")):  # one for all workers
+        if not folder.exists():
+            _make_database(folder)
+    return folder / tracking.DATABASE
+
+
+def _make_database(folder: Path) -> None:
+    folder.mkdir()
     (folder / "mlflow.db.new").write_bytes(b"half a database, as a killed process leaves it")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         tracking.open_store(folder)
-    return folder / tracking.DATABASE
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def batches(folder: Path, *, size: int = 3) -> ImageBatches:
 
 
 def exact(folder: Path, out: Path, nudge: float = 0.0) -> None:
-    """Train for 20 epochs, with checkpoints after each step.
+    """Train for eight epochs, with checkpoints after each step.
 
     Args:
         folder: of the pictures.
@@ -93,7 +93,7 @@ def exact(folder: Path, out: Path, nudge: float = 0.0) -> None:
             weight.mul_(1 + nudge * signs.double())
     kept = Checkpoints(out.with_name(f"kept-{distributed.rank()}"), key=str(nudge), minutes=1e-9)
     history = fit(
-        module, module.step, batches(folder), epochs=20, lr=0.1, least_batch=2, checkpoints=kept
+        module, module.step, batches(folder), epochs=8, lr=0.1, least_batch=2, checkpoints=kept
     )
     torch.save([module.state_dict(), history], out.with_name(f"{out.name}-{distributed.rank()}"))
 

@@ -1,10 +1,12 @@
 """Versions of `promptkd-tiny` for tests: light models in a registry, and a project behind them."""
 
 import shutil
+import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from git_repository import commit as commit
 from git_repository import git as git
 from promoting import NAME
 
-from pd_core.core.artifacts import write_json, write_sums
+from pd_core.core.artifacts import read_json, write_json, write_sums
 from pd_core.mlops import tracking
 from pd_core.mlops.registry import register, trial
 from pd_core.mlops.registry import store as registry
@@ -151,8 +153,10 @@ def store(tmp_path: Path, empty_database: Path) -> str:
 
 @pytest.fixture
 def tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try each model on the same pictures once: a trial is a process of its own."""
+    """Try each model on the same pictures once, and here: a process of its own takes seconds."""
     run = trial.run
+    monkeypatch.setattr(trial, "subprocess", SimpleNamespace(run=_run_here))
+    monkeypatch.setattr(trial, "_end_with", lambda _: None)
 
     def run_or_recall(model: Path, task: Task, out: Path) -> Trial:
         pictures = provenance.content_hash(Path(task.images))
@@ -165,6 +169,23 @@ def tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _TRIED: dict[object, Trial] = {}
+
+
+def _run_here(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+    """Do what the process of a trial does."""
+    model, task, out = map(Path, command[-3:])
+    given = read_json(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trial.main(model, Task(**{**given, "paths": tuple(given["paths"])}), out)
+    return subprocess.CompletedProcess(command, 0, b"", b"")
+
+
+@pytest.fixture
+def tried_in_a_process(tried_once: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    """Try each model in a process of its own after all, as it is done in earnest."""
+    monkeypatch.setattr(trial, "subprocess", subprocess)
+    monkeypatch.setattr("registered._TRIED", {})
 
 
 @pytest.fixture

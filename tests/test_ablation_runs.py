@@ -42,7 +42,7 @@ TINY: dict[str, Any] = {
         "images_1": {"prepare": {"unlabelled_per_class": 1}},
         "both": {"prepare": {"unlabelled_per_class": 2}, "teacher": {"method": "coop"}},
         "tuned_student": {"baseline": True},
-        "best_on_test": {"student": {"selection": "best_on_test_as_published"}},
+        "best_on_test": {"student": {"selection": "best_on_test_as_published", "epochs": 2}},
     },
     "tables": [
         {
@@ -74,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             write_sums(job.prepared)
 
     profile = YAML(typ="safe").load(ROOT / "params.yaml")
-    clip = {"model": "tiny", "batch_size": 4, "image_depth": 2, "epochs": 2}
+    clip = {"model": "tiny", "batch_size": 4, "image_depth": 2, "epochs": 1}
     profile["teacher"].update(clip, weights=str(tiny.weights(folder)), text_depth=2)
     profile["teacher"].update(templates=2, gpa_mean=2)
     profile["student"].update(clip, weights=str(tiny.weights(folder, seed=1)), view_epochs=None)

@@ -91,7 +91,11 @@ def test_frozen_text_features_are_those_of_the_plain_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[pytest.mark.slow] * (part == "scaling")) for part in PARTS]
+    "part",
+    [
+        pytest.param(part, marks=[pytest.mark.slow] * (part in ("embedded", "scaling")))
+        for part in PARTS
+    ],
 )
 def test_every_part_can_be_measured(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_gradients, "_in_a_process_of_its_own", lambda *_: (1.0, 1.0))
@@ -101,7 +105,8 @@ def test_every_part_can_be_measured(part: str, monkeypatch: pytest.MonkeyPatch) 
     found = module.measure(module.TINY, lines.append)
 
     assert lines
-    assert all(row.value >= 0 for row in found.rows)
+    # An extrapolation from two moments may come out on the wrong side of zero.
+    assert all(row.value >= 0 for row in found.rows if "extrapolated" not in row.note)
     assert Outcome.from_json(json.loads(json.dumps(found.as_json()))) == found
     assert all(f"| {part} | {row.what} |" in outcome.table({part: found}) for row in found.rows)
 

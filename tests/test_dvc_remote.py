@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
+import command
 import pytest
 from git_repository import commit, git
 from s3_server import BUCKET, endpoint, rights_checked, user_with
@@ -65,14 +67,8 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
 
 
 def promptkd(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pd_core", *arguments],
-        cwd=folder,
-        env=environment(folder, **settings),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with patch.dict(os.environ, environment(folder, **settings), clear=True):
+        return command.promptkd(folder, *arguments)
 
 
 def settings(access: Access) -> dict[str, str]:
@@ -179,8 +175,8 @@ OTHERS = """[cache]
 
 def configured(file: Path) -> dict[str, str]:
     """Return what DVC says of a file of its settings."""
-    command = [sys.executable, "-m", "dvc", "config", "--local", "--list"]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True)
+    done = command.dvc(file.parent, "config", "--local", "--list")
+    assert done.returncode == 0, done.stderr
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
 

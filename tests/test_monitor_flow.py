@@ -116,12 +116,14 @@ def test_what_is_no_address_is_refused() -> None:
         flow.ask("file:///etc", "passwd")
 
 
-def test_a_service_that_does_not_answer_is_said_before_prefect_starts(tmp_path: Path) -> None:
-    done = _run(tmp_path, "http://127.0.0.1:9")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: 'http://127.0.0.1:9/monitoring' does not tell (")
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "prefect.db").exists()
+def test_a_service_that_does_not_answer_is_said_before_prefect_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(flow, "monitor", lambda *_, **__: pytest.fail("Prefect was started"))
+    assert flow.main(["http://127.0.0.1:9"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: 'http://127.0.0.1:9/monitoring' does not tell (")
+    assert said.count("\n") == 1
 
 
 def test_what_answers_otherwise_is_said(server: FileServer) -> None:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import yaml
+from git_repository import commit, git
 from readme import blocks, commands
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +82,9 @@ def run(command: list[str], folder: Path, **environment: str) -> str:
 
 
 def dvc(folder: Path, *arguments: str, **environment: str) -> str:
-    return run([sys.executable, "-m", "dvc", *arguments], folder, **environment)
+    done = command.dvc(folder, *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def clone(folder: Path) -> Path:
@@ -90,13 +94,25 @@ def clone(folder: Path) -> Path:
         if (ROOT / name).exists() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
-    for command in (
-        ["git", "init", "--quiet"],
-        ["git", "add", "--all"],
-        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "all"],
-    ):
-        run(command, folder)
+    git(folder, "init", "--quiet")
+    commit(folder)
     return folder
+
+
+@pytest.fixture(scope="module", name="shipped")
+def _shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return such a repository, for those who only look at it."""
+    return clone(tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.fixture
+def project(shipped: Path, tmp_path: Path) -> Path:
+    """Copy its pipeline and what the stages need, to be changed."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(shipped / name, tmp_path)
+    for name in (".dvc", ".git"):
+        shutil.copytree(shipped / name, tmp_path / name)
+    return tmp_path
 
 
 def shorten(folder: Path, *names: str) -> None:
@@ -115,56 +131,48 @@ def output_hashes(folder: Path) -> dict[str, list[str]]:
     return {stage: [out["md5"] for out in block.get("outs", [])] for stage, block in lock.items()}
 
 
-def test_every_data_set_has_its_five_stages(tmp_path: Path) -> None:
-    listed = dvc(clone(tmp_path), "stage", "list", "--name-only").split()
+def test_every_data_set_has_its_five_stages(shipped: Path) -> None:
+    listed = dvc(shipped, "stage", "list", "--name-only").split()
     names = yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]
     assert set(listed) == {f"{stage}@{name}" for stage in STAGES for name in names} | {"report"}
 
 
-def test_the_baseline_of_a_data_set_is_one_more_stage(tmp_path: Path) -> None:
-    folder = clone(tmp_path)
-    path = folder / "params.yaml"
+def test_the_baseline_of_a_data_set_is_one_more_stage(project: Path) -> None:
+    path = project / "params.yaml"
     text = path.read_text()
     assert "tuned_student: {}" in text
     path.write_text(text.replace("tuned_student: {}", f"tuned_student: {{{NAME}: {{}}}}"))
-    edges = re.findall(r'"(\S+)" -> "(\S+)"', dvc(folder, "dag", "--dot"))
+    edges = re.findall(r'"(\S+)" -> "(\S+)"', dvc(project, "dag", "--dot"))
     assert [edge for edge in edges if f"tuned_student@{NAME}" in edge] == [
         (f"prepare@{NAME}", f"tuned_student@{NAME}"),
         (f"tuned_student@{NAME}", "report"),
     ]
 
 
-def test_further_seeds_and_transfers_get_groups_of_their_own(tmp_path: Path) -> None:
-    folder = clone(tmp_path)
-    pipeline = yaml.safe_load((folder / "dvc.yaml").read_text())
+def test_further_seeds_and_transfers_get_groups_of_their_own(project: Path) -> None:
+    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())
     pipeline["stages"].update(yaml.safe_load(EXTENDED)["stages"])
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
-    listed = set(dvc(folder, "stage", "list", "--name-only").split())
+    (project / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    listed = set(dvc(project, "stage", "list", "--name-only").split())
     assert {
         "evaluate@embedded_digits",
         "teacher_seeds@embedded_digits-2",
         "teacher_seeds@embedded_greek-3",
         "student_cross@latin",
     } <= listed
-    graph = dvc(folder, "dag", "--dot", "student_cross@latin")
+    graph = dvc(project, "dag", "--dot", "student_cross@latin")
     assert '"teacher@embedded_greek" -> "class_vectors_cross@latin"' in graph
 
 
-def test_the_papers_profile_validates_and_stops_where_data_are_missing(tmp_path: Path) -> None:
-    paper = clone(tmp_path) / "paper"
+def test_the_papers_profile_validates_and_stops_where_data_are_missing(shipped: Path) -> None:
+    paper = shipped / "paper"
     listed = dvc(paper, "stage", "list", "--name-only").split()
     names = yaml.safe_load((paper / "params.yaml").read_text())["datasets"]
     stages = (*STAGES, "tuned_student")
     assert len(names) == 11
     assert set(listed) == {f"{stage}@{name}" for stage in stages for name in names} | {"report"}
     assert '"teacher@dtd" -> "class_vectors@dtd"' in dvc(paper, "dag", "--dot")
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "prepare@dtd"],
-        cwd=paper,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command.dvc(paper, "repro", "prepare@dtd")
     assert done.returncode != 0
     assert "failed to reproduce 'prepare@dtd': " in done.stderr
     assert "fingerprints/dtd.json" in done.stderr

@@ -97,18 +97,25 @@ def test_what_names_no_version_is_refused(
 
 @pytest.mark.usefixtures("store")
 def test_what_is_not_there_is_refused_in_one_line_before_prefect_starts(
-    code: Path, store: str, good: Path, tmp_path: Path
+    code: Path,
+    store: str,
+    good: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     publish(store, good)
-    for reference, reason in (
-        ("tiny/7", "unknown version of 'promptkd-tiny' '7'"),
-        ("tinny", "unknown data set 'tinny'; did you mean 'tiny'"),
-    ):
-        done = run(code, tmp_path / "prefect", reference)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"error: {reason}")
-        assert done.stderr.count("\n") == 1
+    done = run(code, tmp_path / "prefect", "tiny/7")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown version of 'promptkd-tiny' '7'")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "prefect" / "prefect.db").exists()
+
+    monkeypatch.setattr(flow, "promote", lambda *_, **__: pytest.fail("Prefect was started"))
+    assert flow.main(["embedded_grek"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: unknown data set 'embedded_grek'; did you mean 'embedded_greek'")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.slow

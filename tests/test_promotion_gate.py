@@ -22,6 +22,7 @@ from registered import (
     publish,
     store,
     stored,
+    tried_in_a_process,
     tried_once,
     worse,
 )
@@ -35,7 +36,14 @@ from pd_core.mlops.registry.gate import Check, Exam
 from pd_core.mlops.registry.promotion import Decision
 from pd_core.mlops.registry.store import Version
 
-__all__ = ["good", "own_project", "project", "store", "tried_once"]  # fixtures
+__all__ = [
+    "good",
+    "own_project",
+    "project",
+    "store",
+    "tried_in_a_process",
+    "tried_once",
+]  # fixtures
 
 # SQLAlchemy's, about MLflow's use of it.
 pytestmark = [
@@ -79,6 +87,7 @@ def last(store: str) -> Version:
     return registry.versions(store, NAME)[-1]
 
 
+@pytest.mark.usefixtures("tried_in_a_process")
 def test_a_first_champion_has_to_be_better_than_the_zero_shot_student(
     store: str, exam: Exam, project: Path, good: Path
 ) -> None:
@@ -145,6 +154,7 @@ def test_a_version_that_cannot_be_loaded_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tried_in_a_process")
 def test_a_version_that_kills_its_process_or_hangs_is_refused(
     store: str, exam: Exam, project: Path, good: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from agents import DATASETS, DVC, ROOT, STAGES, environment, waiting_project
+from agents import DATASETS, ROOT, STAGES, environment, waiting_project
+from command import dvc, promptkd
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -76,8 +77,5 @@ def _own_pictures(folder: Path) -> None:
         place = folder / "data" / "raw" / "mine" / name
         place.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(place / "old.png")
-    for command in (
-        [*DVC, "init", "-q", "--no-scm"],
-        [sys.executable, "-m", "pd_core", "data", "fingerprint", "mine"],
-    ):
-        subprocess.run(command, cwd=folder, env=environment(ROOT), check=True, capture_output=True)
+    assert dvc(folder, "init", "-q", "--no-scm").returncode == 0
+    assert promptkd(folder, "data", "fingerprint", "mine").returncode == 0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from command import promptkd
 from page_project import NAME, ROOT, gathered, make
 from sklearn.metrics import accuracy_score
 
@@ -251,17 +250,6 @@ def test_json_has_what_the_page_shows(project: Path, gather: Gather) -> None:
     assert len(content["pages"][0]["curves"]["student"]) == 2
 
 
-def promptkd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pd_core", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_before_anything_is_run_the_papers_numbers_are_the_papers_alone(tmp_path: Path) -> None:
     (tmp_path / "paper").mkdir()
     shutil.copy(ROOT / "paper" / "params.yaml", tmp_path / "paper")
@@ -327,7 +315,12 @@ def test_teacher_and_student_are_measured_each_in_a_process_of_its_own(
     assert speed.kept(tmp_path / "build") == found
 
 
-def test_to_measure_what_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_to_measure_what_is_not_there_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, alone: bool
+) -> None:
+    if not alone:  # a process of its own takes seconds
+        monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda _, **__: ThreadPoolExecutor(1))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     done = promptkd(tmp_path, "page", "--measure")
     assert done.returncode == 2

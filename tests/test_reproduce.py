@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command import promptkd
 from waiting import alive, wait_until
 from zc.lockfile import LockFile
 
@@ -91,7 +92,7 @@ def python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def repro(project: Path, *arguments: str) -> str:
-    done = python(project, "-m", "pd_core", "repro", *arguments)
+    done = promptkd(project, "repro", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -118,7 +119,7 @@ def test_it_takes_the_arguments_of_dvc_and_gives_its_status(project: Path) -> No
     assert "Stage 'first' didn't change" not in repro(project)
     assert "Running stage 'first'" in repro(project, "--force", "--single-item", "first")
 
-    done = python(project, "-m", "pd_core", "repro", "third")
+    done = promptkd(project, "repro", "third")
     assert done.returncode == 255
     assert "'third'" in done.stderr
 
@@ -129,10 +130,8 @@ def test_temporary_files_of_dvc_go_unless_one_is_at_work(project: Path, busy: bo
     for path in (left, mine):
         path.write_text("")
     lock = LockFile(str(project / ".dvc" / "tmp" / "lock")) if busy else None
-    script = "from pathlib import Path; from pd_core.pipeline.dvc import _clear; "
-    script += "_clear(Path('data'), Path('.dvc/tmp/lock'))"
 
-    assert python(project, "-c", script).returncode == 0
+    dvc._clear(project / "data", project / ".dvc" / "tmp" / "lock")
 
     if lock is not None:
         lock.close()
@@ -211,5 +210,5 @@ def test_without_the_variable_it_does_not_mind_that_its_input_ends(project: Path
 
 
 def test_outside_a_project_it_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = python(tmp_path, "-m", "pd_core", "repro")
+    done = promptkd(tmp_path, "repro")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

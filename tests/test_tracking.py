@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from command import dvc
 
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.mlops import tracking
@@ -59,7 +60,7 @@ def test_hashes_are_those_that_dvc_writes_into_its_lock_file(tmp_path: Path) -> 
     stage = {"cmd": "cp -r in out", "deps": ["code.py", "in"], "outs": ["out"]}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": stage}}))
     for command in (["init", "-q", "--no-scm"], ["repro", "-q"]):
-        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True)
+        assert dvc(tmp_path, *command).returncode == 0
     locked = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]["copy"]
     expected = {entry["path"]: entry["md5"] for entry in locked["deps"] + locked["outs"]}
     assert {path: provenance.content_hash(tmp_path / path) for path in expected} == expected
