@@ -12,6 +12,8 @@ from command import promptkd
 from waiting import alive, wait_until
 from zc.lockfile import LockFile
 
+from pd_core.pipeline import dvc
+
 PIPELINE = """
 stages:
   first: {cmd: echo one > data/one, outs: [data/one]}
