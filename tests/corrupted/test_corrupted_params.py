@@ -119,7 +119,7 @@ def cases() -> Iterator[Case]:
         "a list that holds itself": appended("a: &a [*a]\n"),
         "a block that holds itself": appended("a: &a {b: *a}\n"),
         "a billion laughs": appended(LAUGHS),
-        "brackets without end": appended("a: " + "[" * 2000 + "]" * 2000 + "\n"),
+        "brackets without end": appended("a: " + "[\n " * 5000 + "]" * 5000 + "\n"),
         "a list for a key": appended("? [a, b]\n: 1\n"),
         "a number for a key": appended("3: 1\n"),
         "a date": appended("a: 2024-99-99\n"),
