@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pd_core.core.errors import BadData, PdError
-from pd_core.data.acquire.archives import Limits, place, unpack
+from pd_core.data.acquire.fetch import Limits, place, unpack
 from pd_core.data.acquire.sources import Placement
 
 FILES = {"dtd/images/a.jpg": b"a" * 3000, "dtd/labels/train.txt": b"a.jpg\n", "dtd/empty": b""}

@@ -8,7 +8,7 @@ import pytest
 from file_server import FileServer, file_server
 
 from pd_core.core.errors import BadData, PdError
-from pd_core.data.acquire.download import Part, digest, download
+from pd_core.data.acquire.download import Part, Patience, digest, download
 from pd_core.data.acquire.sources import Address, Origin
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -51,7 +51,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(server: FileServer, target:
     file = server.add("file", CONTENT)
     file.cuts = [1_000_000, 500_000]
 
-    download([at(server.url("file"))], target, pause=0)
+    download([at(server.url("file"))], target, patience=Patience(pause=0))
 
     assert target.read_bytes() == CONTENT
     assert file.asked == ["", "bytes=1000000-", "bytes=1500000-"]
@@ -61,10 +61,10 @@ def test_another_run_takes_up_what_a_killed_one_left(server: FileServer, target:
     file = server.add("file", CONTENT)
     file.cuts = [2_000_000]
     with pytest.raises(BadData, match="broke|IncompleteRead"):
-        download([at(server.url("file"))], target, attempts=1)
+        download([at(server.url("file"))], target, patience=Patience(attempts=1))
 
     assert Part(target).size == 2_000_000
-    download([at(server.url("file"))], target, attempts=1)
+    download([at(server.url("file"))], target, patience=Patience(attempts=1))
 
     assert target.read_bytes() == CONTENT
     assert file.asked == ["", "bytes=2000000-"]
@@ -91,11 +91,11 @@ def test_a_file_that_changed_in_between_is_downloaded_anew(
     old = server.add("file", bytes(len(CONTENT)))
     old.cuts = [1_000_000]
     with pytest.raises(BadData):
-        download([at(server.url("file"))], target, attempts=1)
+        download([at(server.url("file"))], target, patience=Patience(attempts=1))
     new = server.add("file", CONTENT)
     new.etag, new.honours_if_range = '"2"', honoured
 
-    download([at(server.url("file"))], target, attempts=1)
+    download([at(server.url("file"))], target, patience=Patience(attempts=1))
 
     assert target.read_bytes() == CONTENT
 
@@ -121,7 +121,7 @@ def test_a_server_without_ranges_or_strong_versions_is_asked_anew(
     file = server.add("file", CONTENT)
     file.ranges, file.etag, file.cuts = ranges, etag, [1_000_000]
 
-    download([at(server.url("file"))], target, pause=0)
+    download([at(server.url("file"))], target, patience=Patience(pause=0))
 
     assert target.read_bytes() == CONTENT
     assert file.asked == (["", ""] if ranges else ["", "bytes=1000000-"])
@@ -132,7 +132,7 @@ def test_a_server_that_never_gets_further_is_given_up(server: FileServer, target
     file.ranges, file.cuts = False, [1000] * 50
 
     with pytest.raises(BadData, match="could not download 'file.tar'"):
-        download([at(server.url("file"))], target, attempts=4, pause=0)
+        download([at(server.url("file"))], target, patience=Patience(attempts=4, pause=0))
 
     assert len(file.asked) == 4
 
@@ -141,7 +141,7 @@ def test_a_busy_server_is_asked_again(server: FileServer, target: Path) -> None:
     file = server.add("file", CONTENT)
     file.statuses = [503, 429]
 
-    download([at(server.url("file"))], target, pause=0)
+    download([at(server.url("file"))], target, patience=Patience(pause=0))
 
     assert target.read_bytes() == CONTENT
 
@@ -168,7 +168,7 @@ def test_without_any_working_address_each_is_named_with_its_reason_in_one_line(
     urls = [server.url(path) for path in ("missing", "wrong", "page", "disguised")]
 
     with pytest.raises(BadData) as caught:
-        download([at(url) for url in (*urls, closed)], target, attempts=1)
+        download([at(url) for url in (*urls, closed)], target, patience=Patience(attempts=1))
 
     message = str(caught.value)
     assert f"{urls[0]}: status 404" in message
@@ -187,10 +187,10 @@ def test_a_part_goes_on_at_the_address_that_it_came_from(server: FileServer, tar
     second.cuts = [1_000_000]
     addresses = [at(server.url("first")), at(server.url("second"))]
     with pytest.raises(BadData):
-        download(addresses, target, attempts=1)
+        download(addresses, target, patience=Patience(attempts=1))
     first = server.add("first", CONTENT)
 
-    download(addresses, target, attempts=1)
+    download(addresses, target, patience=Patience(attempts=1))
 
     assert second.asked[1:] == ["bytes=1000000-"]
     assert not first.asked
@@ -203,7 +203,7 @@ def test_a_file_above_the_limit_is_refused(
     server.add("file", CONTENT).announced = announced
 
     with pytest.raises(BadData, match="more than the 1000000 "):
-        download([at(server.url("file"))], target, most_bytes=1_000_000)
+        download([at(server.url("file"))], target, patience=Patience(most_bytes=1_000_000))
 
     assert not target.exists()
 

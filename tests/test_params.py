@@ -17,7 +17,7 @@ from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import cross_validate, evaluate
 from pd_core.mlops.registry import gate
-from pd_core.pipeline.stages.blocks import FurtherTeacherParams
+from pd_core.pipeline.stages.blocks import FurtherTeacherParams, OriginalParams
 from pd_core.pipeline.stages.params import Params, load_params
 from pd_core.training.student import distillation, targets
 from pd_core.training.student import stage as student_stage
@@ -407,6 +407,7 @@ def test_every_option_of_the_training_has_a_key(stage: str) -> None:
 @pytest.mark.parametrize(
     ("block", "taken"),
     [
+        (OriginalParams, teacher_stage.OriginalFile),
         (FurtherTeacherParams, targets.FurtherTeacher),
     ],
 )

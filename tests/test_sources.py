@@ -11,8 +11,8 @@ from file_server import FileServer, file_server
 from test_archives import tarred, tree, zipped
 
 from pd_core.core.errors import MissingFile, UnknownName
-from pd_core.data.acquire.download import OnProgress
-from pd_core.data.acquire.fetch import fetch
+from pd_core.core.hooks import OnProgress
+from pd_core.data.acquire.fetch import Fetcher
 from pd_core.data.acquire.sources import (
     Address,
     Origin,
@@ -224,7 +224,7 @@ def test_archives_of_the_origin_end_in_the_communitys_layout(
     notes: list[str] = []
     source = served(source_of(name), ARCHIVES[name], server)
 
-    fetch(source, tmp_path, watch=unwatched, on_note=notes.append)
+    Fetcher(tmp_path, unwatched, notes.append).fetch(source)
 
     files = {path for path in tree(tmp_path) if not path.startswith("archives/")}
     assert files == LAYOUTS[name]
@@ -239,14 +239,14 @@ def test_imagenet_is_got_by_hand_and_its_class_names_once_it_is_linked(
 ) -> None:
     source = served(source_of("imagenet"), {"classnames.txt": b"n01440764 tench\n"}, server)
     with pytest.raises(MissingFile, match="register at https://image-net.org.* ln -s ") as caught:
-        fetch(source, tmp_path, watch=unwatched, on_note=print)
+        Fetcher(tmp_path, unwatched, print).fetch(source)
     assert str(tmp_path / "imagenet" / "images") in str(caught.value)
     copy = tmp_path / "elsewhere"
     copy.mkdir()
     (tmp_path / "imagenet").mkdir()
     (tmp_path / "imagenet" / "images").symlink_to(copy)
 
-    fetch(source, tmp_path, watch=unwatched, on_note=lambda _: None)
+    Fetcher(tmp_path, unwatched, lambda _: None).fetch(source)
 
     assert (tmp_path / "imagenet" / "classnames.txt").is_file()
     assert not list(copy.iterdir())

@@ -240,4 +240,4 @@ def test_an_image_in_two_lists_is_named_with_both() -> None:
     shared = made({0: 2})
 
     with pytest.raises(BadData, match=r"'0/[01]\.png' is in both train and test"):
-        check_paths_disjoint([("train", shared), ("test", shared)])
+        check_paths_disjoint({"train": shared, "test": shared})

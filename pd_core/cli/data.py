@@ -32,7 +32,8 @@ from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
 
 if TYPE_CHECKING:
-    from pd_core.data.acquire.download import OnProgress
+    from pd_core.core.hooks import OnProgress
+    from pd_core.data.acquire.fetch import Fetcher
     from pd_core.data.acquire.mirror import Mirror
     from pd_core.data.acquire.sources import RemoteFile, Source
     from pd_core.data.acquire.verify import Verdict
@@ -197,37 +198,29 @@ def fetch(
         for source in sources:
             _tell_plan(source)
         return
-    from pd_core.data.acquire import fetch as stage
-
     for source in sources:
-        stage.fetch(source, places(root)[1], watch=_watch, on_note=say)
+        _fetcher(root).fetch(source)
 
 
 @_data_mirror.command("push")
 def push_data(names: Names, root: Root = None) -> None:
     """Copy the archives that were fetched to the mirror; goes on where it stopped."""
-    from pd_core.data.acquire import fetch as stage
-
     for source in _sources(names):
-        stage.push(source, places(root)[1], _mirror(), watch=_watch, on_note=say)
+        _fetcher(root).push(source, _mirror())
 
 
 @_data_mirror.command("pull")
 def pull_data(names: Names, root: Root = None) -> None:
     """Get archives from the mirror, and unpack them; goes on where it stopped."""
-    from pd_core.data.acquire import fetch as stage
-
     for source in _sources(names):
-        stage.pull(source, places(root)[1], _mirror(), watch=_watch, on_note=say)
+        _fetcher(root).pull(source, _mirror())
 
 
 @weights.command("fetch")
 def fetch_weights(files: Files = None, root: Root = None) -> None:
     """Download CLIP's weights; goes on where it stopped."""
-    from pd_core.data.acquire import fetch as stage
-
     for file in _weights(files):
-        stage.fetch_weights(file, places(root)[1], watch=_watch, on_note=say)
+        _fetcher(root).fetch_weights(file)
 
 
 @weights.command("verify")
@@ -237,10 +230,10 @@ def verify_weights(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compare CLIP's weights with their checksums; exit status 0, or 1 if something is wrong."""
-    from pd_core.data.acquire import fetch as stage
+    from pd_core.data.acquire.fetch import check_weights
 
     folder = places(root)[1]
-    problems = {file.name: stage.check_weights(file, folder) for file in _weights(files)}
+    problems = {file.name: check_weights(file, folder) for file in _weights(files)}
     if as_json:
         rows = [{"name": name, "ok": not why, "problem": why} for name, why in problems.items()]
         typer.echo(json.dumps(rows, indent=2))
@@ -254,19 +247,15 @@ def verify_weights(
 @_weights_mirror.command("push")
 def push_weights(files: Files = None, root: Root = None) -> None:
     """Copy CLIP's weights to the mirror; goes on where it stopped."""
-    from pd_core.data.acquire import fetch as stage
-
     for file in _weights(files):
-        stage.push_weights(file, places(root)[1], _mirror(), watch=_watch, on_note=say)
+        _fetcher(root).push_weights(file, _mirror())
 
 
 @_weights_mirror.command("pull")
 def pull_weights(files: Files = None, root: Root = None) -> None:
     """Get CLIP's weights from the mirror; goes on where it stopped."""
-    from pd_core.data.acquire import fetch as stage
-
     for file in _weights(files):
-        stage.pull_weights(file, places(root)[1], _mirror(), watch=_watch, on_note=say)
+        _fetcher(root).pull_weights(file, _mirror())
 
 
 def places(root: Path | None) -> tuple[Path, Path]:
@@ -299,6 +288,12 @@ def _used_weights() -> list[str]:
     params = load_params(PARAMS)
     used = {Path(block.weights or "").name for block in (params.teacher, params.student)}
     return [name for name in weight_names() if name in used]
+
+
+def _fetcher(root: Path | None) -> Fetcher:
+    from pd_core.data.acquire.fetch import Fetcher
+
+    return Fetcher(places(root)[1], _watch, say)
 
 
 def _mirror() -> Mirror:

@@ -1,27 +1,65 @@
-"""The base of typed settings, and the types that several of them share."""
+"""Typed configurations: their base, the ranges of their numbers, and what many stages need.
 
-from typing import Annotated
+Unknown keys are refused, and nothing is converted: text where a number belongs is an error.
+Defaults live in ``params.yaml``, none here, so that every number has one home.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pd_core.core.options import OnCorrupt, Precision
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("give cpu, mps, cuda or cuda:<number>")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 
 class Config(BaseModel):
-    """A block of keys: unknown ones are refused, nothing is converted, nothing changes."""
+    """Named values: unknown ones are refused, nothing is converted, nothing changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class OriginalFile(Config):
-    """A teacher's checkpoint of the published code.
+class ClipConfig(Config):
+    """A CLIP."""
 
-    Attributes:
-        path: The file.
-        sha256: The hash that it has to have, since DVC does not watch the file.
-    """
+    model: Annotated[str, Field(min_length=1)]
+    weights: str | None  # file, or a tag of open_clip's
 
-    path: Text
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+class Clips(NamedTuple):
+    """The two CLIPs of a distillation."""
+
+    student: ClipConfig
+    teacher: ClipConfig
+
+
+class ComputeConfig(Config):
+    """How a stage computes."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]  # as far as torch's generators go
+    threads: Count  # of the CPU; they decide the last bits
+    device: Device
+    precision: Precision  # of the towers; what is trained and the losses stay fp32
+    workers: CountOrZero  # processes that decode images; they change nothing
+    on_corrupt: OnCorrupt  # a skipped image is counted
+    compile: bool  # whether torch compiles the towers' blocks
+
+
+class Compute(ComputeConfig):
+    """How a stage computes, and where its images are."""
+
+    data_root: Path  # folder that holds the photo data sets

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.atomic import write_folder
+from pd_core.core.hooks import OnProgress
 from pd_core.core.options import Computed, OnCorrupt, Precision
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
@@ -33,7 +34,7 @@ from pd_core.data.loading.prepared import (
     write_prepared,
 )
 from pd_core.evaluation import evaluate
-from pd_core.models.class_vectors import OnProgress, logits_of
+from pd_core.models.class_vectors import logits_of
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import set_threads
 from pd_core.training.student import stage as student_stage

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pd_core.core.artifacts import write_json
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import BadArtifact, BadData
+from pd_core.core.hooks import OnProgress
 from pd_core.core.options import OnCorrupt, Precision, Selection
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
@@ -27,7 +28,6 @@ from pd_core.models.class_vectors import FILE as VECTORS_FILE
 from pd_core.models.class_vectors import (
     Classifier,
     ClassVectors,
-    OnProgress,
     distilled,
     logits_of,
     zero_shot,

@@ -7,12 +7,13 @@ from statistics import fmean
 import numpy as np
 
 from pd_core.core.artifacts import write_json, write_text
+from pd_core.core.hooks import OnProgress
 from pd_core.core.options import Precision
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.evaluation.evaluate import accuracy
-from pd_core.models.class_vectors import OnProgress, logits_of, zero_shot
+from pd_core.models.class_vectors import logits_of, zero_shot
 from pd_core.models.clip import load_clip
 from pd_core.models.precision import set_threads
 

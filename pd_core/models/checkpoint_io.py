@@ -248,9 +248,6 @@ def open_records(path: Path, *, what: str) -> Iterator[Records]:
         path: the file.
         what: what it is, for the messages.
 
-    Yields:
-        Its records.
-
     Raises:
         MissingFile: there is no such file.
         BadArtifact: it is damaged, or in the legacy format.
@@ -330,10 +327,6 @@ class _Unpickler(Unpickler):
 
 def read_archive(path: Path, *, what: str = "archive") -> dict[str, Tensor]:
     """Read the state dict of a TorchScript archive onto the CPU; nothing in it is executed.
-
-    Args:
-        path: the file.
-        what: what it is, for the messages.
 
     Returns:
         The parameters and buffers that are stored, by names such as `visual.conv1.weight`.

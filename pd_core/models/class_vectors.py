@@ -17,14 +17,13 @@ from torch import Tensor
 
 from pd_core.core.artifacts import check_numbers, read_tensors, understood, write_tensors
 from pd_core.core.errors import BadArtifact, BadParams
+from pd_core.core.hooks import OnProgress
 from pd_core.core.options import Precision, TextFeatures
 from pd_core.models.clip import ClipTowers
 from pd_core.models.precision import autocast, to_device
 from pd_core.models.prompts import encode_many_texts
 from pd_core.models.student import Student
 from pd_core.models.teacher import TEMPLATE, Teacher
-
-OnProgress = Callable[[int, int], None]
 
 FILE = "class_vectors.safetensors"
 
@@ -46,15 +45,10 @@ class ClassVectors:
     source: str
 
     def logits(self, features: Tensor, *, logit_scale: float | None = None) -> Tensor:
-        """Compare image features with every class.
+        """Compare image features with every class: (B, D) of unit length -> (B, C).
 
-        Args:
-            features: (B, D), unit length.
-            logit_scale: of the model that made the features; by default that of
-                the model that made the vectors.
-
-        Returns:
-            (B, C) logits.
+        The logit scale is that of the model that made the features; by default that of the model
+        that made the vectors.
         """
         scale = self.logit_scale if logit_scale is None else logit_scale
         return scale * features @ self.vectors.T
@@ -76,11 +70,7 @@ class ClassVectors:
         return replace(self, vectors=self.vectors.to(device))
 
     def save(self, path: Path) -> None:
-        """Write the vectors.
-
-        Raises:
-            PdError: the folder cannot be written.
-        """
+        """Write the vectors."""
         scale = torch.tensor(self.logit_scale, dtype=torch.float64)
         names = json.dumps(self.names, ensure_ascii=False)
         write_tensors(
@@ -93,12 +83,8 @@ class ClassVectors:
     def load(cls, path: Path, *, remedy: str = "build the class vectors first") -> Self:
         """Read the vectors, onto the CPU.
 
-        Args:
-            path: written by `save`.
-            remedy: what to do when there is no such file.
-
         Raises:
-            MissingFile: there is no such file.
+            MissingFile: there is no such file; the message has the remedy.
             BadArtifact: names and vectors do not go together.
         """
         tensors, metadata = read_tensors(path, what="class vectors", remedy=remedy)
@@ -120,16 +106,7 @@ class ClassVectors:
 def build(
     teacher: Teacher, names: Sequence[str], *, on_progress: OnProgress | None = None
 ) -> ClassVectors:
-    """Compute the class vectors of a teacher, tuned or zero-shot.
-
-    Args:
-        teacher: whose text tower and prompts are used.
-        names: C class names, by label.
-        on_progress: called with classes done and classes in all.
-
-    Returns:
-        The vectors, on the teacher's device.
-    """
+    """Compute the class vectors of a teacher, tuned or zero-shot, on its device."""
     features = encode_many_texts(
         teacher.towers.text, teacher.tokens(names), teacher.text_prompts, on_progress=on_progress
     )
@@ -142,18 +119,10 @@ def build(
 
 
 def template_features(teacher: Teacher, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Average the frozen text features of every class over many templates.
+    """Average the frozen text features of every class over T templates with one `{}`: (C, D), fp32.
 
     PromptSRC averages before it normalises, so that a template with long
     features counts for more (PromptSRC, section 3.2.3, "textual diversity").
-
-    Args:
-        teacher: whose frozen text tower is used, without prompts.
-        names: C class names.
-        templates: T texts with one `{}`.
-
-    Returns:
-        (C, D), the mean of un-normalised features, fp32.
     """
     towers = teacher.towers
     plain = [name.replace("_", " ") for name in names]
@@ -199,15 +168,10 @@ def distilled(student: Student, shared: ClassVectors) -> Classifier:
 
 
 def for_student(student: Student, shared: ClassVectors) -> ClassVectors:
-    """Return the vectors that a student is compared with.
+    """Return the vectors that a student is compared with, on its device.
 
-    Args:
-        student: says whose text features it uses.
-        shared: the teacher's vectors.
-
-    Returns:
-        These; or, for a student that uses its own text tower, that tower's for
-        the same names. On the student's device.
+    They are the shared ones; or, for a student that uses its own text tower, that tower's for
+    the same names.
     """
     match student.text_features:
         case TextFeatures.TEACHER:
@@ -234,19 +198,16 @@ def logits_of(
     precision: Precision,
     on_progress: OnProgress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Let every classifier judge every image once, in order.
+    """Compute the logits (N, C) of every classifier for every image, in order.
 
-    Where damaged images are skipped, the N are those at `batches.intact`.
+    Where corrupt images are skipped, the N are those at `batches.intact`.
 
     Args:
-        classifiers: by who they are; C classes each.
+        classifiers: by name; C classes each.
         batches: the N images.
         device: where the classifiers are.
         precision: what their towers compute in.
         on_progress: called with images done and images in all.
-
-    Returns:
-        Logits (N, C) by who.
     """
     parts: dict[str, list[Tensor]] = {who: [] for who in classifiers}
     done = 0

@@ -109,6 +109,14 @@ class ClipTowers:
         """Number of blocks of the text tower."""
         return len(self.text.transformer.resblocks)
 
+    def size(self, branch: str) -> tuple[int, int]:
+        """Return W and the number of blocks of the tower "text" or "image"."""
+        text = branch == "text"
+        return (
+            self.text_width if text else self.image_width,
+            self.text_layers if text else self.image_layers,
+        )
+
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors: `visual.*`, `text.*`, and `logit_scale` before its exponential."""
         towers = {"visual": self.visual.state_dict(), "text": self.text.state_dict()}
@@ -118,14 +126,10 @@ class ClipTowers:
         return {**tensors, "logit_scale": torch.tensor(self.logit_scale).log()}
 
     def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
-        """Copy the towers and replace some of their weights.
+        """Copy the towers with some weights replaced and noted; return these very ones if none is.
 
         Args:
             changes: tensors by the keys of `weights`.
-
-        Returns:
-            Towers of their own, with these changes noted; or these very towers
-            if nothing changes.
 
         Raises:
             BadArtifact: a key or a shape is not of this model.
@@ -164,7 +168,7 @@ def load_clip(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClipTowers:
-    """Load a frozen CLIP.
+    """Load a frozen CLIP, in evaluation mode, without gradients.
 
     Args:
         name: "embedded-teacher" or "embedded-student" (they ship with this
@@ -174,9 +178,6 @@ def load_clip(
             For the embedded models None means the weights that ship.
         device: where to put the towers.
         dtype: of the frozen weights.
-
-    Returns:
-        The towers, in evaluation mode, without gradients.
 
     Raises:
         UnknownName: no such model.
@@ -200,17 +201,10 @@ def load_clip(
 
 
 def from_openai_state_dict(state: Mapping[str, Tensor], *, name: str = "openai") -> ClipTowers:
-    """Build towers from weights under the keys of OpenAI's release.
+    """Build frozen towers from weights under the keys of OpenAI's release.
 
     All sizes are read from the shapes; a head is 64 wide; the activation is
     QuickGELU. The weights become fp32.
-
-    Args:
-        state: OpenAI's keys (`visual.conv1.weight`, `transformer.resblocks.0...`).
-        name: the name that the towers get.
-
-    Returns:
-        The towers, in evaluation mode, without gradients.
 
     Raises:
         BadArtifact: keys are missing, left over, or of the wrong shape.
@@ -232,11 +226,9 @@ def freeze(name: str, model: Any, tokenize: Tokenize) -> ClipTowers:
 
     Args:
         name: the name that the towers get.
-        model: an open_clip `CustomTextCLIP`, so that each tower is self-contained.
+        model: an open_clip `CustomTextCLIP`, so that each tower is self-contained; its own
+            parameters are set to need no gradient.
         tokenize: C strings -> (C, L) token ids.
-
-    Returns:
-        The towers; the model's own parameters are set to need no gradient.
 
     Raises:
         BadParams: a tower is not a plain transformer.
@@ -269,11 +261,7 @@ def embedded_weights(name: str) -> Path:
 
 
 def build_embedded(name: str) -> Any:
-    """Build an embedded model, an open_clip `CustomTextCLIP`, with random weights.
-
-    Raises:
-        UnknownName: it is none of `EMBEDDED`.
-    """
+    """Build an embedded model, an open_clip `CustomTextCLIP`, with random weights."""
     import open_clip
 
     if name not in EMBEDDED:
@@ -309,16 +297,10 @@ def _load_embedded(name: str, path: Path) -> nn.Module:
 
 
 def imagenet_templates(count: int = 60) -> tuple[str, ...]:
-    """Return the first of OpenAI's 80 hand-written prompts for ImageNet.
+    """Return the first of OpenAI's 80 prompts for ImageNet, with `{}` where the class name goes.
 
     PromptSRC averages over 60 of them to get its frozen text features, with
     "a photo of a {}." moved to the front.
-
-    Args:
-        count: how many, at most 80.
-
-    Returns:
-        Strings with one `{}` where the class name goes.
     """
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 

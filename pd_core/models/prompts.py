@@ -3,14 +3,14 @@
 A block's residual can be computed for some positions only, which the last block makes use of.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pd_core.core.hooks import OnProgress
 from pd_core.models.text_batching import TextBatch, TextPlan
 
 
@@ -32,20 +32,22 @@ class DeepPrompts(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draw the tokens from a normal distribution of deviation 0.02.
+        """Draw the tokens, (depth, length, width), from a normal distribution of deviation 0.02.
 
-        Args:
-            depth: number of layers that get prompts.
-            length: n.
-            width: W.
-            generator: where the numbers come from; without one all are zero,
-                to be filled in by whoever loads them.
+        Without a generator all are zero.
         """
         super().__init__()
         tokens = torch.zeros(depth, length, width)
         if generator is not None:
             tokens.normal_(std=0.02, generator=generator)
         self.tokens = nn.Parameter(tokens)
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Self:
+        """Make prompts of tokens (depth, n, W), which are copied."""
+        prompts = cls(*tokens.shape)
+        prompts.tokens.data.copy_(tokens)
+        return prompts
 
     @property
     def depth(self) -> int:
@@ -106,10 +108,7 @@ class CoupledPrompts(nn.Module):
     @torch.no_grad()
     def folded(self) -> DeepPrompts:
         """Return prompts that are what these compute now."""
-        rows = self.tokens.float().cpu()
-        prompts = DeepPrompts(*rows.shape)
-        prompts.tokens.copy_(rows)
-        return prompts
+        return DeepPrompts.of(self.tokens.float().cpu())
 
 
 ImagePrompts = DeepPrompts | CoupledPrompts
@@ -221,15 +220,9 @@ def encode_many_texts(
     tokens: Tensor,
     prompts: DeepPrompts | None = None,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Tensor:
-    """Encode any number of texts without gradients, short ones with short ones.
-
-    Args:
-        tower: open_clip's `TextTransformer`.
-        tokens: (C, L).
-        prompts: as in `encode_text`.
-        on_progress: called with texts done and texts in all.
+    """Encode texts (C, L) without gradients, short ones with short ones, as `encode_text` does.
 
     Returns:
         (C, D), in the order of `tokens`, not normalised, fp32.
@@ -264,7 +257,7 @@ def compile_blocks(*, on: bool) -> None:
 def advance(
     block: Any, x: Tensor, queries: Tensor, keys: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Take positions through a block: attention and MLP, each added to what came in.
+    """Take positions through a block, attention and MLP, each added to what came in: (B, Q, W).
 
     Args:
         block: open_clip's `ResidualAttentionBlock`.
@@ -273,9 +266,6 @@ def advance(
         keys: (B, K, W), behind `block.ln_1` too, what they look at; `queries` itself where all
             positions are computed.
         mask: added to the scores, (Q, K) or (B, 1, Q, K).
-
-    Returns:
-        (B, Q, W).
     """
     done: Tensor = (_compiled or _advance)(block, x, queries, keys, mask)
     return done

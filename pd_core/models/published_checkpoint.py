@@ -5,7 +5,6 @@ the student's.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -45,34 +44,21 @@ _Model = TypeVar("_Model", Teacher, Student)
 
 @dataclass(frozen=True)
 class Imported(Generic[_Model]):
-    """What a checkpoint gave.
+    """What a checkpoint gave."""
 
-    Attributes:
-        model: in evaluation mode.
-        notes: what people should know about it, a line each.
-    """
-
-    model: _Model
-    notes: tuple[str, ...]
+    model: _Model  # in evaluation mode
+    notes: tuple[str, ...]  # what people should know about it, a line each
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """The tensors of a checkpoint, sorted by what they belong to.
-
-    Attributes:
-        path: of the file, for messages.
-        kind: "teacher" or "student", as the blocks of `params.yaml` are called.
-        prompts: (n, W) by tower and block; number 0 is the input.
-        projector: by our keys.
-        backbone: by the original's keys.
-    """
+    """The tensors of a checkpoint, sorted by what they belong to."""
 
     path: Path
-    kind: str
-    prompts: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    projector: dict[str, Tensor] = field(default_factory=dict)
-    backbone: dict[str, Tensor] = field(default_factory=dict)
+    kind: str  # "teacher" or "student", as the blocks of `params.yaml` are called
+    prompts: dict[str, dict[int, Tensor]]  # (n, W) by tower and block; number 0 is the input
+    projector: dict[str, Tensor] = field(default_factory=dict)  # by our keys
+    backbone: dict[str, Tensor] = field(default_factory=dict)  # by the original's keys
 
 
 def import_teacher(
@@ -94,7 +80,7 @@ def import_teacher(
         path: such as `model.pth.tar-20`.
         towers: the CLIP that it was tuned on, in fp32.
         text_depth: layers of text prompts that are expected, more than the
-            tower has meaning all of them; None expects nothing.
+            tower has meaning all of them; None expects nothing, here and below.
         text_length: prompts per layer of the text tower that are expected.
         image_depth: likewise for the image tower.
         image_length: likewise for the image tower.
@@ -106,8 +92,8 @@ def import_teacher(
             the towers or what is expected.
     """
     parts = _read_parts(path, "teacher", branches=("text", "image"))
-    text = _text_prompts(parts, towers, depth=text_depth, length=text_length)
-    image = _image_prompts(parts, towers, depth=image_depth, length=image_length)
+    text = _prompts(parts, "text", towers, depth=text_depth, length=text_length)
+    image = _prompts(parts, "image", towers, depth=image_depth, length=image_length)
     towers, notes = _with_backbone(towers, parts)
     teacher = Teacher(towers, text, image, method=TeacherMethod.PROMPTSRC, template=template)
     return Imported(teacher.eval(), notes)
@@ -127,11 +113,9 @@ def import_student(
         path: such as `model-best.pth.tar`.
         towers: the small CLIP that it was distilled into, in fp32; the file's
             weights are used where they differ.
-        feature_width: D that is expected, the width of the class vectors; None
-            expects nothing.
-        image_depth: layers of prompts that are expected, more than the tower
-            has meaning all of them; None expects nothing.
-        image_length: prompts per layer that are expected.
+        feature_width: D that is expected, the width of the class vectors.
+        image_depth: as in `import_teacher`.
+        image_length: as in `import_teacher`.
 
     Raises:
         MissingFile: there is no such file.
@@ -139,7 +123,7 @@ def import_student(
             the towers or what is expected.
     """
     parts = _read_parts(path, "student", branches=("image",))
-    prompts = _image_prompts(parts, towers, depth=image_depth, length=image_length)
+    prompts = _prompts(parts, "image", towers, depth=image_depth, length=image_length)
     width = _projector_width(parts, towers, feature_width)
     towers, notes = _with_backbone(towers, parts)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
@@ -211,29 +195,39 @@ def _unknown_key(key: str, parts: _Parts, model: str = "") -> BadArtifact:
     )
 
 
-def _text_prompts(
-    parts: _Parts, towers: ClipTowers, *, depth: int | None, length: int | None
+def _prompts(
+    parts: _Parts, branch: str, towers: ClipTowers, *, depth: int | None, length: int | None
 ) -> DeepPrompts:
-    rows = _rows(parts, "text")
-    _check_fit(parts, "text", rows, towers.name, width=towers.text_width, layers=towers.text_layers)
-    if rows.shape[1] + 2 >= towers.context_length:
+    """Make the prompts of a tower, if they fit it and are as deep and long as expected."""
+    rows = _rows(parts, branch)
+    found_depth, found_length, found_width = rows.shape
+    width, layers = towers.size(branch)
+    for name, found, has, fits in (
+        ("width", found_width, f"width {width}", found_width == width),
+        ("depth", found_depth, f"{layers} layers", found_depth <= layers),
+    ):
+        if not fits:
+            raise BadArtifact(
+                f"{branch} prompts of {name} {found} in '{parts.path}', but the {branch} tower of"
+                f" model '{towers.name}' has {has}; set {parts.kind}.model to the one that they"
+                " were tuned on"
+            )
+    if branch == "text" and found_length + 2 >= towers.context_length:
         raise BadArtifact(
-            f"text prompts of length {rows.shape[1]} in '{parts.path}' leave no room for class"
+            f"text prompts of length {found_length} in '{parts.path}' leave no room for class"
             f" names in the {towers.context_length} positions of model '{towers.name}'; use the"
             " model that they were tuned on"
         )
-    _check_expected(parts, "text", rows, depth=depth, length=length, layers=towers.text_layers)
-    return _as_prompts(rows)
-
-
-def _image_prompts(
-    parts: _Parts, towers: ClipTowers, *, depth: int | None, length: int | None
-) -> DeepPrompts:
-    rows = _rows(parts, "image")
-    width, layers = towers.image_width, towers.image_layers
-    _check_fit(parts, "image", rows, towers.name, width=width, layers=layers)
-    _check_expected(parts, "image", rows, depth=depth, length=length, layers=layers)
-    return _as_prompts(rows)
+    for name, found, expected, wanted in (
+        ("depth", found_depth, depth, None if depth is None else min(depth, layers)),
+        ("length", found_length, length, length),
+    ):
+        if expected is not None and found != wanted:
+            raise BadArtifact(
+                f"{branch} prompts of {name} {found} in '{parts.path}', but {branch}_{name} ="
+                f" {expected}; set {parts.kind}.{branch}_{name}: {found}"
+            )
+    return DeepPrompts.of(rows)
 
 
 def _rows(parts: _Parts, branch: str) -> Tensor:
@@ -270,43 +264,6 @@ def _key(branch: str, block: int) -> str:
     return _DEEPER.format(branch, block) if block else _INPUT[branch]
 
 
-def _check_fit(
-    parts: _Parts, branch: str, rows: Tensor, model: str, *, width: int, layers: int
-) -> None:
-    depth, _, found_width = rows.shape
-    for name, found, has, fits in (
-        ("width", found_width, f"width {width}", found_width == width),
-        ("depth", depth, f"{layers} layers", depth <= layers),
-    ):
-        if not fits:
-            raise BadArtifact(
-                f"{branch} prompts of {name} {found} in '{parts.path}', but the {branch} tower of"
-                f" model '{model}' has {has}; set {parts.kind}.model to the one that they were"
-                " tuned on"
-            )
-
-
-def _check_expected(
-    parts: _Parts, branch: str, rows: Tensor, *, depth: int | None, length: int | None, layers: int
-) -> None:
-    wanted = None if depth is None else min(depth, layers)
-    for name, found, fitting, expected in (
-        ("depth", rows.shape[0], wanted, depth),
-        ("length", rows.shape[1], length, length),
-    ):
-        if expected is not None and found != fitting:
-            raise BadArtifact(
-                f"{branch} prompts of {name} {found} in '{parts.path}', but {branch}_{name} ="
-                f" {expected}; set {parts.kind}.{branch}_{name}: {found}"
-            )
-
-
-def _as_prompts(rows: Tensor) -> DeepPrompts:
-    prompts = DeepPrompts(*rows.shape)
-    prompts.tokens.data.copy_(rows)
-    return prompts
-
-
 def _projector_width(parts: _Parts, towers: ClipTowers, expected: int | None) -> int:
     """Return D of the projector, d -> D, after checking both ends."""
     first, last = (parts.projector.get(key) for key in ("0.weight", "3.weight"))
@@ -339,7 +296,16 @@ def _with_backbone(towers: ClipTowers, parts: _Parts) -> tuple[ClipTowers, tuple
     largest = 0.0
     for key, value in parts.backbone.items():
         ours = _our_key(key)
-        base = _base(key, value, ours, known, parts, towers.name)
+        if ours not in known:
+            raise _unknown_key(key, parts, towers.name)
+        base = known[ours]
+        if value.numel() != 1 if ours == _SCALE else value.shape != base.shape:
+            raise BadArtifact(
+                f"'{key}' in '{parts.path}' has shape {list(value.shape)}, but model"
+                f" '{towers.name}' has {list(base.shape)}; set {parts.kind}.model to the one that"
+                " it was tuned on"
+            )
+        base = base.cpu().to(value.dtype)  # in the precision of the file
         if not _same(ours, value, base):
             changes[ours] = value.reshape(base.shape).to(torch.float32, copy=True)
             largest = max(largest, float((changes[ours] - base.float()).abs().max()))
@@ -357,22 +323,6 @@ def _our_key(key: str) -> str:
         if key.startswith(start):
             return ours + key.removeprefix(start)
     return key
-
-
-def _base(
-    key: str, value: Tensor, ours: str, known: Mapping[str, Tensor], parts: _Parts, model: str
-) -> Tensor:
-    """Return the model's own tensor in the precision of the file's."""
-    if ours not in known:
-        raise _unknown_key(key, parts, model)
-    base = known[ours]
-    alike = value.numel() == 1 if ours == _SCALE else value.shape == base.shape
-    if not alike:
-        raise BadArtifact(
-            f"'{key}' in '{parts.path}' has shape {list(value.shape)}, but model '{model}' has"
-            f" {list(base.shape)}; set {parts.kind}.model to the one that it was tuned on"
-        )
-    return base.cpu().to(value.dtype)
 
 
 def _same(ours: str, value: Tensor, base: Tensor) -> bool:

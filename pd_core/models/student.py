@@ -15,6 +15,7 @@ from pd_core.core.artifacts import check_numbers, read_tensors, understood, writ
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.options import Selection, TextFeatures, Trained
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.network import projector
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.teacher import CHANGE, read_changes, read_prompts
 
@@ -63,9 +64,11 @@ class Student(nn.Module):
             BadParams: there are not 1 to 3 layers.
         """
         super().__init__()
+        if not 1 <= layers <= 3:
+            raise BadParams(f"projector_layers = {layers}; give 1, 2 or 3")
         self.towers = towers
         self.image_prompts = image_prompts
-        self.projector = _projector(towers.joint_width, feature_width, layers)
+        self.projector = projector(towers.joint_width, feature_width, layers)
         self.tower: Any = None
         if train_tower:
             self.tower = copy.deepcopy(towers.visual).float().requires_grad_(requires_grad=True)
@@ -144,11 +147,7 @@ class Student(nn.Module):
         return F.normalize(projected.float(), dim=-1)
 
     def save(self, path: Path) -> None:
-        """Write prompts and projector; the tower is named, and stored only as far as it changed.
-
-        Raises:
-            PdError: the folder cannot be written.
-        """
+        """Write prompts and projector; the tower is named, and stored only as far as it changed."""
         tensors = {f"projector.{key}": value for key, value in self.projector.state_dict().items()}
         changes = dict(self.towers.changes)
         if self.tower is not None:
@@ -169,15 +168,10 @@ class Student(nn.Module):
 
     @classmethod
     def load(cls, path: Path, towers: ClipTowers, *, remedy: str = "distil one first") -> Self:
-        """Read prompts and projector and join them to the tower, in evaluation mode.
-
-        Args:
-            path: written by `save`.
-            towers: the CLIP that the student was trained on.
-            remedy: what to do when there is no such file.
+        """Read prompts and projector and join them to the tower that they were trained on.
 
         Raises:
-            MissingFile: there is no such file.
+            MissingFile: there is no such file; the message has the remedy.
             BadArtifact: it belongs to another model, or its sizes do not fit.
         """
         tensors, metadata = read_tensors(path, what="student", remedy=remedy)
@@ -187,9 +181,7 @@ class Student(nn.Module):
                 f" '{towers.name}'; set the model back or distil the student again"
             )
         check_numbers(tensors, path, what="student", remedy=remedy)
-        prompts = read_prompts(
-            path, tensors, metadata, "image", width=towers.image_width, layers=towers.image_layers
-        )
+        prompts = read_prompts(path, tensors, metadata, "image", towers)
         weights = {
             key.removeprefix("projector."): value
             for key, value in tensors.items()
@@ -216,14 +208,3 @@ class Student(nn.Module):
             reason = " ".join(str(error).split())[:300]
             raise BadArtifact(f"student '{path}' does not fit: {reason}") from None
         return student.eval()
-
-
-def _projector(width: int, feature_width: int, layers: int) -> nn.Sequential:
-    """Make d -> D -> ... -> D, with batch norm and ReLU between the linear layers."""
-    if not 1 <= layers <= 3:
-        raise BadParams(f"projector_layers = {layers}; give 1, 2 or 3")
-    parts: list[nn.Module] = []
-    for _ in range(layers - 1):
-        parts += [nn.Linear(width, feature_width), nn.BatchNorm1d(feature_width), nn.ReLU()]
-        width = feature_width
-    return nn.Sequential(*parts, nn.Linear(width, feature_width))

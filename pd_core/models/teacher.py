@@ -94,7 +94,14 @@ class Teacher(nn.Module):
             BadParams: a depth or length is not positive, or the text prompts
                 leave no room for a class name.
         """
-        _check_sizes(text_depth, text_length, image_depth, image_length)
+        for name, value in {
+            "text prompt depth": text_depth,
+            "text prompt length": text_length,
+            "image prompt depth": image_depth,
+            "image prompt length": image_length,
+        }.items():
+            if value < 1:
+                raise BadParams(f"{name} = {value}; give a number from 1 upwards")
         generator = torch.Generator().manual_seed(seed)
         text = DeepPrompts(
             1 if method is TeacherMethod.COOP else min(text_depth, towers.text_layers),
@@ -128,36 +135,33 @@ class Teacher(nn.Module):
         """What its cosines are multiplied by to become logits."""
         return self.towers.logit_scale
 
+    @property
+    def text_length(self) -> int:
+        """Number of text prompts per layer; 0 without any."""
+        return 0 if self.text_prompts is None else self.text_prompts.length
+
     def texts(self, names: Sequence[str]) -> list[str]:
         """Write the text of each class.
 
         If there are more prompts than words before the class name, placeholders
         hold their places instead of the words. Underscores become spaces.
         """
-        length = self.text_prompts.length if self.text_prompts is not None else 0
-        template = self.template
+        template, length = self.template, self.text_length
         if length > len(_phrase_tokens(self.towers, template)):
             _, _, after = template.partition("{}")
             template = " ".join(["X"] * length) + " {}" + after
         return [template.replace("{}", name.replace("_", " ")) for name in names]
 
     def tokens(self, names: Sequence[str]) -> Tensor:
-        """Tokenize the text of each class, cut behind the longest one.
-
-        Args:
-            names: C class names.
-
-        Returns:
-            (C, L') token ids, on the towers' device.
+        """Tokenize the text of each class, cut behind the longest one: (C, L') token ids.
 
         Raises:
             BadParams: the prompts take all positions.
         """
         tokens = cut_after_end(self.towers.tokenize(self.texts(names)))
-        length = self.text_prompts.length if self.text_prompts is not None else 0
-        if length + 2 >= self.towers.context_length:
+        if self.text_length + 2 >= self.towers.context_length:
             raise BadParams(
-                f"text prompt length = {length} leaves no room for class names in"
+                f"text prompt length = {self.text_length} leaves no room for class names in"
                 f" {self.towers.context_length} positions; use a shorter prompt"
             )
         return tokens.to(self.towers.device)
@@ -174,17 +178,13 @@ class Teacher(nn.Module):
             memory: bytes that may be kept for the gradients; None for as many as it takes.
 
         Raises:
-            BadParams: the prompts take all positions.
+            BadParams: as in `tokens`.
         """
-        length = self.text_prompts.length if self.text_prompts is not None else 0
-        return TextPlan.of(self.towers.text, self.tokens(names), length, memory=memory)
+        tokens = self.tokens(names)
+        return TextPlan.of(self.towers.text, tokens, self.text_length, memory=memory)
 
     def text_features(self, texts: Tensor | TextPlan) -> Tensor:
-        """Encode texts with the prompts: tokens (C, L), or a plan of C texts -> (C, D).
-
-        Returns:
-            Features of unit length, fp32.
-        """
+        """Encode tokens (C, L), or a plan of C texts: (C, D), of unit length, fp32."""
         tower, prompts = self.towers.text, self.text_prompts
         if isinstance(texts, TextPlan):
             return _unit(encode_texts(tower, texts, prompts))
@@ -205,11 +205,7 @@ class Teacher(nn.Module):
         return _unit(encode_image(self.towers.visual, images))
 
     def save(self, path: Path) -> None:
-        """Write the prompts; the towers are named, and only what is changed in them is stored.
-
-        Raises:
-            PdError: the folder cannot be written.
-        """
+        """Write the prompts; the towers are named, and only what is changed in them is stored."""
         branches = (("text", self.text_prompts), ("image", self.folded().image_prompts))
         metadata = {
             "method": str(self.method),
@@ -218,22 +214,18 @@ class Teacher(nn.Module):
         }
         tensors = {CHANGE + key: value for key, value in self.towers.changes.items()}
         for branch, prompts in branches:
-            metadata |= _shape_metadata(branch, prompts)
+            depth, length = (prompts.depth, prompts.length) if prompts is not None else (0, 0)
+            metadata |= {f"{branch}_depth": str(depth), f"{branch}_length": str(length)}
             if prompts is not None:
                 tensors[f"{branch}.tokens"] = prompts.tokens
         write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path, towers: ClipTowers, *, remedy: str = "tune a teacher first") -> Self:
-        """Read a teacher's prompts and join them to the towers.
-
-        Args:
-            path: written by `save`.
-            towers: the CLIP that the prompts were tuned for.
-            remedy: what to do when there is no such file.
+        """Read a teacher's prompts and join them to the towers that they were tuned for.
 
         Raises:
-            MissingFile: there is no such file.
+            MissingFile: there is no such file; the message has the remedy.
             BadArtifact: the prompts were tuned for another model, or their
                 depth, length or width does not fit.
         """
@@ -244,12 +236,8 @@ class Teacher(nn.Module):
                 f" '{towers.name}'; set the model back or tune the teacher again"
             )
         check_numbers(tensors, path, what="teacher", remedy=remedy)
-        text = read_prompts(
-            path, tensors, metadata, "text", width=towers.text_width, layers=towers.text_layers
-        )
-        image = read_prompts(
-            path, tensors, metadata, "image", width=towers.image_width, layers=towers.image_layers
-        )
+        text = read_prompts(path, tensors, metadata, "text", towers)
+        image = read_prompts(path, tensors, metadata, "image", towers)
         with understood(path, what="teacher", remedy=remedy):
             method, template = TeacherMethod(metadata["method"]), metadata["template"]
         changed = towers.with_changes(read_changes(tensors))
@@ -266,19 +254,16 @@ def read_prompts(
     tensors: dict[str, Tensor],
     metadata: dict[str, str],
     branch: str,
-    *,
-    width: int,
-    layers: int,
+    towers: ClipTowers,
 ) -> DeepPrompts | None:
-    """Take the prompts of one tower out of an artifact, or None if it holds none.
+    """Take the prompts of the tower "text" or "image" out of an artifact; None if it holds none.
 
     Args:
         path: of the artifact, for the message.
         tensors: of the artifact.
         metadata: of the artifact; says which depth and length the tensor must have.
-        branch: "text" or "image".
-        width: W of the tower.
-        layers: blocks of the tower.
+        branch: which tower.
+        towers: that the prompts have to fit.
 
     Raises:
         BadArtifact: the depth, length or width does not fit.
@@ -295,31 +280,13 @@ def read_prompts(
     if tokens is None:
         return None
     depth, length, found_width = tokens.shape
+    width, layers = towers.size(branch)
     if found_width != width or depth > layers:
         raise BadArtifact(
             f"'{path}' has {branch} prompts of depth {depth}, length {length} and width"
             f" {found_width}; the tower has {layers} layers of width {width}; make it again"
         )
-    prompts = DeepPrompts(depth, length, width)
-    prompts.tokens.data.copy_(tokens)
-    return prompts
-
-
-def _shape_metadata(branch: str, prompts: ImagePrompts | None) -> dict[str, str]:
-    depth, length = (prompts.depth, prompts.length) if prompts is not None else (0, 0)
-    return {f"{branch}_depth": str(depth), f"{branch}_length": str(length)}
-
-
-def _check_sizes(text_depth: int, text_length: int, image_depth: int, image_length: int) -> None:
-    sizes = {
-        "text prompt depth": text_depth,
-        "text prompt length": text_length,
-        "image prompt depth": image_depth,
-        "image prompt length": image_length,
-    }
-    for name, value in sizes.items():
-        if value < 1:
-            raise BadParams(f"{name} = {value}; give a number from 1 upwards")
+    return DeepPrompts.of(tokens)
 
 
 def _phrase_tokens(towers: ClipTowers, template: str) -> Tensor:

@@ -64,11 +64,7 @@ class TextBatch:
         return cls(cut, end, min(int(same.int().cumprod(dim=0).sum()), first_end))
 
     def at_end(self, x: Tensor) -> Tensor:
-        """Take what stands at the end of each text from its unshared part: (C, ., W) -> (C, 1, W).
-
-        Args:
-            x: (C, L - shared, W).
-        """
+        """Take what stands at the end of each text: (C, L - shared, W) -> (C, 1, W)."""
         rows = torch.arange(len(x), device=x.device)
         return x[rows, self.end - self.shared][:, None]
 
@@ -102,12 +98,9 @@ class TextPlan:
         Args:
             tower: open_clip's `TextTransformer`.
             tokens: (C, L); end-of-text has the largest id of each row.
-            prompt_length: as in `TextBatch.of`.
+            prompt_length: as in `TextBatch.of`, and so are the errors.
             memory: bytes that may be kept for the gradients of all; None for as many as it takes.
                 At least 16 texts at a time are computed, whatever they take.
-
-        Raises:
-            BadParams: as in `TextBatch.of`.
         """
         order = tokens.argmax(dim=-1).argsort(stable=True)
 
@@ -127,14 +120,8 @@ class TextPlan:
 
 
 def cut_after_end(tokens: Tensor) -> Tensor:
-    """Drop the positions behind the last end-of-text of a batch.
+    """Drop the positions behind the last end-of-text, which has the largest id: (C, L) -> (C, L').
 
     The text tower is causal, so no feature at end-of-text sees them.
-
-    Args:
-        tokens: (C, L); end-of-text has the largest id of each row.
-
-    Returns:
-        (C, L') with L' <= L.
     """
     return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]

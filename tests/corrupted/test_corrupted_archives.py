@@ -33,7 +33,7 @@ from test_sources import ARCHIVES, served
 
 from pd_core.core.errors import BadArtifact, BadData, PdError
 from pd_core.data.acquire import sources
-from pd_core.data.acquire.archives import Limits, unpack
+from pd_core.data.acquire.fetch import Limits, unpack
 from pd_core.data.acquire.sources import source_of
 from pd_core.models.clip import embedded_weights, load_clip
 

@@ -185,7 +185,7 @@ def test_a_list_cut_in_three_has_every_image_in_one_part(items: Items, seed: int
     splits = train_val_test(items, random.Random(seed), train_fraction=0.5, val_fraction=0.25)
 
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    check_paths_disjoint(list(parts.items()))
+    check_paths_disjoint(parts)
     assert Counter((*splits.train, *splits.val, *splits.test)) == Counter(items)
     for label, count in sizes(items).items():
         first = round(count * 0.5)
@@ -201,14 +201,14 @@ def test_an_image_that_is_put_into_a_second_list_is_found(
     splits: Splits, data: st.DataObject
 ) -> None:
     lists = {"train": splits.train, "val": splits.val, "test": splits.test}
-    check_paths_disjoint(list(lists.items()))
+    check_paths_disjoint(lists)
     shared = data.draw(st.sampled_from(splits.train))
     other = data.draw(st.sampled_from(["val", "test"]))
     place = data.draw(st.integers(0, len(lists[other])))
     lists[other] = (*lists[other][:place], shared, *lists[other][place:])
 
     with pytest.raises(BadData, match=f"'{shared.path}' is in both train and {other}: "):
-        check_paths_disjoint(list(lists.items()))
+        check_paths_disjoint(lists)
 
 
 @examples

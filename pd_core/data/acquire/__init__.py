@@ -1,1 +1,1 @@
-"""How data sets and weights get here: download, unpack, verify, mirror."""
+"""Download, unpack, verify and mirror data sets and weights."""

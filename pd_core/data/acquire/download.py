@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_core.core.errors import BadData, PdError
+from pd_core.core.hooks import OnProgress
 from pd_core.data.acquire.sources import Address
 
 if TYPE_CHECKING:
     from requests import Response
 
-OnProgress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all (0 if unknown)."""
 
-MOST_BYTES = 200 * 2**30
-"""No file of the table comes near it."""
 _BLOCK = 2**20
 _HTML = "it answered with an HTML page in place of the file"
 _HTML_STARTS = (b"<!doctype html", b"<html")
@@ -47,18 +44,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer to a request for the bytes of a file from some position on.
+    """An answer to a request for the bytes of a file from some position on."""
 
-    Attributes:
-        start: Position of the first byte that comes: what was asked for, or 0 to start anew.
-        total: Size of the whole file in bytes; None if it is not said.
-        validator: What marks this version of the file; empty if nothing does.
-        blocks: The bytes.
-    """
-
-    start: int
-    total: int | None
-    validator: str
+    start: int  # position of the first byte that comes: what was asked for, or 0 to start anew
+    total: int | None  # size of the whole file in bytes, if it is said
+    validator: str  # what marks this version of the file; empty if nothing does
     blocks: Iterator[bytes]
 
 
@@ -66,27 +56,32 @@ Opener = Callable[[int, str], Stream]
 """Asks for the bytes from a position on, of the version that a validator marks."""
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long a transfer is tried, and what is too much."""
+
+    attempts: int = 5  # at an address, while none gets further than those before
+    pause: float = 1.0  # seconds before the second attempt; doubled before each further one
+    most_bytes: int = 200 * 2**30  # no file of the table comes near it
+
+
+PATIENCE = Patience()
+
+
 def download(
     addresses: Sequence[Address],
     target: Path,
     *,
-    most_bytes: int = MOST_BYTES,
-    attempts: int = 5,
-    pause: float = 1.0,
+    patience: Patience = PATIENCE,
     on_progress: OnProgress | None = None,
 ) -> Address:
-    """Download a file from the first address that has it.
+    """Download a file from the first address that has it; return the address.
 
     Args:
         addresses: Where it can be had, best first.
         target: Where it goes. Nothing else than the whole, checked file gets this name.
-        most_bytes: Size above which a file is refused.
-        attempts: How often an address is tried while no attempt gets further than those before.
-        pause: Seconds before the second attempt; doubled before each further one.
-        on_progress: Called with bytes done and bytes in all.
-
-    Returns:
-        The address that it came from.
+        patience: With each address.
+        on_progress: Called with bytes done and bytes in all (0 if unknown).
 
     Raises:
         BadData: No address gave the file; the message has each with its reason.
@@ -95,11 +90,9 @@ def download(
     part = Part(target)
     reasons = []
     for address in sorted(addresses, key=lambda address: address.url != part.source):
+        open_at = partial(_open_http, address.url)
         try:
-            receive(
-                partial(_open_http, address.url), part, address.url, address.checksum,
-                most_bytes=most_bytes, attempts=attempts, pause=pause, on_progress=on_progress,
-            )  # fmt: skip
+            part.receive(open_at, address.url, address.checksum, patience, on_progress)
         except (Interrupted, Refused) as error:
             reasons.append(f"{address.url}: {error}")
         else:
@@ -146,95 +139,78 @@ class Part:
         self._state.unlink(missing_ok=True)
         self.source = self.validator = ""
 
-    def finish(self) -> None:
-        """Give it its name."""
-        self.file.replace(self.target)
-        self._state.unlink(missing_ok=True)
+    def receive(
+        self,
+        open_at: Opener,
+        source: str,
+        checksum: str,
+        patience: Patience = PATIENCE,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Bring the file here, going on from what is here already.
 
+        Args:
+            open_at: Asks for the bytes.
+            source: What is asked; an unfinished download from elsewhere is not gone on with.
+            checksum: What the file must have; empty if it is not known.
+            patience: With the source.
+            on_progress: Called with bytes done and bytes in all (0 if unknown).
 
-def receive(
-    open_at: Opener,
-    part: Part,
-    source: str,
-    checksum: str,
-    *,
-    most_bytes: int = MOST_BYTES,
-    attempts: int = 5,
-    pause: float = 1.0,
-    on_progress: OnProgress | None = None,
-) -> None:
-    """Bring a file here, going on from what is here already.
+        Raises:
+            Interrupted: The connection broke too often.
+            Refused: The file is not there, or is not what it should be.
+            PdError: The disk is full or cannot be written.
+        """
+        if self.source != source:
+            with writing(self.file):
+                self.discard()
+        failures = most = 0
+        while True:
+            try:
+                with writing(self.file):
+                    self.target.parent.mkdir(parents=True, exist_ok=True)
+                    self._receive_once(open_at, source, patience.most_bytes, on_progress)
+                    break
+            except Interrupted:
+                failures = 1 if self.size > most else failures + 1
+                most = max(most, self.size)
+                if failures >= patience.attempts:
+                    raise
+                time.sleep(patience.pause * 2 ** (failures - 1))
+        if checksum and (found := digest(self.file, checksum)) != checksum:
+            self.discard()
+            raise Refused(f"checksum {found} where {checksum} belongs")
+        with writing(self.file):
+            self.file.replace(self.target)
+            self._state.unlink(missing_ok=True)
 
-    Args:
-        open_at: Asks for the bytes.
-        part: Where they go.
-        source: What is asked; an unfinished download from elsewhere is not gone on with.
-        checksum: What the file must have; empty if it is not known.
-        most_bytes: Size above which the file is refused.
-        attempts: How often it is tried while no attempt gets further than those before.
-        pause: Seconds before the second attempt; doubled before each further one.
-        on_progress: Called with bytes done and bytes in all.
-
-    Raises:
-        Interrupted: The connection broke too often.
-        Refused: The file is not there, or is not what it should be.
-        PdError: The disk is full or cannot be written.
-    """
-    if part.source != source:
-        with writing(part.file):
-            part.discard()
-    failures = most = 0
-    while True:
-        try:
-            with writing(part.file):
-                part.target.parent.mkdir(parents=True, exist_ok=True)
-                _receive_once(open_at, part, source, most_bytes, on_progress)
-                break
-        except Interrupted:
-            failures = 1 if part.size > most else failures + 1
-            most = max(most, part.size)
-            if failures >= attempts:
-                raise
-            time.sleep(pause * 2 ** (failures - 1))
-    if checksum and (found := digest(part.file, checksum)) != checksum:
-        part.discard()
-        raise Refused(f"checksum {found} where {checksum} belongs")
-    with writing(part.file):
-        part.finish()
-
-
-def _receive_once(
-    open_at: Opener, part: Part, source: str, most_bytes: int, on_progress: OnProgress | None
-) -> None:
-    stream = open_at(part.size if part.validator else 0, part.validator)
-    if stream.start == 0:
-        part.begin(source, stream.validator)
-    done, total = stream.start, stream.total
-    if max(done, total or 0) > most_bytes:
-        raise Refused(f"it has {total} bytes, more than the {most_bytes} that are allowed")
-    _require_space(part.file.parent, (total or 0) - done)
-    with part.file.open("ab") as file:
-        for block in stream.blocks:
-            done += len(block)
-            if done > most_bytes:
-                raise Refused(f"it has more than the {most_bytes} bytes that are allowed")
-            file.write(block)
-            if on_progress is not None:
-                on_progress(done, total or 0)
-    if total is not None and done < total:
-        raise Interrupted(f"broke off after {done} of {total} bytes")
-    if total is not None and done > total:
-        part.discard()
-        raise Refused(f"sent {done} bytes where it announced {total}")
+    def _receive_once(
+        self, open_at: Opener, source: str, most_bytes: int, on_progress: OnProgress | None
+    ) -> None:
+        stream = open_at(self.size if self.validator else 0, self.validator)
+        if stream.start == 0:
+            self.begin(source, stream.validator)
+        done, total = stream.start, stream.total
+        if max(done, total or 0) > most_bytes:
+            raise Refused(f"it has {total} bytes, more than the {most_bytes} that are allowed")
+        _require_space(self.file.parent, (total or 0) - done)
+        with self.file.open("ab") as file:
+            for block in stream.blocks:
+                done += len(block)
+                if done > most_bytes:
+                    raise Refused(f"it has more than the {most_bytes} bytes that are allowed")
+                file.write(block)
+                if on_progress is not None:
+                    on_progress(done, total or 0)
+        if total is not None and done < total:
+            raise Interrupted(f"broke off after {done} of {total} bytes")
+        if total is not None and done > total:
+            self.discard()
+            raise Refused(f"sent {done} bytes where it announced {total}")
 
 
 def digest(file: Path, like: str) -> str:
-    """Return a file's checksum, of the kind of another checksum.
-
-    Args:
-        file: The file.
-        like: A checksum, `md5:...` or `sha256:...`.
-    """
+    """Return a file's checksum, of the kind of another checksum: `md5:...` or `sha256:...`."""
     kind = like.partition(":")[0]
     with file.open("rb") as stream:
         return f"{kind}:{hashlib.file_digest(stream, kind).hexdigest()}"
@@ -251,11 +227,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in one line which file or folder the block could not write, and why.
-
-    Raises:
-        PdError: The block raised an error of the operating system's.
-    """
+    """Say in one line, a PdError, which file or folder the block could not write, and why."""
     try:
         yield
     except OSError as error:
@@ -266,12 +238,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _open_http(url: str, start: int, validator: str) -> Stream:
-    """Ask a server for a file.
-
-    Raises:
-        Interrupted: It does not answer, or says that it may later.
-        Refused: It has no such file.
-    """
+    """Ask a server for a file."""
     import requests
 
     headers = {"Accept-Encoding": "identity"}  # a .tar.gz is wanted as it lies on the server

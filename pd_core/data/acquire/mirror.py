@@ -19,16 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pd_core.core.errors import BadData, BadParams, MissingFile, PdError
-from pd_core.data.acquire.download import (
-    MOST_BYTES,
-    Interrupted,
-    OnProgress,
-    Part,
-    Refused,
-    Stream,
-    digest,
-    receive,
-)
+from pd_core.core.hooks import OnProgress
+from pd_core.data.acquire.download import Interrupted, Part, Refused, Stream, digest
 
 PART_SIZE = 64 * 2**20
 """Bytes; S3 takes parts from 5 MiB on, and 10,000 of them."""
@@ -42,19 +34,12 @@ _NO_RIGHTS = frozenset(
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where the copies are.
+    """Where the copies are."""
 
-    Attributes:
-        client: boto3's.
-        bucket: Name of the bucket.
-        prefix: What all keys start with; empty, or ends with a slash.
-        endpoint: The server, for messages.
-    """
-
-    client: Any
+    client: Any  # boto3's
     bucket: str
-    prefix: str
-    endpoint: str
+    prefix: str  # what all keys start with; empty, or ends with a slash
+    endpoint: str  # for messages
 
     def key(self, path: str) -> str:
         """Return the key of a file whose path below the data root is given."""
@@ -120,7 +105,7 @@ def push(
     part_size: int = PART_SIZE,
     on_progress: OnProgress | None = None,
 ) -> bool:
-    """Upload a file, unless the mirror has it already.
+    """Upload a file, unless the mirror has it already; return whether it was uploaded.
 
     Args:
         mirror: Where to.
@@ -128,9 +113,6 @@ def push(
         path: Its path below the data root.
         part_size: Bytes of a part; doubled until the file has few enough of them.
         on_progress: Called with bytes done and bytes in all.
-
-    Returns:
-        Whether something was uploaded.
 
     Raises:
         PdError: The server cannot be reached, has no such bucket, or refuses.
@@ -160,26 +142,21 @@ def pull(
     target: Path,
     *,
     checksums: tuple[str, ...] = (),
-    most_bytes: int = MOST_BYTES,
     on_progress: OnProgress | None = None,
 ) -> bool:
-    """Download a file, unless it is here already.
+    """Download a file, unless it is here already; return whether it was downloaded.
 
     Args:
         mirror: Where from.
         path: Its path below the data root.
         target: Where it goes.
         checksums: What it may have according to its origin; empty if that is not known.
-        most_bytes: Size above which it is refused.
         on_progress: Called with bytes done and bytes in all.
-
-    Returns:
-        Whether something was downloaded.
 
     Raises:
         MissingFile: The mirror has no such file.
         BadData: What came is not what was uploaded, or not what the origin has.
-        PdError: The server cannot be reached, has no such bucket, or refuses.
+        PdError: As `push`.
     """
     key = mirror.key(path)
     with _explained(mirror, key):
@@ -195,10 +172,12 @@ def pull(
         if target.is_file() and digest(target, "sha256") == there.sha256:
             return False
         try:
-            receive(
-                partial(_open_object, mirror, key, there), Part(target), source, there.sha256,
-                most_bytes=most_bytes, on_progress=on_progress,
-            )  # fmt: skip
+            Part(target).receive(
+                partial(_open_object, mirror, key, there),
+                source,
+                there.sha256,
+                on_progress=on_progress,
+            )
         except (Interrupted, Refused) as error:
             raise BadData(f"could not pull '{source}': {error}; push it again") from None
     if checksums and all(digest(target, known) != known for known in checksums):
@@ -211,15 +190,7 @@ def pull(
 
 
 def has(mirror: Mirror, path: str) -> bool:
-    """Whether the mirror has a file.
-
-    Args:
-        mirror: Where.
-        path: The file's path below the data root.
-
-    Raises:
-        PdError: The server cannot be reached, has no such bucket, or refuses.
-    """
+    """Whether the mirror has a file whose path below the data root is given; raises as `push`."""
     key = mirror.key(path)
     with _explained(mirror, key):
         return _head(mirror, key) is not None
@@ -349,18 +320,11 @@ def _code(error: Any) -> str:
 @contextmanager
 def _explained(mirror: Mirror, key: str) -> Iterator[None]:
     """Turn boto3's exceptions into one line each; none of them repeats a secret."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        EndpointConnectionError,
-        HTTPClientError,
-        NoCredentialsError,
-        PartialCredentialsError,
-    )
+    from botocore import exceptions as boto
 
     try:
         yield
-    except ClientError as error:
+    except boto.ClientError as error:
         code = _code(error)
         if code in ("404", "NoSuchBucket"):
             raise MissingFile(
@@ -375,14 +339,14 @@ def _explained(mirror: Mirror, key: str) -> Iterator[None]:
         raise PdError(
             f"{mirror.endpoint} refused s3://{mirror.bucket}/{key}: {error.operation_name}, {code}"
         ) from None
-    except (NoCredentialsError, PartialCredentialsError):
+    except (boto.NoCredentialsError, boto.PartialCredentialsError):
         raise BadParams(
             "no credentials for S3; set PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY, or what "
             "boto3 reads"
         ) from None
-    except (EndpointConnectionError, HTTPClientError):
+    except (boto.EndpointConnectionError, boto.HTTPClientError):
         raise PdError(
             f"{mirror.endpoint} does not answer; check PD_S3_ENDPOINT_URL and the network"
         ) from None
-    except BotoCoreError as error:
+    except boto.BotoCoreError as error:
         raise PdError(f"s3://{mirror.bucket}/{key} at {mirror.endpoint}: {error}") from None

@@ -21,19 +21,12 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Address:
-    """One place where a file can be had.
-
-    Attributes:
-        url: Where.
-        origin: Who says so.
-        checksum: `md5:` or `sha256:` and hexadecimal digits; empty if none is known.
-        unverified: Whether nobody with authority published a checksum of what is there.
-    """
+    """One place where a file can be had."""
 
     url: str
-    origin: Origin
-    checksum: str = ""
-    unverified: bool = True
+    origin: Origin  # who says so
+    checksum: str = ""  # `md5:` or `sha256:` and hexadecimal digits; empty if none is known
+    unverified: bool = True  # nobody with authority published a checksum of what is there
 
 
 @dataclass(frozen=True)
@@ -52,19 +45,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to get.
+    """A file to get."""
 
-    Attributes:
-        name: What it is called once it is here.
-        addresses: Where to get it, best first. Bytes may differ, what they unpack to may not.
-        placements: What it becomes.
-        nested: Archives inside, by name, that are unpacked where they lie.
-    """
-
-    name: str
-    addresses: tuple[Address, ...]
+    name: str  # once it is here
+    addresses: tuple[Address, ...]  # best first; bytes may differ, what they unpack to may not
     placements: tuple[Placement, ...] = ()
-    nested: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()  # archives inside, by name, that are unpacked where they lie
 
     @property
     def is_archive(self) -> bool:
@@ -80,105 +66,26 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Source:
-    """How a data set is got.
+    """How a data set is got."""
 
-    Attributes:
-        name: The catalogue's name.
-        folder: Folder below the data root.
-        routes: Sets of files, best first; each alone is enough.
-        by_hand: What the user has to do first, with `{folder}` for the folder; empty if nothing.
-        needs: What is in the folder once that is done.
-    """
-
-    name: str
-    folder: str
-    routes: tuple[tuple[RemoteFile, ...], ...]
-    by_hand: str = ""
-    needs: str = ""
-
-
-def torchvision(url: str, md5: str) -> Address:
-    """Make an address that torchvision has in its sources."""
-    return Address(url, Origin.TORCHVISION, f"md5:{md5}", unverified=False)
-
-
-def tensorflow(url: str, sha256: str) -> Address:
-    """Make an address whose checksum TensorFlow Datasets recorded."""
-    return Address(url, Origin.TENSORFLOW, f"sha256:{sha256}", unverified=False)
-
-
-def reported(url: str, checksum: str = "") -> Address:
-    """Make an address that users' scripts have."""
-    return Address(url, Origin.REPORTED, checksum)
-
-
-def drive(file_id: str) -> Address:
-    """Make an address of a small file on Google Drive that CoOp's instructions name."""
-    return Address(f"https://drive.google.com/uc?export=download&id={file_id}", Origin.COOP)
-
-
-def drive_large(file_id: str, checksum: str = "") -> Address:
-    """Make an address that skips Google Drive's question whether to forgo the virus scan."""
-    host = "https://drive.usercontent.google.com"
-    return reported(f"{host}/download?id={file_id}&export=download&confirm=t", checksum)
-
-
-def plain(name: str, *addresses: Address) -> RemoteFile:
-    """Describe a file that is used as it is, in the data set's folder."""
-    return RemoteFile(name, addresses, (Placement(name, name),))
-
-
-def packed(name: str, wanted: str, *addresses: Address, nested: tuple[str, ...] = ()) -> RemoteFile:
-    """Describe an archive.
-
-    Args:
-        name: Of the archive.
-        wanted: Names in it that are kept and keep their names, blanks between them.
-        addresses: Where to get it.
-        nested: Archives inside, by name.
-    """
-    placements = tuple(Placement(path, path) for path in wanted.split())
-    return RemoteFile(name, addresses, placements, nested)
-
-
-def moved(name: str, found: str, placed: str, *addresses: Address) -> RemoteFile:
-    """Describe an archive of which one folder is kept, in another place.
-
-    Args:
-        name: Of the archive.
-        found: The folder in it.
-        placed: Where it goes, below the data set's folder; empty for that folder itself.
-        addresses: Where to get it.
-    """
-    return RemoteFile(name, addresses, (Placement(found, placed),))
+    name: str  # of the catalogue
+    folder: str  # below the data root
+    routes: tuple[tuple[RemoteFile, ...], ...]  # sets of files, best first; each alone is enough
+    by_hand: str = ""  # what the user has to do first, with `{folder}` for the folder
+    needs: str = ""  # what is in the folder once that is done
 
 
 FOLDER = "weights"
-"""Their folder, below the data root."""
-
-
-def _openai(name: str, sha256: str) -> RemoteFile:
-    """Make a row; the address holds the checksum, and open_clip has both in its sources."""
-    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}"
-    return RemoteFile(name, (Address(url, Origin.OPEN_CLIP, f"sha256:{sha256}", unverified=False),))
-
-
-_CLIP_ROWS = {
-    file.name: file
-    for file in (
-        _openai("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-        _openai("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-    )
-}
+"""Folder of CLIP's weights, below the data root."""
 
 
 def weight_names() -> tuple[str, ...]:
-    """Names of all files."""
+    """Names of all files of weights."""
     return tuple(_CLIP_ROWS)
 
 
 def weights_file(name: str) -> RemoteFile:
-    """Return the row of a file.
+    """Return the row of a file of weights.
 
     Raises:
         UnknownName: There is none.
@@ -186,361 +93,6 @@ def weights_file(name: str) -> RemoteFile:
     if name not in _CLIP_ROWS:
         raise unknown("weights", name, _CLIP_ROWS)
     return _CLIP_ROWS[name]
-
-
-_HUGGING_FACE = "https://huggingface.co"
-_COPIES = (
-    f"{_HUGGING_FACE}/zhengli97/prompt_learning_dataset/resolve/"
-    "ceb3112337fb6e1bf71534e355ca5569b63f19a6"
-)
-_CARS = "https://ai.stanford.edu/~jkrause"
-_HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
-_SUN = "https://vision.princeton.edu/projects/2010/SUN"
-_VGG = "https://www.robots.ox.ac.uk/~vgg/data"
-_CLASS_NAMES = "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"
-_SKETCH = "sha256:4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed"
-
-
-def _copy(name: str, wanted: str, *, sha256: str = "", reported: str = "") -> RemoteFile:
-    """The authors' copy of a whole data set; the checksum is theirs or one that users report."""
-    digits = sha256 or reported
-    address = Address(
-        f"{_COPIES}/{name}",
-        Origin.AUTHORS,
-        f"sha256:{digits}" if digits else "",
-        unverified=not sha256,
-    )
-    return packed(f"copy-{name}", wanted, address)  # the original may have the same name
-
-
-_ROWS = (
-    Source(
-        "imagenet", "imagenet",
-        ((plain("classnames.txt", drive(_CLASS_NAMES)),),),
-        by_hand=(
-            "ImageNet cannot be downloaded freely: register at https://image-net.org, get "
-            "ILSVRC2012, sort it into images/train/<wnid> and images/val/<wnid>, and link it: "
-            "mkdir -p {folder} && ln -s /path/of/your/images {folder}/images"
-        ),
-        needs="images",
-    ),
-    Source(
-        "caltech101", "caltech-101",
-        (
-            (
-                packed(
-                    "caltech-101.zip", "101_ObjectCategories",
-                    torchvision(
-                        "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
-                        "3138e1922a9193bfa496528edbbc45d0",
-                    ),
-                    nested=("101_ObjectCategories.tar.gz",),
-                ),
-                plain("split_zhou_Caltech101.json", drive("1hyarUivQE36mY6jSomru6Fjd-JzwcCzN")),
-            ),
-            (_copy("caltech-101.zip", "101_ObjectCategories split_zhou_Caltech101.json"),),
-        ),
-    ),
-    Source(
-        "oxford_pets", "oxford_pets",
-        (
-            (
-                packed(
-                    "images.tar.gz", "images",
-                    torchvision(
-                        f"{_VGG}/pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"
-                    ),
-                ),
-                packed(
-                    "annotations.tar.gz", "annotations",
-                    torchvision(
-                        f"{_VGG}/pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"
-                    ),
-                ),
-                plain("split_zhou_OxfordPets.json", drive("1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs")),
-            ),
-            (_copy("oxford_pets.zip", "images split_zhou_OxfordPets.json"),),
-        ),
-    ),
-    Source(
-        "stanford_cars", "stanford_cars",
-        (
-            (
-                packed(
-                    "cars_train.tgz", "cars_train",
-                    tensorflow(
-                        f"{_CARS}/car196/cars_train.tgz",
-                        "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
-                    ),
-                ),
-                packed(
-                    "cars_test.tgz", "cars_test",
-                    tensorflow(
-                        f"{_CARS}/car196/cars_test.tgz",
-                        "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
-                    ),
-                ),
-                packed(
-                    "car_devkit.tgz", "devkit",
-                    tensorflow(
-                        f"{_CARS}/cars/car_devkit.tgz",
-                        "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
-                    ),
-                ),
-                plain(
-                    "cars_test_annos_withlabels.mat",
-                    tensorflow(
-                        f"{_CARS}/car196/cars_test_annos_withlabels.mat",
-                        "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
-                    ),
-                ),
-                plain("split_zhou_StanfordCars.json", drive("1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT")),
-            ),
-            (
-                _copy(
-                    "stanford_cars.zip", "cars_train cars_test split_zhou_StanfordCars.json",
-                    reported="50812812f33534ef2906b992762f96e8a5bb57b0eedc53800e91b7ed599abf8e",
-                ),
-            ),
-        ),
-    ),
-    Source(
-        "oxford_flowers", "oxford_flowers",
-        (
-            (
-                packed(
-                    "102flowers.tgz", "jpg",
-                    torchvision(
-                        f"{_VGG}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"
-                    ),
-                ),
-                plain(
-                    "imagelabels.mat",
-                    torchvision(
-                        f"{_VGG}/flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"
-                    ),
-                ),
-                plain("cat_to_name.json", drive("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0")),
-                plain("split_zhou_OxfordFlowers.json", drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT")),
-            ),
-            (
-                _copy(
-                    "oxford_flowers.zip", "jpg split_zhou_OxfordFlowers.json",
-                    sha256="bd8d090f0f28581458243cfe4d4a7b1cd5f3a3a8840096adb8bb7ad80020907e",
-                ),
-            ),
-        ),
-    ),
-    Source(
-        "food101", "food-101",
-        (
-            (
-                moved(
-                    "food-101.tar.gz", "food-101", "",
-                    torchvision(
-                        "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-                        "85eeb15f3717b99a5da872d97d918f87",
-                    ),
-                    reported(
-                        f"{_HUGGING_FACE}/datasets/ethz/food101/resolve/main/food-101.tar.gz",
-                        "md5:85eeb15f3717b99a5da872d97d918f87",
-                    ),
-                ),
-                plain("split_zhou_Food101.json", drive("1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl")),
-            ),
-            (_copy("food101.zip", "images split_zhou_Food101.json"),),
-        ),
-    ),
-    Source(
-        "fgvc_aircraft", "fgvc_aircraft",
-        (
-            (
-                moved(
-                    "fgvc-aircraft-2013b.tar.gz", "fgvc-aircraft-2013b/data", "",
-                    tensorflow(
-                        f"{_VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
-                        "d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
-                    ),
-                ),
-            ),
-            (
-                _copy(
-                    "fgvc_aircraft.zip",
-                    "images variants.txt images_variant_train.txt images_variant_val.txt "
-                    "images_variant_test.txt",
-                ),
-            ),
-        ),
-    ),
-    Source(
-        "sun397", "sun397",
-        (
-            (
-                packed(
-                    "SUN397.tar.gz", "SUN397",
-                    torchvision(f"{_SUN}/SUN397.tar.gz", "8ca2778205c41d23104230ba66911c7a"),
-                ),
-                packed(
-                    "Partitions.zip", "ClassName.txt Training_01.txt Testing_01.txt",
-                    tensorflow(
-                        f"{_SUN}/download/Partitions.zip",
-                        "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
-                    ),
-                ),
-                plain("split_zhou_SUN397.json", drive("1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq")),
-            ),
-            (
-                _copy(
-                    "sun397.zip", "SUN397 split_zhou_SUN397.json",
-                    reported="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722",
-                ),
-            ),
-        ),
-    ),
-    Source(
-        "dtd", "dtd",
-        (
-            (
-                moved(
-                    "dtd-r1.0.1.tar.gz", "dtd", "",
-                    torchvision(
-                        f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz",
-                        "fff73e5086ae6bdbea199a49dfb8a4c1",
-                    ),
-                ),
-                plain(
-                    "split_zhou_DescribableTextures.json",
-                    drive("1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),
-                ),
-            ),
-            (
-                _copy(
-                    "dtd.zip", "images split_zhou_DescribableTextures.json",
-                    sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b",
-                ),
-            ),
-        ),
-    ),
-    Source(
-        "eurosat", "eurosat",
-        (
-            (
-                packed(
-                    "EuroSAT.zip", "2750",
-                    torchvision(
-                        f"{_HUGGING_FACE}/datasets/torchgeo/eurosat/resolve/"
-                        "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
-                        "c8fa014336c82ac7804f0398fcb19387",
-                    ),
-                    reported(
-                        "https://madm.dfki.de/files/sentinel/EuroSAT.zip",
-                        "md5:c8fa014336c82ac7804f0398fcb19387",
-                    ),
-                ),
-                plain("split_zhou_EuroSAT.json", drive("1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o")),
-            ),
-            (_copy("eurosat.zip", "2750 split_zhou_EuroSAT.json"),),
-        ),
-    ),
-    Source(
-        "ucf101", "ucf101",
-        (
-            (
-                packed(
-                    "UCF-101-midframes.zip", "UCF-101-midframes",
-                    drive_large("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
-                    drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
-                ),
-                packed(
-                    "UCF101TrainTestSplits-RecognitionTask.zip", "ucfTrainTestlist",
-                    tensorflow(
-                        "https://www.crcv.ucf.edu/data/UCF101/"
-                        "UCF101TrainTestSplits-RecognitionTask.zip",
-                        "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27",
-                    ),
-                ),
-                plain("split_zhou_UCF101.json", drive("1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")),
-            ),
-            (
-                _copy(
-                    "ucf101.zip", "UCF-101-midframes split_zhou_UCF101.json",
-                    reported="2fe1bd40e64408d02ff173badf744da557033ae6c75dd4ea51519366551f3ae6",
-                ),
-            ),
-        ),
-    ),
-    Source(
-        "imagenetv2", "imagenetv2",
-        (
-            (
-                packed(
-                    "imagenetv2-matched-frequency.tar.gz",
-                    "imagenetv2-matched-frequency-format-val",
-                    tensorflow(
-                        f"{_HUGGING_FACE}/datasets/vaishaal/ImageNetV2/resolve/main/"
-                        "imagenetv2-matched-frequency.tar.gz",
-                        "f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
-                    ),
-                    tensorflow(
-                        "https://s3-us-west-2.amazonaws.com/imagenetv2public/"
-                        "imagenetv2-matched-frequency.tar.gz",
-                        "a32004f9e773279307499059d320336a23ccdc62cb32063da29bae9bd04c122c",
-                    ),
-                ),
-                plain("classnames.txt", drive(_CLASS_NAMES)),
-            ),
-        ),
-    ),
-    Source(
-        "imagenet_sketch", "imagenet-sketch",
-        (
-            (
-                moved(
-                    "ImageNet-Sketch.zip", "sketch", "images",
-                    drive_large("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA", _SKETCH),
-                    reported(
-                        f"{_HUGGING_FACE}/datasets/songweig/imagenet_sketch/resolve/main/data/"
-                        "ImageNet-Sketch.zip",
-                        _SKETCH,
-                    ),
-                ),
-                plain("classnames.txt", drive(_CLASS_NAMES)),
-            ),
-        ),
-    ),
-    Source(
-        "imagenet_a", "imagenet-adversarial",
-        (
-            (
-                packed(
-                    "imagenet-a.tar", "imagenet-a",
-                    tensorflow(
-                        f"{_HENDRYCKS}/imagenet-a.tar",
-                        "3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
-                    ),
-                ),
-                plain("classnames.txt", drive(_CLASS_NAMES)),
-            ),
-        ),
-    ),
-    Source(
-        "imagenet_r", "imagenet-rendition",
-        (
-            (
-                packed(
-                    "imagenet-r.tar", "imagenet-r",
-                    tensorflow(
-                        f"{_HENDRYCKS}/imagenet-r.tar",
-                        "18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
-                    ),
-                ),
-                plain("classnames.txt", drive(_CLASS_NAMES)),
-            ),
-        ),
-    ),
-)  # fmt: skip
-
-_BY_NAME = {row.name: row for row in _ROWS}
 
 
 def source_names() -> tuple[str, ...]:
@@ -557,3 +109,297 @@ def source_of(name: str) -> Source:
     if name not in _BY_NAME:
         raise unknown("data set to fetch", name, _BY_NAME)
     return _BY_NAME[name]
+
+
+def _openai(name: str, sha256: str) -> RemoteFile:
+    """Weights of OpenAI's; the address holds the checksum, and open_clip has both."""
+    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}"
+    return RemoteFile(name, (Address(url, Origin.OPEN_CLIP, f"sha256:{sha256}", unverified=False),))
+
+
+def _torchvision(url: str, md5: str) -> Address:
+    """An address that torchvision has in its sources."""
+    return Address(url, Origin.TORCHVISION, f"md5:{md5}", unverified=False)
+
+
+def _tensorflow(url: str, sha256: str) -> Address:
+    """An address whose checksum TensorFlow Datasets recorded."""
+    return Address(url, Origin.TENSORFLOW, f"sha256:{sha256}", unverified=False)
+
+
+def _reported(url: str, checksum: str = "") -> Address:
+    """An address that users' scripts have."""
+    return Address(url, Origin.REPORTED, checksum)
+
+
+def _drive(file_id: str) -> Address:
+    """An address of a small file on Google Drive that CoOp's instructions name."""
+    return Address(f"https://drive.google.com/uc?export=download&id={file_id}", Origin.COOP)
+
+
+def _drive_large(file_id: str, checksum: str = "") -> Address:
+    """An address that skips Google Drive's question whether to forgo the virus scan."""
+    host = "https://drive.usercontent.google.com"
+    return _reported(f"{host}/download?id={file_id}&export=download&confirm=t", checksum)
+
+
+def _plain(name: str, *addresses: Address) -> RemoteFile:
+    """A file that is used as it is, in the data set's folder."""
+    return RemoteFile(name, addresses, (Placement(name, name),))
+
+
+def _split(title: str, file_id: str) -> RemoteFile:
+    """The community's split file."""
+    return _plain(f"split_zhou_{title}.json", _drive(file_id))
+
+
+def _packed(name: str, wanted: str, *addresses: Address, nested: str = "") -> RemoteFile:
+    """An archive; `wanted` are names in it that are kept, blanks between them."""
+    placements = tuple(Placement(path, path) for path in wanted.split())
+    return RemoteFile(name, addresses, placements, tuple(nested.split()))
+
+
+def _moved(name: str, found: str, placed: str, *addresses: Address) -> RemoteFile:
+    """An archive of which one folder is kept, in another place below the data set's folder."""
+    return RemoteFile(name, addresses, (Placement(found, placed),))
+
+
+def _copy(name: str, wanted: str, *, sha256: str = "", reported: str = "") -> RemoteFile:
+    """The authors' copy of a whole data set; the checksum is theirs or one that users report."""
+    digits = sha256 or reported
+    checksum = f"sha256:{digits}" if digits else ""
+    address = Address(f"{_COPIES}/{name}", Origin.AUTHORS, checksum, unverified=not sha256)
+    return _packed(f"copy-{name}", wanted, address)  # the original may have the same name
+
+
+def _source(
+    name: str, folder: str, *files: RemoteFile, copy: RemoteFile | None = None, **by_hand: str
+) -> Source:
+    """A data set from its origin or else, if there is one, the authors' copy."""
+    return Source(name, folder, (files, (copy,)) if copy else (files,), **by_hand)
+
+
+_HUGGING_FACE = "https://huggingface.co"
+_COPIES = (
+    f"{_HUGGING_FACE}/zhengli97/prompt_learning_dataset/resolve/"
+    "ceb3112337fb6e1bf71534e355ca5569b63f19a6"
+)
+_CARS = "https://ai.stanford.edu/~jkrause"
+_HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
+_SUN = "https://vision.princeton.edu/projects/2010/SUN"
+_VGG = "https://www.robots.ox.ac.uk/~vgg/data"
+_SKETCH = "sha256:4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed"
+_CLASS_NAMES = _plain("classnames.txt", _drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"))
+
+_CLIP_ROWS = {
+    file.name: file
+    for file in (
+        _openai("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        _openai("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    )
+}
+
+_ROWS = (
+    _source(
+        "imagenet", "imagenet", _CLASS_NAMES,
+        by_hand="ImageNet cannot be downloaded freely: register at https://image-net.org, get "
+        "ILSVRC2012, sort it into images/train/<wnid> and images/val/<wnid>, and link it: "
+        "mkdir -p {folder} && ln -s /path/of/your/images {folder}/images",
+        needs="images",
+    ),
+    _source(
+        "caltech101", "caltech-101",
+        _packed("caltech-101.zip", "101_ObjectCategories", _torchvision(
+            "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+            "3138e1922a9193bfa496528edbbc45d0",
+        ), nested="101_ObjectCategories.tar.gz"),
+        _split("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
+        copy=_copy("caltech-101.zip", "101_ObjectCategories split_zhou_Caltech101.json"),
+    ),
+    _source(
+        "oxford_pets", "oxford_pets",
+        _packed("images.tar.gz", "images", _torchvision(
+            f"{_VGG}/pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c",
+        )),
+        _packed("annotations.tar.gz", "annotations", _torchvision(
+            f"{_VGG}/pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f",
+        )),
+        _split("OxfordPets", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
+        copy=_copy("oxford_pets.zip", "images split_zhou_OxfordPets.json"),
+    ),
+    _source(
+        "stanford_cars", "stanford_cars",
+        _packed("cars_train.tgz", "cars_train", _tensorflow(
+            f"{_CARS}/car196/cars_train.tgz",
+            "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
+        )),
+        _packed("cars_test.tgz", "cars_test", _tensorflow(
+            f"{_CARS}/car196/cars_test.tgz",
+            "bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
+        )),
+        _packed("car_devkit.tgz", "devkit", _tensorflow(
+            f"{_CARS}/cars/car_devkit.tgz",
+            "b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
+        )),
+        _plain("cars_test_annos_withlabels.mat", _tensorflow(
+            f"{_CARS}/car196/cars_test_annos_withlabels.mat",
+            "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
+        )),
+        _split("StanfordCars", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
+        copy=_copy(
+            "stanford_cars.zip", "cars_train cars_test split_zhou_StanfordCars.json",
+            reported="50812812f33534ef2906b992762f96e8a5bb57b0eedc53800e91b7ed599abf8e",
+        ),
+    ),
+    _source(
+        "oxford_flowers", "oxford_flowers",
+        _packed("102flowers.tgz", "jpg", _torchvision(
+            f"{_VGG}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa",
+        )),
+        _plain("imagelabels.mat", _torchvision(
+            f"{_VGG}/flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d",
+        )),
+        _plain("cat_to_name.json", _drive("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0")),
+        _split("OxfordFlowers", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
+        copy=_copy(
+            "oxford_flowers.zip", "jpg split_zhou_OxfordFlowers.json",
+            sha256="bd8d090f0f28581458243cfe4d4a7b1cd5f3a3a8840096adb8bb7ad80020907e",
+        ),
+    ),
+    _source(
+        "food101", "food-101",
+        _moved(
+            "food-101.tar.gz", "food-101", "",
+            _torchvision(
+                "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                "85eeb15f3717b99a5da872d97d918f87",
+            ),
+            _reported(
+                f"{_HUGGING_FACE}/datasets/ethz/food101/resolve/main/food-101.tar.gz",
+                "md5:85eeb15f3717b99a5da872d97d918f87",
+            ),
+        ),
+        _split("Food101", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
+        copy=_copy("food101.zip", "images split_zhou_Food101.json"),
+    ),
+    _source(
+        "fgvc_aircraft", "fgvc_aircraft",
+        _moved("fgvc-aircraft-2013b.tar.gz", "fgvc-aircraft-2013b/data", "", _tensorflow(
+            f"{_VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+            "d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
+        )),
+        copy=_copy(
+            "fgvc_aircraft.zip",
+            "images variants.txt images_variant_train.txt images_variant_val.txt "
+            "images_variant_test.txt",
+        ),
+    ),
+    _source(
+        "sun397", "sun397",
+        _packed("SUN397.tar.gz", "SUN397", _torchvision(
+            f"{_SUN}/SUN397.tar.gz", "8ca2778205c41d23104230ba66911c7a",
+        )),
+        _packed("Partitions.zip", "ClassName.txt Training_01.txt Testing_01.txt", _tensorflow(
+            f"{_SUN}/download/Partitions.zip",
+            "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
+        )),
+        _split("SUN397", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
+        copy=_copy(
+            "sun397.zip", "SUN397 split_zhou_SUN397.json",
+            reported="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722",
+        ),
+    ),
+    _source(
+        "dtd", "dtd",
+        _moved("dtd-r1.0.1.tar.gz", "dtd", "", _torchvision(
+            f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1",
+        )),
+        _split("DescribableTextures", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),
+        copy=_copy(
+            "dtd.zip", "images split_zhou_DescribableTextures.json",
+            sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b",
+        ),
+    ),
+    _source(
+        "eurosat", "eurosat",
+        _packed(
+            "EuroSAT.zip", "2750",
+            _torchvision(
+                f"{_HUGGING_FACE}/datasets/torchgeo/eurosat/resolve/"
+                "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                "c8fa014336c82ac7804f0398fcb19387",
+            ),
+            _reported(
+                "https://madm.dfki.de/files/sentinel/EuroSAT.zip",
+                "md5:c8fa014336c82ac7804f0398fcb19387",
+            ),
+        ),
+        _split("EuroSAT", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
+        copy=_copy("eurosat.zip", "2750 split_zhou_EuroSAT.json"),
+    ),
+    _source(
+        "ucf101", "ucf101",
+        _packed(
+            "UCF-101-midframes.zip", "UCF-101-midframes",
+            _drive_large("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
+            _drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),
+        ),
+        _packed("UCF101TrainTestSplits-RecognitionTask.zip", "ucfTrainTestlist", _tensorflow(
+            "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
+            "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27",
+        )),
+        _split("UCF101", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
+        copy=_copy(
+            "ucf101.zip", "UCF-101-midframes split_zhou_UCF101.json",
+            reported="2fe1bd40e64408d02ff173badf744da557033ae6c75dd4ea51519366551f3ae6",
+        ),
+    ),
+    _source(
+        "imagenetv2", "imagenetv2",
+        _packed(
+            "imagenetv2-matched-frequency.tar.gz", "imagenetv2-matched-frequency-format-val",
+            _tensorflow(
+                f"{_HUGGING_FACE}/datasets/vaishaal/ImageNetV2/resolve/main/"
+                "imagenetv2-matched-frequency.tar.gz",
+                "f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
+            ),
+            _tensorflow(
+                "https://s3-us-west-2.amazonaws.com/imagenetv2public/"
+                "imagenetv2-matched-frequency.tar.gz",
+                "a32004f9e773279307499059d320336a23ccdc62cb32063da29bae9bd04c122c",
+            ),
+        ),
+        _CLASS_NAMES,
+    ),
+    _source(
+        "imagenet_sketch", "imagenet-sketch",
+        _moved(
+            "ImageNet-Sketch.zip", "sketch", "images",
+            _drive_large("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA", _SKETCH),
+            _reported(
+                f"{_HUGGING_FACE}/datasets/songweig/imagenet_sketch/resolve/main/data/"
+                "ImageNet-Sketch.zip",
+                _SKETCH,
+            ),
+        ),
+        _CLASS_NAMES,
+    ),
+    _source(
+        "imagenet_a", "imagenet-adversarial",
+        _packed("imagenet-a.tar", "imagenet-a", _tensorflow(
+            f"{_HENDRYCKS}/imagenet-a.tar",
+            "3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
+        )),
+        _CLASS_NAMES,
+    ),
+    _source(
+        "imagenet_r", "imagenet-rendition",
+        _packed("imagenet-r.tar", "imagenet-r", _tensorflow(
+            f"{_HENDRYCKS}/imagenet-r.tar",
+            "18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
+        )),
+        _CLASS_NAMES,
+    ),
+)  # fmt: skip
+
+_BY_NAME = {row.name: row for row in _ROWS}

@@ -1,1 +1,1 @@
-"""What the stage `prepare` reads: data sets, their labels, their fingerprints."""
+"""Data sets, their labels and their fingerprints: the inputs of the stage `prepare`."""

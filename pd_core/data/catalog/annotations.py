@@ -23,10 +23,9 @@ from pd_core.data.loading.splits import Item, Items, Splits, clean_path, is_pict
 
 
 def class_folders(spec: DatasetSpec) -> tuple[str, ...]:
-    """Return the class folders of the whole data set, in the order of labels.
+    """Return the class folders of the whole data set below the image root, in the order of labels.
 
-    Returns:
-        Paths below the image root; none if pictures lie otherwise or the folders are not known.
+    There are none if images lie otherwise or the folders are not known.
     """
     match spec.layout:
         case Layout.CLASS_FOLDERS | Layout.SUN397:
@@ -57,19 +56,16 @@ def in_words(action: str) -> str:
 def listing(
     folder: Path, known: Sequence[str], *, num_classes: int, ignored: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """List a folder of class folders; pictures are not looked at.
+    """List the images of class folders: their sorted names by folder, in the order of labels.
 
-    Hidden files, and those that are no pictures by their suffix, are left out, as are unknown
-    folders without pictures.
+    Hidden files, and those that are no images by their suffix, are left out, as are unknown
+    folders without images.
 
     Args:
         folder: What holds the class folders.
         known: Folders that may be there, in the order of labels; none for any, in sorted order.
         num_classes: How many have to be there.
         ignored: Folders that are no classes.
-
-    Returns:
-        The sorted names of the pictures by class folder, in the order of labels.
 
     Raises:
         BadData: A folder is unknown, missing or empty; the message says which.
@@ -93,7 +89,7 @@ def listing(
 def labelled(
     pictures: Mapping[str, Sequence[str]], names: Mapping[str, str], prefix: str = ""
 ) -> Items:
-    """Label pictures by the number of their class folder.
+    """Label images, by class folder, with the number of the folder.
 
     Args:
         pictures: What `listing` returned.
@@ -181,17 +177,12 @@ ANNOTATION_FILES: Mapping[Layout, tuple[str, ...]] = {
 def read_annotations(layout: Layout, folder: Path, num_classes: int) -> tuple[Items, ...]:
     """Read the label files of one of `ANNOTATION_FILES`.
 
-    Args:
-        layout: Which.
-        folder: The data set's folder.
-        num_classes: How many classes there are.
-
     Returns:
         The lists that the data set has: train and test, those and validation between them, or one.
 
     Raises:
         MissingFile: A file is missing.
-        BadData: A file is damaged, a list has no picture of a class, or a path leads out of the
+        BadData: A file is damaged, a list has no image of a class, or a path leads out of the
             image folder.
     """
     files = [folder / name for name in ANNOTATION_FILES[layout]]
@@ -201,15 +192,23 @@ def read_annotations(layout: Layout, folder: Path, num_classes: int) -> tuple[It
     return lists
 
 
+def _text_lists(
+    files: Iterable[Path], form: re.Pattern[str], meaning: str, item: Callable[..., Item]
+) -> tuple[Items, ...]:
+    """Make an item of each line of text files: `item` gets where it is, and its groups."""
+    return tuple(
+        tuple(item(where, *groups) for where, groups in read_lines(file, form, meaning))
+        for file in files
+    )
+
+
 def _pets(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    def item(where: str, breed: str, number: str, label: str) -> Item:
+        path = _path(f"{breed}_{number}.jpg", where)
+        return Item(path, _label(int(label), num_classes, where), breed.lower())
+
     form = re.compile(r"(\S+)_(\d+) +(\d+) +\d+ +\d+", re.ASCII)
-
-    def items(file: Path) -> Iterable[Item]:
-        for where, (breed, number, label) in read_lines(file, form, "'image label species breed'"):
-            path = _path(f"{breed}_{number}.jpg", where)
-            yield Item(path, _label(int(label), num_classes, where), breed.lower())
-
-    return tuple(tuple(items(file)) for file in files)
+    return _text_lists(files, form, "'image label species breed'", item)
 
 
 def _cars(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
@@ -247,14 +246,12 @@ def _aircraft(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
     *lists, variants = files
     names = [name for _, (name,) in read_lines(variants, re.compile("(.+)"), "a name")]
     labels = _labels(variants, names, num_classes)
-    form = re.compile(r"(\S+) (.+)")
 
-    def items(file: Path) -> Iterable[Item]:
-        for where, (number, name) in read_lines(file, form, "'image variant'"):
-            label = _label_of(name, labels, where, variants)
-            yield Item(_path(f"{number}.jpg", where), label, name)
+    def item(where: str, number: str, name: str) -> Item:
+        label = _label_of(name, labels, where, variants)
+        return Item(_path(f"{number}.jpg", where), label, name)
 
-    return tuple(tuple(items(file)) for file in lists)
+    return _text_lists(lists, re.compile(r"(\S+) (.+)"), "'image variant'", item)
 
 
 def _sun397(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
@@ -262,40 +259,35 @@ def _sun397(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
     folders = [name for _, (name,) in read_lines(class_names, re.compile("/(.+)"), "'/a/name'")]
     labels = _labels(class_names, folders, num_classes)
 
-    def items(file: Path) -> Iterable[Item]:
-        form = re.compile("/((.+)/[^/]+)")
-        for where, (path, folder) in read_lines(file, form, "'/a/name/image'"):
-            label = _label_of(folder, labels, where, class_names)
-            # What a place is like comes last in a folder's name, but first in English.
-            name = " ".join(reversed(folder.split("/")[1:]))
-            yield Item(_path(path, where), label, name)
+    def item(where: str, path: str, folder: str) -> Item:
+        label = _label_of(folder, labels, where, class_names)
+        # What a place is like comes last in a folder's name, but first in English.
+        return Item(_path(path, where), label, " ".join(reversed(folder.split("/")[1:])))
 
-    return tuple(tuple(items(file)) for file in lists)
+    return _text_lists(lists, re.compile("/((.+)/[^/]+)"), "'/a/name/image'", item)
 
 
 def _ucf101(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
     *lists, index = files
-    form = re.compile(r"(\d+) (\S+)", re.ASCII)
-    rows = list(read_lines(index, form, "'label action'"))
+    rows = list(read_lines(index, re.compile(r"(\d+) (\S+)", re.ASCII), "'label action'"))
     actions = [action for _, (_, action) in rows]
     if [int(label) for _, (label, _) in rows] != list(range(1, len(rows) + 1)):
         raise BadData(f"'{index}' does not count its labels from 1: download it again")
     # Lists spell some actions in another case than the index, such as HandStandPushups.
     labels = _labels(index, [action.lower() for action in actions], num_classes)
 
-    def items(file: Path) -> Iterable[Item]:
-        form = re.compile(r"([^/\s]+)/([^/\s]+)\.avi(?: +(\d+))?", re.ASCII)
-        for where, (action, video, given) in read_lines(file, form, "'action/video.avi label'"):
-            label = _label_of(action.lower(), labels, where, index)
-            if given and int(given) != label + 1:
-                raise BadData(
-                    f"{where} has label {given} for '{action}', '{index}' has {label + 1}: "
-                    "download both again"
-                )
-            name = in_words(actions[label])
-            yield Item(_path(f"{name}/{video}.jpg", where), label, name)
+    def item(where: str, action: str, video: str, given: str) -> Item:
+        label = _label_of(action.lower(), labels, where, index)
+        if given and int(given) != label + 1:
+            raise BadData(
+                f"{where} has label {given} for '{action}', '{index}' has {label + 1}: "
+                "download both again"
+            )
+        name = in_words(actions[label])
+        return Item(_path(f"{name}/{video}.jpg", where), label, name)
 
-    return tuple(tuple(items(file)) for file in lists)
+    form = re.compile(r"([^/\s]+)/([^/\s]+)\.avi(?: +(\d+))?", re.ASCII)
+    return _text_lists(lists, form, "'action/video.avi label'", item)
 
 
 _READERS: Mapping[Layout, Callable[[Sequence[Path], int], tuple[Items, ...]]] = {
@@ -385,12 +377,7 @@ _DEEPEST = 16  # matrices in matrices; in the files of the table there are four
 
 
 def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        MissingFile: There is none.
-        BadData: It is not JSON.
-    """
+    """Read a JSON file; raises as `read_text` does."""
     text = read_text(file)
     try:
         return json.loads(text)
@@ -399,7 +386,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_lines(file: Path, form: re.Pattern[str], meaning: str) -> Iterator[tuple[str, list[str]]]:
-    """Read the lines of a text file that are not blank.
+    """Read the lines of a text file that are not blank; raises as `read_text` does.
 
     Args:
         file: The file.
@@ -408,10 +395,6 @@ def read_lines(file: Path, form: re.Pattern[str], meaning: str) -> Iterator[tupl
 
     Yields:
         Where a line is, for messages, and the groups of its match.
-
-    Raises:
-        MissingFile: There is none.
-        BadData: It is not text, has no lines, or a line is of another form.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_text(file).splitlines(), 1)]
     if not any(line for _, line in lines):
@@ -427,12 +410,7 @@ def read_lines(file: Path, form: re.Pattern[str], meaning: str) -> Iterator[tupl
 
 
 def read_matlab(file: Path, variable: str) -> Any:
-    """Read a variable of a MATLAB file, dimensions of length one removed.
-
-    Raises:
-        MissingFile: There is none.
-        BadData: It is no MATLAB file, or lacks the variable.
-    """
+    """Read a variable of a MATLAB file, dimensions of length one removed; raises as `read_text`."""
     from scipy.io import loadmat
 
     content = _bytes(file)
@@ -453,7 +431,7 @@ def read_text(file: Path) -> str:
 
     Raises:
         MissingFile: There is none.
-        BadData: It is not text.
+        BadData: It is not what it should be.
     """
     try:
         return _bytes(file).decode("utf-8-sig")
@@ -477,13 +455,9 @@ def _bytes(file: Path) -> bytes:
 
 
 def _check_matlab(content: bytes) -> None:
-    """Refuse a file whose elements do not lie in each other as they say, or too deep.
+    """Raise an error for a file whose elements do not lie in each other as they say, or too deep.
 
     The parser takes memory as they say, and goes down as deep as they go until the process dies.
-
-    Raises:
-        ValueError: It is such a file, or of another level of the format.
-        zlib.error: A packed element is damaged.
     """
     if content[124:128] != b"\0\1IM":
         raise ValueError("not of level 5, little-endian")

@@ -1,4 +1,4 @@
-"""Which data sets there are: one row each. Adding a data set is adding a row.
+"""Catalogue of the data sets: one row each. Adding a data set is adding a row.
 
 Sizes are those of the community's splits (Zhou et al., "Learning to Prompt for Vision-Language
 Models", IJCV 2022, appendix), which the paper uses; those of ImageNet's variants are their
@@ -13,8 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from pd_core.core.config import Config, Text
+from pydantic import Field
+
+from pd_core.core.config import Config
 from pd_core.core.errors import unknown
 
 
@@ -35,23 +38,22 @@ class Layout(StrEnum):
     UCF101 = "ucf101"  # two text files of videos, of which one frame each is there
 
 
-LISTS = (".csv", ".json")
-"""Suffixes of the lists of the user's own images."""
+_Path = Annotated[str, Field(min_length=1)]
 
 
 class OwnImages(Config):
-    """Where the user's own pictures are; every path is below the data root.
+    """Where the user's own images are; every path is below the data root.
 
     Attributes:
         labelled: Folder of class folders, or a list (`.csv`, `.json`) of path, label and, if some
             are for validation or test, split.
-        unlabelled: Folder of pictures without labels; None if there are none.
+        unlabelled: Folder of images without labels; None if there are none.
         test: Folder of class folders, or a list, to measure accuracy on; None if there is none.
     """
 
-    labelled: Text
-    unlabelled: Text | None = None
-    test: Text | None = None
+    labelled: _Path
+    unlabelled: _Path | None = None
+    test: _Path | None = None
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -61,48 +63,36 @@ class OwnImages(Config):
     @property
     def folder(self) -> str:
         """The folder below the data root that holds everything."""
-        parents = [
-            str(Path(path).parent) if path.lower().endswith(LISTS) else path for path in self.given
-        ]
+        parents = [str(Path(path).parent) if is_list(path) else path for path in self.given]
         return os.path.commonpath(parents) if len(parents) > 1 else parents[0]
+
+
+def is_list(path: str) -> bool:
+    """Whether a path of `OwnImages` is that of a list; otherwise it is a folder's."""
+    return path.lower().endswith((".csv", ".json"))
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One row of the catalogue.
+    """One row of the catalogue; sizes are None where the row does not say."""
 
-    Attributes:
-        name: What parameters and stages call it.
-        title: What tables and figures call it.
-        layout: How it lies on disk.
-        num_classes: Number of classes; 0 if the user's pictures decide.
-        folder: Its folder below the data root; empty if it is embedded.
-        image_dir: Folder below ``folder`` that paths of pictures start from.
-        split_file: The community's lists, below ``folder``, which decide wherever they are there;
-            None if there are none.
-        train: Training pictures; None if the row does not say, 0 if it is there to test only.
-        val: Validation pictures; None if the row does not say, 0 if there are none.
-        test: Test pictures; None if the row does not say.
-        parts: Folders below ``image_dir`` that hold all pictures; empty if it does so itself.
-        ignored: Class folders that are no classes of the benchmark.
-        renames: Class names that are not those of the class folders, by folder.
-        own: Where the user's own pictures are; None for everybody's.
-    """
-
-    name: str
-    title: str
+    name: str  # what parameters and stages call it
+    title: str  # what tables and figures call it
     layout: Layout
-    num_classes: int
-    folder: str = ""
-    image_dir: str = ""
+    num_classes: int  # 0 if the user's own images decide
+    folder: str = ""  # below the data root; empty if it is embedded
+    image_dir: str = ""  # folder below ``folder`` that paths of images start from
     split_file: str | None = None
-    train: int | None = None
-    val: int | None = None
-    test: int | None = None
+    """The community's lists, below ``folder``, which decide wherever they are there."""
+    train: int | None = None  # training images, 0 if it is there to test only
+    val: int | None = None  # validation images
+    test: int | None = None  # test images
     parts: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    """Folders below ``image_dir`` that hold all images; empty if it does so itself."""
+    ignored: tuple[str, ...] = ()  # class folders that are no classes of the benchmark
     renames: Mapping[str, str] = field(default_factory=dict, hash=False)
-    own: OwnImages | None = None
+    """Class names that are not those of the class folders, by folder."""
+    own: OwnImages | None = None  # where the user's own images are
 
 
 _PHOTOS = {
@@ -119,9 +109,7 @@ _PHOTOS = {
             "split_zhou_Caltech101.json", 4128, 1649, 2465,
             ignored=("BACKGROUND_Google", "Faces_easy"),
             renames={
-                "Faces": "face",
-                "Leopards": "leopard",
-                "Motorbikes": "motorbike",
+                "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike",
                 "airplanes": "airplane",
             },
         ),
@@ -158,14 +146,11 @@ _PHOTOS = {
             "eurosat", "EuroSAT", Layout.CLASS_FOLDERS, 10, "eurosat", "2750",
             "split_zhou_EuroSAT.json", 13_500, 5400, 8100,
             renames={
-                "AnnualCrop": "Annual Crop Land",
+                "AnnualCrop": "Annual Crop Land", "Highway": "Highway or Road",
                 "HerbaceousVegetation": "Herbaceous Vegetation Land",
-                "Highway": "Highway or Road",
-                "Industrial": "Industrial Buildings",
-                "Pasture": "Pasture Land",
+                "Industrial": "Industrial Buildings", "Pasture": "Pasture Land",
                 "PermanentCrop": "Permanent Crop Land",
-                "Residential": "Residential Buildings",
-                "SeaLake": "Sea or Lake",
+                "Residential": "Residential Buildings", "SeaLake": "Sea or Lake",
             },
         ),
         DatasetSpec(

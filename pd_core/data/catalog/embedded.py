@@ -24,32 +24,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pd_core.core.errors import MissingFile, unknown
+from pd_core.core.hooks import OnProgress
 from pd_core.data.loading.splits import Item, Splits
 
 MASTER_SIZE = 48
 """Side of a rendered master, in pixels."""
 
 PRETRAINING_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "STIXGeneral",
-    "STIXGeneralItalic",
-)
-
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique",
+    "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic",
+)  # fmt: skip
 HELD_OUT_FONTS = (
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneralBol",
-    "STIXGeneralBolIta",
-)
+    "DejaVuSans-BoldOblique", "DejaVuSansMono-BoldOblique", "DejaVuSerif-BoldItalic",
+    "STIXGeneralBol", "STIXGeneralBolIta",
+)  # fmt: skip
 
 _FONT_SIZE = 34
 _WIDEST = 44
@@ -64,11 +53,7 @@ def character_name(char: str) -> str:
 
 @cache
 def font_file(font: str) -> Path:
-    """Return the path of one of matplotlib's TrueType files.
-
-    Raises:
-        MissingFile: matplotlib is not installed, or has no such font.
-    """
+    """Return the path of one of matplotlib's TrueType files; MissingFile if there is none."""
     package = importlib.util.find_spec("matplotlib")
     roots = list(package.submodule_search_locations or ()) if package else []
     for root in roots:
@@ -136,7 +121,10 @@ Rng = np.random.Generator
 Camera = Callable[[Ink, Rng], Pictures]
 
 PICTURE_SIZE = 32
-"""Side of a picture, in pixels."""
+"""Side of an image, in pixels."""
+
+_GRID = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+_CENTRED = _GRID / (PICTURE_SIZE - 1) * 2 - 1  # from -1 to 1
 
 
 @dataclass(frozen=True)
@@ -151,16 +139,7 @@ class Pose:
 
 
 def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
-    """View masters through random affine maps.
-
-    Args:
-        masters: ink, uint8 (N, M, M).
-        pose: ranges to draw from.
-        rng: source of the draws.
-
-    Returns:
-        Ink as cameras take it, (N, ``PICTURE_SIZE``, ``PICTURE_SIZE``).
-    """
+    """View masters, uint8 (N, M, M), through random affine maps: ink as cameras take it."""
     n: int = masters.shape[0]
     side: int = masters.shape[1]
     angle = np.deg2rad(rng.uniform(-pose.rotation, pose.rotation, n))
@@ -170,7 +149,7 @@ def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
     shift = rng.uniform(-pose.shift, pose.shift, (2, n)) * side
     cos: NDArray[np.float64] = np.cos(angle) * zoom
     sin: NDArray[np.float64] = np.sin(angle) * zoom
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] - (PICTURE_SIZE - 1) / 2
+    rows, cols = _GRID - (PICTURE_SIZE - 1) / 2
 
     def column(values: NDArray[Any]) -> NDArray[np.float64]:
         return values[:, None, None]
@@ -228,7 +207,7 @@ def _edges(ink: Ink, width: int = 3) -> Ink:
 def _ramp(rng: Rng, n: int) -> Ink:
     """Draw a linear light gradient from -1 to 1 in a random direction: (N, S, S)."""
     angle = rng.uniform(0, 2 * np.pi, (n, 1, 1))
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    rows, cols = _CENTRED
     light: Ink = (np.cos(angle) * rows + np.sin(angle) * cols).astype(np.float32)
     return light / np.float32(np.sqrt(2))
 
@@ -244,7 +223,7 @@ def faded_photo(ink: Ink, rng: Rng) -> Pictures:
     wall = _colour(rng, n, (0.72, 0.66, 0.58), 0.12)
     paint = wall - _per_picture(rng, n, 0.16, 0.34)[..., None]
     soft = _blur(ink, 1.0)
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    rows, cols = _CENTRED
     vignette = (1 - 0.22 * (rows**2 + cols**2))[None, ..., None]
     picture = (_mix(wall, paint, soft) + 0.12 * _ramp(rng, n)[..., None]) * vignette
     return _finish(picture + _noise(rng, ink, 0, 0.05)[..., None])
@@ -255,7 +234,7 @@ def chalk(ink: Ink, rng: Rng) -> Pictures:
     n = len(ink)
     board = _colour(rng, n, (0.13, 0.24, 0.19), 0.04)
     smear = np.clip(_noise(rng, ink, 3.0, 0.06), -0.1, 0.2)[..., None]
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    rows, cols = _GRID
     phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
     grain = (np.sin((rows + cols) * 2 * np.pi / 4.2 + phase) > -0.1).astype(np.float32)
     crumbs = np.clip(0.75 + _noise(rng, ink, 0.6, 0.3), 0, 1)
@@ -267,7 +246,7 @@ def halftone(ink: Ink, rng: Rng) -> Pictures:
     """Contours in newspaper print: tone becomes dots of a coarse screen."""
     n = len(ink)
     phase = rng.uniform(0, 2 * np.pi, (2, n, 1, 1))
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    rows, cols = _GRID
     pitch = 2 * np.pi / _per_picture(rng, n, 3.0, 3.8)
     screen = np.cos((rows + cols) * pitch * 0.7071 + phase[0])
     screen = screen * np.cos((rows - cols) * pitch * 0.7071 + phase[1])
@@ -291,7 +270,7 @@ def neon(ink: Ink, rng: Rng) -> Pictures:
 def scratchboard(ink: Ink, rng: Rng) -> Pictures:
     """Contours scratched white into black, on hatched ground."""
     n = len(ink)
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    rows, cols = _GRID
     phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
     pitch = _per_picture(rng, n, 4.8, 6.2)
     hatch = np.clip(np.sin((rows - cols) * 2 * np.pi / pitch + phase), 0, 1) ** 2 * (1 - ink)
@@ -306,7 +285,7 @@ def road_sign(ink: Ink, rng: Rng) -> Pictures:
     n = len(ink)
     plates = np.array([(0.1, 0.3, 0.65), (0.72, 0.12, 0.14), (0.1, 0.45, 0.25), (0.85, 0.65, 0.1)])
     plate = plates[rng.integers(0, len(plates), n)][:, None, None, :].astype(np.float32)
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE] / (PICTURE_SIZE - 1) * 2 - 1
+    rows, cols = _CENTRED
     roundness = rng.choice([2.0, 4.0, 8.0], (n, 1, 1))
     radius = (np.abs(rows) ** roundness + np.abs(cols) ** roundness) ** (1 / roundness)
     inside = (1 / (1 + np.exp(18 * (radius - 0.97)))).astype(np.float32)
@@ -322,7 +301,7 @@ def blueprint(ink: Ink, rng: Rng) -> Pictures:
     n = len(ink)
     sheet = _colour(rng, n, (0.1, 0.25, 0.55), 0.05)
     pitch, start = rng.integers(5, 8, (n, 1, 1)), rng.integers(0, 6, (2, n, 1, 1))
-    rows, cols = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
+    rows, cols = _GRID
     grid = (((rows + start[0]) % pitch == 0) | ((cols + start[1]) % pitch == 0)) * 0.3
     lines = np.maximum(_edges(ink) * _per_picture(rng, n, 0.75, 1.0), grid.astype(np.float32))
     picture = _mix(sheet, _colour(rng, n, (0.88, 0.93, 1.0), 0.04), lines)
@@ -365,8 +344,6 @@ def outline(ink: Ink, rng: Rng) -> Pictures:
     return _finish(_mix(paper, pen, np.clip(contour, 0, 1)))
 
 
-OnProgress = Callable[[int, int], None]
-
 PREFIX = "embedded_"
 MAX_CLASSES = 48
 IMAGES_PER_CLASS = {"train": 24, "val": 8, "test": 24}
@@ -397,52 +374,42 @@ class Domain:
 DOMAINS: dict[str, Domain] = {
     "embedded_digits": Domain("Handwritten digits, chalk", (), chalk),
     "embedded_latin": Domain(
-        "Latin letters, faded photo",
-        ((0x41, 0x5A), (0x61, 0x7A)),
-        faded_photo,
+        "Latin letters, faded photo", ((0x41, 0x5A), (0x61, 0x7A)), faded_photo,
         without="coksvwxz",
     ),
     "embedded_greek": Domain(
-        "Greek letters, neon",
-        ((0x391, 0x3A9), (0x3B1, 0x3C9)),
-        neon,
-        without="\u03bf",
+        "Greek letters, neon", ((0x391, 0x3A9), (0x3B1, 0x3C9)), neon, without="\u03bf",
     ),
-    "embedded_cyrillic": Domain("Cyrillic letters, scratchboard", ((0x400, 0x42F),), scratchboard),
+    "embedded_cyrillic": Domain(
+        "Cyrillic letters, scratchboard", ((0x400, 0x42F),), scratchboard,
+    ),
     "embedded_arrows": Domain(
-        "Arrows, road sign", ((0x2190, 0x21FF),), road_sign, Pose(rotation=6)
+        "Arrows, road sign", ((0x2190, 0x21FF),), road_sign, Pose(rotation=6),
     ),
     "embedded_operators": Domain(
-        "Mathematical operators, newspaper", ((0x2200, 0x22FF),), halftone
+        "Mathematical operators, newspaper", ((0x2200, 0x22FF),), halftone,
     ),
     "embedded_shapes": Domain(
-        "Box and geometric shapes, scratchboard",
-        ((0x2500, 0x25FF),),
-        scratchboard,
+        "Box and geometric shapes, scratchboard", ((0x2500, 0x25FF),), scratchboard,
         Pose(rotation=5, aspect=0.05),
     ),
     "embedded_games": Domain(
         "Cards, dominoes and chess, blueprint",
-        ((0x1F030, 0x1F093), (0x1F0A0, 0x1F0DF), (0x2654, 0x265F)),
-        blueprint,
+        ((0x1F030, 0x1F093), (0x1F0A0, 0x1F0DF), (0x2654, 0x265F)), blueprint,
         Pose(rotation=3, scale=(1.15, 1.3), aspect=0.05, shear=0.04, shift=0.03),
     ),
     "embedded_braille": Domain(
-        "Braille, embossed",
-        ((0x2801, 0x283F),),
-        embossed,
+        "Braille, embossed", ((0x2801, 0x283F),), embossed,
         Pose(rotation=4, scale=(0.95, 1.1), shift=0.03),
     ),
     "embedded_scripts": Domain(
         "Armenian, Georgian and Hebrew letters, embroidery",
-        ((0x531, 0x586), (0x5D0, 0x5EA), (0x10D0, 0x10F6)),
-        embroidery,
-        Pose(scale=(1.1, 1.3)),
+        ((0x531, 0x586), (0x5D0, 0x5EA), (0x10D0, 0x10F6)), embroidery, Pose(scale=(1.1, 1.3)),
     ),
     "embedded_symbols": Domain(
-        "Miscellaneous symbols, outline drawing", ((0x2600, 0x26FF),), outline
+        "Miscellaneous symbols, outline drawing", ((0x2600, 0x26FF),), outline,
     ),
-}
+}  # fmt: skip
 
 
 def _variant(look: str, camera: Camera) -> Domain:
@@ -463,11 +430,7 @@ VARIANTS: dict[str, Domain] = {
 
 
 def domain(name: str) -> Domain:
-    """Return the row called ``name``.
-
-    Raises:
-        UnknownName: there is no such embedded data set.
-    """
+    """Return the row called ``name``; UnknownName if there is none."""
     known = {**DOMAINS, **VARIANTS}
     if name not in known:
         raise unknown("embedded data set", name, known)
@@ -519,17 +482,14 @@ def _distinct(chars: list[str]) -> list[str]:
 
 
 def build(name: str, folder: Path, *, on_progress: OnProgress | None = None) -> Splits:
-    """Write a data set's pictures to ``folder / ARCHIVE`` and return its lists.
+    """Write a data set's images to ``folder / ARCHIVE`` and return its lists.
 
     The same bytes come out at every call: nothing but the name decides.
 
     Args:
         name: a key of ``DOMAINS`` or ``VARIANTS``.
         folder: where the archive goes; must exist.
-        on_progress: called with pictures written and pictures in all.
-
-    Returns:
-        Train, validation and test items; paths are names inside the archive.
+        on_progress: called with images written and images in all.
 
     Raises:
         UnknownName: there is no such embedded data set.

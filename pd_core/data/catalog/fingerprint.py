@@ -11,7 +11,7 @@ import hashlib
 import heapq
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.errors import BadArtifact, BadData, MissingFile
+from pd_core.core.hooks import OnProgress
 from pd_core.data.loading.splits import is_picture
 
 FORMAT = 1
@@ -35,8 +36,6 @@ _SAMPLE_SEED = b"1/"  # put before a name, its hash decides whether the picture 
 _READERS = 8  # threads: hashing and reading let others run
 _CHUNK = 64  # files a thread takes at a time
 
-OnProgress = Callable[[int, int], None]
-
 
 class Level(StrEnum):
     """How much of the content a fingerprint covers, beside all names and sizes."""
@@ -47,25 +46,15 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a data set's files are.
+    """What a data set's files are."""
 
-    Attributes:
-        level: How much of the content `content` covers.
-        files: Number of files.
-        bytes: Their size together.
-        names: SHA-256 of all names and sizes, in hexadecimal.
-        content: SHA-256 of the contents of `hashed` files, in hexadecimal.
-        hashed: Number of files whose content was read.
-        format: `FORMAT` when it was made.
-    """
-
-    level: Level
-    files: int
-    bytes: int
-    names: str
-    content: str
-    hashed: int
-    format: int = FORMAT
+    level: Level  # how much `content` covers
+    files: int  # number of files
+    bytes: int  # their size together
+    names: str  # SHA-256 of all names and sizes, in hexadecimal
+    content: str  # SHA-256 of the contents of `hashed` files, in hexadecimal
+    hashed: int  # number of files whose content was read
+    format: int = FORMAT  # when it was made
 
 
 class _File(NamedTuple):
@@ -127,14 +116,14 @@ def check(
 ) -> None:
     """Compare files with a fingerprint of the same level.
 
-    At the level `SAMPLE` an edited picture outside the sample passes if its size is the same.
+    At the level `SAMPLE` an edited image outside the sample passes if its size is the same.
 
     Args:
         recorded: What they should be.
-        sources: As `fingerprint` got them.
-        base: As `fingerprint` got it.
+        sources: As `fingerprint` got them, and so are the others.
+        base: What names start from.
         name: The data set, for the message.
-        on_progress: As `fingerprint` takes it.
+        on_progress: Gets the number of files read so far, and of those to read.
 
     Raises:
         MissingFile: A source is not there.
@@ -155,20 +144,12 @@ def path_of(name: str, project: Path) -> Path:
 
 
 def write(path: Path, value: Fingerprint) -> None:
-    """Write a fingerprint as JSON.
-
-    Raises:
-        PdError: The folder cannot be written.
-    """
+    """Write a fingerprint as JSON."""
     write_json(path, asdict(value))
 
 
 def read(path: Path, name: str) -> Fingerprint:
-    """Read what `write` wrote.
-
-    Args:
-        path: The file.
-        name: The data set, for the message.
+    """Read what `write` wrote for a data set.
 
     Raises:
         MissingFile: There is no such file.

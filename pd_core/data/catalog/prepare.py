@@ -1,11 +1,12 @@
 """Stage `prepare`: draw the few-shot split of a data set and list the unlabelled images."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from pd_core.core.atomic import write_folder
 from pd_core.core.config import Config, Count
+from pd_core.core.hooks import OnProgress
 from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout, OwnImages, dataset_spec, own_spec
 from pd_core.data.catalog.readers import image_root, own_unlabelled, read_splits, sources
@@ -53,7 +54,7 @@ def run(
     data_root: Path,
     seed: int,
     fingerprint: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the images.
 
@@ -140,7 +141,7 @@ def _check(
     recorded: prints.Fingerprint,
     spec: DatasetSpec,
     root: Path,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     files, base = sources(spec, root), root / spec.folder
     prints.check(recorded, files, base, name=spec.name, on_progress=on_progress)

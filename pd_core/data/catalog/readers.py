@@ -12,12 +12,13 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from pd_core.core.errors import BadData, MissingFile
+from pd_core.core.hooks import OnProgress
 from pd_core.data.catalog.annotations import (
     ANNOTATION_FILES,
     class_folders,
@@ -30,7 +31,7 @@ from pd_core.data.catalog.annotations import (
     read_split_file,
     read_text,
 )
-from pd_core.data.catalog.catalogue import LISTS, DatasetSpec, Layout, OwnImages
+from pd_core.data.catalog.catalogue import DatasetSpec, Layout, OwnImages, is_list
 from pd_core.data.loading.splits import (
     Item,
     Items,
@@ -41,8 +42,6 @@ from pd_core.data.loading.splits import (
     train_val,
     train_val_test,
 )
-
-OnProgress = Callable[[int, int], None]
 
 _IMAGENETS = (Layout.IMAGENET, Layout.IMAGENET_TEST, Layout.IMAGENET_NUMBERED)
 _WNID_AND_NAME = re.compile(r"(n\d{8})\s+(.+)", re.ASCII)
@@ -72,12 +71,7 @@ def label_road(spec: DatasetSpec, root: Path) -> Road:
 
 
 def image_root(spec: DatasetSpec, root: Path) -> Path:
-    """Where the paths of ``read_splits`` start: a folder, or the zip of an embedded data set.
-
-    Args:
-        spec: The data set.
-        root: What ``read_splits`` got.
-    """
+    """Where the paths of ``read_splits`` start: a folder, or the zip of an embedded data set."""
     match spec.layout:
         case Layout.EMBEDDED:
             from pd_core.data.catalog import embedded
@@ -88,12 +82,7 @@ def image_root(spec: DatasetSpec, root: Path) -> Path:
 
 
 def sources(spec: DatasetSpec, root: Path) -> tuple[Path, ...]:
-    """Return what a data set is made of: folders of pictures, then the label files that are read.
-
-    Args:
-        spec: The data set.
-        root: What ``read_splits`` got.
-    """
+    """Return what a data set is made of: folders of images, then the label files that are read."""
     pictures = image_root(spec, root)
     folder = root / spec.folder
     found = [pictures / part for part in spec.parts or (".",)]
@@ -142,27 +131,21 @@ def read_splits(spec: DatasetSpec, root: Path, *, on_progress: OnProgress | None
             _require_folders(spec, root)
             _require_files(spec, root)
             splits = _annotated(spec, root)
-    lists = [("train", splits.train), ("validation", splits.val), ("test", splits.test)]
-    check_paths_disjoint(lists)
-    problem = _repeated(lists) or _class_problem(spec, splits) or count_problem(spec, splits, road)
+    check_paths_disjoint(splits.lists)
+    problem = _repeated(splits) or _class_problem(spec, splits) or count_problem(spec, splits, road)
     if problem:
         raise BadData(f"data set '{spec.name}': {problem}; download it again")
     return splits
 
 
 def count_problem(spec: DatasetSpec, splits: Splits, road: Road) -> str:
-    """Compare the number of pictures with the row; nothing if it is right.
+    """Compare the number of images with the row; nothing if it is right.
 
     Lists that were drawn are counted together: rounding class by class may give one of them a few
     more than the row has, which is no damage.
-
-    Args:
-        spec: The data set.
-        splits: Its lists.
-        road: What they come from.
     """
     row = {"train": spec.train, "validation": spec.val, "test": spec.test}
-    lists = {"train": splits.train, "validation": splits.val, "test": splits.test}
+    lists = splits.lists
     expected: list[str] = []
     found: list[str] = []
     for names in _counted_together(spec, road):
@@ -193,8 +176,8 @@ def _counted_together(spec: DatasetSpec, road: Road) -> tuple[tuple[str, ...], .
     return (("train",), ("validation",), ("test",))
 
 
-def _repeated(lists: Iterable[tuple[str, Items]]) -> str:
-    for name, items in lists:
+def _repeated(splits: Splits) -> str:
+    for name, items in splits.lists.items():
         if len({item.path for item in items}) < len(items):
             path, count = Counter(item.path for item in items).most_common(1)[0]
             return f"the {name} list has '{path}' {count} times"
@@ -299,20 +282,11 @@ _Row = tuple[str, str, str]  # path below the data root, class name, split
 
 
 def read_own(own: OwnImages, root: Path) -> Splits:
-    """Read the labelled pictures.
-
-    Labels count the class names in sorted order.
-
-    Args:
-        own: Where the pictures are.
-        root: The data root.
-
-    Returns:
-        Lists with paths below `own.folder`.
+    """Read the user's labelled images, paths below `own.folder`; class names are sorted.
 
     Raises:
-        MissingFile: A folder, a list or a listed picture is not there.
-        BadData: A list is malformed, a class has no picture to learn from, or a picture is in
+        MissingFile: A folder, a list or a listed image is not there.
+        BadData: A list is malformed, a class has no image to learn from, or an image is in
             two lists.
     """
     _check_paths(own)
@@ -329,19 +303,16 @@ def read_own(own: OwnImages, root: Path) -> Splits:
                 "add one, or correct the name"
             )
     lists = {split: _items(rows, split, names, own.folder) for split in _SPLITS}
-    check_paths_disjoint(list(lists.items()))
+    check_paths_disjoint(lists)
     return Splits(**lists)
 
 
 def own_unlabelled(own: OwnImages, root: Path) -> tuple[str, ...]:
-    """List the pictures of the folder without labels, if there is one.
-
-    Returns:
-        Sorted paths below `own.folder`.
+    """List the images of the folder without labels, if any: sorted paths below `own.folder`.
 
     Raises:
         MissingFile: The folder is not there.
-        BadData: The folder has no pictures, or leads out of the data root.
+        BadData: The folder has no images, or leads out of the data root.
     """
     _check_paths(own)
     if own.unlabelled is None:
@@ -353,17 +324,12 @@ def own_unlabelled(own: OwnImages, root: Path) -> tuple[str, ...]:
 
 
 def own_sources(own: OwnImages, root: Path) -> tuple[Path, ...]:
-    """Return what is read: folders and lists, and the pictures that lists name.
-
-    Raises:
-        MissingFile: A list, or a picture that it names, is not there.
-        BadData: A path leads out of the data root, or a list is malformed.
-    """
+    """Return what `read_own` reads, and raise as it does: folders, lists and listed images."""
     _check_paths(own)
     found: list[Path] = []
     for path in own.given:
         found.append(root / path)
-        if path.lower().endswith(LISTS):
+        if is_list(path):
             found += [root / name for name, _, _ in _read(path, root, "train")]
     return tuple(found)
 
@@ -376,7 +342,7 @@ def _check_paths(own: OwnImages) -> None:
 
 def _read(path: str, root: Path, split: str) -> Iterator[_Row]:
     """Read class folders or a list; rows of a list may name another split."""
-    if not path.lower().endswith(LISTS):
+    if not is_list(path):
         return _class_folders(path, root, split)
     return _listed(path, root, split)
 

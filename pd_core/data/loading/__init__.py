@@ -1,1 +1,1 @@
-"""What training and evaluation read: prepared lists, pictures as batches."""
+"""Prepared lists, and images as batches: the inputs of training and evaluation."""

@@ -27,11 +27,11 @@ class ImageStore:
     """
 
     def __init__(self, root: Path, *, keep_bytes: int = _KEEP_BYTES) -> None:
-        """Point at the pictures; nothing is read yet.
+        """Point at the images; nothing is read yet.
 
         Args:
             root: Folder, or ``.zip`` file.
-            keep_bytes: Most bytes of decoded pictures to hold.
+            keep_bytes: Most bytes of decoded images to hold.
 
         Raises:
             MissingFile: There is no such folder or zip.
@@ -114,11 +114,7 @@ class ImageStore:
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode the bytes of a picture file to RGB.
-
-    Raises:
-        Exception: One of ``UNREADABLE``, if it is no picture, a damaged one, or too large.
-    """
+    """Decode the bytes of an image file to RGB; one of ``UNREADABLE`` is raised if it is none."""
     with open_picture(io.BytesIO(data)) as image:
         return to_rgb(image)
 

@@ -60,11 +60,11 @@ class Transform:
 
 
 def train_transform(size: int, *, scale: tuple[float, float], flip: bool) -> Transform:
-    """Make the random transform for training.
+    """Make the random transform for training, to `size` x `size` pixels.
 
     Args:
-        size: Height and width of the result, pixels.
-        scale: Least and largest area of the crop, as a share of the picture.
+        size: Of the result.
+        scale: Least and largest area of the crop, as a share of the image.
         flip: Whether half of the views are mirrored.
     """
     crop = RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)

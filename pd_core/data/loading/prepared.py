@@ -1,7 +1,7 @@
-"""What the `prepare` stage hands to the others: one folder per data set.
+"""Prepared data sets: the outputs of the stage `prepare`, one folder a data set.
 
 `split.json` has the labels; `unlabelled.json` only has paths, and is all that
-distillation reads of the pictures.
+distillation reads of the images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,27 +22,15 @@ _WHAT = "prepared data set"
 
 @dataclass(frozen=True)
 class Prepared:
-    """The labelled side of a prepared data set.
-
-    Attributes:
-        dataset: its name.
-        classes: class names, by label.
-        base_count: how many of the first labels are base classes.
-        protocol: which classes the teacher may see labels of.
-        images: folder or zip file of the pictures.
-        few_shot: path and label of each image that the teacher is tuned on.
-        few_shot_val: the same, to choose among its recipes.
-        val: path and label of each validation image.
-        test: path and label of each test image.
-    """
+    """The labelled side of a prepared data set; images are listed by path and label."""
 
     dataset: str
-    classes: tuple[str, ...]
-    base_count: int
+    classes: tuple[str, ...]  # names, by label
+    base_count: int  # how many of the first labels are base classes
     protocol: Protocol
-    images: Path
-    few_shot: Labelled
-    few_shot_val: Labelled
+    images: Path  # folder or zip file
+    few_shot: Labelled  # what the teacher is tuned on
+    few_shot_val: Labelled  # the same, to choose among its recipes
     val: Labelled
     test: Labelled
 
@@ -62,12 +50,9 @@ def write_prepared(folder: Path, split: Mapping[str, Any], unlabelled: Iterable[
     """Write `split.json` and `unlabelled.json`, and the checksums of all that is in the folder.
 
     Args:
-        folder: of the prepared data set; its pictures are in it already, if it brings any.
+        folder: of the prepared data set; its images are in it already, if it brings any.
         split: the entries that `read_prepared` reads, and more for people.
-        unlabelled: paths of the unlabelled pictures.
-
-    Raises:
-        PdError: the folder cannot be written.
+        unlabelled: paths of the unlabelled images.
     """
     write_json(folder / SPLIT, split)
     write_json(folder / UNLABELLED, list(unlabelled))
@@ -75,12 +60,7 @@ def write_prepared(folder: Path, split: Mapping[str, Any], unlabelled: Iterable[
 
 
 def read_split(folder: Path) -> dict[str, Any]:
-    """Read all entries of a prepared data set's `split.json`.
-
-    Raises:
-        MissingFile: the folder holds no prepared data set.
-        BadArtifact: it is not what was written.
-    """
+    """Read all entries of `split.json`; raises as `read_prepared` does."""
     content: dict[str, Any] = _read(folder, SPLIT)
     return content
 
@@ -130,7 +110,7 @@ def read_prepared(folder: Path, *, data_root: Path = Path()) -> Prepared:
 
 
 def read_unlabelled(folder: Path) -> tuple[str, ...]:
-    """Read the paths of the unlabelled pictures.
+    """Read the paths of the unlabelled images.
 
     Raises:
         MissingFile: the folder holds no prepared data set.
@@ -145,16 +125,7 @@ def read_unlabelled(folder: Path) -> tuple[str, ...]:
 
 
 def image_root(folder: Path, *, data_root: Path = Path()) -> Path:
-    """Find the folder or zip file of a prepared data set's pictures.
-
-    Args:
-        folder: written by the stage `prepare`.
-        data_root: folder that holds the photo data sets.
-
-    Raises:
-        MissingFile: the folder holds no prepared data set.
-        BadArtifact: it, or the zip file of its pictures, is not what was written.
-    """
+    """Return the folder or zip file of a prepared data set's images; raises as `read_prepared`."""
     return _image_root(folder, str(_read(folder, SPLIT)["images"]), data_root)
 
 

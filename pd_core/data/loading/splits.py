@@ -13,7 +13,7 @@ from __future__ import annotations
 import posixpath
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,17 +36,11 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image.
+    """One labelled image."""
 
-    Attributes:
-        path: Path below the image root, with forward slashes.
-        label: Class number, from 0.
-        name: Class name as it goes into a prompt.
-    """
-
-    path: str
-    label: int
-    name: str
+    path: str  # below the image root, with forward slashes
+    label: int  # from 0
+    name: str  # class name as it goes into a prompt
 
 
 Items = tuple[Item, ...]
@@ -59,6 +53,11 @@ class Splits:
     train: Items
     val: Items
     test: Items
+
+    @property
+    def lists(self) -> dict[str, Items]:
+        """The lists by their titles."""
+        return {"train": self.train, "validation": self.val, "test": self.test}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -89,11 +88,8 @@ def base_count(num_classes: int) -> int:
 def base_and_novel(items: Iterable[Item], num_classes: int) -> tuple[Items, Items]:
     """Split a list into the images of base classes and those of novel ones.
 
-    Labels stay as they are: novel ones start at ``base_count(num_classes)``.
-
-    Args:
-        items: Images of any of the classes.
-        num_classes: Classes of the whole data set.
+    Labels stay as they are: novel ones start at ``base_count(num_classes)``, where all classes of
+    the data set count.
     """
     items = tuple(items)
     first_novel = base_count(num_classes)
@@ -215,17 +211,10 @@ def _by_class(items: Iterable[Item]) -> dict[int, list[Item]]:
     return classes
 
 
-def check_paths_disjoint(lists: Sequence[tuple[str, Iterable[Item]]]) -> None:
-    """Check that no image is in two lists.
-
-    Args:
-        lists: Pairs of a list's name and its images.
-
-    Raises:
-        BadData: An image is in two lists; the message names it and both.
-    """
+def check_paths_disjoint(lists: Mapping[str, Iterable[Item]]) -> None:
+    """Check that no image is in two of the named lists; BadData names it and both."""
     owner: dict[str, str] = {}
-    for name, items in lists:
+    for name, items in lists.items():
         for path in dict.fromkeys(item.path for item in items):
             if path in owner:
                 raise BadData(f"'{path}' is in both {owner[path]} and {name}: keep it in one")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from pd_core.core.config import Config, Count, CountOrZero, OriginalFile
+from pd_core.core.config import Config, Count, CountOrZero
 from pd_core.core.options import (
     Computed,
     Form,
@@ -97,11 +97,18 @@ class _Training(Config):
     on_non_finite: OnNonFinite
 
 
+class OriginalParams(Config):
+    """A teacher's checkpoint of the published code."""
+
+    path: Annotated[str, Field(min_length=1)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # DVC does not watch the file
+
+
 class TeacherParams(_Training):
     """The teacher's prompts, tuned on few-shot labels."""
 
     method: TeacherMethod
-    original: OriginalFile | None
+    original: OriginalParams | None
     template: Template
     text_length: Count
     text_depth: Count

@@ -218,8 +218,7 @@ def _check(job: Job, name: str) -> None:
 
 def _teacher_options(job: Job, block: TeacherParams) -> dict[str, Any]:
     compiled = job.params.run.compile
-    options = {**block.model_dump(), "original": block.original}
-    return {"seed": job.seed, "compile": compiled, **_computing(job), **options}
+    return {"seed": job.seed, "compile": compiled, **_computing(job), **block.model_dump()}
 
 
 def _teachers_clip(job: Job) -> dict[str, Any]:

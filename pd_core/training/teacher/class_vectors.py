@@ -1,11 +1,11 @@
 """Stage `class_vectors`: the text features of all classes, by the tuned teacher."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from pd_core.core.atomic import write_folder
+from pd_core.core.hooks import OnProgress
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.models.class_vectors import FILE, ClassVectors, build
 from pd_core.models.clip import load_clip
@@ -22,7 +22,7 @@ def run(
     weights: Path | str | None = None,
     threads: int = 1,
     device: torch.device | str = "cpu",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ClassVectors:
     """Compute and store the vectors of all classes.
 

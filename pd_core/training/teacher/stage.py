@@ -5,14 +5,13 @@ The frozen CLIP's features beside the tuned ones (PromptSRC, section 3.1) come f
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from pd_core.core.artifacts import file_hash, write_json
 from pd_core.core.atomic import write_folder
-from pd_core.core.config import OriginalFile
 from pd_core.core.errors import BadArtifact
 from pd_core.core.options import Computed, OnCorrupt, Precision, TeacherMethod
 from pd_core.data.loading.prepared import read_prepared
@@ -121,6 +120,13 @@ def frozen_images(
 
 
 FILE = "teacher.safetensors"
+
+
+class OriginalFile(TypedDict):
+    """A checkpoint of the published code, and the hash that it has to have."""
+
+    path: str
+    sha256: str
 
 
 def run(
@@ -255,11 +261,11 @@ def _import(
     on_note: Callable[[str], None] | None,
 ) -> Teacher:
     """Read a teacher of the published code, whose prompts are as large as the parameters say."""
-    path = Path(original.path)
+    path = Path(original["path"])
     found = file_hash(path)
-    if found != original.sha256:
+    if found != original["sha256"]:
         raise BadArtifact(
-            f"'{path}' has the hash {found}, not {original.sha256}; give the file that was"
+            f"'{path}' has the hash {found}, not {original['sha256']}; give the file that was"
             " meant, or this hash as teacher.original.sha256"
         )
     imported = import_teacher(
