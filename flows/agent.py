@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,11 +30,10 @@ from prefect.settings import (
 )
 from prefect.workers.process import ProcessWorker
 
-from flows import dispatch, recovery
-from flows.addresses import check_server, refuse
-from flows.slots import VARIABLE, Slot
+from flows import dispatch
+from flows.commands import check_server, command
+from flows.slots import HOST, VARIABLE, Slot, recover
 from pd_core.core.errors import BadParams, MissingFile, PdError
-from pd_core.pipeline.redaction import masked_tracebacks
 from pd_core.pipeline.settings import load_settings
 
 CLONE = "PROMPTKD_CLONE"
@@ -56,35 +54,22 @@ def use_clone() -> dict[str, str]:
     return {"directory": os.environ[CLONE]}
 
 
-@masked_tracebacks()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Work until told to end.
-
-    Returns:
-        The exit status: 0, or 2 after one line on stderr.
-    """
+@command
+def main(arguments: Sequence[str] | None) -> None:
+    """Work until told to end."""
     parser = argparse.ArgumentParser(prog="python -m flows.agent", description=__doc__)
     parser.add_argument(
         "--gpu", type=int, nargs="+", metavar="N", help="its GPUs; without, the coordinator"
     )
     given = parser.parse_args(arguments)
-    try:
-        slot = Slot.of(given.gpu) if given.gpu else None
-        with _only_one(slot), temporary_settings(_SETTINGS):
-            _prepare(slot)
-            _work(slot)
-    except PdError as error:
-        return refuse(str(error))
-    return 0
+    slot = Slot.of(given.gpu) if given.gpu else None
+    with _only_one(slot), temporary_settings(_SETTINGS):
+        _prepare(slot)
+        _work(slot)
 
 
 def _only_one(slot: Slot | None) -> FileLock:
-    """Return the lock of this agent, held.
-
-    Raises:
-        PdError: another agent has it.
-        MissingFile: this is no clone.
-    """
+    """Return the lock of this agent, held; refuse a folder that is no clone, or another's."""
     folder = Path(".dvc", "tmp")
     if not folder.parent.is_dir():
         raise MissingFile("no '.dvc' in this folder; start agents in a clone of the repository")
@@ -95,12 +80,8 @@ def _only_one(slot: Slot | None) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        remedy = (
-            "with PD_DVC_REMOTE each needs a clone of its own: `git clone . <folder>`, start it "
-            "there"
-            if shared
-            else "end it first"
-        )
+        clone = "with PD_DVC_REMOTE each needs a clone of its own: `git clone . <folder>`, start it"
+        remedy = f"{clone} there" if shared else "end it first"
         raise PdError(f"another agent is at work in this clone; {remedy}") from None
     if shared:
         # DVC knows who died by its process id, which another process may have by now.
@@ -109,11 +90,7 @@ def _only_one(slot: Slot | None) -> FileLock:
 
 
 def _prepare(slot: Slot | None) -> None:
-    """Put everything in place that runs need, here and on the server.
-
-    Raises:
-        PdError: the server is not there, or is not one that `flows.server` has set up.
-    """
+    """Put everything in place that runs need, here and on a server that `flows.server` set up."""
     address = PREFECT_API_URL.value()
     if not address:
         raise BadParams(
@@ -126,9 +103,8 @@ def _prepare(slot: Slot | None) -> None:
             "`python -m flows.server`"
         )
     os.environ.update({CLONE: str(Path.cwd()), VARIABLE: slot.visible if slot else ""})
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    paths = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ.update({setting.name: str(value) for setting, value in _SETTINGS.items()})
     with get_client(sync_client=True) as client:
         if slot is not None:
@@ -138,7 +114,7 @@ def _prepare(slot: Slot | None) -> None:
                 client.create_work_queue(
                     slot.name, concurrency_limit=1, work_pool_name=dispatch.POOL
                 )
-        recovery.recover(client, _say)
+        recover(client, _say)
 
 
 def _work(slot: Slot | None) -> None:
@@ -158,8 +134,7 @@ def _work(slot: Slot | None) -> None:
 
 
 def _name(slot: Slot | None) -> str:
-    host = socket.gethostname().partition(".")[0].lower()
-    return slot.name if slot else f"{host}-coordinator"
+    return slot.name if slot else f"{HOST}-coordinator"
 
 
 def _say(line: str) -> None:

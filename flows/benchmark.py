@@ -11,7 +11,6 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows import dispatch, pipeline, slots, stages, tables
-from flows.addresses import check_server, refuse
+from flows import dispatch, pipeline, slots, tables
+from flows.commands import check_server, command
 from flows.datasets import DataSet
 from flows.dispatch import Outcome
 from flows.distill import distill_dataset, publish_page
-from flows.recovery import noted
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline import provenance
-from pd_core.pipeline.redaction import masked_tracebacks
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import PARAMS, load_params
 
@@ -57,8 +54,12 @@ def benchmark(
         shared = load_settings().dvc_remote is not None
         by_agents = bool(PREFECT_API_URL.value()) and (slots.by_agent() or _is_served())
         commit = _commit() if by_agents and shared else None
-        with noted() if slots.by_agent() else nullcontext():
-            done = (_by_agents if by_agents else _here)(names, profile_dir, commit)
+        with slots.noted():
+            if by_agents:
+                parameters = {"profile_dir": str(profile_dir), "commit": commit}
+                done = dispatch.distill(names, parameters, get_run_logger().info)
+            else:
+                done = _here(names, profile_dir)
             reasons = _conclude(graph, done, profile_dir, with_report=report)
             if not reasons and commit is not None:
                 _commit_lock(profile_dir)
@@ -69,26 +70,18 @@ def benchmark(
     return Completed(message=f"{len(names)} data sets are up to date")
 
 
-@masked_tracebacks()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line.
-
-    Returns:
-        The exit status: 0, or 2 after one line on stderr.
-    """
+@command
+def main(arguments: Sequence[str] | None) -> State[Any]:
+    """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.benchmark", description=__doc__)
     parser.add_argument("datasets", nargs="*", metavar="DATA_SET", help="all by default")
     parser.add_argument("--profile-dir", type=Path, default=Path(), help="folder of dvc.yaml")
     given = parser.parse_args(arguments)
-    try:
-        check_server(PREFECT_API_URL.value())
-        # Bad input, before Prefect starts.
-        pipeline.choose(pipeline.read_graph(given.profile_dir), given.datasets)
-        load_settings()
-        state = benchmark(given.datasets or None, given.profile_dir, return_state=True)
-    except PdError as error:
-        return refuse(str(error))
-    return 0 if state.is_completed() else refuse(str(state.message))
+    check_server(PREFECT_API_URL.value())
+    # Bad input, before Prefect starts.
+    pipeline.choose(pipeline.read_graph(given.profile_dir), given.datasets)
+    load_settings()
+    return benchmark(given.datasets or None, given.profile_dir, return_state=True)
 
 
 def _is_served() -> bool:
@@ -101,26 +94,15 @@ def _is_served() -> bool:
     return bool(found)
 
 
-def _here(names: Sequence[str], profile_dir: Path, _commit: str | None) -> list[Outcome]:
+def _here(names: Sequence[str], profile_dir: Path) -> list[Outcome]:
     """Run the data sets in this process."""
-    states: dict[str, State[Any]] = {
-        name: distill_dataset.with_options(flow_run_name=name)(name, profile_dir, return_state=True)
-        for name in names
-    }
-    return [
-        Outcome(
-            name,
-            state.state_details.flow_run_id,
-            "" if state.is_completed() else str(state.message),
-        )
-        for name, state in states.items()
-    ]
-
-
-def _by_agents(names: Sequence[str], profile_dir: Path, commit: str | None) -> list[Outcome]:
-    """Have agents run the data sets."""
-    parameters = {"profile_dir": str(profile_dir), "commit": commit}
-    return dispatch.distill(names, parameters, get_run_logger().info)
+    done = []
+    for name in names:
+        distil = distill_dataset.with_options(flow_run_name=name)
+        state: State[Any] = distil(name, profile_dir, return_state=True)
+        reason = "" if state.is_completed() else str(state.message)
+        done.append(Outcome(name, state.state_details.flow_run_id, reason))
+    return done
 
 
 def _conclude(
@@ -131,39 +113,33 @@ def _conclude(
     reasons = [f"{one.dataset}: {one.reason}" for one in done if one.reason]
     if not reasons:
         names = [one.dataset for one in done]
-        reasons = _gather(graph, names, profile_dir, rows, with_report=with_report)
-    _publish(profile_dir, [*tables.stages_of(one.run for one in done), *tables.as_table(rows)])
+        rows, reasons = _gather(graph, names, profile_dir, with_report=with_report)
+    _publish(profile_dir, [*tables.stages_of(one.run for one in done), *rows])
     return reasons
 
 
 def _gather(
-    graph: pipeline.Graph,
-    names: Sequence[str],
-    profile_dir: Path,
-    rows: list[tables.Row],
-    *,
-    with_report: bool,
-) -> list[str]:
-    """Bring here what was computed elsewhere, and make the report; return why that failed."""
-    shared = load_settings().dvc_remote is not None
-    found: list[tables.Row] = []
+    graph: pipeline.Graph, names: Sequence[str], profile_dir: Path, *, with_report: bool
+) -> tuple[list[tables.Row], list[str]]:
+    """Bring here what was computed elsewhere, and make the report.
+
+    Returns:
+        What became of the stages, and why that failed.
+    """
     planned = [stage for name in names for stage in pipeline.plan(graph, name)]
-    wanted = {"gather": pipeline.ends(graph, planned)}
-    if with_report:
-        wanted["report"] = [stage for stage in graph if "@" not in stage]
-    for title, group in wanted.items():
-        if not group:  # a profile without a report
-            continue
-        state: State[Any] = stages.reproduce.with_options(task_run_name=title)(
-            group, profile_dir, shared=shared, on_row=found.append, return_state=True
-        )
-        if not state.is_completed():
-            return [str(state.message)]
-    rows += [row for row in found if "@" not in row.stage or row.state == pipeline.How.COMPUTED]
-    return []
+    report = [stage for stage in graph if "@" not in stage] if with_report else []
+    groups = {"gather": pipeline.ends(graph, planned), "report": report}
+    rows: list[tables.Row] = []
+    shared = load_settings().dvc_remote is not None
+    failed = pipeline.first_failed(groups, profile_dir, rows, shared=shared)
+    if failed is not None:
+        return [], [str(failed.message)]
+    return [
+        row for row in rows if "@" not in row["stage"] or row["state"] == pipeline.How.COMPUTED
+    ], []
 
 
-def _publish(profile_dir: Path, table: list[dict[str, Any]]) -> None:
+def _publish(profile_dir: Path, table: list[tables.Row]) -> None:
     """Keep what there is to look at as artifacts."""
     profile = load_params(profile_dir / PARAMS).profile.name
     create_table_artifact(
@@ -183,11 +159,7 @@ def _publish(profile_dir: Path, table: list[dict[str, Any]]) -> None:
 
 
 def _commit() -> str:
-    """Return the commit that agents are to work at.
-
-    Raises:
-        BadParams: there is none, or files differ from it.
-    """
+    """Return the commit that agents are to work at; refuse files that differ from it."""
     commit = provenance.code_commit(Path())
     if commit is None or provenance.commit_tags(Path()).get("git_dirty") != "false":
         raise BadParams(
@@ -203,17 +175,16 @@ def _commit_lock(profile_dir: Path) -> None:
     results = ("dvc.lock", f"reports/{load_params(profile_dir / PARAMS).profile.name}")
     paths = [path for path in results if (profile_dir / path).exists()]
     subprocess.run([*git, "add", "--", *paths], check=True, capture_output=True)
-    changed = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *paths], check=False)
+    changed = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *paths])
     if changed.returncode == 0:
         return
-    named = subprocess.run([*git, "config", "user.email"], capture_output=True, check=False)
+    named = subprocess.run([*git, "config", "user.email"], capture_output=True)
     who = () if named.returncode == 0 else _FALLBACK
     message = "Results of the benchmark"
     done = subprocess.run(
         [*git, *who, "commit", "--quiet", "-m", message, "--", *paths],
         capture_output=True,
         text=True,
-        check=False,
     )
     log = get_run_logger()
     if done.returncode == 0:

@@ -20,10 +20,7 @@ PROFILES = (Path(), Path("paper"))
 
 
 def read_profiles(root: Path) -> dict[str, Path]:
-    """Return all profiles' data sets, as they stand in the files.
-
-    Args:
-        root: the repository's.
+    """Return all profiles' data sets, as they stand in the repository's files.
 
     Returns:
         Name -> folder of its profile, from the root on; nothing at all if a file cannot be read:

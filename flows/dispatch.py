@@ -28,31 +28,19 @@ _GPU = "-gpu-"  # in the name of an agent that has one
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a data set.
-
-    Attributes:
-        dataset: its name.
-        run: the flow run that did it, or tried to.
-        reason: why it failed; empty if it did not.
-    """
+    """What became of a data set."""
 
     dataset: str
-    run: UUID | None
-    reason: str = ""
+    run: UUID | None  # the flow run that did it, or tried to
+    reason: str = ""  # why it failed; empty if it did not
 
 
 @dataclass
 class _Work:
-    """A data set that is to be distilled.
-
-    Attributes:
-        dataset: its name.
-        run: the flow run that does it now.
-        attempts: how many there have been.
-    """
+    """A data set that is to be distilled."""
 
     dataset: str
-    run: FlowRun
+    run: FlowRun  # that does it now
     attempts: int = 1
 
 
@@ -94,9 +82,6 @@ def distill(
         datasets: their names.
         parameters: of `distill_dataset`, beside the data set.
         say: called with a line for each event.
-
-    Returns:
-        What became of each, in the order given.
     """
     works = [_Work(name, _submit(name, parameters, attempt=1)) for name in datasets]
     say(f"{len(works)} data sets for {', '.join(agents()) or 'agents, of which none is at work'}")

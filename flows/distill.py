@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, Failed
 
-from flows import pipeline, slots, stages, tables
+from flows import pipeline, slots, tables
 from flows.datasets import DataSet
-from flows.recovery import noted
 from pd_core.core.errors import PdError
 from pd_core.pipeline import provenance
 from pd_core.pipeline.redaction import masked
@@ -79,9 +78,10 @@ def _page(profile_dir: Path, profile: str, dataset: str) -> str:
 
 def _bring_up(graph: pipeline.Graph, name: str, profile_dir: Path, *, shared: bool) -> State[Any]:
     rows: list[tables.Row] = []
-    failed = _first_failed(pipeline.plan(graph, name), profile_dir, shared=shared, rows=rows)
+    groups = {stage: [stage] for stage in pipeline.plan(graph, name)}
+    failed = pipeline.first_failed(groups, profile_dir, rows, shared=shared, send=shared)
     create_table_artifact(
-        table=tables.as_table(rows),
+        table=rows,
         key=tables.key_of("stages", name),
         description=f"The stages of {name}, in order.",
     )
@@ -91,52 +91,33 @@ def _bring_up(graph: pipeline.Graph, name: str, profile_dir: Path, *, shared: bo
     return Completed(message=f"{len(rows)} stages of {name} are up to date")
 
 
-def _first_failed(
-    names: list[str], profile_dir: Path, *, shared: bool, rows: list[tables.Row]
-) -> State[Any] | None:
-    for name in names:
-        task = stages.reproduce.with_options(task_run_name=name)
-        state: State[Any] = task(
-            [name],
-            profile_dir,
-            shared=shared,
-            send=shared,
-            on_row=rows.append,
-            return_state=True,
-        )
-        if not state.is_completed():
-            return state
-    return None
-
-
 @contextmanager
 def _at_work(profile_dir: Path, *, shared: bool) -> Iterator[None]:
     """Hold the agent's slot; in a clone of its own the lock file of DVC is then thrown away."""
     slot = slots.own()
-    with ExitStack() as stack:
-        if slots.by_agent():
-            note = stack.enter_context(noted())
-            if slot is not None:
-                note(stack.enter_context(slots.held(slot)))
-                if shared:
-                    _discard_lock(profile_dir)
-                    stack.callback(_discard_lock, profile_dir)
-        yield
+    with slots.noted() as note:
+        if slot is None:
+            yield
+            return
+        with slots.held(slot) as leases:
+            note(leases)
+            if not shared:
+                yield
+                return
+            _discard_lock(profile_dir)
+            try:
+                yield
+            finally:
+                _discard_lock(profile_dir)
 
 
 def _discard_lock(profile_dir: Path) -> None:
     """Let `dvc.lock` be the commit's: only the coordinator writes a new one."""
-    subprocess.run(
-        ["git", "checkout", "--quiet", "HEAD", "--", "dvc.lock"], cwd=profile_dir, check=False
-    )
+    subprocess.run(["git", "checkout", "--quiet", "HEAD", "--", "dvc.lock"], cwd=profile_dir)
 
 
 def _check_commit(commit: str | None) -> None:
-    """Make sure that this clone is at the commit that is asked for.
-
-    Raises:
-        PdError: it is at another one.
-    """
+    """Refuse a clone that is at another commit than the one that is asked for."""
     if commit is None:
         return
     here = provenance.code_commit(Path())

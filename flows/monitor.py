@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 
@@ -22,10 +21,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows.addresses import check_server, refuse
+from flows import tables
+from flows.commands import check_server, command
 from pd_core.core.errors import BadParams, PdError
 from pd_core.mlops.drift import LEVEL, SAME, TOO_FEW, apart, verdict
-from pd_core.pipeline.redaction import has_login, masked, masked_tracebacks
+from pd_core.pipeline.redaction import has_login, masked
 
 _SECONDS = 30.0
 _MOST_CLASSES = 20  # in the table; those whose share has changed most
@@ -52,17 +52,15 @@ def monitor(url: str, level: float = LEVEL) -> State[Any]:
         text, message = describe(model, report, level=level)
     except PdError as error:
         return Failed(message=str(error))
-    create_markdown_artifact(key=key_of(str(model["name"])), markdown=text, description=message)
+    create_markdown_artifact(
+        key=tables.key_of("monitoring", str(model["name"])), markdown=text, description=message
+    )
     drifted = apart(report["drift"]["tests"], level=level)
     return Failed(message=message) if drifted else Completed(message=message)
 
 
 def ask(url: str, what: str) -> dict[str, Any]:
-    """Get a JSON object from a service.
-
-    Args:
-        url: of the service.
-        what: the path there.
+    """Get a JSON object from a path of a service.
 
     Raises:
         BadParams: the address is none, or holds a password, which Prefect would show.
@@ -93,8 +91,8 @@ def describe(
     """Write a report down for people.
 
     Args:
-        model: what the service says at `/model`.
-        report: what it says at `/monitoring`; see `pd_core.mlops.drift.Monitor.report`.
+        model: the service's answer at `/model`.
+        report: that at `/monitoring`; see `pd_core.mlops.drift.Monitor.report`.
         level: of a false alarm.
 
     Returns:
@@ -105,17 +103,17 @@ def describe(
     """
     try:
         tests, window = report["drift"]["tests"], report["window"]
-        said = _verdict(tests, level)
+        said, marks = _verdict(tests, level), dict.fromkeys(apart(tests, level=level), "apart")
         parts = [
             f"# {model['name']}, version {model['version']}",
             said,
             f"{report['pictures']} pictures since it was loaded; compared are the last "
             f"{window['pictures']}, of which {window['different']} are different.",
             "## Drift",
-            _table(
+            tables.markdown(
                 ("test", "distance", "p", ""),
                 [
-                    (name, _number(test["distance"]), _number(test["p"]), _mark(name, tests, level))
+                    (name, _number(test["distance"]), _number(test["p"]), marks.get(name, ""))
                     for name, test in tests.items()
                 ],
             ),
@@ -129,29 +127,16 @@ def describe(
     return "\n\n".join(parts) + "\n", said
 
 
-def key_of(name: str) -> str:
-    """Turn a model's name into an artifact's key: lower case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", f"monitoring-{name.lower()}").strip("-")
-
-
-@masked_tracebacks()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line.
-
-    Returns:
-        The exit status: 0, or 2 after one line on stderr.
-    """
+@command
+def main(arguments: Sequence[str] | None) -> State[Any]:
+    """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.monitor", description=__doc__)
     parser.add_argument("url", metavar="URL", help="of the service, as http://127.0.0.1:8000")
     parser.add_argument("--level", type=float, default=LEVEL, help="of a false alarm (%(default)s)")
     given = parser.parse_args(arguments)
-    try:
-        check_server(PREFECT_API_URL.value())
-        ask(given.url, "monitoring")  # a wrong address, before Prefect starts
-        state = monitor(given.url, given.level, return_state=True)
-    except PdError as error:
-        return refuse(str(error))
-    return 0 if state.is_completed() else refuse(str(state.message))
+    check_server(PREFECT_API_URL.value())
+    ask(given.url, "monitoring")  # a wrong address, before Prefect starts
+    return monitor(given.url, given.level, return_state=True)
 
 
 def _detail(error: urllib.error.HTTPError) -> str:
@@ -174,10 +159,6 @@ def _verdict(tests: Mapping[str, Any], level: float) -> str:
     return f"The pictures have drifted, by {details}."
 
 
-def _mark(name: str, tests: Mapping[str, Any], level: float) -> str:
-    return "apart" if name in apart(tests, level=level) else ""
-
-
 def _confidence(confidence: Mapping[str, Any]) -> str:
     sides = {
         side: {} if values is None else {"mean": values["mean"], **values["quantiles"]}
@@ -185,33 +166,22 @@ def _confidence(confidence: Mapping[str, Any]) -> str:
     }
     names = list(sides["reference"])
     rows = [(side, *(_number(sides[side].get(name)) for name in names)) for side in sides]
-    return _table(("", "mean", *(f"quantile {name}" for name in names[1:])), rows)
+    return tables.markdown(("", "mean", *(f"quantile {name}" for name in names[1:])), rows)
 
 
 def _classes(classes: Sequence[Mapping[str, Any]]) -> list[str]:
     changed = sorted(classes, key=lambda one: -abs(one["window"] - one["reference"]))
     rows = [
-        (one["name"], str(one["total"]), _percent(one["window"]), _percent(one["reference"]))
+        (one["name"], str(one["total"]), f"{one['window']:.1%}", f"{one['reference']:.1%}")
         for one in changed[:_MOST_CLASSES]
     ]
     left = len(classes) - len(rows)
     rest = [f"and {left} classes whose share has changed less"] if left else []
-    return ["## Classes", _table(("class", "ever", "window", "reference"), rows), *rest]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return ["## Classes", tables.markdown(("class", "ever", "window", "reference"), rows), *rest]
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
 
 
 if __name__ == "__main__":

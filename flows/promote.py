@@ -20,11 +20,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows import tables
-from flows.addresses import check_server, refuse
+from flows.commands import check_server, command
 from flows.datasets import DataSet, check_name, profile_of
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline.processes import PROMPTKD, run
-from pd_core.pipeline.redaction import masked, masked_tracebacks, without_login
+from pd_core.pipeline.redaction import masked, without_login
 from pd_core.pipeline.settings import load_settings
 
 _DECIDED = (0, 2)  # statuses of the verb: yes, and no or what the user can put right
@@ -61,9 +61,7 @@ def promote(
     except PdError as error:
         return Failed(message=str(error))
     create_markdown_artifact(
-        key=tables.key_of("promotion", dataset),
-        markdown=text,
-        description=decision["conclusion"],
+        key=tables.key_of("promotion", dataset), markdown=text, description=decision["conclusion"]
     )
     state = Completed if decision["accepted"] else Failed
     return state(message=decision["conclusion"])
@@ -72,13 +70,7 @@ def promote(
 def decide(
     dataset: str, version: int | None, options: Sequence[str], say: Callable[[str], None]
 ) -> Decision:
-    """Put a version through the gate.
-
-    Args:
-        dataset: whose student it is.
-        version: its number; the newest if None.
-        options: further ones of `promptkd registry promote`.
-        say: called with each line of the gate's progress.
+    """Put a version, or the newest, through the gate; `say` gets each line of its progress.
 
     Raises:
         PdError: nothing could be decided.
@@ -88,12 +80,8 @@ def decide(
 
 
 def describe(decision: Decision, tracking_uri: str | None) -> str:
-    """Write a decision down for people, as Markdown.
-
-    Args:
-        decision: what `decide` returned.
-        tracking_uri: MLflow's server or database; None for a local one.
-    """
+    """Write a decision down for people, as Markdown, with a link to MLflow's server, if any."""
+    conclusion = decision["conclusion"]
     reasons = [f"- {reason}" for reason in decision["reasons"]]
     rows = [
         (check["name"], "yes" if check["passed"] else "no", *_numbers(check), check["finding"])
@@ -102,7 +90,7 @@ def describe(decision: Decision, tracking_uri: str | None) -> str:
     head = ("check", "passed", "value", "limit", "finding")
     parts = [
         f"# {decision['name']}, version {decision['version']}",
-        _sentence(decision["conclusion"]),
+        f"{conclusion[:1].upper()}{conclusion[1:]}.",
         *(["Nothing was changed: this was a dry run."] if decision["dry_run"] else []),
         *(["## Why not", "\n".join(reasons)] if reasons else []),
         *(["## Checks", tables.markdown(head, rows)] if rows else []),
@@ -111,13 +99,9 @@ def describe(decision: Decision, tracking_uri: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-@masked_tracebacks()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line.
-
-    Returns:
-        The exit status: 0, or 2 after one line on stderr.
-    """
+@command
+def main(arguments: Sequence[str] | None) -> State[Any]:
+    """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.promote", description=__doc__)
     parser.add_argument(
         "reference", metavar="DATA_SET[/VERSION]", help="the newest version by default"
@@ -129,15 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dry-run", action="store_true", help="say what would be done, change nothing"
     )
     given = parser.parse_args(arguments)
-    try:
-        dataset, version = _parsed(given.reference)
-        check_server(PREFECT_API_URL.value())
-        check_name(dataset)
-        _check_version(dataset, version)  # bad input, before Prefect starts
-        state = promote(dataset, version, given.accept_unknown, given.dry_run, return_state=True)
-    except PdError as error:
-        return refuse(str(error))
-    return 0 if state.is_completed() else refuse(str(state.message))
+    dataset, version = _parsed(given.reference)
+    check_server(PREFECT_API_URL.value())
+    check_name(dataset)  # bad input, before Prefect starts
+    _registry(("show", _reference(dataset, version), "--json"), dataset, lambda _: None)
+    return promote(dataset, version, given.accept_unknown, given.dry_run, return_state=True)
 
 
 def _parsed(reference: str) -> tuple[str, int | None]:
@@ -149,10 +129,6 @@ def _parsed(reference: str) -> tuple[str, int | None]:
 
 def _reference(dataset: str, version: int | None) -> str:
     return dataset if version is None else f"{dataset}/{version}"
-
-
-def _check_version(dataset: str, version: int | None) -> None:
-    _registry(("show", _reference(dataset, version), "--json"), dataset, lambda _: None)
 
 
 def _registry(arguments: Sequence[str], dataset: str, say: Callable[[str], None]) -> Any:
@@ -186,10 +162,6 @@ def _place(decision: Decision, tracking_uri: str | None) -> str:
     server = without_login(tracking_uri or "").rstrip("/")
     page = f"{server}/#/models/{decision['name']}/versions/{decision['version']}"
     return f"[{decision['uri']}]({page})"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 if __name__ == "__main__":

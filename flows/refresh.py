@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows import pipeline, slots, tables
-from flows.addresses import check_server, refuse
+from flows import pipeline, tables
 from flows.benchmark import benchmark
-from flows.recovery import noted
+from flows.commands import check_server, command
+from flows.slots import noted
 from pd_core.core.errors import BadData, MissingFile, PdError
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import Layout
 from pd_core.data.catalog.prepare import spec_of
 from pd_core.data.catalog.readers import sources
-from pd_core.pipeline.redaction import masked_tracebacks
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
@@ -58,7 +56,7 @@ def refresh(profile_dir: Path = Path()) -> State[Any]:
         wanted = [name for name in changes if name not in others]
         failed = list(others.values())
         if wanted:
-            with noted() if slots.by_agent() else nullcontext():
+            with noted():
                 state: State[Any] = benchmark(wanted, profile_dir, report=True, return_state=True)
             if not state.is_completed():
                 failed.append(str(state.message))
@@ -75,10 +73,6 @@ def look(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
     Returns:
         Of each data set with a stage that is not up to date, why; and of each whose pictures are
         here and are not those of its fingerprint, what is different.
-
-    Raises:
-        MissingFile: the folder has no `dvc.yaml`.
-        PdError: DVC refuses the pipeline.
     """
     names = pipeline.choose(pipeline.read_graph(profile_dir))
     params = load_params(profile_dir / PARAMS)
@@ -88,15 +82,7 @@ def look(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def changed(status: Mapping[str, Any], datasets: Sequence[str]) -> dict[str, str]:
-    """Read from `dvc status` which data sets are not up to date.
-
-    Args:
-        status: its JSON.
-        datasets: all names.
-
-    Returns:
-        Data set -> what has changed, in words.
-    """
+    """Read from the JSON of `dvc status` which data sets are not up to date, and why, in words."""
     found: dict[str, dict[str, None]] = {}
     for stage, details in status.items():
         dataset = stage.partition("@")[2]
@@ -105,23 +91,15 @@ def changed(status: Mapping[str, Any], datasets: Sequence[str]) -> dict[str, str
     return {name: _shortened(list(reasons)) for name, reasons in found.items()}
 
 
-@masked_tracebacks()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow from the command line.
-
-    Returns:
-        The exit status: 0, or 2 after one line on stderr.
-    """
+@command
+def main(arguments: Sequence[str] | None) -> State[Any]:
+    """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.refresh", description=__doc__)
     parser.add_argument("--profile-dir", type=Path, default=Path(), help="folder of dvc.yaml")
     given = parser.parse_args(arguments)
-    try:
-        check_server(PREFECT_API_URL.value())
-        load_params(given.profile_dir / PARAMS)  # bad input, before Prefect starts
-        state = refresh(given.profile_dir, return_state=True)
-    except PdError as error:
-        return refuse(str(error))
-    return 0 if state.is_completed() else refuse(str(state.message))
+    check_server(PREFECT_API_URL.value())
+    load_params(given.profile_dir / PARAMS)  # bad input, before Prefect starts
+    return refresh(given.profile_dir, return_state=True)
 
 
 def _reasons(details: Sequence[Any]) -> list[str]:
@@ -150,8 +128,7 @@ def _other_pictures(name: str, params: Params, profile_dir: Path) -> str:
     Machines without the pictures have nothing to compare.
     """
     root = profile_dir / params.profile.root
-    own = params.for_dataset(name).prepare.model_dump()["own"]
-    spec = spec_of(name, own)
+    spec = spec_of(name, params.for_dataset(name).prepare.own)
     file = fingerprint.path_of(name, root)
     if spec.layout is Layout.EMBEDDED or not file.is_file():
         return ""

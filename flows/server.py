@@ -26,11 +26,10 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.addresses import check_server, refuse
+from flows.commands import check_server, command
 from flows.dispatch import COORDINATOR_QUEUE, GPU_QUEUE, POOL
-from flows.recovery import SILENT
+from flows.slots import SILENT
 from pd_core.core.errors import MissingFile, PdError
-from pd_core.pipeline.redaction import masked_tracebacks
 
 _PREFECT = (sys.executable, "-m", "prefect")
 _SECONDS = 180.0  # for a server to come up: its database is made, on slow disks
@@ -48,28 +47,18 @@ _SETTINGS = {
 }
 
 
-@masked_tracebacks()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to end.
-
-    Returns:
-        The exit status: 0, or 2 after one line on stderr.
-    """
+@command
+def main(arguments: Sequence[str] | None) -> int:
+    """Serve until told to end."""
     parser = argparse.ArgumentParser(prog="python -m flows.server", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     parser.add_argument("--port", type=int, default=4200, help="(%(default)s)")
     given = parser.parse_args(arguments)
-    try:
-        return serve(given.host, given.port)
-    except PdError as error:
-        return refuse(str(error))
+    return serve(given.host, given.port)
 
 
 def serve(host: str, port: int) -> int:
-    """Start a server, set it up, and wait for its end.
-
-    Returns:
-        The server's exit status.
+    """Start a server, set it up, and return its exit status after its end.
 
     Raises:
         MissingFile: this folder has no `prefect.yaml`.
@@ -103,16 +92,10 @@ def serve(host: str, port: int) -> int:
 def set_up(address: str) -> None:
     """Make work pool, queues, automation and deployments, where they are not there.
 
-    Args:
-        address: of the server's API.
-
     Raises:
         PdError: the server refuses a deployment.
     """
-    with (
-        temporary_settings({PREFECT_API_URL: address}),
-        get_client(sync_client=True) as client,
-    ):
+    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         for queue in (GPU_QUEUE, COORDINATOR_QUEUE):
@@ -125,18 +108,13 @@ def set_up(address: str) -> None:
         env={**os.environ, "PREFECT_API_URL": address},
         capture_output=True,
         text=True,
-        check=False,
     )
     if done.returncode != 0:
         raise PdError(f"the deployments of 'prefect.yaml' are refused: {done.stdout[-500:]}")
 
 
 def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:
-    """Wait until the server answers.
-
-    Raises:
-        PdError: it ends, or takes too long.
-    """
+    """Wait until the server answers; refuse one that ends, or takes too long."""
     end = time.monotonic() + _SECONDS
     while True:
         try:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -28,23 +24,24 @@ from pd_core.pipeline.stages.params import DATA
 _SHOWN = "student"  # of the metrics of `evaluate`
 
 
-@dataclass(frozen=True)
-class Row:
-    """What became of a stage.
+Row = dict[str, Any]
 
-    Attributes:
+
+def row_of(stage: str, state: str, seconds: float, metrics: Mapping[str, float], slot: str) -> Row:
+    """Return what became of a stage as a row of an artifact's table.
+
+    Args:
         stage: its name.
         state: `computed`, `from the cache`, `up to date`, `failed`.
         seconds: how long it took.
         metrics: what it says of itself.
         slot: where it ran; empty if not on a slot.
     """
-
-    stage: str
-    state: str
-    seconds: float
-    metrics: Mapping[str, float]
-    slot: str = ""
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return {
+        "stage": stage, "state": str(state), "seconds": round(seconds, 1), "slot": slot,
+        "metrics": shown,
+    }  # fmt: skip
 
 
 def key_of(*words: str) -> str:
@@ -66,23 +63,9 @@ def metrics_of(profile_dir: Path, stage: str) -> dict[str, float]:
     return {}
 
 
-def as_table(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return rows as an artifact holds them."""
-    return [
-        {
-            "stage": row.stage,
-            "state": str(row.state),
-            "seconds": round(row.seconds, 1),
-            "slot": row.slot,
-            "metrics": ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items()),
-        }
-        for row in rows
-    ]
-
-
-def stages_of(runs: Iterable[UUID | None]) -> list[dict[str, Any]]:
+def stages_of(runs: Iterable[UUID | None]) -> list[Row]:
     """Return the rows of the tables that some flow runs have kept, run by run."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with get_client(sync_client=True) as client:
         for run in filter(None, runs):
             found = client.read_artifacts(

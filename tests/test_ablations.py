@@ -294,6 +294,6 @@ def deps(stage: str) -> list[str]:
 def numbers(stage: str) -> set[str]:
     """Return the keys that a stage watches, of either file."""
     watched = set()
-    for one in PIPELINE[stage].get("do", PIPELINE[stage])["params"]:
+    for one in PIPELINE[stage].get("do", PIPELINE[stage]).get("params", []):
         watched |= set(one[SHIPPED["profile"]]) if isinstance(one, dict) else {one}
     return watched

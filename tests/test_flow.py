@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from waiting import wait_until
 
 from flows import benchmark, pipeline, refresh
-from flows.addresses import check_server
+from flows.commands import check_server
 from pd_core.core.errors import MissingFile, PdError, UnknownName
 from pd_core.pipeline import processes
 

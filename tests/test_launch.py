@@ -13,7 +13,10 @@ from pd_core.core.errors import BadParams, FailedRun
 from pd_core.pipeline import processes
 
 ROOT = Path(__file__).parent.parent
-START = "import os, sys, time, signal; from pd_core import launch; me = launch.member(); "
+START = (
+    "import os, sys, time, signal; from pd_core.pipeline import processes as launch;"
+    " me = launch.member(); "
+)
 
 
 def member(code: str) -> list[str]:
@@ -83,8 +86,8 @@ def started(folder: Path, code: str, *, first: str = "") -> subprocess.Popen[str
     """Start two members from a process of its own, and wait until both are at work."""
     ready = f"open('{folder}/' + str(os.getpid()), 'w'); "
     parent = (
-        "import signal, sys; from pd_core import launch, preemption; preemption.end_at_once();"
-        f" sys.exit(launch.together({member(first + ready + code)!r}, 2))"
+        "import signal, sys; from pd_core.pipeline import processes as launch, signals;"
+        f" signals.end_at_once(); sys.exit(launch.together({member(first + ready + code)!r}, 2))"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True)
     while len(list(folder.iterdir())) < 2:

@@ -14,6 +14,7 @@ from file_server import FileServer, file_server
 from prefect_home import artifacts, states
 
 from flows import monitor as flow
+from flows import tables
 from pd_core.core.errors import BadParams, PdError
 from pd_core.mlops.drift import Monitor, Reference
 
@@ -138,7 +139,8 @@ def test_what_answers_otherwise_is_said(server: FileServer) -> None:
 
 
 def test_an_artifacts_key_has_no_letters_that_prefect_refuses() -> None:
-    assert flow.key_of("promptkd-Embedded_greek") == "monitoring-promptkd-embedded-greek"
+    key = tables.key_of("monitoring", "promptkd-Embedded_greek")
+    assert key == "monitoring-promptkd-embedded-greek"
 
 
 @pytest.mark.slow

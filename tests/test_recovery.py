@@ -8,7 +8,7 @@ import psutil
 import pytest
 from waiting import alive, wait_until
 
-from flows.recovery import Note
+from flows.slots import Note
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from flows import pipeline
-from flows.addresses import check_server
+from flows.commands import check_server
 from pd_core.cli import reports
 from pd_core.core.errors import BadParams, PdError
 from pd_core.mlops import tracking

@@ -86,28 +86,16 @@ class State(StrEnum):
 
 @dataclass
 class DataSet:
-    """What is known of a data set's run.
-
-    Attributes:
-        name: of the data set.
-        state: how far it is.
-        stage: the stage that is running; empty if none is.
-        done: stage -> the part of it that is done, 0 to 1.
-        skipped: stages that were up to date, or in DVC's cache.
-        tail: the last lines of the stage that is running.
-        status: exit status of the command, once it has ended.
-        started: `time.monotonic()` of its start.
-        ended: likewise.
-    """
+    """What is known of a data set's run."""
 
     name: str
     state: State = State.WAITING
-    stage: str = ""
-    done: dict[str, float] = field(default_factory=dict)
-    skipped: set[str] = field(default_factory=set)
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
-    status: int = 0
-    started: float = 0.0
+    stage: str = ""  # that is running; empty if none is
+    done: dict[str, float] = field(default_factory=dict)  # stage -> its part that is done, 0 to 1
+    skipped: set[str] = field(default_factory=set)  # stages up to date, or in DVC's cache
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))  # the stage's last lines
+    status: int = 0  # exit status of the command, once it has ended
+    started: float = 0.0  # `time.monotonic()`
     ended: float = 0.0
 
     def read(self, line: str) -> None:
@@ -148,13 +136,10 @@ class DataSet:
 
 
 def seconds_left(datasets: Iterable[DataSet], elapsed: float) -> float | None:
-    """Estimate the time that is left; None before there is anything to go by.
+    """Estimate the seconds that are left, from those elapsed since the first data set started.
 
-    Stages that did not have to run count neither as done nor as left.
-
-    Args:
-        datasets: all that are to run; those that failed are over.
-        elapsed: seconds since the first one started.
+    Stages that did not have to run count neither as done nor as left; data sets that failed are
+    over. None before there is anything to go by.
     """
     done = left = 0.0
     for dataset in datasets:
@@ -181,9 +166,6 @@ def run_all(
         jobs: how many run at a time.
         logs: folder for a file `<data set>.log` each, with all that its command printed.
         on_change: called with all data sets and the one that starts or has ended, in its thread.
-
-    Returns:
-        What became of each.
 
     Raises:
         Interrupted: SIGTERM came; it was passed on to the stages, which have saved and ended.
@@ -219,12 +201,7 @@ def run_all(
 
 
 def progress_table(datasets: Sequence[DataSet], seconds: float) -> Table:
-    """Return how far each data set and all of them are, at most 80 columns wide.
-
-    Args:
-        datasets: all that are to run.
-        seconds: since the first one started.
-    """
+    """Return how far each data set and all of them are, at most 80 columns wide."""
     table = Table(box=None, pad_edge=False, caption=summary(datasets, seconds))
     table.caption_justify = "left"
     table.add_column("data set", no_wrap=True)

@@ -60,10 +60,7 @@ class Setting:
 
 
 def setting_of(
-    name: str,
-    seed: int | None = None,
-    source: str | None = None,
-    protocol: Protocol | None = None,
+    name: str, seed: int | None = None, source: str | None = None, protocol: Protocol | None = None
 ) -> Setting:
     """Put together what a stage of a data set needs.
 
@@ -72,7 +69,7 @@ def setting_of(
         seed: instead of `run.seed`; outputs then go to folders of their own.
         source: the data set whose teacher is used, if it is another one.
         protocol: one of `protocols/params.yaml`, which then says more of the numbers, and names the
-            source; None for what `params.yaml` says.
+            source.
 
     Raises:
         UnknownName: there is no such data set.
@@ -139,12 +136,7 @@ def open_store() -> str:
 
 
 def register(setting: Setting, run_id: str | None = None) -> Registered:
-    """Register the student that a job's stages made.
-
-    Args:
-        setting: the job and what surrounds it.
-        run_id: the run to log to; None for a new one.
-    """
+    """Register the student that a job's stages made, and log it to a run, or to a new one."""
     from pd_core.mlops.registry import register as registration
 
     return registration.register_student(

@@ -89,18 +89,16 @@ def list_all(root: Root = None, as_json: AsJson = False) -> None:
     rows = []
     for spec in map(spec_of, (*_own_sets(), *dataset_names())):
         sizes = [size for size in (spec.train, spec.val, spec.test) if size is not None]
-        path = prints.path_of(spec.name, project)
-        recorded = prints.read(path, spec.name).level if path.is_file() else None
-        rows.append(
-            {
-                "name": spec.name,
-                "classes": spec.num_classes or None,
-                "images": sum(sizes) or None,
-                "where": spec.folder or "embedded",
-                "state": state_of(spec, data_root),
-                "fingerprint": recorded,
-            }
-        )
+        recorded = _recorded(spec.name, project)
+        row = {
+            "name": spec.name,
+            "classes": spec.num_classes or None,
+            "images": sum(sizes) or None,
+            "where": spec.folder or "embedded",
+            "state": state_of(spec, data_root),
+            "fingerprint": recorded and recorded.level,
+        }
+        rows.append(row)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -114,8 +112,7 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Decode every picture.")] = False,
     as_json: AsJson = False,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that decode; one a core by default."),
+        int | None, typer.Option(min=1, help="Processes that decode; one a core by default.")
     ] = None,
 ) -> None:
     """Check data sets: counts, lists, class folders, pictures. Exit status 1 if one is not whole.
@@ -127,21 +124,24 @@ def verify(
     project, data_root = places(root)
     verdicts = []
     for spec in [spec_of(name) for name in names]:
-        path = prints.path_of(spec.name, project)
         with Reporter(f"verify {spec.name}", "pictures") as progress:
             verdict = checks.verify(
                 spec,
                 data_root,
                 full=full,
                 workers=workers,
-                recorded=prints.read(path, spec.name) if path.is_file() else None,
+                recorded=_recorded(spec.name, project),
                 on_progress=progress.progress,
             )
         verdicts.append(verdict)
         if not as_json:
             typer.echo("\n".join(_lines(verdict)))
     if as_json:
-        typer.echo(json.dumps([_as_json(verdict) for verdict in verdicts], indent=2))
+        rows = [
+            {"name": one.name, "ok": one.ok, "road": one.road, "counts": dict(one.counts),
+             "problems": one.problems} for one in verdicts
+        ]  # fmt: skip
+        typer.echo(json.dumps(rows, indent=2))
     if not all(verdict.ok for verdict in verdicts):
         raise typer.Exit(1)
 
@@ -181,7 +181,9 @@ def fingerprint(
                 on_progress=progress.progress,
             )
         prints.write(path, found)
-        typer.echo(_summary(spec.name, found, path))
+        line = f"level {found.level}, {found.files} files, {found.bytes} bytes -> {path}"
+        missed = "" if found.hashed == found.files else f"; {prints.MISSED}"
+        typer.echo(f"{spec.name}: {line}{missed}")
 
 
 @app.command()
@@ -259,11 +261,7 @@ def pull_weights(files: Files = None, root: Root = None) -> None:
 
 
 def places(root: Path | None) -> tuple[Path, Path]:
-    """Return the repository's root, and the folder of all data sets.
-
-    Args:
-        root: The folder of all data sets, if the user named it.
-    """
+    """Return the repository's root, and the folder of all data sets: `root`, if given."""
     project = Path(load_params(PARAMS).profile.root) if PARAMS.is_file() else Path()
     return project, root or load_settings().data_root or project / DATA / "raw"
 
@@ -278,16 +276,13 @@ def _sources(names: list[str]) -> list[Source]:
 
 
 def _weights(names: list[str] | None) -> list[RemoteFile]:
-    return [weights_file(name) for name in names or _used_weights() or weight_names()]
-
-
-def _used_weights() -> list[str]:
-    """Return the known weights that the profile in the current folder uses."""
-    if not PARAMS.is_file():
-        return []
-    params = load_params(PARAMS)
-    used = {Path(block.weights or "").name for block in (params.teacher, params.student)}
-    return [name for name in weight_names() if name in used]
+    """Return the named files, or those that the profile in this folder uses, or all."""
+    used = set()
+    if PARAMS.is_file():
+        params = load_params(PARAMS)
+        used = {Path(block.weights or "").name for block in (params.teacher, params.student)}
+    known = weight_names()
+    return [weights_file(name) for name in names or [one for one in known if one in used] or known]
 
 
 def _fetcher(root: Path | None) -> Fetcher:
@@ -329,6 +324,11 @@ def _tell_plan(source: Source) -> None:
                 say(f"      {address.url} ({trust(address)})")
 
 
+def _recorded(name: str, project: Path) -> prints.Fingerprint | None:
+    path = prints.path_of(name, project)
+    return prints.read(path, name) if path.is_file() else None
+
+
 def _lines(verdict: Verdict) -> list[str]:
     if not verdict.ok:
         return [f"{verdict.name}: {problem}" for problem in verdict.problems]
@@ -337,21 +337,6 @@ def _lines(verdict: Verdict) -> list[str]:
         f"{verdict.name}: ok, {counts['classes']} classes, {counts['train']} train, "
         f"{counts['val']} validation and {counts['test']} test pictures ({verdict.road})"
     ]
-
-
-def _as_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "name": verdict.name,
-        "ok": verdict.ok,
-        "road": verdict.road,
-        "counts": dict(verdict.counts),
-        "problems": list(verdict.problems),
-    }
-
-
-def _summary(name: str, found: prints.Fingerprint, path: Path) -> str:
-    line = f"{name}: level {found.level}, {found.files} files, {found.bytes} bytes -> {path}"
-    return line if found.hashed == found.files else f"{line}; {prints.MISSED}"
 
 
 def _print_table(rows: list[dict[str, Any]], data_root: Path) -> None:
@@ -363,12 +348,7 @@ def _print_table(rows: list[dict[str, Any]], data_root: Path) -> None:
     for row in rows:
         images = f"{row['images']:,}" if row["images"] else ""
         level = f"\n{row['fingerprint']}" if row["fingerprint"] else ""
-        table.add_row(
-            row["name"],
-            str(row["classes"] or ""),
-            images,
-            row["where"],
-            f"{row['state']}{level}",
-        )
+        classes, state = str(row["classes"] or ""), f"{row['state']}{level}"
+        table.add_row(row["name"], classes, images, row["where"], state)
     Console().print(table)
     typer.echo(f"folders are below {data_root}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pd_core.mlops.registry.store import Version
     from pd_core.models.clip import ClipTowers
     from pd_core.models.portable.student import PortableStudent
+    from pd_core.models.published_checkpoint import Imported
 
 app = typer.Typer()
 classes = typer.Typer(help="Other classes for a registered student, without training.")
@@ -65,9 +67,7 @@ def import_teacher(file: File, name: Name = None, out: Out = None) -> None:
         image_length=block.image_length,
         template=block.template,
     )
-    folder = out or DATA / "teacher" / file.name
-    imported.model.save(folder / "teacher.safetensors")
-    _tell(folder, imported.notes)
+    _keep(imported, out or DATA / "teacher" / file.name, "teacher.safetensors")
     say(f"for the stage `teacher`: original: {{path: {file}, sha256: {file_hash(file)}}}")
 
 
@@ -82,9 +82,7 @@ def import_student(file: File, name: Name = None, out: Out = None) -> None:
     from pd_core.models.published_checkpoint import import_student as read
 
     imported = read(file, towers, image_depth=block.image_depth, image_length=block.image_length)
-    folder = out or DATA / "student" / file.name
-    imported.model.save(folder / "student.safetensors")
-    _tell(folder, imported.notes)
+    _keep(imported, out or DATA / "student" / file.name, "student.safetensors")
 
 
 def _params(name: str | None) -> Params | DatasetParams:
@@ -100,8 +98,9 @@ def _towers(block: TeacherParams | StudentParams) -> ClipTowers:
     return load_clip(block.model, block.weights)
 
 
-def _tell(folder: Path, notes: tuple[str, ...]) -> None:
-    for line in (*notes, f"written to {folder}"):
+def _keep(imported: Imported[Any], folder: Path, name: str) -> None:
+    imported.model.save(folder / name)
+    for line in (*imported.notes, f"written to {folder}"):
         say(line)
 
 
@@ -123,21 +122,14 @@ def predict(
         if not image.is_file():
             raise missing("picture", image, "check the path")
     rankings = _load(model).classify_many(images, top=top)
-    answers = list(zip(images, rankings, strict=True))
     if as_json:
-        print_json(
-            [
-                {
-                    "image": str(image),
-                    "predictions": [
-                        {"name": name, "probability": value} for name, value in ranking
-                    ],
-                }
-                for image, ranking in answers
-            ]
-        )
+        rows = []
+        for image, ranking in zip(images, rankings, strict=True):
+            named = [{"name": name, "probability": value} for name, value in ranking]
+            rows.append({"image": str(image), "predictions": named})
+        print_json(rows)
         return
-    for image, ranking in answers:
+    for image, ranking in zip(images, rankings, strict=True):
         say(str(image))
         for name, probability in ranking:
             say(f"  {probability:6.1%}  {name}")
@@ -146,18 +138,17 @@ def predict(
 @classes.command()
 def add(model: Model, names: Names, dry_run: DryRun = False) -> None:
     """Add classes: the teacher's text tower makes their vectors."""
-    from pd_core.mlops.registry.classes import add as add_classes
+    from pd_core.mlops.registry.classes import add as added
 
-    version = _version(model)
-    _change(version, lambda student: add_classes(student, names, _embed(version, student)), dry_run)
+    _change(model, lambda made, student: added(student, names, _embed(made, student)), dry_run)
 
 
 @classes.command()
 def remove(model: Model, names: Names, dry_run: DryRun = False) -> None:
     """Take classes away."""
-    from pd_core.mlops.registry.classes import remove as remove_classes
+    from pd_core.mlops.registry.classes import remove as removed
 
-    _change(_version(model), lambda student: remove_classes(student, names), dry_run)
+    _change(model, lambda _, student: removed(student, names), dry_run)
 
 
 @classes.command()
@@ -171,24 +162,24 @@ def rename(
     dry_run: DryRun = False,
 ) -> None:
     """Give a class another name; the same pictures belong to it, unless its vector is computed."""
-    from pd_core.mlops.registry.classes import rename as rename_class
+    from pd_core.mlops.registry.classes import rename as renamed
 
-    version = _version(model)
+    def make(version: Version, student: PortableStudent) -> Change:
+        return renamed(student, old, new, _embed(version, student) if recompute else None)
 
-    def make(student: PortableStudent) -> Change:
-        embed = _embed(version, student) if recompute else None
-        return rename_class(student, old, new, embed)
-
-    _change(version, make, dry_run)
+    _change(model, make, dry_run)
 
 
-def _change(version: Version, make: Callable[[PortableStudent], Change], dry_run: bool) -> None:
+def _change(model: str, make: Callable[[Version, PortableStudent], Change], dry_run: bool) -> None:
+    from pd_core.mlops.registry import store as registry
     from pd_core.mlops.registry.classes import register_change
 
+    store = open_store()
+    version = registry.find(store, model)
     change, made = register_change(
-        open_store(),
+        store,
         version,
-        make,
+        partial(make, version),
         experiment=load_settings().mlflow_experiment,
         dry_run=dry_run,
     )
@@ -203,14 +194,8 @@ def _change(version: Version, make: Callable[[PortableStudent], Change], dry_run
         )
 
 
-def _version(reference: str) -> Version:
-    from pd_core.mlops.registry import store as registry
-
-    return registry.find(open_store(), reference)
-
-
 def _load(model: str) -> Predictor:
-    """Load a student from a folder, or the registry."""
+    """Load a student from a folder, or the registry: its champion, or else its newest."""
     from pd_core.mlops.predictor import load_student
 
     if Path(model).is_dir():
@@ -218,20 +203,13 @@ def _load(model: str) -> Predictor:
     from pd_core.mlops.registry import store as registry
 
     store = open_store()
-    version = _champion_or_newest(store, model)
+    try:
+        version = registry.find(store, model, default=registry.CHAMPION)
+    except UnknownName:
+        version = registry.find(store, model)  # what is not there at all is refused here
+        note(f"'{version.name}' has no champion; version {version.number} answers, its newest")
     with TemporaryDirectory() as folder:
         return load_student(registry.fetch(store, version, Path(folder)) / registry.BUNDLE)
-
-
-def _champion_or_newest(store: str, reference: str) -> Version:
-    from pd_core.mlops.registry import store as registry
-
-    try:
-        return registry.find(store, reference, default=registry.CHAMPION)
-    except UnknownName:
-        version = registry.find(store, reference)  # what is not there at all is refused here
-        note(f"'{version.name}' has no champion; version {version.number} answers, its newest")
-        return version
 
 
 def _embed(version: Version, student: PortableStudent) -> Embed:
@@ -243,29 +221,25 @@ def _embed(version: Version, student: PortableStudent) -> Embed:
     """
     from pd_core.core.options import TextFeatures
     from pd_core.models.class_vectors import build
-    from pd_core.models.clip import load_clip
     from pd_core.models.student import Student
     from pd_core.models.teacher import Teacher
 
     job = setting_of(version.dataset).job
     compute_with(job.params.run.threads)
-    mine = job.params.student
     if student.info.get("text_features") == TextFeatures.STUDENT:
-        file = job.student / "student.safetensors"
-        _check_hash(version, file, f"dvc pull student@{job.student.name}")
-        trained = Student.load(file, load_clip(mine.model, mine.weights))
-        source = Teacher(trained.towers).eval()
+        file = _original(version, job.student, "student")
+        source = Teacher(Student.load(file, _towers(job.params.student)).towers).eval()
     else:
-        file = job.teacher / "teacher.safetensors"
-        _check_hash(version, file, f"dvc pull teacher@{job.teacher.name}")
-        large = load_clip(job.params.teacher.model, job.params.teacher.weights)
-        source = Teacher.load(file, large)
+        file = _original(version, job.teacher, "teacher")
+        source = Teacher.load(file, _towers(job.params.teacher))
     return lambda names: build(source, names).vectors
 
 
-def _check_hash(version: Version, file: Path, remedy: str) -> None:
+def _original(version: Version, folder: Path, stage: str) -> Path:
+    """Return the file of a stage that a version was made with."""
     from pd_core.pipeline.provenance import content_hash
 
+    file, remedy = folder / f"{stage}.safetensors", f"dvc pull {stage}@{folder.name}"
     if not file.is_file():
         raise MissingFile(
             f"new class vectors need '{file}', which is not here; get it with `{remedy}`"
@@ -276,6 +250,7 @@ def _check_hash(version: Version, file: Path, remedy: str) -> None:
             f"'{file}' is not what version {version.number} of '{version.name}' was made with; get "
             f"it with `{remedy}` at commit {version.tags.get('git_commit', 'of that version')}"
         )
+    return file
 
 
 def serve(

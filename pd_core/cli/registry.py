@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,8 +16,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pd_core.cli.common import note, open_store, print_json, register, say, settings_of
+from pd_core.cli.common import AsJson, note, open_store, print_json, register, say, settings_of
 from pd_core.core.errors import BadParams, PdError, missing
+from pd_core.pipeline.provenance import git
 from pd_core.pipeline.settings import compute_with, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
 
@@ -33,7 +33,6 @@ app = typer.Typer(help="The registered students, and which of them is champion."
 Name = Annotated[str, typer.Argument(help="A data set, or promptkd-<data set>.")]
 Reference = Annotated[str, typer.Argument(help="A data set, with /<version> or @<alias> or not.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("register")
@@ -89,7 +88,10 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
         print_json(_described(version))
         return
     table = Table(show_header=False, box=None)
-    for key, value in {**_headline(version), **dict(sorted(version.tags.items()))}.items():
+    table.add_row("version", f"{version.name}/{version.number}")
+    table.add_row("aliases", ", ".join(version.aliases))
+    table.add_row("created", _clock(version.created))
+    for key, value in sorted(version.tags.items()):
         if not key.startswith("decision."):  # see `history`
             table.add_row(key, value)
     Console().print(table)
@@ -124,7 +126,8 @@ def promote(
     if as_json:
         print_json(_as_dict(decision, conclusion, dry_run=dry_run))
     else:
-        _show(decision)
+        for check in decision.checks:
+            say(f"{'pass' if check.passed else 'FAIL'}  {check.name:<9} {check.finding}")
     if not decision.accepted:
         raise PdError(conclusion)
     if not as_json:
@@ -190,17 +193,9 @@ def _who() -> str:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         user = str(os.getuid())
-    git = [
-        subprocess.run(["git", "config", key], capture_output=True, text=True).stdout.strip()
-        for key in ("user.name", "user.email")
-    ]
-    return f"{user}@{socket.gethostname()} ({' '.join(filter(None, git)) or 'no name in git'})"
-
-
-def _show(decision: Decision) -> None:
-    """Say what was found."""
-    for check in decision.checks:
-        say(f"{'pass' if check.passed else 'FAIL'}  {check.name:<9} {check.finding}")
+    answers = [git(Path(), "config", key) or b"" for key in ("user.name", "user.email")]
+    known = " ".join(filter(None, (answer.decode().strip() for answer in answers)))
+    return f"{user}@{socket.gethostname()} ({known or 'no name in git'})"
 
 
 def _conclusion(decision: Decision, *, dry_run: bool) -> str:
@@ -209,12 +204,9 @@ def _conclusion(decision: Decision, *, dry_run: bool) -> str:
     name = f"version {version.number} of '{version.name}'"
     if not decision.checks:
         return f"{name} is the champion already; nothing to do"
-    if not decision.accepted:
-        reasons = decision.reasons
-        return (
-            f"{name} is refused, {len(reasons)} of {len(decision.checks)} checks failed; "
-            f"{reasons[0]}"
-        )
+    if reasons := decision.reasons:
+        failed = f"{len(reasons)} of {len(decision.checks)} checks failed"
+        return f"{name} is refused, {failed}; {reasons[0]}"
     would = "would become" if dry_run else "is"
     return f"{name} {would} champion, after {_number(decision.champion)}"
 
@@ -237,14 +229,6 @@ def _as_dict(decision: Decision, conclusion: str, *, dry_run: bool) -> dict[str,
 
 def _number(version: Version | None) -> str:
     return "none" if version is None else str(version.number)
-
-
-def _headline(version: Version) -> dict[str, str]:
-    return {
-        "version": f"{version.name}/{version.number}",
-        "aliases": ", ".join(version.aliases),
-        "created": _clock(version.created),
-    }
 
 
 def _described(version: Version) -> dict[str, Any]:

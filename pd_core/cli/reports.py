@@ -26,7 +26,7 @@ from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
     from pd_core.mlops.tracking import StageRun
-    from pd_core.reporting.comparison import Comparison
+    from pd_core.reporting.comparison import Comparison, Side
     from pd_core.reporting.comparison.differences import MetricDifference
 
 REPORTS = Path("reports")
@@ -99,8 +99,7 @@ def page(
         typer.Option("--measure", help="Take the time and memory of teacher and student first."),
     ] = False,
     record: Annotated[
-        bool,
-        typer.Option("--record", help="Keep the page and its calibration in MLflow as well."),
+        bool, typer.Option("--record", help="Keep the page and its calibration in MLflow as well.")
     ] = False,
 ) -> None:
     """Put all that is known of the results on one page: HTML, Markdown, JSON."""
@@ -222,18 +221,26 @@ def _p(value: float | None) -> str:
 
 
 def _as_dict(found: Comparison) -> dict[str, Any]:
-    side = ("given", "kind", "name")
-    metric = ("who", "metric", "first", "second", "difference", "p", "pairs")
     return {
-        "first": _fields(found.first, side),
-        "second": _fields(found.second, side),
+        "first": _side(found.first),
+        "second": _side(found.second),
         "datasets": found.datasets,
-        "params": [_fields(one, ("name", "first", "second", "datasets")) for one in found.params],
-        "metrics": [_fields(one, ("dataset", *metric)) for one in found.metrics],
-        "averages": [_fields(one, metric) for one in found.averages],
+        "params": [
+            {"name": one.name, "first": one.first, "second": one.second, "datasets": one.datasets}
+            for one in found.params
+        ],
+        "metrics": [{"dataset": one.dataset, **_metric(one)} for one in found.metrics],
+        "averages": [_metric(one) for one in found.averages],
         "notes": found.notes,
     }
 
 
-def _fields(item: object, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in names}
+def _side(side: Side) -> dict[str, str]:
+    return {"given": side.given, "kind": side.kind, "name": side.name}
+
+
+def _metric(one: MetricDifference) -> dict[str, Any]:
+    return {
+        "who": one.who, "metric": one.metric, "first": one.first, "second": one.second,
+        "difference": one.difference, "p": one.p, "pairs": one.pairs,
+    }  # fmt: skip

@@ -3,6 +3,9 @@
 A reader sees the old content or the new one, never a half, and refuses content
 that has been damaged since it was written. The same content gives the same
 bytes: sorted keys, no times, no host names.
+
+Writers raise `PdError` where the folder cannot be written. Readers are told
+what the file is, and the remedy if it is absent or damaged, for the message.
 """
 
 import hashlib
@@ -26,11 +29,7 @@ _METADATA = "__metadata__"  # in the header of one
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically, with line feeds on every system.
-
-    Raises:
-        PdError: the folder cannot be written.
-    """
+    """Write a UTF-8 file atomically, with line feeds on every system."""
     write_bytes(path, text.encode())
 
 
@@ -38,7 +37,6 @@ def write_json(path: Path, value: object) -> None:
     """Write a value as JSON: sorted keys, two-space indent, a newline at the end.
 
     Raises:
-        PdError: the folder cannot be written.
         ValueError: the value holds a NaN or an infinity, which JSON has not.
     """
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
@@ -47,11 +45,6 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path, *, what: str = "file", remedy: str = "run the stage before") -> Any:
     """Read a JSON file.
-
-    Args:
-        path: the file.
-        what: what it is, for the message when it is absent.
-        remedy: what to do when it is absent.
 
     Raises:
         MissingFile: there is no such file.
@@ -71,9 +64,6 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
         path: the file.
         tensors: any shapes; copied to the CPU.
         metadata: strings that describe them, stored in the file's header.
-
-    Raises:
-        PdError: the folder cannot be written.
     """
     header, data = _plain(tensors)
     header[_METADATA] |= metadata
@@ -82,11 +72,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
 
 def write_weights(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write named tensors as a bare safetensors file, as weights of a CLIP come.
-
-    Raises:
-        PdError: the folder cannot be written.
-    """
+    """Write named tensors as a bare safetensors file, as weights of a CLIP come."""
     header, data = _plain(tensors)
     write_bytes(path, _encoded(header) + data)
 
@@ -95,11 +81,6 @@ def read_tensors(
     path: Path, *, what: str = "file", remedy: str = "run the stage before"
 ) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Read what `write_tensors` wrote, onto the CPU.
-
-    Args:
-        path: the file.
-        what: what it is, for the messages.
-        remedy: what to do when it is absent or damaged.
 
     Returns:
         The tensors by name, and the metadata.
@@ -131,11 +112,6 @@ def read_tensors(
 def understood(path: Path, *, what: str, remedy: str) -> Iterator[None]:
     """Say in one line that an artifact's content means nothing to the block that interprets it.
 
-    Args:
-        path: of the artifact.
-        what: what it is, for the message.
-        remedy: what to do.
-
     Raises:
         BadArtifact: an entry is missing, or is none that can be.
     """
@@ -162,11 +138,7 @@ def check_numbers(tensors: "Mapping[str, Tensor]", path: Path, *, what: str, rem
 
 
 def write_sums(folder: Path) -> None:
-    """Record the hashes of all files in a folder in its `SHA256SUMS`.
-
-    Raises:
-        PdError: the folder cannot be written.
-    """
+    """Record the hashes of all files in a folder in its `SHA256SUMS`."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS)
     lines = [f"{file_hash(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     write_text(folder / SUMS, "".join(lines))
@@ -174,11 +146,6 @@ def write_sums(folder: Path) -> None:
 
 def check_sum(path: Path, *, what: str = "file", remedy: str) -> None:
     """Make sure that a file is what the `SHA256SUMS` beside it says.
-
-    Args:
-        path: the file.
-        what: what it is, for the messages.
-        remedy: what to do when it is damaged.
 
     Raises:
         MissingFile: it, or `SHA256SUMS`, is not there.
@@ -193,11 +160,6 @@ def check_sum(path: Path, *, what: str = "file", remedy: str) -> None:
 
 def file_hash(path: Path, *, what: str = "file", remedy: str = "check the path") -> str:
     """Return the SHA-256 of a file's content, in hexadecimal.
-
-    Args:
-        path: the file.
-        what: what it is, for the message.
-        remedy: what to do when it is absent.
 
     Raises:
         MissingFile: there is no such file.

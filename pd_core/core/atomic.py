@@ -51,12 +51,6 @@ def write_folder(path: Path) -> Iterator[Path]:
     The block gets an empty folder beside `path`. If it raises, or its process is killed, `path`
     stays as it was.
 
-    Args:
-        path: the folder to make or to replace.
-
-    Yields:
-        The folder to write into.
-
     Raises:
         NoSpace: the disk is full.
         PdError: the parent folder cannot be written.
@@ -101,12 +95,9 @@ def sweep(path: Path) -> None:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Make sure that a disk has room, before long work whose result would not fit.
+    """Make sure that a disk has room in bytes, before long work whose result would not fit.
 
-    Args:
-        folder: where it will go; it need not be there yet.
-        needed: bytes.
-        what: what they are for, for the message.
+    The folder need not be there yet; the message says what needs the room.
 
     Raises:
         NoSpace: there is less.

@@ -54,15 +54,9 @@ class Interrupted(PdError):
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
-    """Make the error for a name that is not among the known ones.
+    """Make the error for a name, such as a "data set", that is not among the known ones.
 
-    Args:
-        kind: what is named, for example "data set".
-        given: the name as the user wrote it.
-        known: all valid names; listed in this order.
-
-    Returns:
-        The error, ready to raise; a close known name is offered as a guess.
+    All known names are listed, in their order; a close one is offered as a guess.
     """
     names = list(known)
     close = difflib.get_close_matches(given, names, n=1)
@@ -71,14 +65,5 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
 
 
 def missing(what: str, path: Path | str, remedy: str) -> MissingFile:
-    """Make the error for an absent file.
-
-    Args:
-        what: what the file is, for example "teacher".
-        path: where it was looked for.
-        remedy: what to do, for example "run `dvc repro teacher@dtd`".
-
-    Returns:
-        The error, ready to raise.
-    """
+    """Make the error for an absent file, such as a "teacher"; it ends with what to do."""
     return MissingFile(f"{what} not found: '{path}'; {remedy}")

@@ -83,11 +83,7 @@ class AblationParams(Config):
     tables: tuple[TableParams, ...]
 
     def variant(self, name: str) -> Variant:
-        """Return a variant.
-
-        Raises:
-            UnknownName: There is none of that name.
-        """
+        """Return a variant; refuse an unknown name."""
         if name not in self.variants:
             raise unknown("variant", name, self.variants)
         return self.variants[name]
@@ -132,11 +128,7 @@ def load_ablations(path: Path) -> tuple[AblationParams, Params]:
 def make_base(out: Path, params: DatasetParams, *, seeds: Sequence[int], **where: Any) -> None:
     """Prepare a data set, tune its teacher and compute its class vectors, for every seed.
 
-    Args:
-        out: folder to write into.
-        params: of the data set, without a variant's changes.
-        seeds: of the draws and the training.
-        **where: device, data root and features, as `Job.at` takes them.
+    `where` is device, data root and features, as `Job.at` takes them.
     """
     with write_folder(out) as folder:
         for seed in seeds:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copy2
@@ -26,6 +26,10 @@ from pd_core.pipeline.settings import Settings
 END_WITH_PARENT = "PROMPTKD_END_WITH_PARENT"
 """Variable by which a process that may be killed asks for what `end_with_parent` does."""
 
+NAME = "shared"
+"""What DVC calls the remote; it belongs to the settings, so nothing else is kept about it."""
+
+_S3 = "s3://"
 _PATIENCE = 60.0  # seconds for a stage to save its checkpoint
 _PAUSE = 0.05  # seconds between two looks
 
@@ -37,9 +41,6 @@ def own_programs_first(path: str) -> str:
     """Return a PATH that begins with this Python's folder: DVC's stages are started by `python3`.
 
     So they run in this environment, whether or not it is activated.
-
-    Args:
-        path: the PATH as it was.
     """
     return os.pathsep.join([str(Path(sys.executable).parent), path])
 
@@ -67,20 +68,14 @@ def root(folder: Path = Path()) -> Path:
     try:
         return Path(Repo.find_root(str(folder.absolute())))
     except NotDvcRepoError:
-        raise missing(
-            "DVC project", folder.absolute(), "go to the folder of a project's dvc.yaml"
-        ) from None
+        remedy = "go to the folder of a project's dvc.yaml"
+        raise missing("DVC project", folder.absolute(), remedy) from None
 
 
 def run(arguments: Sequence[str], data: Path) -> int:
-    """Run `dvc repro`; if another one is at work, wait for its turn.
+    """Run `dvc repro`, and return its status; if another one is at work, wait for its turn.
 
-    Args:
-        arguments: of `dvc repro`.
-        data: folder that the stages write into; what a killed DVC left there is cleared away.
-
-    Returns:
-        DVC's exit status.
+    What a killed DVC left in the folder that the stages write into is cleared away.
 
     Raises:
         Interrupted: SIGTERM came; it was passed on to the stage, which has ended.
@@ -126,9 +121,7 @@ def works(process: psutil.Process) -> bool:
 def _pass_on(below: list[psutil.Process], ended: threading.Event) -> None:
     """Tell the stage that is running, which a scheduler may not, and one that DVC starts yet.
 
-    Args:
-        below: gets all that were told.
-        ended: set when DVC has.
+    Until DVC has ended; all that were told are put on the list.
     """
     while not ended.wait(_PAUSE):
         for process in psutil.Process().children(recursive=True):
@@ -182,20 +175,11 @@ def _clear(data: Path, lock: Path) -> None:
         held.close()
 
 
-NAME = "shared"
-"""What DVC calls the remote; it belongs to the settings, so nothing else is kept about it."""
-
-
 def push(targets: Sequence[str]) -> int:
     """Copy outputs to the remote, and what DVC knows of the runs that made them.
 
     Without the latter another clone could not take an output whose `dvc.lock` it does not have.
-
-    Args:
-        targets: stages or files, or other arguments of `dvc push`; all outputs by default.
-
-    Returns:
-        DVC's exit status. SIGTERM ends the process at once, as `preemption` says.
+    SIGTERM ends the process at once, without DVC, whose exit status is returned.
     """
     from dvc.cli import main
 
@@ -205,10 +189,6 @@ def push(targets: Sequence[str]) -> int:
 
 def prepare(settings: Settings, root: Path) -> None:
     """Let DVC, in this process, use the remote of the settings; nothing is done if they name none.
-
-    Args:
-        settings: what the environment decides.
-        root: folder of `.dvc`.
 
     Raises:
         PdError: DVC cannot read its own settings, or they cannot be written.
@@ -226,11 +206,6 @@ def configure(root: Path, address: str, endpoint_url: str | None) -> None:
 
     The file is written whole, and only if it has to change: another DVC may be reading it.
 
-    Args:
-        root: folder of `.dvc`.
-        address: `s3://<bucket>/<prefix>`, or a folder.
-        endpoint_url: the S3 server, if the address is on S3; None for Amazon's.
-
     Raises:
         PdError: DVC cannot read its own settings, or they cannot be written.
     """
@@ -238,16 +213,18 @@ def configure(root: Path, address: str, endpoint_url: str | None) -> None:
 
     folder = root / ".dvc"
     remote = {"url": address}
-    if endpoint_url and _on_s3(address):
+    if endpoint_url and address.startswith(_S3):
         remote["endpointurl"] = endpoint_url
     try:
-        if not _is_default(Config(folder).read("local"), remote):
-            with (
-                _rewritten(folder / "config.local") as copy,
-                Config(folder, local_dvc_dir=copy).edit("local") as values,
-            ):
-                values["core"]["remote"] = NAME
-                values["remote"][NAME] = remote
+        known = Config(folder).read("local")
+        if known["core"].get("remote") == NAME and known["remote"].get(NAME) == remote:
+            return
+        with (
+            _rewritten(folder / "config.local") as copy,
+            Config(folder, local_dvc_dir=copy).edit("local") as values,
+        ):
+            values["core"]["remote"] = NAME
+            values["remote"][NAME] = remote
     except ConfigError:  # its text may hold a secret
         raise PdError(
             f"DVC cannot read its settings in '{folder}'; run `dvc config --list`, it says why"
@@ -261,13 +238,9 @@ def configure(root: Path, address: str, endpoint_url: str | None) -> None:
 def credentials(settings: Settings) -> dict[str, str]:
     """Return the environment variables by which DVC's process gets at the remote; they are secret.
 
-    Args:
-        settings: what the environment decides.
-
-    Returns:
-        Variable -> value; empty where boto3 is to look for its own, or the remote is a folder.
+    None where boto3 is to look for its own, or the remote is a folder.
     """
-    if not _on_s3(settings.dvc_remote or ""):
+    if not (settings.dvc_remote or "").startswith(_S3):
         return {}
     secrets = {
         "AWS_ACCESS_KEY_ID": settings.s3_access_key_id,
@@ -281,15 +254,6 @@ def _end_transfer() -> None:
     sys.stderr.write(f"stopped: {signals.TOLD}\n")
     sys.stderr.flush()
     os._exit(signals.EXIT_STATUS)
-
-
-def _on_s3(address: str) -> bool:
-    return address.startswith("s3://")
-
-
-def _is_default(values: Mapping[str, Any], remote: Mapping[str, str]) -> bool:
-    """Whether DVC's own settings say the same already."""
-    return bool(values["core"].get("remote") == NAME and values["remote"].get(NAME) == remote)
 
 
 @contextmanager

@@ -33,15 +33,10 @@ _REASON = re.compile(r"(?:error|stopped|ERROR): (.+)")
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended.
+    """A command that has ended."""
 
-    Attributes:
-        status: its exit status; below zero if a signal ended it.
-        output: what it said, without secrets.
-    """
-
-    status: int
-    output: tuple[str, ...]
+    status: int  # below zero if a signal ended it
+    output: tuple[str, ...]  # without secrets
 
     @property
     def reason(self) -> str:
@@ -61,8 +56,8 @@ def run(
     """Run a command; whatever ends this block or this process ends the command as well.
 
     Args:
-        command: what to run.
-        folder: where.
+        command: its words.
+        folder: to run it in.
         say: called with each line as it comes, without secrets; of a flood only the first lines.
         extra: variables for its environment, besides those of this process.
         result: a file for its output; `say` and what is returned then have its errors only.
@@ -148,32 +143,22 @@ _LOOPBACK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if sys.platform == "lin
 
 @dataclass(frozen=True)
 class Member:
-    """One of the processes that train together.
+    """One of the processes that train together."""
 
-    Attributes:
-        number: which one, from 0.
-        processes: how many there are.
-        gpu: its own, where they use any.
-        meeting: URL by which they find each other.
-    """
-
-    number: int
-    processes: int
-    gpu: int
-    meeting: str
+    number: int  # from 0
+    processes: int  # how many there are
+    gpu: int  # its own, where they use any
+    meeting: str  # URL by which they find each other
 
 
 def member() -> Member | None:
     """Return which member this process is, or None if it was not started as one."""
-    told = os.environ
-    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= told.keys():
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
         return None
-    return Member(
-        number=int(told["RANK"]),
-        processes=int(told["WORLD_SIZE"]),
-        gpu=int(told["LOCAL_RANK"]),
-        meeting=told.get(_MEETING, "env://"),
+    number, processes, gpu = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     )
+    return Member(number, processes, gpu, os.environ.get(_MEETING, "env://"))
 
 
 def end_with_parent() -> None:
@@ -186,10 +171,6 @@ def together(command: Sequence[str], processes: int) -> int:
     """Run a command in several processes that train together; SIGTERM is passed on to all.
 
     The first one writes to this process's output. Of the others only a failure is shown.
-
-    Args:
-        command: starts one of them.
-        processes: how many.
 
     Returns:
         The exit status; what is wrong has been said.
@@ -217,7 +198,11 @@ def together(command: Sequence[str], processes: int) -> int:
             raise Interrupted(signals.TOLD)
         number = members.index(failed)
         if not _has_said_why(failed):
-            raise FailedRun(f"process {number} of {processes} {_end_of(failed)}; {_REMEDY}")
+            code = failed.returncode
+            ended = (
+                f"was ended by {signal.Signals(-code).name}" if code < 0 else "has lost the others"
+            )
+            raise FailedRun(f"process {number} of {processes} {ended}; {_REMEDY}")
         sys.stderr.write(_output(folder, number).read_text(errors="replace"))
         return failed.returncode
 
@@ -234,9 +219,8 @@ def _started(
         "WORLD_SIZE": str(processes),
         _MEETING: f"file://{folder / 'meeting'}",
     }
-    if number == 0:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
-    with _output(folder, number).open("wb") as output:
+    with ExitStack() as stack:
+        output = stack.enter_context(_output(folder, number).open("wb")) if number > 0 else None
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
         )
@@ -269,12 +253,6 @@ def _failed(members: Sequence[subprocess.Popen[bytes]]) -> subprocess.Popen[byte
 
 def _has_said_why(one: subprocess.Popen[bytes]) -> bool:
     return one.returncode > 0 and one.returncode not in (*_FINE, LOST)
-
-
-def _end_of(one: subprocess.Popen[bytes]) -> str:
-    if one.returncode == LOST:
-        return "has lost the others"
-    return f"was ended by {signal.Signals(-one.returncode).name}"
 
 
 def _output(folder: Path, number: int) -> Path:

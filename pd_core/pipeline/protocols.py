@@ -62,10 +62,7 @@ class ProtocolsParams(Config):
     def for_dataset(self, profile: Params, protocol: Protocol, name: str) -> DatasetParams:
         """Merge a protocol's changes over the profile's parameters of a data set.
 
-        Args:
-            profile: whose numbers are changed.
-            protocol: the protocol.
-            name: one of its data sets, or the source, all of whose classes are taught.
+        Of the source, all classes are taught.
 
         Raises:
             UnknownName: The protocol has no such data set.
@@ -84,9 +81,6 @@ class ProtocolsParams(Config):
 
 def load_protocols(folder: Path) -> tuple[ProtocolsParams, Params]:
     """Read the file and that of its profile, one folder up, and check every protocol.
-
-    Args:
-        folder: holds the ``params.yaml`` of the protocols.
 
     Raises:
         MissingFile: One of the files is not there.
@@ -124,14 +118,9 @@ def _check_datasets(path: Path, params: ProtocolsParams, profile: Params) -> Non
 def job(
     params: ProtocolsParams, protocol: Protocol, mine: DatasetParams, *, seed: int, **rest: Any
 ) -> Job:
-    """Lay a job out for one data set and seed of a protocol.
+    """Lay a job out for one data set, with the protocol's changes in its parameters, and seed.
 
-    Args:
-        params: of the protocols.
-        protocol: which one.
-        mine: parameters of the data set, the protocol's changes in them.
-        seed: of the draws and the training.
-        **rest: what else `Job.at` is told, folders apart.
+    `rest` is what else `Job.at` takes, folders apart.
     """
     lends = params.is_source(protocol, mine.name)
     borrowed = params.source.dataset if protocol.has_source and not lends else None

@@ -17,13 +17,7 @@ from pd_core.core.errors import BadData
 
 
 def git(project: Path, *arguments: str, given: bytes = b"") -> bytes | None:
-    """Return what git prints; None if it refuses, or is not there.
-
-    Args:
-        project: folder that git works in.
-        *arguments: of git.
-        given: its input.
-    """
+    """Return what git prints in a folder, given an input; None if it refuses, or is not there."""
     command = ["git", "-C", str(project), *arguments]
     try:
         return subprocess.run(command, input=given, capture_output=True, check=True).stdout
@@ -34,13 +28,12 @@ def git(project: Path, *arguments: str, given: bytes = b"") -> bytes | None:
 def commit_of(project: Path, revision: str) -> str | None:
     """Return the commit that a revision names; None if it names none."""
     asked = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    answer = git(project, *asked)
-    return answer.decode().strip() if answer else None
+    return _git(project, *asked) or None
 
 
 def contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str, bytes]]:
     """Read files of a commit, those that it has; paths are seen from the project."""
-    top = (git(project, "rev-parse", "--show-toplevel") or b"").decode().strip()
+    top = _git(project, "rev-parse", "--show-toplevel") or ""
     inside = [os.path.relpath((project / path).resolve(), top) for path in paths]
     asked = "".join(f"{commit}:{path}\n" for path in inside).encode()
     answer = git(project, "cat-file", "--batch", given=asked) or b""
@@ -54,11 +47,7 @@ def contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str
 
 
 def read_lock(content: str | bytes, name: str) -> dict[str, Any]:
-    """Read the stages of a `dvc.lock`.
-
-    Args:
-        content: of the file.
-        name: of the file, for the error.
+    """Read the stages of a `dvc.lock`, which errors call by a name.
 
     Raises:
         BadData: it is no such file.
@@ -74,11 +63,7 @@ def read_lock(content: str | bytes, name: str) -> dict[str, Any]:
 
 
 def read_yaml(content: str | bytes, name: str) -> Any:
-    """Read YAML 1.2, as DVC does: `1e-5` is a number.
-
-    Args:
-        content: of the file.
-        name: of the file, for the error.
+    """Read YAML 1.2, as DVC does: `1e-5` is a number; errors call the file by its name.
 
     Raises:
         BadData: it is not YAML.
@@ -133,10 +118,7 @@ def params_hash(params: Mapping[str, object]) -> str:
 def hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]:
     """Return a tag per path and one for all, so that runs can be found by either.
 
-    Args:
-        kind: `dep` or `out`.
-        paths: files and folders, in `project`.
-        project: folder that the paths are named from.
+    The kind is `dep` or `out`; paths are named from the project's folder.
     """
     hashes = {name_in(project, path): content_hash(project / path) for path in paths}
     tags = {f"{kind}:{path}": value for path, value in hashes.items()}

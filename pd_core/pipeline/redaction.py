@@ -20,8 +20,7 @@ ENV_FILE = Path(".env")
 # To the last @, so that a password with a slash or an @ in it does not end too early.
 _LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
 _QUERY = re.compile(
-    r"([?&][\w-]*(?:password|token|secret|key|signature|credential)=)[^&\s'\"]+",
-    re.IGNORECASE,
+    r"([?&][\w-]*(?:password|token|secret|key|signature|credential)=)[^&\s'\"]+", re.IGNORECASE
 )
 _HEADER = re.compile(r"(authorization['\"]?: ?['\"]?\w+ )[\w.~+/=-]+", re.IGNORECASE)
 _SECRET = re.compile(
@@ -36,9 +35,6 @@ def masked(text: str) -> str:
     Masked are: what stands before the host of an address, passwords and signatures after its
     question mark, what a request is authorized by, and the values of variables that are secrets by
     their name, wherever they occur.
-
-    Args:
-        text: of any length.
     """
     for value in sorted(_secrets(), key=len, reverse=True):  # one may be a part of another
         text = text.replace(value, MASK)

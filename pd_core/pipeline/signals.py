@@ -26,10 +26,7 @@ def end_at_once() -> None:
 
 @contextmanager
 def postponed(on_told: Callable[[], None] | None = None) -> Iterator[Callable[[], bool]]:
-    """Let the block end by itself after SIGTERM.
-
-    Args:
-        on_told: called at the first one.
+    """Let the block end by itself after SIGTERM, at the first of which `on_told` is called.
 
     Yields:
         What tells the block whether it is to end.
@@ -53,9 +50,6 @@ def at_end_of_input(act: Callable[[], None]) -> None:
     """Act, in a thread, when this process's input ends: its other end closes with its holder.
 
     So a process learns that the one which started it is no more, even if that was killed.
-
-    Args:
-        act: what to do then.
     """
 
     def wait() -> None:

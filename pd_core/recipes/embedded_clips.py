@@ -281,25 +281,15 @@ def rate(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a pre-training.
+    """The numbers of a pre-training."""
 
-    Attributes:
-        name: one of ``models.clip.EMBEDDED``.
-        images: pictures to see in all.
-        seed: decides weights, order and augmentation.
-        threads: CPU threads; the last bits of the weights depend on it.
-        batch_size: pictures a step.
-        lr: AdamW's peak learning rate.
-        start: weights to go on from, as an earlier call stored them; None for random ones.
-    """
-
-    name: str
-    images: int
-    seed: int
-    threads: int
-    batch_size: int = 128
-    lr: float = 1e-3
-    start: Path | None = None
+    name: str  # one of ``models.clip.EMBEDDED``
+    images: int  # to see in all
+    seed: int  # decides weights, order and augmentation
+    threads: int  # of the CPU; the last bits of the weights depend on it
+    batch_size: int = 128  # images a step
+    lr: float = 1e-3  # AdamW's peak
+    start: Path | None = None  # weights of an earlier call to go on from; None for random ones
 
 
 def pretrain(

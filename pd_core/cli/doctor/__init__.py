@@ -54,10 +54,7 @@ def wrong(subject: str, found: str, remedy: str) -> Finding:
 def examine(subject: str, check: Check, *, seconds: float = SECONDS) -> list[Finding]:
     """Make a check; whatever it does, it ends in findings without secrets.
 
-    Args:
-        subject: What is looked at, should the check itself fail.
-        check: What to do.
-        seconds: Time after which it is given up; its thread ends with the process.
+    After some seconds it is given up; its thread ends with the process.
     """
     answer: Queue[list[Finding]] = Queue()
     Thread(target=lambda: answer.put(_findings(subject, check)), daemon=True).start()

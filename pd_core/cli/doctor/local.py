@@ -79,11 +79,7 @@ def python_of_stages() -> Finding:
 
 
 def packages(constraints: Path) -> Iterator[Finding]:
-    """Compare the versions of the packages that results depend on with those that are pinned.
-
-    Args:
-        constraints: The repository's `constraints.txt`; it need not be there.
-    """
+    """Compare the packages that results depend on with those pinned in a file, if it is there."""
     pins = _pins(constraints.read_text("utf-8").splitlines() if constraints.is_file() else [])
     required = _pins(_requirements())
     installed = {name: _version(name) for name in _PACKAGES}
@@ -170,11 +166,7 @@ def _origin(name: str) -> str:
 
 
 def device(name: str) -> Finding:
-    """See whether the device is there, computes, and has memory left.
-
-    Args:
-        name: `cpu`, `mps`, `cuda` or `cuda:<number>`.
-    """
+    """See whether `cpu`, `mps`, `cuda` or `cuda:<number>` is there, computes, has memory left."""
     kind, _, number = name.partition(":")
     if kind == "cpu":
         free = _free_memory()
@@ -210,13 +202,7 @@ def _free_memory() -> int | None:
 
 
 def data(specs: Iterable[DatasetSpec], data_root: Path, project: Path) -> Iterator[Finding]:
-    """See whether the data sets' files and fingerprints are there, without reading pictures.
-
-    Args:
-        specs: The profile's data sets.
-        data_root: Folder that holds those that are not embedded.
-        project: The repository's root.
-    """
+    """See whether the data sets' files and fingerprints are there, without reading pictures."""
     from pd_core.data.acquire.verify import state_of
 
     changed = _uncommitted(project)
@@ -267,20 +253,14 @@ def _uncommitted(project: Path) -> set[str]:
 def _git(*arguments: str) -> tuple[int, str]:
     """Return status and output of git; `_NO_GIT` if there is none."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=False, timeout=_SECONDS
-        )
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return _NO_GIT, ""
     return done.returncode, done.stdout
 
 
 def weights(files: Iterable[Path]) -> Iterator[Finding]:
-    """See whether weights are there; those that ship with the package are hashed.
-
-    Args:
-        files: What the parameters name.
-    """
+    """See whether weights are there; those that ship with the package are hashed."""
     good = []
     for file in sorted(set(files)):
         if not file.is_file() or file.stat().st_size == 0:
@@ -299,8 +279,7 @@ def weights(files: Iterable[Path]) -> Iterator[Finding]:
 def space(places: Mapping[str, Path]) -> Iterator[Finding]:
     """See how much room is left where much is written, once for each disk.
 
-    Args:
-        places: What is written there -> folder, which need not be there yet.
+    `places` is what is written -> folder, which need not be there yet.
     """
     disks: dict[int, tuple[Path, list[str]]] = {}
     for what, path in places.items():

@@ -47,7 +47,7 @@ def mlflow(
     Args:
         project: Folder of the local database, if `uri` names none.
         uri: A tracking server or database; None for the local one.
-        user: What MLflow will give a server that asks, if the address has none.
+        user: Name for a server that asks, if the address has none.
         password: Likewise.
 
     Raises:
@@ -89,11 +89,7 @@ def _local_database(path: Path) -> Finding:
 
 
 def prefect(address: str | None) -> Finding:
-    """See whether the Prefect server answers, if one is set.
-
-    Args:
-        address: PD_PREFECT_API_URL, or Prefect's own PREFECT_API_URL.
-    """
+    """See whether the Prefect server answers, if one is set."""
     if not address:
         return ok("Prefect", "no server set: flows run without one")
     if has_login(address):
@@ -115,27 +111,16 @@ def prefect(address: str | None) -> Finding:
 
 @dataclass(frozen=True)
 class Access:
-    """How a bucket is reached; boto3 looks for what is None.
+    """How a bucket is reached; boto3 looks for what is None."""
 
-    Attributes:
-        location: `s3://bucket/prefix`; of a DVC remote also a folder, or another kind of address.
-        endpoint: The server; None for Amazon's.
-        key_id: Credential.
-        secret: Credential.
-        token: Credential, of a session.
-        region: Amazon's.
-        profile: Of boto3's own files.
-        keys: Where the user's credentials are set, for the remedy.
-    """
-
-    location: str
-    endpoint: str | None = None
+    location: str  # `s3://bucket/prefix`; of a DVC remote also a folder, or another address
+    endpoint: str | None = None  # None for Amazon's
     key_id: SecretStr | None = None
     secret: SecretStr | None = None
-    token: SecretStr | None = None
+    token: SecretStr | None = None  # of a session
     region: str | None = None
-    profile: str | None = None
-    keys: str = _KEYS
+    profile: str | None = None  # of boto3's own files
+    keys: str = _KEYS  # where the user's credentials are set, for the remedy
 
 
 @dataclass(frozen=True)
@@ -172,7 +157,7 @@ def _dvc(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_DVC_SECONDS
+            command, cwd=folder, capture_output=True, text=True, timeout=_DVC_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise PdError(f"`dvc {' '.join(arguments)}` does not answer; run it by hand") from None
@@ -187,10 +172,7 @@ def _dvc(folder: Path, *arguments: str) -> str:
 def dvc(project: DvcProject, shared: Access | None = None) -> Iterator[Finding]:
     """Reach a DVC project's remotes.
 
-    Args:
-        project: The project.
-        shared: The remote of the settings, if they name one: it is the default, whatever the
-            project's own settings say.
+    That of the settings, if they name one, is the default, whatever DVC's own say.
     """
     yield ok("DVC", f"project '{project.root}', cache '{project.cache}'")
     names = [
@@ -242,12 +224,7 @@ def _reach(name: str, access: Access, root: Path, remedy: str) -> Finding:
 
 
 def s3(subject: str, access: Access) -> Finding:
-    """Write, read and delete a small object of a name of its own.
-
-    Args:
-        subject: What the bucket is for.
-        access: How it is reached.
-    """
+    """Write, read and delete a small object of a name of its own in a bucket."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
