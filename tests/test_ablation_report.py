@@ -13,20 +13,30 @@ from PIL import Image
 from rich.console import Console
 
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile, PdError
+from pd_core.pipeline.ablations import AblationRow, AblationTable
 from pd_core.reporting import ablation_report
-from pd_core.reporting.ablation_report import Row, Table
 
 DATASETS, SEEDS = ("arrows", "greek"), (1, 2)
 DEFAULT = {"arrows": (60.0, 62.0), "greek": (40.0, 42.0)}  # 50 and 52 on average
 BETTER = {"arrows": (61.0, 66.0), "greek": (43.0, 44.0)}  # 52 and 55 on average
-TABLE = Table(
+
+
+def row_of(variant: str, label: str, **more: Any) -> AblationRow:
+    return AblationRow(variant=variant, label=label, **more)
+
+
+def table_of(*rows: AblationRow, title: str = "title", reference: str = "default") -> AblationTable:
+    return AblationTable(title=title, source="source", reference=reference, rows=rows)
+
+
+TABLE = AblationTable(
     title="Form of the loss",
     source="the paper's table 4",
-    rows=(
-        Row("l1", "features | L1", paper=(73.09, 65.98, 69.35)),
-        Row("default", "logits", paper=(79.27, 73.39, 76.22)),
-    ),
     reference="default",
+    rows=(
+        row_of("l1", "features | L1", paper=(73.09, 65.98, 69.35)),
+        row_of("default", "logits", paper=(79.27, 73.39, 76.22)),
+    ),
 )
 
 
@@ -53,13 +63,15 @@ def results(tmp_path: Path) -> Path:
     return folder
 
 
-def _summary(results: Path, *tables: Table, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
+def _summary(
+    results: Path, *tables: AblationTable, seeds: tuple[int, ...] = SEEDS
+) -> dict[str, Any]:
     measured = ablation_report.read(results, tables=tables, datasets=DATASETS, seeds=seeds)
     return ablation_report.summarise(measured, tables)
 
 
-def _row(results: Path, row: Row, **options: Any) -> dict[str, Any]:
-    table = Table("title", "source", (TABLE.rows[1], row), "default")
+def _row(results: Path, row: AblationRow, **options: Any) -> dict[str, Any]:
+    table = table_of(TABLE.rows[1], row)
     shown: dict[str, Any] = _summary(results, table, **options)["tables"][0]["rows"][1]
     return shown
 
@@ -80,12 +92,12 @@ def test_p_is_of_a_paired_t_test_over_data_sets_and_seeds(results: Path) -> None
     t = statistics.fmean(differences) / (statistics.stdev(differences) / 2)
     part = t / math.sqrt(3)  # Student's distribution with three degrees of freedom
     p = 1 - 2 / math.pi * (math.atan(part) + part / (1 + part**2))
-    assert _row(results, Row("l1", "L1"))["difference"]["p"] == round(p, 4) == 0.0305
+    assert _row(results, row_of("l1", "L1"))["difference"]["p"] == round(p, 4) == 0.0305
 
 
 def test_a_variant_that_changes_nothing_has_a_p_of_one(results: Path) -> None:
     _write(results, "same", DEFAULT)
-    assert _row(results, Row("same", "same"))["difference"] == {"mean": 0.0, "sd": 0.0, "p": 1.0}
+    assert _row(results, row_of("same", "same"))["difference"] == {"mean": 0.0, "sd": 0.0, "p": 1.0}
 
 
 def test_a_variant_that_changes_everything_alike_has_a_p_of_zero(results: Path) -> None:
@@ -103,7 +115,7 @@ def test_the_harmonic_mean_of_a_seed_is_that_of_its_averages(results: Path) -> N
         scores = dict(zip(("base", "novel", "hm"), values, strict=True))
         path = results / "l1" / name / "metrics.json"
         path.write_text(json.dumps({"1": {"student": scores}}))
-    row = _row(results, Row("l1", "L1"), seeds=(1,))
+    row = _row(results, row_of("l1", "L1"), seeds=(1,))
     assert [row[key]["mean"] for key in ("base", "novel", "hm")] == [86.96, 80.73, 83.73]
 
 
@@ -127,11 +139,9 @@ def test_one_data_set_and_seed_allow_no_test(results: Path) -> None:
 
 
 def test_of_a_row_the_paper_may_know_the_harmonic_mean_alone_or_nothing(results: Path) -> None:
-    alone = Row("l1", "alone", paper=71.87)
-    unknown = Row("l1", "unknown")
-    summary = _summary(
-        results, Table("title", "source", (TABLE.rows[1], alone, unknown), "default")
-    )
+    alone = row_of("l1", "alone", paper=71.87)
+    unknown = row_of("l1", "unknown")
+    summary = _summary(results, table_of(TABLE.rows[1], alone, unknown))
     _, one, other = summary["tables"][0]["rows"]
     assert one["paper"] == {"base": None, "novel": None, "hm": 71.87}
     assert one["paper_difference"] == -4.35
@@ -143,8 +153,8 @@ def test_of_a_row_the_paper_may_know_the_harmonic_mean_alone_or_nothing(results:
 
 
 def test_a_paper_without_the_reference_has_no_difference(results: Path) -> None:
-    rows = (Row("default", "default"), Row("l1", "L1", paper=71.87))
-    summary = _summary(results, Table("title", "source", rows, "default"))
+    rows = (row_of("default", "default"), row_of("l1", "L1", paper=71.87))
+    summary = _summary(results, table_of(*rows))
     assert summary["tables"][0]["rows"][1]["paper_difference"] is None
     assert ablation_report.figure(summary)
 
@@ -152,19 +162,23 @@ def test_a_paper_without_the_reference_has_no_difference(results: Path) -> None:
 def test_teachers_can_be_compared_with_teachers(results: Path) -> None:
     _write(results, "default", DEFAULT, teacher=_scores(70.0))
     _write(results, "l1", DEFAULT, teacher=_scores(64.0))
-    rows = (Row("l1", "L1", who="teacher"), Row("default", "default", who="teacher"))
-    summary = _summary(results, Table("title", "source", rows, "default"))
+    rows = (row_of("l1", "L1", who="teacher"), row_of("default", "default", who="teacher"))
+    summary = _summary(results, table_of(*rows))
     assert summary["tables"][0]["rows"][0]["difference"]["mean"] == -6.0
 
 
 def test_of_several_rows_of_the_reference_its_students_is_meant() -> None:
-    rows = (Row("default", "teacher", who="teacher"), Row("l1", "L1"), Row("default", "student"))
-    assert Table("title", "source", rows, "default").reference_row is rows[2]
+    rows = (
+        row_of("default", "teacher", who="teacher"),
+        row_of("l1", "L1"),
+        row_of("default", "student"),
+    )
+    assert table_of(*rows).reference_row is rows[2]
 
 
 def test_a_table_without_its_reference_is_refused(results: Path) -> None:
     with pytest.raises(BadParams, match="reference 'kl' of 'Form' is none of its rows: l1"):
-        _summary(results, Table("Form", "source", (Row("l1", "L1"),), "kl"))
+        _summary(results, table_of(row_of("l1", "L1"), title="Form", reference="kl"))
 
 
 def test_a_checkpoint_chosen_on_test_images_has_a_footnote(results: Path) -> None:
@@ -184,7 +198,7 @@ def test_a_checkpoint_chosen_on_test_images_has_a_footnote(results: Path) -> Non
 def test_the_teacher_of_a_chosen_student_has_no_footnote(results: Path) -> None:
     more = {"teacher": _scores(70.0), "selection": "best_on_test_as_published"}
     _write(results, "l1", BETTER, **more)
-    assert not _row(results, Row("l1", "L1", who="teacher"))["chosen_on_test"]
+    assert not _row(results, row_of("l1", "L1", who="teacher"))["chosen_on_test"]
 
 
 def _without_footnotes(table: dict[str, Any]) -> dict[str, Any]:

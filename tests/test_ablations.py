@@ -128,7 +128,7 @@ def test_who_is_shown_is_measured(title: str, row: dict[str, Any]) -> None:
 def test_every_table_shows_its_reference(
     shipped: tuple[AblationParams, Params], number: int
 ) -> None:
-    table = shipped[0].tables[number].table()
+    table = shipped[0].tables[number]
     assert table.reference_row.variant == table.reference == "promptkd"
     assert len({row.label for row in table.rows}) == len(table.rows)
 

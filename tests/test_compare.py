@@ -14,8 +14,8 @@ from git_repository import commit
 from scipy import stats
 
 from pd_core.core.errors import MissingFile
-from pd_core.reporting.comparison import Comparison, compare, find_side
-from pd_core.reporting.comparison.differences import MetricDifference
+from pd_core.reporting.comparison import Comparison, MetricDifference, compare
+from pd_core.reporting.comparison_sources import find_side
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("arrows", "digits", "greek", "latin")

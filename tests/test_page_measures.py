@@ -20,7 +20,7 @@ from pd_core.evaluation import metrics
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.reporting.page import cost
+from pd_core.reporting.page.models import image_operations, student_cost, teacher_cost
 
 CLASSES = 7
 
@@ -109,7 +109,7 @@ def deep_prompts(tower: Any, depth: int) -> DeepPrompts | None:
 def test_operations_of_a_tiny_tower_are_those_that_torch_counts(depth: int) -> None:
     tower = tiny.towers().visual
     prompts = deep_prompts(tower, depth)
-    assert cost.image_operations(tower, prompts) == counted(tower, prompts)
+    assert image_operations(tower, prompts) == counted(tower, prompts)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_operations_of_the_papers_towers_are_those_that_torch_counts(name: str, 
     vision = open_clip.get_model_config(name)
     tower = open_clip.CustomTextCLIP(**vision).visual.eval().requires_grad_(requires_grad=False)
     prompts = deep_prompts(tower, depth)
-    found = cost.image_operations(tower, prompts)
+    found = image_operations(tower, prompts)
     assert found == pytest.approx(counted(tower, prompts), rel=0.02)
     assert found > {"ViT-B-16": 30e9, "ViT-L-14": 150e9}[name]
 
@@ -128,25 +128,25 @@ def test_operations_of_the_papers_towers_are_those_that_torch_counts(name: str, 
 def test_a_student_is_counted_with_prompts_projector_and_class_vectors() -> None:
     towers = tiny.towers()
     student = Student.untrained(towers, feature_width=24, depth=2, length=4)
-    found = cost.of_student(student, classes=5)
+    found = student_cost(student, classes=5)
     assert student.image_prompts is not None
     added = sum(one.numel() for one in student.parameters())
     assert found.trained == added
     assert found.parameters == added + sum(one.numel() for one in towers.visual.parameters())
     projector = 2 * (16 * 24 + 24 * 24)
-    tower = cost.image_operations(towers.visual, student.image_prompts)
+    tower = image_operations(towers.visual, student.image_prompts)
     assert found.operations == tower + projector + 2 * 5 * 24
 
 
 def test_a_student_whose_tower_is_trained_is_all_trained() -> None:
     student = Student.untrained(tiny.towers(), feature_width=24, trained=Trained.FULL_FINETUNE)
-    found = cost.of_student(student, classes=5)
+    found = student_cost(student, classes=5)
     assert found.trained == found.parameters
 
 
 def test_a_teacher_is_counted_without_its_text_tower() -> None:
     towers = tiny.towers()
-    found = cost.of_teacher(Teacher(towers), classes=5)
+    found = teacher_cost(Teacher(towers), classes=5)
     assert found.parameters == sum(one.numel() for one in towers.visual.parameters())
     assert found.trained == 0
-    assert found.operations == cost.image_operations(towers.visual, None) + 2 * 5 * 16
+    assert found.operations == image_operations(towers.visual, None) + 2 * 5 * 16

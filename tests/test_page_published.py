@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting.page import published
-from pd_core.reporting.page.published import AVERAGE, PUBLISHED, across, beside
+from pd_core.reporting.page.build import AVERAGE, PUBLISHED, across, beside, paper, targets
 
-ELEVEN = [name for name in published.paper()["base_to_novel"] if name != AVERAGE]
+ELEVEN = [name for name in paper()["base_to_novel"] if name != AVERAGE]
 OURS = {"base": 80.0, "novel": 70.0, "hm": 74.67}
 NOTHING: dict[str, Any] = {"datasets": {}, "average": {}}
 
@@ -22,7 +21,7 @@ def summary(*names: str) -> dict[str, Any]:
 
 
 def test_the_papers_harmonic_means_are_those_of_its_halves() -> None:
-    for name, row in published.paper()["base_to_novel"].items():
+    for name, row in paper()["base_to_novel"].items():
         for who, scores in row.items():
             halves = harmonic_mean([scores["base"], scores["novel"]])
             # it prints means over seeds, so that they differ a little; most for UCF101
@@ -31,7 +30,7 @@ def test_the_papers_harmonic_means_are_those_of_its_halves() -> None:
 
 @pytest.mark.parametrize("protocol", [Protocol.CROSS_DATASET, Protocol.DOMAIN_GENERALISATION])
 def test_the_papers_averages_are_those_of_its_data_sets(protocol: Protocol) -> None:
-    rows = {**published.paper()[protocol]}
+    rows = {**paper()[protocol]}
     averages = rows.pop(AVERAGE)
     for who, scores in averages.items():
         mean = fmean(row[who]["accuracy"] for row in rows.values())
@@ -39,9 +38,9 @@ def test_the_papers_averages_are_those_of_its_data_sets(protocol: Protocol) -> N
 
 
 def test_the_paper_has_ten_targets_and_four_variants_of_its_source() -> None:
-    assert set(published.targets(Protocol.CROSS_DATASET)) == set(ELEVEN) - {"imagenet"}
+    assert set(targets(Protocol.CROSS_DATASET)) == set(ELEVEN) - {"imagenet"}
     variants = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
-    assert published.targets(Protocol.DOMAIN_GENERALISATION) == variants
+    assert targets(Protocol.DOMAIN_GENERALISATION) == variants
 
 
 def test_a_protocol_that_was_not_run_has_no_number_of_ours() -> None:
@@ -52,9 +51,9 @@ def test_a_protocol_that_was_not_run_has_no_number_of_ours() -> None:
 
 def test_the_papers_average_across_data_sets_needs_all_of_them() -> None:
     protocol = Protocol.CROSS_DATASET
-    targets = published.targets(protocol)
+    shared = targets(protocol)
     ours = dict.fromkeys(PUBLISHED, {"accuracy": 70.0, "accuracy_std": 0.5})
-    for run, complete in ((targets, True), (targets[1:], False), ([*targets, "my_own"], False)):
+    for run, complete in ((shared, True), (shared[1:], False), ([*shared, "my_own"], False)):
         measured = {"datasets": dict.fromkeys(run, ours), "average": ours}
         beside_theirs = across({protocol: measured}, "imagenet", ELEVEN)[protocol]
         *rows, average = beside_theirs["student"]

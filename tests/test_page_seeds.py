@@ -13,9 +13,8 @@ from page_project import NAME, PROTOCOLS, ROOT, job, protocols
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import REPORT
-from pd_core.reporting.page import build, figures, html, markdown, words
-from pd_core.reporting.page.build import Page
-from pd_core.reporting.page.published import paper
+from pd_core.reporting.page import build, figures, render
+from pd_core.reporting.page.build import Page, paper
 
 TARGETS = [name for name in paper()["cross_dataset"] if name != "average"]
 OURS = {
@@ -49,7 +48,7 @@ def cells(text: str, start: str) -> list[str]:
 
 def section(page: Page, heading: str) -> str:
     """Return what Markdown has under a heading."""
-    return markdown.text(page).split(f"# {heading}", 1)[1].split("\n#", 1)[0]
+    return render.markdown(page).split(f"# {heading}", 1)[1].split("\n#", 1)[0]
 
 
 def test_each_data_set_has_mean_and_deviation_of_its_seeds() -> None:
@@ -60,7 +59,7 @@ def test_each_data_set_has_mean_and_deviation_of_its_seeds() -> None:
     mean, spread = (float(part) for part in student.replace("\N{NO-BREAK SPACE}", " ").split("±"))
     assert mean == pytest.approx(fmean(students), abs=0.01)
     assert spread == pytest.approx(stdev(students), abs=0.01)
-    assert student.replace("\N{NO-BREAK SPACE}", " ") in html.text(page).replace("\xa0", " ")
+    assert student.replace("\N{NO-BREAK SPACE}", " ") in render.html(page).replace("\xa0", " ")
 
 
 def test_every_protocol_has_a_table_that_ends_with_the_average() -> None:
@@ -77,21 +76,21 @@ def test_every_protocol_has_a_table_that_ends_with_the_average() -> None:
 
 def test_how_many_seeds_there_are_is_said() -> None:
     protocols(Path.cwd(), seeds=(1, 2, 5))
-    assert "3 seeds: 1, 2, 5." in words.seeds(gather())[0]
+    assert "3 seeds: 1, 2, 5." in render.about_seeds(gather())[0]
 
 
 def test_a_single_seed_has_no_spread() -> None:
     protocols(Path.cwd(), seeds=(4,))
     page = gather()
-    assert "One seed: 4." in html.text(page)
-    for text in (html.text(page), markdown.text(page)):
+    assert "One seed: 4." in render.html(page)
+    for text in (render.html(page), render.markdown(page)):
         assert "±" not in text
         assert "Distilled student over zero-shot student: +2" in text
 
 
 def test_differences_are_told_with_their_p() -> None:
     found = protocols(Path.cwd())["protocols"]["base_to_novel"]["differences"][0]
-    line = words.protocol(gather(), Protocol.BASE_TO_NOVEL)[0]
+    line = render.about_protocol(gather(), Protocol.BASE_TO_NOVEL)[0]
     assert line.startswith("Distilled student over zero-shot student: +")
     assert f"{found['difference']:+.2f} ± {found['difference_std']:.2f} points" in line
     assert f"over 3 data sets, p = {found['p']:.2g}" in line
@@ -99,7 +98,7 @@ def test_differences_are_told_with_their_p() -> None:
 
 def test_a_seed_that_is_far_off_is_named() -> None:
     protocols(Path.cwd(), wild=11.0)
-    lines = words.protocol(gather(), Protocol.ALL_CLASSES)
+    lines = render.about_protocol(gather(), Protocol.ALL_CLASSES)
     (line,) = (line for line in lines if line.startswith("Outlier"))
     assert "Handwritten digits" in line
     assert "distilled student, seed 3" in line
@@ -108,8 +107,8 @@ def test_a_seed_that_is_far_off_is_named() -> None:
 def test_that_no_seed_is_far_off_is_said() -> None:
     protocols(Path.cwd())
     page = gather()
-    assert "No outlier among 9 runs." in words.protocol(page, Protocol.ALL_CLASSES)
-    assert "No outlier among 9 runs." in html.text(page)
+    assert "No outlier among 9 runs." in render.about_protocol(page, Protocol.ALL_CLASSES)
+    assert "No outlier among 9 runs." in render.html(page)
 
 
 def test_the_figure_has_a_dot_for_each_seed() -> None:
@@ -127,7 +126,7 @@ def _marks(svg: str, colour: str) -> int:
 
 def test_what_was_not_run_is_said_with_the_command_that_runs_it() -> None:
     page = gather()
-    for text in (html.text(page), markdown.text(page)):
+    for text in (render.html(page), render.markdown(page)):
         assert "Not run. `cd protocols &amp;&amp; dvc repro`" in text.replace("&&", "&amp;&amp;")
 
 
@@ -176,18 +175,18 @@ def _path() -> Path:
 
 
 def _noted(page: Page) -> None:
-    (note,) = words.seeds(page)
+    (note,) = render.about_seeds(page)
     assert note.startswith("Protocols and seeds are left out: ")
     assert "run `cd protocols && dvc repro report`" in note
     assert "\n" not in note
-    for text in (html.text(page), markdown.text(page)):
+    for text in (render.html(page), render.markdown(page)):
         assert "are left out: " in text
         assert "## Cost" in text or "Provenance" in text
 
 
 def test_json_has_the_whole_summary() -> None:
     summary = protocols(Path.cwd())
-    path = build.write(gather(), Path("build"))
+    path = render.write(gather(), Path("build"))
     content = json.loads(path.with_suffix(".json").read_text())
     assert content["seeds"]["summary"] == json.loads(json.dumps(summary))
 
@@ -237,4 +236,4 @@ def test_a_profile_without_the_papers_source_has_nothing_beside_the_papers_other
     protocols(Path.cwd())
     page = gather()
     assert page.across == {}
-    assert "93.61" not in html.text(page)
+    assert "93.61" not in render.html(page)

@@ -71,9 +71,10 @@ def test_writing_twice_gives_the_same_bytes_whatever_the_users_matplotlib_style(
 ) -> None:
     import matplotlib as mpl
 
-    report.write_report(evaluations, tmp_path / "first", profile="quickstart")
+    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
+    report.write_summary(summary, tmp_path / "first")
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
-        report.write_report(evaluations, tmp_path / "second", profile="quickstart")
+        report.write_summary(summary, tmp_path / "second")
     for name in ("summary.json", "summary.md", "summary.png"):
         first, second = (
             hashlib.sha256((tmp_path / run / name).read_bytes()).hexdigest()
@@ -147,12 +148,12 @@ def test_a_name_that_is_too_long_for_80_columns_is_cut_and_no_number_is() -> Non
 
 
 def test_a_data_set_of_which_all_classes_were_taught_has_one_number_and_no_part_in_the_average(
-    evaluations: Path, tmp_path: Path
+    evaluations: Path,
 ) -> None:
     scores = {who: {"all": 70.0 + place} for place, who in enumerate(results.WHO)}
     (evaluations / "parts").mkdir()
     (evaluations / "parts" / "metrics.json").write_text(json.dumps(scores))
-    summary = report.write_report(evaluations, tmp_path / "report", profile="quickstart")
+    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
     before = results.summarise(
         "quickstart", results.read_evaluations(evaluations, ["greek", "arrows"])
     )
@@ -217,8 +218,9 @@ def test_a_missing_number_is_named(evaluations: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(evaluations: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
+    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
     with pytest.raises(PdError, match="cannot write"):
-        report.write_report(evaluations, tmp_path / "file" / "out", profile="quickstart")
+        report.write_summary(summary, tmp_path / "file" / "out")
 
 
 def _prepare(folder: Path, name: str, colour: tuple[int, int, int]) -> None:

@@ -18,11 +18,10 @@ from PIL import Image
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import metrics
-from pd_core.reporting.page import answers as answering
-from pd_core.reporting.page import build
-from pd_core.reporting.page.answers import Gallery
+from pd_core.reporting.page import render
+from pd_core.reporting.page.build import AVERAGE, across, beside, paper
 from pd_core.reporting.page.dataset import DatasetPage, Person
-from pd_core.reporting.page.published import AVERAGE, across, beside, paper
+from pd_core.reporting.page.models import PEOPLE, Gallery
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -34,7 +33,7 @@ def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), images)
     people = {}
-    for who in answering.PEOPLE:
+    for who in PEOPLE:
         shares = rng.dirichlet(np.full(classes, 0.1), len(labels))
         answers = np.where(rng.random(len(labels)) < 0.6, labels, shares.argmax(axis=1))
         people[who] = Person(
@@ -54,7 +53,7 @@ def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
         ),
         classes // 2,
         (images,) * classes,
-        dict.fromkeys(answering.PEOPLE, curve),
+        dict.fromkeys(PEOPLE, curve),
         people,
         notes=("a note " * 20,),
     )
@@ -93,7 +92,7 @@ def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
         beside_seeds=page.seeds.seeds,
         across=across(measured, "imagenet", names),
     )
-    return build.write(whole, made / "build")
+    return render.write(whole, made / "build")
 
 
 @pytest.fixture(scope="module", name="tab")

@@ -62,7 +62,7 @@ def report_ablations() -> None:
     ablation_report.run(
         ablations.RESULTS,
         ablations.REPORT,
-        tables=[table.table() for table in params.tables],
+        tables=params.tables,
         datasets=params.datasets,
         seeds=params.seeds,
     )

@@ -26,8 +26,7 @@ from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
     from pd_core.mlops.tracking import StageRun
-    from pd_core.reporting.comparison import Comparison, Side
-    from pd_core.reporting.comparison.differences import MetricDifference
+    from pd_core.reporting.comparison import Comparison, MetricDifference, Side
 
 REPORTS = Path("reports")
 PAGES = Path("build") / "report"
@@ -107,10 +106,10 @@ def page(
     jobs = {name: one.job for name, one in settings_of(params, params.datasets).items()}
     folder = PAGES / params.profile.name
     compute_with(params.run.threads)
-    from pd_core.reporting.page import build, figures, speed
+    from pd_core.reporting.page import build, figures, models, render
 
     if measure:
-        speed.measure(next(iter(build.run(jobs) or jobs.values())), folder)
+        models.measure_speed(next(iter(build.run(jobs) or jobs.values())), folder)
     store = open_store() if record else None
     with _recorded("page", params, store, deps=[DATA / "evaluate"], outs=[]) as run:
         found = build.gather(
@@ -121,7 +120,7 @@ def page(
             protocols=protocols.REPORT,
             baselines=list(params.tuned_student),
         )
-        path = build.write(found, folder)
+        path = render.write(found, folder)
         for suffix in (".html", ".md", ".json"):
             run.log_file(path.with_suffix(suffix))
         run.add(figures.calibration_errors(found.pages))
@@ -151,9 +150,11 @@ def _recorded(
 
 def compare(first: Reference, second: Reference, as_json: AsJson = False) -> None:
     """Show the parameters and metrics that differ, and whether it is more than chance."""
-    from pd_core.reporting import comparison
+    from pd_core.reporting import comparison, comparison_sources
 
-    sides = [comparison.find_side(given, Path.cwd(), open_store) for given in (first, second)]
+    sides = [
+        comparison_sources.find_side(given, Path.cwd(), open_store) for given in (first, second)
+    ]
     found = comparison.compare(*sides)
     if as_json:
         print_json(_as_dict(found))

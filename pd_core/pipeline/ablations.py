@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.atomic import write_folder
 from pd_core.core.config import Config, Count
-from pd_core.core.errors import missing, unknown
+from pd_core.core.errors import BadParams, missing, unknown
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import (
@@ -27,7 +27,6 @@ from pd_core.pipeline.stages.params import (
     read_mapping,
     validate,
 )
-from pd_core.reporting.ablation_report import Row, Table
 
 FOLDER = Path("ablations")
 """The pipeline's folder, seen from the profile's."""
@@ -48,8 +47,15 @@ class Variant(DatasetRow):
         return {stage for stage in DatasetRow.model_fields if self.overrides(stage)}
 
 
-class RowParams(Config):
-    """A line of a table."""
+class AblationRow(Config):
+    """A line of a table: a measured variant, and what the paper measured for the same change.
+
+    Attributes:
+        variant: whose results it shows.
+        label: of the line.
+        who: whose accuracy.
+        paper: base, novel and harmonic mean; the harmonic mean alone; None if not measured.
+    """
 
     variant: str
     label: str
@@ -59,18 +65,35 @@ class RowParams(Config):
     paper: tuple[Percent, Percent, Percent] | Percent | None = None
 
 
-class TableParams(Config):
-    """One ablation."""
+class AblationTable(Config):
+    """One ablation.
+
+    Attributes:
+        title: of the table.
+        source: where the paper reports it.
+        reference: the variant that the others are compared with.
+        rows: its lines.
+    """
 
     title: str
     source: str
     reference: str
-    rows: tuple[RowParams, ...]
+    rows: tuple[AblationRow, ...]
 
-    def table(self) -> Table:
-        """Return it as the report takes it."""
-        rows = tuple(Row(row.variant, row.label, row.who, row.paper) for row in self.rows)
-        return Table(self.title, self.source, rows, self.reference)
+    @property
+    def reference_row(self) -> AblationRow:
+        """The reference's row: its student's if it has several, else the first of them.
+
+        Raises:
+            BadParams: no row shows the reference.
+        """
+        for row in sorted(self.rows, key=lambda row: row.who != "student"):
+            if row.variant == self.reference:
+                return row
+        known = ", ".join(row.variant for row in self.rows)
+        raise BadParams(
+            f"reference '{self.reference}' of '{self.title}' is none of its rows: {known}"
+        )
 
 
 class AblationParams(Config):
@@ -80,7 +103,7 @@ class AblationParams(Config):
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     variants: dict[str, Variant]
-    tables: tuple[TableParams, ...]
+    tables: tuple[AblationTable, ...]
 
     def variant(self, name: str) -> Variant:
         """Return a variant; refuse an unknown name."""
@@ -121,7 +144,7 @@ def load_ablations(path: Path) -> tuple[AblationParams, Params]:
     for table in params.tables:
         for row in table.rows:
             params.variant(row.variant)
-        table.table().reference_row  # noqa: B018 - refuses a reference that no row shows
+        table.reference_row  # noqa: B018 - refuses a reference that no row shows
     return params, profile
 
 

@@ -5,71 +5,36 @@ All files are functions of the measurements alone, to the byte: no times, hosts 
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, harmonic_mean, stdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pd_core.core.artifacts import read_json, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import BadArtifact, BadParams
-from pd_core.reporting.results import KEYS, Scores, Summary
+from pd_core.reporting import style
+from pd_core.reporting.results import KEYS, Scores, Summary, average
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.table import Table as TerminalTable
+
+    from pd_core.pipeline.ablations import AblationRow as Row
+    from pd_core.pipeline.ablations import AblationTable as Table
 
 FOOTNOTE = "checkpoint chosen on test images, as the published code does"
 
 Spread = Mapping[str, float | None]  # mean and sd, where there is one
 
 _REMEDY = "run `make ablations`"
-_SELECTION, _MARK, _NONE = "selection", "†", "–"
+_SELECTION, _MARK, _NONE, _BAND = "selection", "†", "–", "#F0F0F0"
 _PAPERS = "paper: base / novel / harmonic mean"
 _HEADS = ("", "base", "novel", "harmonic mean", "difference", _PAPERS, "paper: difference")
-# Okabe and Ito's blue and vermilion, which colour-blind readers tell apart; ink for the rest
-_OURS, _PAPER, _INK, _FAINT, _BAND = "#0072B2", "#D55E00", "#333333", "#DDDDDD", "#F0F0F0"
-_DOTS_PER_INCH = 150
-
-
-@dataclass(frozen=True)
-class Row:
-    """A measured variant and what the paper measured for the same change."""
-
-    variant: str  # the folder of its results
-    label: str
-    who: str = "student"  # or "teacher", "tuned_student"
-    # base, novel and harmonic mean; the harmonic mean alone; or not measured by the paper
-    paper: tuple[float, float, float] | float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """One ablation."""
-
-    title: str
-    source: str  # where the paper reports it
-    rows: tuple[Row, ...]
-    reference: str  # the variant that the others are compared with
-
-    @property
-    def reference_row(self) -> Row:
-        """The reference's row: its student's if it has several, else the first of them.
-
-        Raises:
-            BadParams: no row shows the reference.
-        """
-        for row in sorted(self.rows, key=lambda row: row.who != "student"):
-            if row.variant == self.reference:
-                return row
-        known = ", ".join(row.variant for row in self.rows)
-        raise BadParams(
-            f"reference '{self.reference}' of '{self.title}' is none of its rows: {known}"
-        )
 
 
 @dataclass(frozen=True)
@@ -103,10 +68,7 @@ def run(
         The summary, as `summarise` makes it.
 
     Raises:
-        MissingFile: a variant was not run on a data set.
-        BadArtifact: a metrics file lacks a seed or a number.
-        BadParams: there is no data set or no seed, or a table lacks its reference.
-        PdError: the folder cannot be written.
+        PdError: as of `read` and `summarise`, or the folder cannot be written.
     """
     summary = summarise(read(results, tables=tables, datasets=datasets, seeds=seeds), tables)
     with write_folder(folder) as new:
@@ -128,7 +90,7 @@ def read(
     """
     if not datasets or not seeds:
         raise BadParams("the ablations need at least one data set and one seed")
-    shown = sorted({(row.variant, row.who) for part in tables for row in part.rows})
+    shown = sorted({(row.variant, str(row.who)) for part in tables for row in part.rows})
     scores, chosen = {}, set()
     for variant, name in product(sorted({variant for variant, _ in shown}), datasets):
         path = results / variant / name / "metrics.json"
@@ -145,9 +107,8 @@ def read(
 def summarise(results: Results, tables: Sequence[Table]) -> dict[str, Any]:
     """Average the scores and compare each row with its table's reference.
 
-    A seed's `hm` is the harmonic mean of its averaged base and novel accuracy, as in the paper's
-    Table 1. Means and sample standard deviations are over the seeds; differences are of `hm`, seed
-    by seed. `p` is of a two-sided paired t-test on the `hm` of all pairs of data set and seed.
+    Means and sample standard deviations are over the seeds; differences are of `hm`, seed by seed.
+    `p` is of a two-sided paired t-test on the `hm` of all pairs of data set and seed.
 
     Returns:
         `datasets`, `seeds`, and `tables` with `title`, `source` and `rows`; a row has `label`,
@@ -170,8 +131,7 @@ def markdown(summary: Summary) -> str:
     lines = _introduction(summary["datasets"], summary["seeds"])
     for part in summary["tables"]:
         lines += ["", f"## {part['title']}", "", f"Source: {part['source']}.", ""]
-        lines += [_line(_HEADS), _line(["---", *["---:"] * (len(_HEADS) - 1)])]
-        lines += [_line(_cells(row)) for row in part["rows"]]
+        lines += style.markdown_table(_HEADS, map(_cells, part["rows"]))
         if any(row["chosen_on_test"] for row in part["rows"]):
             lines += ["", f"{_MARK} {FOOTNOTE}"]
     return "\n".join(lines) + "\n"
@@ -179,17 +139,12 @@ def markdown(summary: Summary) -> str:
 
 def table(summary: Summary) -> TerminalTable:
     """Return the harmonic means and their differences as a table for the terminal."""
-    from rich.box import HORIZONTALS
-    from rich.table import Table as TerminalTable
     from rich.text import Text
 
     caption = "percent; differences in points of harmonic mean to the row in bold"
     if any(row["chosen_on_test"] for part in summary["tables"] for row in part["rows"]):
         caption += f"\n{_MARK} {FOOTNOTE}"
-    shown = TerminalTable(
-        title="PromptKD, ablations", caption=caption, box=HORIZONTALS, show_edge=False, padding=0
-    )
-    shown.add_column("variant", min_width=34)  # which leaves the caption room
+    shown = style.terminal_table("variant", 34, title="PromptKD, ablations", caption=caption)
     for head in ("harmonic\nmean", "difference", "p", "paper's\ndifference"):
         shown.add_column(head, justify="right", no_wrap=True)
     for part in summary["tables"]:
@@ -209,24 +164,18 @@ def figure(summary: Summary) -> bytes:
     Returns:
         A PNG picture, the same bytes for the same summary.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     lines = [line for part in summary["tables"] for line in (part["title"], *part["rows"])]
     rows = {place: line for place, line in enumerate(lines) if isinstance(line, Mapping)}
     ours = {place: row["difference"] or {} for place, row in rows.items()}
     paper = {place: {"mean": row["paper_difference"]} for place, row in rows.items()}
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
-        picture = Figure(figsize=(10, 1.2 + 0.29 * len(lines)), dpi=_DOTS_PER_INCH)
-        picture.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
+
+    def draw(picture: Figure) -> None:
         axes = picture.add_subplot()
         _decorate(axes, lines, seeds=len(summary["seeds"]))
-        _series(axes, "● embedded", ours, 0.16, 76, color=_OURS)
-        _series(axes, "○ paper", paper, -0.16, 130, color=_PAPER, markerfacecolor="white")
-        data = io.BytesIO()
-        picture.savefig(data, format="png", metadata={"Software": None})
-    return data.getvalue()
+        _series(axes, "● embedded", ours, 0.16, 76, color=style.BLUE)
+        _series(axes, "○ paper", paper, -0.16, 130, color=style.VERMILION, markerfacecolor="white")
+
+    return style.png(draw, height=1.2 + 0.29 * len(lines))
 
 
 def _entry(path: Path, value: object, seed: int) -> Mapping[str, Any]:
@@ -268,17 +217,15 @@ def _summarise_row(results: Results, row: Row, reference: Row) -> dict[str, Any]
 
 
 def _averages(results: Results, row: Row) -> list[dict[str, float]]:
-    averages = []
-    for seed in results.seeds:
-        scores = [results.scores[row.variant, row.who, name, seed] for name in results.datasets]
-        base, novel = (fmean(one[key] for one in scores) for key in ("base", "novel"))
-        averages.append({"base": base, "novel": novel, "hm": harmonic_mean([base, novel])})
-    return averages
+    return [
+        average([results.scores[row.variant, row.who, name, seed] for name in results.datasets])
+        for seed in results.seeds
+    ]
 
 
 def _harmonic_means(results: Results, row: Row) -> list[float]:
     pairs = product(results.datasets, results.seeds)
-    return [results.scores[row.variant, row.who, name, seed]["hm"] for name, seed in pairs]
+    return [results.scores[row.variant, row.who, *pair]["hm"] for pair in pairs]
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float | None]:
@@ -361,42 +308,38 @@ def _p(value: float | None, equals: str = "") -> str:
     return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _decorate(axes: Axes, lines: Sequence[Any], *, seeds: int) -> None:
     names = ["" if isinstance(line, str) else _label(line) for line in lines]
     axes.set_yticks(range(len(lines)), names, fontsize=9.5)
-    axes.tick_params(length=0, colors=_INK)
     for place, line in enumerate(lines):
         if isinstance(line, str):
             axes.axhspan(place - 0.45, place + 0.45, color=_BAND, zorder=2)
-            _write(axes, (0.0, place), line, 5, color=_INK, fontweight="bold")
+            _write(axes, (0.0, place), line, 5, color=style.INK, fontweight="bold")
         elif line["reference"]:
             axes.get_yticklabels()[place].set_fontweight("bold")
-            axes.plot(0, place, "s", color=_INK, markersize=5, zorder=4)
-    axes.axvline(0, color=_INK, linewidth=1, zorder=1.8)  # above the grid, below the titles
+            axes.plot(0, place, "s", color=style.INK, markersize=5, zorder=4)
+    axes.axvline(0, color=style.INK, linewidth=1, zorder=1.8)  # above the grid, below the titles
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.grid(axis="x", color=_FAINT)
-    axes.spines[:].set_visible(False)
+    style.bare(axes)
     bars = "; bars: standard deviation over the seeds" if seeds > 1 else ""
     note = f"\n{_MARK} {FOOTNOTE}" if any(name.endswith(_MARK) for name in names) else ""
-    axes.set_xlabel(f"difference in harmonic mean to the row in bold, points{bars}{note}", c=_INK)
+    axes.set_xlabel(
+        f"difference in harmonic mean to the row in bold, points{bars}{note}", c=style.INK
+    )
 
 
 def _series(
-    axes: Axes, name: str, values: Mapping[int, Spread], lift: float, column: int, **style: Any
+    axes: Axes, name: str, values: Mapping[int, Spread], lift: float, column: int, **look: Any
 ) -> None:
-    _write(axes, (1.0, -1), name, column, ha="right", color=style["color"])
+    _write(axes, (1.0, -1), name, column, ha="right", color=look["color"])
     for place, value in values.items():
         mean, spread = value.get("mean"), value.get("sd")
         if mean is not None:
-            axes.errorbar(mean, place - lift, xerr=spread, fmt="o", ms=5.5, zorder=4, **style)
+            axes.errorbar(mean, place - lift, xerr=spread, fmt="o", ms=5.5, zorder=4, **look)
             text = f"{mean:+.2f}".replace("-", "−")
-            _write(axes, (1.0, place), text, column, ha="right", color=style["color"])
+            _write(axes, (1.0, place), text, column, ha="right", color=look["color"])
 
 
-def _write(axes: Axes, at: tuple[float, int], text: str, right: int, **style: Any) -> None:
+def _write(axes: Axes, at: tuple[float, int], text: str, right: int, **look: Any) -> None:
     beside: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-    axes.annotate(text, at, (right, 0), va="center_baseline", fontsize=9.5, **beside, **style)
+    axes.annotate(text, at, (right, 0), va="center_baseline", fontsize=9.5, **beside, **look)

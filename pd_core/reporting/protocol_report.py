@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
@@ -14,56 +13,49 @@ from typing import TYPE_CHECKING, Any
 from pd_core.core.artifacts import write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.data.loading.splits import Protocol
+from pd_core.reporting import style
 from pd_core.reporting.protocol_results import (
-    HEADINGS,
     Run,
     averages,
-    heading,
     headline_of,
     keys_of,
-    numbers,
     protocols_of,
     read,
     summarise,
-    taught_by,
-    title,
-    titles_of,
 )
-from pd_core.reporting.results import TITLES, WHO, Scores, Summary
+from pd_core.reporting.results import TITLES, WHO, Scores, Summary, Titles, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
 
-_INK, _FAINT, _BAND = "#333333", "#DDDDDD", "#F5F5F5"
-_DOTS_PER_INCH = 150
+_BAND = "#F5F5F5"
 _ROW, _HEAD = 0.44, 0.9  # inches: height of a data set, and of a panel's title and axis
 _LINE = 36  # characters of a title in a line, of which a row has room for two
-_BESIDE: dict[str, Any] = {"textcoords": "offset points", "color": "#0072B2", "fontsize": 10}
 _RING: dict[str, Any] = {
     "linestyle": "none", "marker": "o", "markersize": 9, "zorder": 4,
     "markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4,
 }  # fmt: skip
 _AXES = {"hm": "harmonic mean of base and novel accuracy (%)", "accuracy": "accuracy (%)"}
 
+HEADINGS = {
+    Protocol.BASE_TO_NOVEL: "Base to novel",
+    Protocol.CROSS_DATASET: "Cross-data-set",
+    Protocol.DOMAIN_GENERALISATION: "Domain generalisation",
+    Protocol.ALL_CLASSES: "All classes",
+}
 
-@dataclass(frozen=True)
-class _Series:
-    """How one classifier is drawn: Okabe and Ito's colours, and shapes that tell it as well."""
-
-    who: str
-    colour: str
-    marker: str
-    size: float  # points
-    lift: float  # rows, downwards
+_HALVES = "Base classes / novel classes / harmonic mean; differences and outliers are of the last."
+_WHOLE = "Accuracy over all classes."
 
 
-_SERIES = (
-    _Series("zero_shot_student", "#666666", "s", 7.5, -0.28),
-    _Series("teacher", "#D55E00", "D", 6.2, 0.0),
-    _Series("student", "#0072B2", "o", 8.0, 0.28),
-)
+# Colour, mark, its size in points, rows downwards; the shapes tell them apart as well
+_SERIES = {
+    "zero_shot_student": ("#666666", "s", 7.5, -0.28),
+    "teacher": (style.VERMILION, "D", 6.2, 0.0),
+    "student": (style.BLUE, "o", 8.0, 0.28),
+}
 
 
 @dataclass(frozen=True)
@@ -77,12 +69,8 @@ class _Row:
     def mean(self, who: str) -> float:
         return fmean(self.values[who].values())
 
-    @property
-    def gain(self) -> float:
-        return self.mean("student") - self.mean("zero_shot_student")
 
-
-def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
+def figure(summary: Summary, titles: Titles | None = None) -> bytes:
     """Draw one panel a protocol: each data set's seeds as dots on their mean's marker.
 
     Data sets are in the order of the distilled student's mean; the average of the panel comes last.
@@ -91,36 +79,28 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
     Returns:
         A PNG picture, the same bytes for the same summary.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = {
         protocol: _rows_of(protocol, found, titles)
         for protocol, found in protocols_of(summary).items()
     }
     heights = [_ROW * len(rows) for rows in panels.values()]
     everything = [row for rows in panels.values() for row in rows]
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
-        height = 0.8 + sum(heights) + _HEAD * len(panels)
-        picture = Figure(figsize=(10, height), dpi=_DOTS_PER_INCH)
-        FigureCanvasAgg(picture)
-        picture.set_layout_engine("constrained", h_pad=0.08, w_pad=0.1)
+    limits = _limits(everything)
+
+    def draw(picture: Figure) -> None:
         places = picture.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
         for axes, (protocol, rows) in zip(places, panels.items(), strict=True):
-            for place, row in enumerate(rows):
-                _draw(axes, place, row)
-            _decorate(axes, [row.title for row in rows], _limits(everything))
-            axes.set_title(HEADINGS[protocol], loc="left", weight="bold", color=_INK)
-            axes.set_xlabel(_label(summary, protocol, titles), loc="right", color=_INK)
+            _draw(axes, rows)
+            axes.set_xlim(limits)
+            axes.set_title(HEADINGS[protocol], loc="left", weight="bold", color=style.INK)
+            label = [_AXES[headline_of(protocol)], *_taught_by(summary, protocol, titles)]
+            axes.set_xlabel("\n".join(label), loc="right", color=style.INK)
         _legend(picture, several=len(summary["seeds"]) > 1, ringed=any(r.wild for r in everything))
-        data = io.BytesIO()
-        picture.savefig(data, format="png", metadata={"Software": None})
-    return data.getvalue()
+
+    return style.png(draw, height=0.8 + sum(heights) + _HEAD * len(panels), gap=0.08)
 
 
-def _rows_of(protocol: Protocol, found: Summary, titles: Mapping[str, str] | None) -> list[_Row]:
+def _rows_of(protocol: Protocol, found: Summary, titles: Titles | None) -> list[_Row]:
     """Return the data sets by the distilled student's mean, then the average."""
     key, runs = headline_of(protocol), found["runs"]
     wild = {(one["dataset"], one["who"], str(one["seed"])) for one in found["outliers"]}
@@ -137,40 +117,22 @@ def _rows_of(protocol: Protocol, found: Summary, titles: Mapping[str, str] | Non
 
 
 def _by_who(seeds: Mapping[str, Run], key: str) -> dict[str, dict[str, float]]:
-    return {one.who: {seed: run[one.who][key] for seed, run in seeds.items()} for one in _SERIES}
+    return {who: {seed: run[who][key] for seed, run in seeds.items()} for who in _SERIES}
 
 
-def _label(summary: Summary, protocol: Protocol, titles: Mapping[str, str] | None) -> str:
-    return "\n".join([_AXES[headline_of(protocol)], *taught_by(summary, protocol, titles)])
-
-
-def _draw(axes: Axes, place: int, row: _Row) -> None:
+def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
     """Draw each one's mean as a pale marker, and its seeds as dots on it or beside it."""
-    for one in _SERIES:
-        y, values = place + one.lift, row.values[one.who]
-        axes.plot(row.mean(one.who), y, **_mean_style(one))
-        axes.plot(list(values.values()), [y] * len(values), **_dot_style(one.colour))
-        ringed = [value for seed, value in values.items() if (one.who, seed) in row.wild]
-        axes.plot(ringed, [y] * len(ringed), **_RING)
-    axes.annotate(
-        f"{row.gain:+.1f}", (1.0, place), (8, 0), xycoords=("axes fraction", "data"), va="center",
-        **_BESIDE,
-    )  # fmt: skip
-
-
-def _decorate(axes: Axes, names: Sequence[str], limits: tuple[int, int]) -> None:
-    last = len(names) - 1
-    for place in range(0, last, 2):
+    for place, row in enumerate(rows):
+        for who, (colour, _, _, lift) in _SERIES.items():
+            y, values = place + lift, row.values[who]
+            axes.plot(row.mean(who), y, **_mean_style(who))
+            axes.plot(list(values.values()), [y] * len(values), **_dot_style(colour))
+            ringed = [value for seed, value in values.items() if (who, seed) in row.wild]
+            axes.plot(ringed, [y] * len(ringed), **_RING)
+        style.write_gain(axes, place, row.mean("student") - row.mean("zero_shot_student"))
+    for place in range(0, len(rows) - 1, 2):
         axes.axhspan(place - 0.5, place + 0.5, color=_BAND, zorder=0)
-    axes.set_yticks(range(len(names)), [fill(n, _LINE) for n in names], fontsize=10.5, color=_INK)
-    axes.get_yticklabels()[last].set_fontweight("bold")
-    axes.axhline(last - 0.5, color=_INK, linewidth=0.8)
-    axes.set_ylim(last + 0.5, -0.5)
-    axes.set_xlim(limits)
-    axes.grid(axis="x", color=_FAINT, zorder=0)
-    axes.tick_params(length=0, colors=_INK)
-    axes.spines[:].set_visible(False)
-    axes.annotate("gain", (1.0, 1.0), (8, 2), xycoords="axes fraction", va="bottom", **_BESIDE)
+    style.name_rows(axes, [fill(row.title, _LINE) for row in rows])
 
 
 def _limits(rows: Sequence[_Row]) -> tuple[int, int]:
@@ -182,9 +144,9 @@ def _limits(rows: Sequence[_Row]) -> tuple[int, int]:
 def _legend(picture: Figure, *, several: bool, ringed: bool) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], label=TITLES[one.who], **_mean_style(one)) for one in _SERIES]
+    marks = [Line2D([], [], label=TITLES[who], **_mean_style(who)) for who in _SERIES]
     if several:
-        marks.append(Line2D([], [], label="single seeds", **_dot_style(_INK)))
+        marks.append(Line2D([], [], label="single seeds", **_dot_style(style.INK)))
     if ringed:
         marks.append(Line2D([], [], label="outlier", **_RING))
     picture.legend(
@@ -193,10 +155,11 @@ def _legend(picture: Figure, *, several: bool, ringed: bool) -> None:
     )  # fmt: skip
 
 
-def _mean_style(one: _Series) -> dict[str, Any]:
+def _mean_style(who: str) -> dict[str, Any]:
+    colour, marker, size, _ = _SERIES[who]
     return {
-        "linestyle": "none", "marker": one.marker, "markersize": one.size, "zorder": 2,
-        "markerfacecolor": (one.colour, 0.3), "markeredgecolor": one.colour,
+        "linestyle": "none", "marker": marker, "markersize": size, "zorder": 2,
+        "markerfacecolor": (colour, 0.3), "markeredgecolor": colour,
     }  # fmt: skip
 
 
@@ -204,9 +167,6 @@ def _dot_style(colour: str) -> dict[str, Any]:
     return {
         "linestyle": "none", "marker": "o", "markersize": 3, "zorder": 3, "color": colour,
     }  # fmt: skip
-
-
-Titles = Mapping[str, str]
 
 
 def run(
@@ -222,7 +182,7 @@ def run(
     """Write `summary.json`, `summary.md` and `summary.png`.
 
     Args:
-        evaluations: holds `<protocol>/<run>/metrics.json`, see `results.read`.
+        evaluations: holds `<protocol>/<run>/metrics.json`, see `read`.
         folder: where the three files go, `reports/protocols`; replaced.
         profile: `quickstart` or `paper`.
         datasets: by protocol, the data sets to report; a protocol without any is left out.
@@ -231,13 +191,10 @@ def run(
         titles: a readable name for each data set, where there is one.
 
     Returns:
-        The summary, as `results.summarise` makes it.
+        The summary, as `summarise` makes it.
 
     Raises:
-        BadParams: there is no data set, no seed, or no source where one is needed.
-        MissingFile: a run is missing.
-        BadArtifact: a metrics file lacks a number.
-        PdError: the folder cannot be written.
+        PdError: as of `read`, or the folder cannot be written.
     """
     measured = read(evaluations, datasets=datasets, seeds=seeds, source=source)
     summary = summarise(profile, measured, source)
@@ -253,15 +210,25 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
     lines = _introduction(summary)
     for protocol, found in protocols_of(summary).items():
         people = titles_of(protocol)
-        lines += ["", f"## {heading(summary, protocol, titles)}", "", numbers(protocol), ""]
-        lines += [_line(["data set", *(people[who] for who in WHO)])]
-        lines += [_line(["---", *["---:"] * len(WHO)])]
-        lines += [
-            _line([name, *(_all_numbers(protocol, row[who], who) for who in WHO)])
+        lines += ["", f"## {heading(summary, protocol, titles)}", ""]
+        lines += [_HALVES if protocol is Protocol.BASE_TO_NOVEL else _WHOLE, ""]
+        rows = (
+            [name, *(_all_numbers(protocol, row[who], who) for who in WHO)]
             for name, row in _rows(found, titles)
-        ]
+        )
+        lines += style.markdown_table(["data set", *(people[who] for who in WHO)], rows)
         lines += ["", *(f"- {sentence}." for sentence in findings(protocol, found, titles))]
     return "\n".join(lines) + "\n"
+
+
+def heading(summary: Summary, protocol: Protocol, titles: Titles | None) -> str:
+    """Return a protocol's heading, with the source if the teacher is another data set's."""
+    return ", ".join([HEADINGS[protocol], *_taught_by(summary, protocol, titles)])
+
+
+def titles_of(protocol: Protocol) -> dict[str, str]:
+    """Return what people call those who are measured: most teachers know the data set itself."""
+    return TITLES | ({"teacher": "source's teacher"} if protocol.has_source else {})
 
 
 def findings(protocol: Protocol, found: Summary, titles: Titles | None = None) -> list[str]:
@@ -272,22 +239,19 @@ def findings(protocol: Protocol, found: Summary, titles: Titles | None = None) -
 
 def table(summary: Summary, titles: Titles | None = None) -> Table:
     """Return the headline numbers as a table for the terminal, with differences and outliers."""
-    from rich.box import HORIZONTALS
-    from rich.table import Table
     from rich.text import Text
 
-    shown = Table(
+    shown = style.terminal_table(
+        "data set", 36,
         title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}",
         caption=Text("\n".join(_notes(summary, titles))),
         caption_justify="left",
-        box=HORIZONTALS,
-        show_edge=False,
-        padding=0,
-    )
-    shown.add_column("data set", min_width=36)  # which leaves the caption room
+    )  # fmt: skip
     for who in WHO:
-        style = "bold" if who == "student" else ""
-        shown.add_column(TITLES[who].replace(" ", "\n"), justify="right", style=style, no_wrap=True)
+        weight = "bold" if who == "student" else ""
+        shown.add_column(
+            TITLES[who].replace(" ", "\n"), justify="right", style=weight, no_wrap=True
+        )
     for protocol, found in protocols_of(summary).items():
         shown.add_row(Text(heading(summary, protocol, titles), style="italic"))
         rows, key = _rows(found, titles), headline_of(protocol)
@@ -296,6 +260,11 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
             label = Text(name, no_wrap=True, overflow="ellipsis")  # cut, not broken
             shown.add_row(label, *cells, end_section=index >= len(rows) - 1)
     return shown
+
+
+def _taught_by(summary: Summary, protocol: Protocol, titles: Titles | None) -> list[str]:
+    """Say whose teacher it is, if it is another data set's: one phrase, or none."""
+    return [f"teacher from {title(summary['source'], titles)}"] if protocol.has_source else []
 
 
 def _notes(summary: Summary, titles: Titles | None) -> list[str]:
@@ -376,7 +345,3 @@ def _outliers(protocol: Protocol, found: Summary, titles: Titles | None) -> list
         f"{one['others']:.1f}"
         for one in found["outliers"]
     ] or [f"no outlier among {len(runs)} runs"]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
-from statistics import NormalDist, fmean, harmonic_mean, median, stdev
-from typing import Any
+from statistics import NormalDist, fmean, median, stdev
+from typing import Annotated, Any
 
-from pd_core.core.artifacts import read_json
-from pd_core.core.errors import BadParams
+from pydantic import AllowInfNan, Field, TypeAdapter, ValidationError
+
+from pd_core.core.artifacts import read_json, understood
+from pd_core.core.errors import BadParams, PdError
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.significance import over_datasets
-from pd_core.reporting.results import KEYS, TITLES, WHO, Scores, Summary, percent
+from pd_core.pipeline.redaction import masked
+from pd_core.reporting.results import (
+    ACCURACY,
+    KEYS,
+    WHO,
+    Scores,
+    Summary,
+    average,
+    percent,
+    rounded,
+)
 
 Cell = Mapping[str, float]
 """A number by the seed it was measured with."""
@@ -24,21 +36,6 @@ LEAST = 5.0
 
 _FAR = 4.0  # standard deviations of a seed's distance from the other seeds
 _PAIR = sqrt(2) * NormalDist().inv_cdf(0.75)  # median of |a - b|, in standard deviations
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number over several seeds.
-
-    Attributes:
-        mean: over the seeds.
-        std: the sample standard deviation over the seeds; None for a single one.
-        count: how many seeds there are.
-    """
-
-    mean: float
-    std: float | None
-    count: int
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,17 @@ class Outlier:
         return self.value - self.others
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return the statistics of one number over several seeds, of which there is at least one."""
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+def spread(key: str, values: Sequence[float]) -> dict[str, float]:
+    """Average a number over its seeds, of which there is at least one.
+
+    Returns:
+        The mean as `<key>`; of several seeds also the sample standard deviation as `<key>_std`, and
+        how many they are as `<key>_n`.
+    """
+    mean = {key: round(fmean(values), 2)}
+    if len(values) == 1:
+        return mean
+    return {**mean, f"{key}_std": round(stdev(values), 2), f"{key}_n": len(values)}
 
 
 def outliers(cells: Mapping[str, Cell]) -> list[Outlier]:
@@ -121,38 +126,6 @@ def _of_a_distance(cells: Mapping[str, Cell], judged: Outlier) -> float:
     return median(differences) / _PAIR * sqrt(seeds / (seeds - 1))
 
 
-HEADINGS = {
-    Protocol.BASE_TO_NOVEL: "Base to novel",
-    Protocol.CROSS_DATASET: "Cross-data-set",
-    Protocol.DOMAIN_GENERALISATION: "Domain generalisation",
-    Protocol.ALL_CLASSES: "All classes",
-}
-
-_HALVES = "Base classes / novel classes / harmonic mean; differences and outliers are of the last."
-_WHOLE = "Accuracy over all classes."
-
-
-def numbers(protocol: Protocol) -> str:
-    """Say what the numbers of a protocol's table are."""
-    return _HALVES if protocol is Protocol.BASE_TO_NOVEL else _WHOLE
-
-
-def title(name: str, titles: Mapping[str, str] | None) -> str:
-    """Return a data set's readable name, or its own where there is none."""
-    return (titles or {}).get(name, name)
-
-
-def heading(summary: Summary, protocol: Protocol, titles: Mapping[str, str] | None) -> str:
-    """Return a protocol's heading, with the source if the teacher is another data set's."""
-    return ", ".join([HEADINGS[protocol], *taught_by(summary, protocol, titles)])
-
-
-def taught_by(summary: Summary, protocol: Protocol, titles: Mapping[str, str] | None) -> list[str]:
-    """Say whose teacher it is, if it is another data set's: one phrase, or none."""
-    source = title(summary["source"], titles) if protocol.has_source else None
-    return [] if source is None else [f"teacher from {source}"]
-
-
 COMPARED = (
     ("student", "zero_shot_student"),
     ("student", "teacher"),
@@ -163,23 +136,15 @@ COMPARED = (
 Run = Mapping[str, Scores]  # who -> the protocol's keys, in percent
 Runs = Mapping[str, Mapping[str, Run]]  # data set -> seed -> run
 
-_ACCURACY = ("accuracy",)
-_WRITTEN = {"accuracy": "all"}  # what `evaluate` calls it
-
 
 def keys_of(protocol: Protocol) -> tuple[str, ...]:
     """Name the numbers that a protocol measures."""
-    return KEYS if protocol is Protocol.BASE_TO_NOVEL else _ACCURACY
+    return KEYS if protocol is Protocol.BASE_TO_NOVEL else (ACCURACY,)
 
 
 def headline_of(protocol: Protocol) -> str:
     """Name the one of them that stands for all: the harmonic mean, or the accuracy."""
     return keys_of(protocol)[-1]
-
-
-def titles_of(protocol: Protocol) -> dict[str, str]:
-    """Return what people call those who are measured: most teachers know the data set itself."""
-    return TITLES | ({"teacher": "source's teacher"} if protocol.has_source else {})
 
 
 def read(
@@ -226,8 +191,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Average over the seeds, compare, and name outliers.
 
-    A seed's average over the data sets has the harmonic mean of the averaged base and novel
-    accuracy, as in the paper's Table 1. Differences are of the headline number, paired by data set
+    Differences are of the headline number, paired by data set
     and seed: their mean over both, the standard deviation over the seeds of the mean over the data
     sets, and Wilcoxon's p over the data sets. (The difference of harmonic means so averaged is not
     exactly that of the averages' harmonic means.)
@@ -265,8 +229,9 @@ def protocols_of(summary: Summary) -> dict[Protocol, Summary]:
 def averages(runs: Runs) -> dict[str, Run]:
     """Average over the data sets within each seed; `hm` is the averages' harmonic mean."""
     seeds = next(iter(runs.values()))
+    keys = list(next(iter(seeds.values()))[WHO[0]])
     return {
-        seed: {who: _average([run[seed][who] for run in runs.values()]) for who in WHO}
+        seed: {who: average([run[seed][who] for run in runs.values()], keys) for who in WHO}
         for seed in seeds
     }
 
@@ -284,7 +249,7 @@ def _read_run(
     value = read_json(path, what=f"result of {protocol} on '{name}', seed {seed}", remedy=remedy)
     return {
         who: {
-            key: percent(value, who, _WRITTEN.get(key, key), path=path, remedy=remedy)
+            key: percent(value, who, "all" if key == ACCURACY else key, path=path, remedy=remedy)
             for key in keys_of(protocol)
         }
         for who in WHO
@@ -313,7 +278,7 @@ def _summarise(protocol: Protocol, runs: Runs) -> dict[str, Any]:
         ],
         "runs": {
             name: {
-                seed: {who: _rounded(scores) for who, scores in run.items()}
+                seed: {who: rounded(scores) for who, scores in run.items()}
                 for seed, run in seeds.items()
             }
             for name, seeds in runs.items()
@@ -327,36 +292,25 @@ def _statistics(seeds: Sequence[Run]) -> dict[str, dict[str, float]]:
         who: {
             name: number
             for key in seeds[0][who]
-            for name, number in _spread(key, [run[who][key] for run in seeds]).items()
+            for name, number in spread(key, [run[who][key] for run in seeds]).items()
         }
         for who in WHO
     }
 
 
-def _spread(key: str, values: Sequence[float]) -> dict[str, float]:
-    found = spread(values)
-    mean = {key: round(found.mean, 2)}
-    if found.std is None:
-        return mean
-    return {**mean, f"{key}_std": round(found.std, 2), f"{key}_n": found.count}
-
-
 def _difference(first: Mapping[str, Cell], second: Mapping[str, Cell]) -> dict[str, Any]:
-    found = over_datasets(_seeds(first), _seeds(second))
+    found = over_datasets(
+        *({name: list(cell.values()) for name, cell in cells.items()} for cells in (first, second))
+    )
     seeds = next(iter(first.values()))
     changes = [fmean(first[name][seed] - second[name][seed] for name in first) for seed in seeds]
-    std = spread(changes).std
     return {
         "datasets": found.datasets,
         "seeds": len(seeds),
         "difference": round(found.difference, 2) + 0.0,  # a zero has no sign
-        **({} if std is None else {"difference_std": round(std, 2)}),
+        **({"difference_std": round(stdev(changes), 2)} if len(changes) > 1 else {}),
         "p": None if found.p is None else float(f"{found.p:.4g}"),
     }
-
-
-def _seeds(cells: Mapping[str, Cell]) -> dict[str, list[float]]:
-    return {name: list(cell.values()) for name, cell in cells.items()}
 
 
 def _outliers(who: str, key: str, cells: Mapping[str, Cell]) -> list[dict[str, Any]]:
@@ -374,12 +328,118 @@ def _outliers(who: str, key: str, cells: Mapping[str, Cell]) -> list[dict[str, A
     ]
 
 
-def _average(scores: Sequence[Scores]) -> dict[str, float]:
-    means = {key: fmean(row[key] for row in scores) for key in scores[0]}
-    if "hm" in means:
-        means["hm"] = harmonic_mean([means["base"], means["novel"]])
-    return means
+NOT_RUN = "Not run. `cd protocols && dvc repro` runs every protocol over several seeds."
+
+_Number = Annotated[float, AllowInfNan(False)]
+_Who = Annotated[str, Field(pattern=f"^({'|'.join(WHO)})$")]
+_Scores = dict[_Who, dict[str, _Number]]  # number -> percent
 
 
-def _rounded(scores: Scores) -> dict[str, float]:
-    return {key: round(value, 2) for key, value in scores.items()}
+@dataclass(frozen=True)
+class _Difference:
+    first: _Who
+    second: _Who
+    datasets: int
+    seeds: int
+    difference: _Number
+    p: _Number | None
+    difference_std: _Number | None = None
+
+
+@dataclass(frozen=True)
+class _Outlier:
+    dataset: str
+    who: _Who
+    seed: int
+    value: _Number
+    others: _Number
+    deviation: _Number
+
+
+@dataclass(frozen=True)
+class _Measured:
+    datasets: dict[str, _Scores]
+    average: _Scores
+    differences: list[_Difference]
+    outliers: list[_Outlier]
+    runs: dict[str, dict[str, _Scores]]  # data set -> seed
+
+
+@dataclass(frozen=True)
+class _Summary:
+    seeds: Annotated[list[int], Field(min_length=1)]
+    protocols: dict[str, _Measured]
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Results over several seeds.
+
+    Attributes:
+        summary: as `summarise` made it; empty if there is none.
+        note: why there is none; empty if there is one.
+    """
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were run."""
+        return tuple(self.summary.get("seeds", ()))
+
+    @property
+    def source(self) -> str | None:
+        """The data set whose teacher is measured on others; None if none is."""
+        return self.summary.get("source")
+
+    @property
+    def protocols(self) -> dict[Protocol, Summary]:
+        """What was measured, by protocol."""
+        return protocols_of(self.summary) if self.summary else {}
+
+
+def read_summary(folder: Path) -> Seeds:
+    """Read the summary of a profile's protocols.
+
+    Args:
+        folder: where their report is.
+
+    Returns:
+        What was measured; or, if nothing was or the file is damaged, a note that says so.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        return Seeds(note=NOT_RUN)
+    what, remedy = "summary of the protocols", "run `cd protocols && dvc repro report`"
+    try:
+        found = Seeds(read_json(path, what=what, remedy=remedy))
+        TypeAdapter(_Summary).validate_python(found.summary)
+        with understood(path, what=what, remedy=remedy):
+            _check(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its top"
+        reason = f"{what} '{path}' is wrong at {where}: {first['msg']}; {remedy}"
+    except PdError as error:
+        reason = str(error)
+    else:
+        return found
+    return Seeds(note=f"Protocols and seeds are left out: {masked(reason)}.")
+
+
+def _check(found: Seeds) -> None:
+    """Make sure that nobody lacks a number.
+
+    Raises:
+        KeyError: somebody does, or a data set lacks a seed, or the teacher's own is not named.
+    """
+    for protocol, measured in found.protocols.items():
+        if protocol.has_source and not found.source:
+            raise KeyError("source")
+        rows, runs = measured["datasets"], measured["runs"]
+        each = [runs[name][str(seed)] for name in rows for seed in found.seeds]
+        for row in (*rows.values(), measured["average"], *each):
+            if lacking := [who for who in WHO if not row[who].keys() >= set(keys_of(protocol))]:
+                raise KeyError(f"{protocol}.{lacking[0]}")

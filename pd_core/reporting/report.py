@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_core.core.artifacts import check_sum, read_json, understood, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import missing
+from pd_core.reporting import style
 from pd_core.reporting.results import (
     BASELINE,
     TITLES,
     Evaluation,
     Scores,
     Summary,
+    Titles,
     cautions,
     columns,
     estimates,
@@ -26,23 +28,22 @@ from pd_core.reporting.results import (
     read_evaluations,
     rows_of,
     summarise,
+    title,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL import Image
     from rich.table import Table
 
 PICTURES = "images.zip"
 """Where a prepared data set that brings its pictures has them."""
 
-# Okabe and Ito's blue and vermilion, which colour-blind readers tell apart; ink for the rest
-_STUDENT, _TEACHER, _INK, _FAINT = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
-_DOTS_PER_INCH = 150
 _SAMPLE, _GAP, _MARGIN = 64, 4, 12  # pixels: side of a picture, space between, around the names
 
 
-def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
+def figure(summary: Summary, titles: Titles | None = None) -> bytes:
     """Draw what tuning and distilling changed, data set by data set.
 
     Each data set has two dumbbells on the axis of the harmonic mean (or of the accuracy on all
@@ -53,34 +54,29 @@ def figure(summary: Summary, titles: Mapping[str, str] | None = None) -> bytes:
     Returns:
         A PNG picture, the same bytes for the same summary.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     named = rows_of(summary, titles)
     count = len(summary["datasets"])
     rows = sorted(named[:count], key=lambda row: (-headline(row[1]["student"]), row[0]))
     rows += named[count:]
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
-        picture = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), dpi=_DOTS_PER_INCH)
-        FigureCanvasAgg(picture)
-        picture.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
+
+    def draw(picture: Figure) -> None:
         axes = picture.add_subplot()
         for place, (_, scores) in enumerate(rows):
             _dumbbells(axes, place, scores)
-        has_average = len(rows) > count
-        _decorate(axes, [name for name, _ in rows], cautions(summary, titles), has_average)
-        data = io.BytesIO()
-        picture.savefig(data, format="png", metadata={"Software": None})
-    return data.getvalue()
+        style.name_rows(axes, [name for name, _ in rows], average=len(rows) > count)
+        axes.set_xlim(0, 100)
+        label = ["harmonic mean of base and novel accuracy (%)", *cautions(summary, titles)]
+        axes.set_xlabel("\n".join(label), color=style.INK)
+        picture.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
+
+    return style.png(draw, height=1.7 + 0.42 * len(rows))
 
 
 def samples(
     prepared: Path,
     datasets: Iterable[str],
     *,
-    titles: Mapping[str, str] | None = None,
+    titles: Titles | None = None,
     count: int = 10,
 ) -> bytes:
     """Draw a strip of test pictures of each data set.
@@ -97,18 +93,19 @@ def samples(
     Raises:
         MissingFile: a data set has not been prepared, or a picture is not there.
     """
+    import matplotlib as mpl
     from PIL import Image, ImageDraw, ImageFont
 
     names = list(datasets)
     step = _SAMPLE + _GAP
-    labels = [(titles or {}).get(name, name) for name in names]
-    font = ImageFont.truetype(_font_file(), 15)
+    labels = [title(name, titles) for name in names]
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 15)
     left = 2 * _MARGIN + math.ceil(max(map(font.getlength, labels), default=0))
     sheet = Image.new("RGB", (left + count * step, len(names) * step + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (name, label) in enumerate(zip(names, labels, strict=True)):
         top = _GAP + row * step
-        pen.text((_MARGIN, top + _SAMPLE // 2), label, fill=_INK, font=font, anchor="lm")
+        pen.text((_MARGIN, top + _SAMPLE // 2), label, fill=style.INK, font=font, anchor="lm")
         for column, image in enumerate(_pictures(prepared / name, count)):
             sheet.paste(image, (left + column * step, top))
     data = io.BytesIO()
@@ -118,73 +115,26 @@ def samples(
 
 def _dumbbells(axes: Axes, place: int, scores: Evaluation) -> None:
     pairs = (
-        (-0.15, _TEACHER, "zero_shot_teacher", "teacher"),
-        (0.15, _STUDENT, "zero_shot_student", "student"),
+        (place - 0.15, style.VERMILION, "zero_shot_teacher", "teacher"),
+        (place + 0.15, style.BLUE, "zero_shot_student", "student"),
     )
-    for offset, colour, before, after in pairs:
-        y = place + offset
+    for y, colour, before, after in pairs:
         start, end = headline(scores[before]), headline(scores[after])
         axes.plot([start, end], [y, y], color=colour, alpha=0.35, linewidth=3, zorder=2)
         for who, x, fill in ((before, start, "white"), (after, end, colour)):
             axes.plot(
-                [x],
-                [y],
-                marker="o",
-                linestyle="none",
-                markersize=7,
-                markerfacecolor=fill,
-                markeredgecolor=colour,
-                markeredgewidth=1.6,
-                zorder=3,
+                [x], [y], marker="o", linestyle="none", markersize=7, zorder=3,
+                markerfacecolor=fill, markeredgecolor=colour, markeredgewidth=1.6,
                 label=TITLES[who] if place == 0 else None,
-            )
-    axes.annotate(
-        f"{gain(scores):+.1f}",
-        (1.0, place),
-        xycoords=("axes fraction", "data"),
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        color=_STUDENT,
-        fontsize=10,
-    )
-
-
-def _decorate(axes: Axes, names: Sequence[str], caution: Sequence[str], has_average: bool) -> None:
-    last = len(names) - 1
-    axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
-    if has_average:
-        axes.get_yticklabels()[last].set_fontweight("bold")
-        axes.axhline(last - 0.5, color=_INK, linewidth=0.8)
-    axes.set_ylim(last + 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.grid(axis="x", color=_FAINT, zorder=0)
-    axes.tick_params(length=0, colors=_INK)
-    axes.spines[:].set_visible(False)
-    label = ["harmonic mean of base and novel accuracy (%)", *caution]
-    axes.set_xlabel("\n".join(label), color=_INK)
-    axes.annotate(
-        "gain",
-        (1.0, 1.0),
-        xycoords="axes fraction",
-        xytext=(8, 2),
-        textcoords="offset points",
-        va="bottom",
-        color=_STUDENT,
-        fontsize=10,
-    )
-    figure = axes.get_figure(root=True)
-    if figure is not None:
-        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
-
-
-def _font_file() -> Path:
-    import matplotlib as mpl
-
-    return Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+            )  # fmt: skip
+    style.write_gain(axes, place, gain(scores))
 
 
 def _pictures(folder: Path, count: int) -> list[Image.Image]:
+    from PIL import ImageOps
+
+    from pd_core.data.loading.decode import decode
+
     remedy = f"run `dvc repro prepare@{folder.name}`"
     split = read_json(folder / "split.json", what="prepared data set", remedy=remedy)
     paths = [path for path, _ in split["test"]]
@@ -192,15 +142,7 @@ def _pictures(folder: Path, count: int) -> list[Image.Image]:
     if not (folder / PICTURES).is_file():
         raise missing("pictures", folder / PICTURES, remedy)
     with zipfile.ZipFile(folder / PICTURES) as archive:
-        return [_thumbnail(archive.read(path)) for path in chosen]
-
-
-def _thumbnail(content: bytes) -> Image.Image:
-    from PIL import ImageOps
-
-    from pd_core.data.loading.decode import decode
-
-    return ImageOps.fit(decode(content), (_SAMPLE, _SAMPLE))
+        return [ImageOps.fit(decode(archive.read(path)), (_SAMPLE, _SAMPLE)) for path in chosen]
 
 
 _COLUMNS = {  # of the terminal's table: whose numbers, before and after
@@ -238,15 +180,9 @@ def run(
         PdError: the folder cannot be written.
     """
     titles = read_titles(prepared)
+    summary = summarise(profile, read_evaluations(evaluations, datasets, baselines))
     with write_folder(folder) as new:
-        write_report(
-            evaluations,
-            new,
-            profile=profile,
-            datasets=datasets,
-            baselines=baselines,
-            titles=titles,
-        )
+        write_summary(summary, new, titles)
         bringing = [name for name in datasets if (prepared / name / PICTURES).is_file()]
         if bringing:
             (new / "samples.png").write_bytes(samples(prepared, bringing, titles=titles))
@@ -254,9 +190,8 @@ def run(
 
 def read_titles(prepared: Path) -> dict[str, str]:
     """Read the readable name of each prepared data set."""
-    files = sorted(prepared.glob("*/split.json"))
     titles = {}
-    for path in files:
+    for path in sorted(prepared.glob("*/split.json")):
         remedy = f"run `dvc repro prepare@{path.parent.name}`"
         split = read_json(path, what="prepared data set", remedy=remedy)
         check_sum(path, what="prepared data set", remedy=remedy)
@@ -265,8 +200,20 @@ def read_titles(prepared: Path) -> dict[str, str]:
     return titles
 
 
+def write_summary(summary: Summary, folder: Path, titles: Titles | None = None) -> None:
+    """Write `summary.json`, `summary.md` and, if an accuracy is known, `summary.png`.
+
+    Raises:
+        PdError: the folder cannot be written.
+    """
+    write_json(folder / "summary.json", summary)
+    write_text(folder / "summary.md", markdown(summary, titles))
+    if summary["datasets"]:
+        (folder / "summary.png").write_bytes(figure(summary, titles))
+
+
 def read_summary(folder: Path) -> Summary:
-    """Read what `write_report` wrote.
+    """Read what `write_summary` wrote.
 
     Raises:
         MissingFile: there is no report yet.
@@ -275,45 +222,9 @@ def read_summary(folder: Path) -> Summary:
     return summary
 
 
-def write_report(
-    evaluations: Path,
-    folder: Path,
-    *,
-    profile: str,
-    datasets: Sequence[str] = (),
-    baselines: Sequence[str] = (),
-    titles: Mapping[str, str] | None = None,
-) -> Summary:
-    """Write `summary.json`, `summary.md` and, if an accuracy is known, `summary.png`.
-
-    Args:
-        evaluations: folder with `<data set>/metrics.json`, the `evaluate` stage's outputs.
-        folder: where the three files go, `reports/<profile>`.
-        profile: `quickstart` or `paper`.
-        datasets: the data sets to report; all that are there by default.
-        baselines: those of them that have the baseline `tuned_student`.
-        titles: a readable name for each data set, where there is one.
-
-    Returns:
-        The summary, as `summarise` makes it.
-
-    Raises:
-        MissingFile: a data set has not been evaluated.
-        BadArtifact: a metrics file lacks a number.
-        PdError: the folder cannot be written.
-    """
-    summary = summarise(profile, read_evaluations(evaluations, datasets, baselines))
-    write_json(folder / "summary.json", summary)
-    write_text(folder / "summary.md", markdown(summary, titles))
-    if summary["datasets"]:
-        (folder / "summary.png").write_bytes(figure(summary, titles))
-    return summary
-
-
-def markdown(summary: Summary, titles: Mapping[str, str] | None = None) -> str:
+def markdown(summary: Summary, titles: Titles | None = None) -> str:
     """Return the summary as a Markdown table: base / novel / harmonic mean per cell."""
     shown = columns(summary)
-    heads = ["data set", *(TITLES[who] for who in shown)]
     rows = [
         [name, *(_cell(scores.get(who), bold=who == "student") for who in shown)]
         for name, scores in rows_of(summary, titles)
@@ -327,18 +238,16 @@ def markdown(summary: Summary, titles: Mapping[str, str] | None = None) -> str:
         "",
     ]
     if rows:
-        lines += [_line(heads), _line(["---", *["---:"] * len(shown)]), *map(_line, rows)]
+        lines += style.markdown_table(["data set", *(TITLES[who] for who in shown)], rows)
     lines += [f"\n{line}" for line in estimates(summary, titles)]
     return "\n".join(lines) + "\n"
 
 
-def table(summary: Summary, titles: Mapping[str, str] | None = None) -> Table:
+def table(summary: Summary, titles: Titles | None = None) -> Table:
     """Return the harmonic means, before and after, as a table for the terminal, with the gain.
 
     80 columns hold the embedded data sets' names; a longer one is cut, not broken.
     """
-    from rich.box import HORIZONTALS
-    from rich.table import Table
     from rich.text import Text
 
     caption = [
@@ -347,18 +256,12 @@ def table(summary: Summary, titles: Mapping[str, str] | None = None) -> Table:
         *cautions(summary, titles),
         *estimates(summary, titles),
     ]
-    shown = Table(
-        title=f"PromptKD, {summary['profile']} profile",
-        caption=Text("\n".join(caption)),
-        box=HORIZONTALS,
-        show_edge=False,
-        padding=0,
-    )
+    profile = f"PromptKD, {summary['profile']} profile"
+    shown = style.terminal_table("data set", 30, title=profile, caption=Text("\n".join(caption)))
     heads = [head for head, people in _COLUMNS.items() if people[-1] in columns(summary)]
-    shown.add_column("data set", min_width=30)  # which leaves the caption room
     for head in (*heads, "gain"):
-        style = "bold" if head == "student" else ""
-        shown.add_column(head, justify="right", style=style, no_wrap=True)
+        weight = "bold" if head == "student" else ""
+        shown.add_column(head, justify="right", style=weight, no_wrap=True)
     for index, (name, scores) in enumerate(rows_of(summary, titles), 1):
         shown.add_row(
             Text(name, no_wrap=True, overflow="ellipsis"),
@@ -379,7 +282,3 @@ def _cell(scores: Scores | None, *, bold: bool) -> str:
     number = f"{headline(scores):.2f}"
     shown = f"**{number}**" if bold else number
     return f"{scores['base']:.2f} / {scores['novel']:.2f} / {shown}" if "hm" in scores else shown
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

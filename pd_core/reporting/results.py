@@ -12,6 +12,7 @@ from pd_core.core.errors import BadArtifact, missing
 
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 BASELINE = "tuned_student"  # a further one, where it was asked for
+EVERYBODY = (*WHO, BASELINE)
 KEYS = ("base", "novel", "hm")
 ALL = ("all",)  # what there is instead where all classes were taught
 ACCURACY = "accuracy"  # the same number, as a summary calls that of every other protocol
@@ -20,6 +21,7 @@ ESTIMATES = ("agreement", "cross_validated")  # and where no test picture has a 
 Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
 Evaluation = Mapping[str, Any]  # who -> scores; and "selection", if it was made on test images
 Summary = Mapping[str, Any]  # what `summarise` returns
+Titles = Mapping[str, str]  # readable names of data sets, where there are any
 
 TITLES = {
     "zero_shot_student": "zero-shot student",
@@ -28,7 +30,6 @@ TITLES = {
     "student": "distilled student",
     BASELINE: "tuned student",
 }
-_CHOSEN_ON_TEST = "Student's epoch chosen on test images, as in the published code"
 
 
 def read_evaluations(
@@ -51,7 +52,10 @@ def read_evaluations(
     names = list(datasets) or sorted(path.parent.name for path in folder.glob("*/metrics.json"))
     if not names:
         raise missing("evaluation", folder, "run `dvc repro`")
-    found = {name: _read_evaluation(folder / name / "metrics.json", name) for name in sorted(names)}
+    found = {
+        name: _read_scores(folder / name / "metrics.json", name, "evaluate", WHO)
+        for name in sorted(names)
+    }
     for name in set(baselines) & set(found):
         file = folder / BASELINE / f"{name}.json"
         found[name] = {**found[name], **_read_scores(file, name, BASELINE, [BASELINE])}
@@ -61,9 +65,7 @@ def read_evaluations(
 def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     """Collect the scores of all data sets and their averages.
 
-    The average's `hm` is the harmonic mean of the averaged base and novel accuracy, as in the
-    paper's Table 1 (86.96 and 80.73 give 83.73), not the average of the harmonic means. Data sets
-    of which all classes were taught have no part in it.
+    Data sets of which all classes were taught have no part in the average, see `average`.
 
     Args:
         profile: `quickstart` or `paper`.
@@ -79,20 +81,20 @@ def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, 
     rows = dict(sorted(evaluations.items()))
     known = {name: scores for name, scores in rows.items() if not _is_estimate(scores)}
     averaged = [scores for scores in known.values() if _keys(scores) == KEYS]
-    everywhere = [who for who in (*WHO, BASELINE) if all(who in row for row in averaged)]
+    everywhere = [who for who in EVERYBODY if all(who in row for row in averaged)]
     summary: dict[str, Any] = {
         "profile": profile,
         "datasets": {
-            name: {who: _shown(scores[who], _keys(scores)) for who in _present(scores)}
+            name: {who: _shown(scores[who], _keys(scores)) for who in EVERYBODY if who in scores}
             for name, scores in known.items()
         },
-        "average": {who: _average([row[who] for row in averaged]) for who in everywhere}
+        "average": {who: rounded(average([row[who] for row in averaged])) for who in everywhere}
         if averaged
         else {},
     }
     if len(known) < len(rows):
         summary["accuracy_unknown"] = {
-            name: {key: _rounded(scores[key]) for key in (*ESTIMATES, "counts") if key in scores}
+            name: {key: rounded(scores[key]) for key in (*ESTIMATES, "counts") if key in scores}
             for name, scores in rows.items()
             if name not in known
         }
@@ -101,29 +103,54 @@ def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, 
     return summary
 
 
-def rows_of(summary: Summary, titles: Mapping[str, str] | None) -> list[tuple[str, Evaluation]]:
+def average(rows: Sequence[Scores], keys: Sequence[str] = KEYS) -> dict[str, float]:
+    """Average each number; `hm` is the harmonic mean of the averaged base and novel accuracy.
+
+    So it is in the paper's Table 1, where 86.96 and 80.73 give 83.73.
+    """
+    means = {key: fmean(row[key] for row in rows) for key in keys}
+    if "hm" in means:
+        means["hm"] = harmonic_mean([means["base"], means["novel"]])
+    return means
+
+
+def rounded(scores: Scores) -> dict[str, float]:
+    """Round percentages to two decimals."""
+    return {key: round(float(value), 2) for key, value in scores.items()}
+
+
+def title(name: str, titles: Titles | None) -> str:
+    """Return a data set's readable name, or its own where there is none."""
+    return (titles or {}).get(name, name)
+
+
+def rows_of(summary: Summary, titles: Titles | None) -> list[tuple[str, Evaluation]]:
     """Return the rows of a table: each data set by its readable name, then the average, if any."""
-    named = [(_title(name, row, titles), row) for name, row in summary["datasets"].items()]
+    named = [
+        (title(name, titles) + (" (all classes)" if _keys(row) == ALL else ""), row)
+        for name, row in summary["datasets"].items()
+    ]
     return [*named, *([("average", summary["average"])] if summary["average"] else [])]
 
 
 def columns(summary: Summary) -> list[str]:
     """Name the columns: the baseline only if some data set has it."""
     rows = summary["datasets"].values()
-    return [who for who in (*WHO, BASELINE) if any(who in row for row in rows)]
+    return [who for who in EVERYBODY if any(who in row for row in rows)]
 
 
-def cautions(summary: Summary, titles: Mapping[str, str] | None) -> list[str]:
+def cautions(summary: Summary, titles: Titles | None) -> list[str]:
     """Say which students were chosen on test images: one line, or none."""
     chosen = summary.get("chosen_on_test", [])
-    names = ", ".join((titles or {}).get(name, name) for name in chosen)
-    return [f"{_CHOSEN_ON_TEST}: {names}."] if chosen else []
+    names = ", ".join(title(name, titles) for name in chosen)
+    told = "Student's epoch chosen on test images, as in the published code"
+    return [f"{told}: {names}."] if chosen else []
 
 
-def estimates(summary: Summary, titles: Mapping[str, str] | None) -> list[str]:
+def estimates(summary: Summary, titles: Titles | None) -> list[str]:
     """Say what is known of students that no labelled test picture measures: one line each."""
     return [
-        f"{(titles or {}).get(name, name)}: accuracy unknown, no labelled test images; the "
+        f"{title(name, titles)}: accuracy unknown, no labelled test images; the "
         f"student agrees with its teacher on {row['agreement']['student']:.1f}% of "
         f"{row['counts']['unlabelled']:.0f} unlabelled images" + _cross_validated(row) + "."
         for name, row in summary.get("accuracy_unknown", {}).items()
@@ -141,17 +168,10 @@ def gain(scores: Evaluation) -> float:
 
 
 def percent(value: Any, who: str, key: str, *, path: Path, remedy: str) -> float:
-    """Return one number of a metrics file's content.
-
-    Args:
-        value: what the file holds.
-        who: whose number it is.
-        key: which of them.
-        path: the file, for the message.
-        remedy: what to do about a damaged one.
+    """Return somebody's number out of the content of a metrics file.
 
     Raises:
-        BadArtifact: it is not there, or is no percentage.
+        BadArtifact: it is not there, or is no percentage; the message names path and remedy.
     """
     try:
         number = value[who][key]
@@ -160,10 +180,6 @@ def percent(value: Any, who: str, key: str, *, path: Path, remedy: str) -> float
     if type(number) not in (int, float) or not 0 <= number <= 100:
         raise BadArtifact(f"'{who}.{key}' in '{path}' is '{number}'; {remedy}")
     return float(number)
-
-
-def _read_evaluation(path: Path, name: str) -> Evaluation:
-    return _read_scores(path, name, "evaluate", WHO)
 
 
 def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) -> Evaluation:
@@ -178,8 +194,7 @@ def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) ->
     for who in everybody:
         for key in keys:
             percent(value, who, key, path=path, remedy=remedy)
-    scores: Evaluation = value
-    return scores
+    return value
 
 
 def _is_estimate(value: Evaluation) -> bool:
@@ -188,13 +203,8 @@ def _is_estimate(value: Evaluation) -> bool:
 
 def _keys(value: Evaluation) -> tuple[str, ...]:
     """Name the numbers that everybody has: those of the protocol."""
-    rows = [row for who in (*WHO, BASELINE) if isinstance(row := value.get(who), Mapping)]
+    rows = [row for who in EVERYBODY if isinstance(row := value.get(who), Mapping)]
     return ALL if rows and all(set(row) - {ACCURACY} == set(ALL) for row in rows) else KEYS
-
-
-def _title(name: str, row: Evaluation, titles: Mapping[str, str] | None) -> str:
-    title = (titles or {}).get(name, name)
-    return f"{title} (all classes)" if _keys(row) == ALL else title
 
 
 def _cross_validated(row: Evaluation) -> str:
@@ -206,20 +216,7 @@ def _cross_validated(row: Evaluation) -> str:
     )
 
 
-def _average(scores: Sequence[Scores]) -> dict[str, float]:
-    base, novel = (fmean(row[key] for row in scores) for key in ("base", "novel"))
-    return _rounded({"base": base, "novel": novel, "hm": harmonic_mean([base, novel])})
-
-
 def _shown(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
     """Return the numbers of a protocol; without two halves there is one, by two names."""
-    numbers = _rounded({key: scores[key] for key in keys})
+    numbers = rounded({key: scores[key] for key in keys})
     return numbers | ({ACCURACY: numbers["all"]} if tuple(keys) == ALL else {})
-
-
-def _rounded(scores: Scores) -> dict[str, float]:
-    return {key: round(float(value), 2) for key, value in scores.items()}
-
-
-def _present(scores: Evaluation) -> list[str]:
-    return [who for who in (*WHO, BASELINE) if who in scores]

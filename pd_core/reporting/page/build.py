@@ -1,30 +1,91 @@
-"""Gather the whole page, and write it as HTML, Markdown and JSON."""
+"""Gather the page's content: what stages wrote, the paper's numbers, where all of it is from."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pd_core.core.artifacts import write_json, write_text
+from pd_core.core.artifacts import read_json
 from pd_core.core.errors import PdError
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
 from pd_core.data.loading.splits import Protocol
+from pd_core.pipeline.provenance import ABSENT, commit_tags, content_hash, read_lock, version
 from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.stages.layout import Job
-from pd_core.reporting.page import dataset, published, speed
-from pd_core.reporting.page.answers import AT_A_TIME
+from pd_core.pipeline.stages.params import PARAMS
+from pd_core.reporting.page import dataset
 from pd_core.reporting.page.dataset import DatasetPage
-from pd_core.reporting.page.origin import Origin, origin
-from pd_core.reporting.page.published import Beside, Seeds, across, beside
-from pd_core.reporting.page.speed import Speed
+from pd_core.reporting.page.models import AT_A_TIME, Speed, read_speed
+from pd_core.reporting.protocol_results import Seeds, read_summary
 from pd_core.reporting.report import read_titles
-from pd_core.reporting.results import BASELINE, Summary, read_evaluations, summarise
+from pd_core.reporting.results import BASELINE, Scores, Summary, read_evaluations, summarise
 
-NAME = "report"  # of the three files
-ANSWERS = "answers"  # the folder beside them
+ANSWERS = "answers"  # the folder beside the page
+
+LOCK = Path("dvc.lock")
+STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
+PACKAGES = ("promptkd", "torch", "torchvision", "open_clip_torch", "numpy", "dvc", "mlflow")
+
+SAME, OTHER, NOT_HERE = "as recorded", "not as recorded", "not here"
+
+PUBLISHED = ("student", "teacher", "zero_shot_student")
+"""Whose accuracy the paper has; its zero-shot CLIP is the student's."""
+
+AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The accuracies of one data set, here and in the paper.
+
+    Numbers are in percent, by their names: base, novel and hm, or accuracy alone.
+
+    Attributes:
+        dataset: its name, or `average`.
+        ours: None if it was not run.
+        paper: what the paper says.
+        difference: ours less the paper's, in points; None if it was not run.
+        spread: standard deviation of ours over seeds, in points; None of a single seed.
+    """
+
+    dataset: str
+    ours: dict[str, float] | None
+    paper: dict[str, float]
+    difference: dict[str, float] | None
+    spread: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a stage wrote, as `dvc.lock` has it, and whether it still is so."""
+
+    path: str
+    md5: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where numbers come from.
+
+    Attributes:
+        commit: of git; "none" outside of a repository.
+        changed: whether files of that commit were changed.
+        versions: by package, and Python's.
+        params: text of `params.yaml`.
+        outputs: of the stages that `dvc.lock` knows.
+    """
+
+    commit: str
+    changed: bool
+    versions: dict[str, str]
+    params: str
+    outputs: tuple[Output, ...]
 
 
 @dataclass(frozen=True)
@@ -96,54 +157,28 @@ def gather(
     evaluations = first.evaluation.parent
     having = [name for name in baselines if (evaluations / BASELINE / f"{name}.json").is_file()]
     summary = summarise(profile, read_evaluations(evaluations, names, having) if names else {})
-    several = published.read(protocols)
-    ours, of = _base_to_novel(summary, several)
+    several = read_summary(protocols)
+    # several seeds stand beside the paper's if they were run wherever the single one was
+    ours, seeds = several.protocols.get(Protocol.BASE_TO_NOVEL), several.seeds
+    if ours is None or not set(summary["datasets"]) <= set(ours["datasets"]):
+        ours, seeds = summary, (first.seed,)
     pages, notes = _pages(evaluated, folder / ANSWERS)
+    titles = {name: dataset_spec(name).title for name in dataset_names()}
     return Page(
         profile,
         first.seed,
         tuple(jobs),
-        _titles(first.prepared.parent),
+        titles | read_titles(first.prepared.parent),
         summary,
         several,
         beside(ours, list(jobs)),
-        of or (first.seed,),
+        seeds,
         across(several.protocols, several.source, list(jobs)),
         pages,
-        speed.kept(folder),
-        origin(list(jobs), root),
+        read_speed(folder),
+        _origin(list(jobs), root),
         notes,
     )
-
-
-def write(page: Page, folder: Path) -> Path:
-    """Write `report.html`, `report.md` and `report.json`; return the first.
-
-    Raises:
-        PdError: the folder cannot be written.
-    """
-    from pd_core.reporting.page import html, markdown
-
-    path = folder / f"{NAME}.html"
-    write_json(path.with_suffix(".json"), asdict(page))
-    write_text(path.with_suffix(".md"), markdown.text(page))
-    write_text(path, html.text(page))
-    return path
-
-
-def _base_to_novel(summary: Summary, several: Seeds) -> tuple[Summary, tuple[int, ...]]:
-    """Return what several seeds say and these, if they were run wherever the single one was."""
-    measured = several.protocols.get(Protocol.BASE_TO_NOVEL)
-    if measured is None or not set(summary["datasets"]) <= set(measured["datasets"]):
-        return summary, ()
-    return measured, several.seeds
-
-
-def _titles(prepared: Path) -> dict[str, str]:
-    """Return readable names: the catalogue's, and of your own pictures what was prepared."""
-    titles = read_titles(prepared)
-    others = set(dataset_names()) - set(titles)
-    return titles | {name: dataset_spec(name).title for name in others}
 
 
 def _pages(
@@ -165,3 +200,105 @@ def _page(job: Job, folder: Path) -> DatasetPage | str:
         return dataset.gather(job, folder)
     except PdError as error:
         return f"{job.evaluation.name} has no section: {masked(str(error))}"
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """Read the paper's numbers."""
+    content: dict[str, Any] = read_json(Path(__file__).with_name("paper.json"))
+    return content
+
+
+def beside(
+    summary: Summary, datasets: Sequence[str], protocol: Protocol = Protocol.BASE_TO_NOVEL
+) -> dict[str, tuple[Beside, ...]]:
+    """Put our accuracies beside the paper's.
+
+    Args:
+        summary: `datasets` and `average`, as of `results.summarise`, of what was run.
+        datasets: all data sets, run or not.
+        protocol: which of the paper's tables.
+
+    Returns:
+        By who, a row for each of `datasets` that the paper has. The paper's average is of all its
+        data sets, so ours stands beside it only if exactly these were run.
+    """
+    published = paper()[protocol]
+    shared = [name for name in datasets if name in published]
+    if not shared:
+        return {}
+    rows = {**summary["datasets"]}
+    if set(rows) == set(published) - {AVERAGE}:
+        rows[AVERAGE] = summary[AVERAGE]
+    return {
+        who: tuple(
+            _beside(name, rows.get(name, {}).get(who), published[name][who])
+            for name in (*shared, AVERAGE)
+            if who in published[name]
+        )
+        for who in PUBLISHED
+    }
+
+
+def across(
+    protocols: Mapping[Protocol, Summary], source: str | None, datasets: Sequence[str]
+) -> dict[Protocol, dict[str, tuple[Beside, ...]]]:
+    """Put our accuracies on other data sets than the teacher's beside the paper's.
+
+    Args:
+        protocols: what was run, by protocol.
+        source: the data set that its teacher was tuned on.
+        datasets: of the profile; without the paper's source among them there is nothing to compare.
+
+    Returns:
+        By protocol and by who, a row for each of the paper's targets.
+    """
+    theirs = paper()["source_dataset"]
+    if theirs not in datasets:
+        return {}
+    nothing: Summary = {"datasets": {}, AVERAGE: {}}
+    run = protocols if source == theirs else {}
+    return {
+        protocol: beside(run.get(protocol, nothing), targets(protocol), protocol)
+        for protocol in Protocol
+        if protocol.has_source
+    }
+
+
+def targets(protocol: Protocol) -> list[str]:
+    """Name the data sets that the paper has in a protocol."""
+    return [name for name in paper()[protocol] if name != AVERAGE]
+
+
+def _beside(name: str, scores: Scores | None, published: dict[str, float]) -> Beside:
+    """Compare the numbers that the paper has; none are ours where other ones were measured."""
+    if scores is None or not set(published) <= set(scores):
+        return Beside(name, None, published, None)
+    ours = {key: scores[key] for key in published}
+    difference = {key: round(ours[key] - published[key], 2) for key in published}
+    spread = {key: scores[f"{key}_std"] for key in published if f"{key}_std" in scores}
+    return Beside(name, ours, published, difference, spread or None)
+
+
+def _origin(datasets: Sequence[str], root: Path) -> Origin:
+    """Gather where the numbers of the profile in this folder come from."""
+    tags = commit_tags(root)
+    stages = read_lock(LOCK.read_bytes(), f"'{LOCK}'") if LOCK.is_file() else {}
+    outputs = (
+        Output(out["path"], out["md5"], _state(Path(out["path"]), out["md5"]))
+        for name in datasets
+        for stage in STAGES
+        for out in stages.get(f"{stage}@{name}", {}).get("outs", [])
+    )
+    return Origin(
+        tags["git_commit"],
+        tags.get("git_dirty") == "true",
+        {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        masked(PARAMS.read_text(encoding="utf-8")),
+        tuple(outputs),
+    )
+
+
+def _state(path: Path, recorded: str) -> str:
+    found = content_hash(path)
+    return SAME if found == recorded else NOT_HERE if found == ABSENT else OTHER

@@ -11,12 +11,15 @@ from html import escape
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.stages.layout import Job
-from pd_core.reporting.page import dataset
-from pd_core.reporting.page.answers import PEOPLE
-from pd_core.reporting.page.dataset import Curve, DatasetPage, shares
-from pd_core.reporting.protocol_results import HEADINGS, headline_of, titles_of
+from pd_core.reporting.page.dataset import Curve, DatasetPage, read_stages
+from pd_core.reporting.page.models import PEOPLE
+from pd_core.reporting.protocol_report import HEADINGS, titles_of
+from pd_core.reporting.protocol_results import headline_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +113,7 @@ def matrices(page: DatasetPage) -> str:
         axes = figure.subplots(1, 2)
         for one, who in zip(axes, PEOPLE, strict=True):
             picture = one.imshow(
-                shares(page, who), vmin=0, vmax=1, cmap="cividis", interpolation="none"
+                _shares(page, who), vmin=0, vmax=1, cmap="cividis", interpolation="none"
             )
             one.set_title(who, fontsize=9)
             one.set_xlabel("answered class")
@@ -126,10 +129,19 @@ def matrices(page: DatasetPage) -> str:
     return _svg(draw, height=3.0, key=f"confusion-{page.name}", label=f"Confusion, {page.title}")
 
 
+def _shares(page: DatasetPage, who: str) -> NDArray[np.float64]:
+    """Return a confusion matrix (C, C) as shares of each class's images, 0 to 1."""
+    person = page.people[who]
+    cells = np.diag([(one or 0.0) / 100 for one in person.classes])
+    for pair in person.confused:
+        cells[pair.label, pair.taken_for] = pair.count / page.images[pair.label]
+    return cells
+
+
 def seeds(page: Page, protocol: Protocol) -> str:
     """Draw the headline number of each seed as a dot around their mean, a row a data set."""
     key, runs = headline_of(protocol), page.seeds.protocols[protocol]["runs"]
-    people = titles_of(protocol)
+    people, height = titles_of(protocol), 0.75 + 0.36 * len(runs)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -152,7 +164,6 @@ def seeds(page: Page, protocol: Protocol) -> str:
         figure.legend(loc="upper center", ncols=3, handletextpad=0, columnspacing=0.8)
         figure.subplots_adjust(left=0.31, right=0.97, top=1 - 0.3 / height, bottom=0.45 / height)
 
-    height = 0.75 + 0.36 * len(runs)
     label = f"Single seeds, {HEADINGS[protocol]}"
     return _svg(draw, height=height, key=f"seeds-{protocol}", label=label)
 
@@ -227,7 +238,7 @@ def of_evaluation(job: Job) -> dict[str, str]:
     Raises:
         PdError: what the stages wrote is missing or damaged.
     """
-    page = dataset.written(job)
+    page, _, _ = read_stages(job)
     files = {CURVES: standalone(curves(page))}
     if page.people:
         files[CONFUSION] = standalone(matrices(page))
@@ -240,7 +251,7 @@ def calibrations(pages: Sequence[DatasetPage]) -> dict[str, str]:
     return {
         f"{CALIBRATION}/{page.name}.svg": standalone(reliability(page))
         for page in pages
-        if any(person.calibration for person in page.people.values())
+        if page.calibrated
     }
 
 
@@ -261,9 +272,6 @@ def _classes(page: DatasetPage) -> str:
     table.writerow(["label", "class", "images", *PEOPLE])
     for label, name in enumerate(page.classes):
         accuracies = [page.people[who].classes[label] for who in PEOPLE]
-        table.writerow([label, name, page.images[label], *map(_rounded, accuracies)])
+        cells = ("" if one is None else f"{one:.2f}" for one in accuracies)
+        table.writerow([label, name, page.images[label], *cells])
     return text.getvalue()
-
-
-def _rounded(percent: float | None) -> str:
-    return "" if percent is None else f"{percent:.2f}"

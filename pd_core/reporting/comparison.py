@@ -1,19 +1,142 @@
-"""What differs between two sides, and whether it is more than chance."""
+"""Two states of the project beside each other, and whether they differ by more than chance.
+
+Nothing is computed anew: what is compared is what stages wrote and what runs recorded, of git
+revisions, MLflow runs or model versions (`comparison_sources` reads them).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadArtifact, BadParams, PdError
+from pd_core.data.loading.splits import base_count
 from pd_core.evaluation.significance import Paired, harmonic_mean_test, over_datasets, paired
-from pd_core.reporting.comparison.sides import Measured, Predictions, Scores, Side
-from pd_core.reporting.results import KEYS, summarise
+from pd_core.reporting.results import KEYS, TITLES, average, rounded
+
+Params = Mapping[str, Any]  # dotted name -> value
+Scores = Mapping[str, Mapping[str, float]]  # who -> metric -> percent
+
+_ROUNDING = 0.006  # percent; metrics are kept with two decimals at least
+_PLACES = ("first", "second")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What everybody said about the test pictures of a data set.
+
+    Attributes:
+        paths: of the N pictures, sorted.
+        labels: (N,).
+        chosen: who -> (N, 2): the best class of the picture's half, and of all.
+    """
+
+    paths: tuple[str, ...]
+    labels: NDArray[np.int64]
+    chosen: Mapping[str, NDArray[np.int64]]
+
+    @classmethod
+    def read(cls, path: Path) -> Predictions:
+        """Read what the stage `evaluate` wrote.
+
+        Raises:
+            BadArtifact: the file is not of its form.
+        """
+        content = read_json(path)
+        try:
+            rows = sorted(content, key=lambda row: row["path"])
+            paths = tuple(str(row["path"]) for row in rows)
+            labels = np.array([row["label"] for row in rows], dtype=np.int64)
+            chosen = {
+                name: np.array([row[name] for row in rows], dtype=np.int64).reshape(len(rows), 2)
+                for name in rows[0]
+                if name in TITLES
+            }
+        except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+            raise BadArtifact("they are no predictions of labelled pictures") from None
+        return cls(paths, labels, chosen)
+
+    def right(self, who: str, metric: str) -> NDArray[np.bool_] | None:
+        """Say which of the pictures that a metric counts are named right, in the order of paths.
+
+        Returns:
+            None if the metric is no share of pictures, or nobody of that name was asked.
+        """
+        if who not in self.chosen:
+            return None
+        hits: NDArray[np.bool_] = self.chosen[who] == self.labels[:, None]
+        known = (self.labels, *self.chosen.values())
+        base = self.labels < base_count(max(int(part.max()) for part in known) + 1)
+        match metric:
+            case "base":
+                hits = hits[base, 0]
+            case "novel":
+                hits = hits[~base, 0]
+            case "all" | "accuracy":
+                hits = hits[:, 1]
+            case _:
+                return None
+        return hits
+
+    def give(self, who: str, scores: Mapping[str, float]) -> bool:
+        """Whether these are the predictions that somebody's scores, in percent, were counted of."""
+        return all(
+            abs(100 * right.mean() - value) < _ROUNDING
+            for metric, value in scores.items()
+            if (right := self.right(who, metric)) is not None and len(right)
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one data set, for one seed.
+
+    Attributes:
+        dataset: its name, without the seed.
+        params: as they were in force for it, overrides included.
+        scores: who reached what; empty if nothing is known.
+        predictions: reads them; raises `PdError`, which says why, if they are not at hand.
+        absent: why there are no scores.
+        pictures: fingerprint of its pictures; None if it is not known.
+    """
+
+    dataset: str
+    params: Params
+    scores: Scores = field(default_factory=dict)
+    predictions: Callable[[], Predictions] | None = None
+    absent: str = ""
+    pictures: str | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """A git revision, an MLflow run or a model version.
+
+    Attributes:
+        given: the name that the user gave.
+        kind: `revision`, `run` or `version`.
+        name: the full one: the commit, the run's id, or `promptkd-<data set>/<number>`.
+        measured: by data set; one with a seed of its own is `<data set>-<seed>`.
+    """
+
+    given: str
+    kind: str
+    name: str
+    measured: Mapping[str, Measured]
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return f"{self.kind} {self.name}" + ("" if self.given in self.name else f" ({self.given})")
+
 
 Pairs = Mapping[str, tuple[Measured, Measured]]  # by data set
-
-_PLACES = ("first", "second")
 
 
 @dataclass(frozen=True)
@@ -84,19 +207,14 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-@dataclass
-class _Notes:
+class _Notes(dict[str, list[str]]):
     """Reasons, each with the data sets that it is given for."""
 
-    reasons: dict[str, list[str]] = field(default_factory=dict)
-
     def add(self, reason: str, dataset: str) -> None:
-        self.reasons.setdefault(reason, []).append(dataset)
+        self.setdefault(reason, []).append(dataset)
 
     def lines(self) -> tuple[str, ...]:
-        return tuple(
-            f"{reason}: {', '.join(dict.fromkeys(names))}" for reason, names in self.reasons.items()
-        )
+        return tuple(f"{reason}: {', '.join(dict.fromkeys(of))}" for reason, of in self.items())
 
 
 def compare(first: Side, second: Side) -> Comparison:
@@ -132,17 +250,14 @@ def compare(first: Side, second: Side) -> Comparison:
 
 
 def _params(pairs: Pairs, *, complete: bool, notes: _Notes) -> list[ParamDifference]:
-    """Find the parameters that differ.
+    """Find the parameters that differ, and note which are known of one side only.
 
-    Args:
-        pairs: both sides, by data set.
-        complete: whether a parameter that one side lacks is not set there, rather than not known.
-        notes: gets what is known of one side only.
+    If `complete`, one that a side lacks is not set there, rather than not known.
     """
     found: dict[str, tuple[str, Any, Any, list[str]]] = {}
     for dataset, (first, second) in pairs.items():
         apart = set(first.params) ^ set(second.params)
-        both = {_block(name) for name in first.params} & {_block(name) for name in second.params}
+        both = set(map(_block, first.params)) & set(map(_block, second.params))
         unknown = {name for name in apart if not complete or _block(name) not in both}
         if unknown:
             blocks = ", ".join(f"`{block}`" for block in sorted(set(map(_block, unknown))))
@@ -152,10 +267,7 @@ def _params(pairs: Pairs, *, complete: bool, notes: _Notes) -> list[ParamDiffere
             if values[0] != values[1]:
                 entry = found.setdefault(repr((name, values)), (name, *values, []))
                 entry[-1].append(dataset)
-    return [
-        ParamDifference(name, one, other, tuple(datasets))
-        for name, one, other, datasets in found.values()
-    ]
+    return [ParamDifference(*entry[:-1], tuple(entry[-1])) for entry in found.values()]
 
 
 def _block(name: str) -> str:
@@ -190,24 +302,17 @@ def _metrics(
         found = test(one.who, one.metric)
         if found is None:
             notes.add(f"no prediction of single pictures for {one.who}'s {one.metric}", dataset)
-            yield one
-        else:
-            yield MetricDifference(
-                dataset, one.who, one.metric, one.first, one.second, found[0], found[1]
-            )
+        yield one if found is None else replace(one, p=found[0], pairs=found[1])
 
 
 def _differing(dataset: str | None, first: Scores, second: Scores) -> Iterator[MetricDifference]:
     """Find the metrics that differ in the two decimals that everything that records them keeps."""
     for who, scores in first.items():
-        for metric in sorted(set(scores) & set(second.get(who, {})), key=_order):
+        shared = set(scores) & set(second.get(who, {}))
+        for metric in (*(key for key in KEYS if key in shared), *sorted(shared - set(KEYS))):
             one, other = scores[metric], second[who][metric]
             if f"{one:.2f}" != f"{other:.2f}":
                 yield MetricDifference(dataset, who, metric, one, other)
-
-
-def _order(metric: str) -> tuple[int, str]:
-    return KEYS.index(metric) if metric in KEYS else len(KEYS), metric
 
 
 def _tests(first: Measured, second: Measured) -> Callable[[str, str], tuple[float, int] | None]:
@@ -254,36 +359,24 @@ def _predictions(place: str, side: Measured) -> Predictions:
 
 def _averages(known: Pairs) -> Iterator[MetricDifference]:
     """Average as every table does; test over the data sets."""
-    everybody = dict.fromkeys(who for pair in known.values() for who in pair[0].scores)
-    for who in everybody:
-        rows = [pair for pair in known.values() if _has_halves(who, pair)]
-        if len(rows) < 2:
+    for who in dict.fromkeys(who for pair in known.values() for who in pair[0].scores):
+        halves = [
+            pair
+            for pair in known.values()
+            if all(set(KEYS) <= set(side.scores.get(who, {})) for side in pair)
+        ]
+        if len(halves) < 2:
             continue
-        sides = [_average(who, (pair[place] for pair in rows)) for place in (0, 1)]
-        for one in _differing(None, {who: sides[0]}, {who: sides[1]}):
-            values = [
-                _by_dataset(who, one.metric, (pair[place] for pair in rows)) for place in (0, 1)
-            ]
-            found = over_datasets(values[0], values[1])
-            yield MetricDifference(
-                None, who, one.metric, one.first, one.second, found.p, found.datasets
-            )
+        first, second = zip(*halves, strict=True)
+        means = [
+            {who: rounded(average([row.scores[who] for row in rows]))} for rows in (first, second)
+        ]
+        for one in _differing(None, *means):
+            found = over_datasets(*(_by_dataset(who, one.metric, rows) for rows in (first, second)))
+            yield replace(one, p=found.p, pairs=found.datasets)
 
 
-def _has_halves(who: str, pair: Iterable[Measured]) -> bool:
-    return all(set(KEYS) <= set(side.scores.get(who, {})) for side in pair)
-
-
-def _average(who: str, rows: Iterable[Measured]) -> Mapping[str, float]:
-    evaluations = {
-        str(place): {who: {key: row.scores[who][key] for key in KEYS}}
-        for place, row in enumerate(rows)
-    }
-    average: Mapping[str, float] = summarise("", evaluations)["average"][who]
-    return average
-
-
-def _by_dataset(who: str, metric: str, rows: Iterable[Measured]) -> dict[str, list[float]]:
+def _by_dataset(who: str, metric: str, rows: Sequence[Measured]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for row in rows:
         found.setdefault(row.dataset, []).append(row.scores[who][metric])

@@ -1,10 +1,11 @@
-"""Resolve a name to a side: a git revision, an MLflow run or a model version."""
+"""Read one side of a comparison: a git revision, an MLflow run or a model version."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,22 @@ from pd_core.mlops.tracking import runs as lookup
 from pd_core.mlops.tracking.record import flat
 from pd_core.pipeline import dvc
 from pd_core.pipeline.provenance import commit_of, content_hash, contents, read_lock, read_yaml
-from pd_core.reporting.comparison.sides import FILE, Measured, Predictions, Side, nested, scores_of
-from pd_core.reporting.results import BASELINE
+from pd_core.reporting.comparison import Measured, Predictions, Side
+from pd_core.reporting.results import BASELINE, ESTIMATES, TITLES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PARAMS, LOCK = "params.yaml", "dvc.lock"
+PARAMS, LOCK, PREDICTIONS = "params.yaml", "dvc.lock", "predictions.json"
+
+_RUN, _MODEL = "runs:/", "models:/"
+_PARAMETERS = {
+    "seed": "run.seed",
+    "protocol": "prepare.protocol",
+    "selection": "student.selection",
+}
+"""Tags of a version that are parameters."""
 
 _METRICS = re.compile(r"data/evaluate/(?P<name>[^/]+)/metrics\.json")
 _BASELINES = re.compile(rf"data/evaluate/{BASELINE}/(?P<name>[^/]+)\.json")
@@ -37,18 +46,36 @@ _LACKING = (
 Find = Callable[[str, str], Path]  # a file by its path and hash
 
 
-def side(given: str, commit: str, project: Path) -> Side:
-    """Read a revision.
+def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
+    """Find what a name stands for; what git knows comes first.
 
     Args:
-        given: the name that the user gave.
-        commit: what it names.
-        project: folder of `params.yaml` and `dvc.lock`, in a git repository and a DVC project.
+        given: a git revision; the id of an MLflow run, with `runs:/` in front or not; a model
+            version such as `greek/3` or `greek@champion`, with `models:/` in front or not.
+        project: folder of the pipeline.
+        open_store: opens MLflow's store, which git revisions need not have.
 
     Raises:
-        MissingFile: the revision has no such files, or DVC's cache has none of its metrics.
-        BadData: they are not what they should be.
+        UnknownName: it is none of them.
+        PdError: what it stands for cannot be read.
     """
+    if not given.startswith((_RUN, _MODEL)) and (commit := commit_of(project, given)):
+        return _revision(given, commit, project)
+    store = open_store()
+    run_id = given.removeprefix(_RUN)
+    if not given.startswith(_MODEL) and (run := _find_run(store, run_id)):
+        return _run(given, store, run, project)
+    try:
+        version = registry.find(store, given)
+    except (BadParams, UnknownName) as error:
+        raise UnknownName(
+            f"'{given}' is no git revision, no MLflow run and no model version ({error})"
+        ) from None
+    return _version(given, store, version, project)
+
+
+def _revision(given: str, commit: str, project: Path) -> Side:
+    """Read a revision; its files are in the project or in DVC's cache."""
     files = dict(contents(project, commit, [PARAMS, LOCK]))
     for name in (PARAMS, LOCK):
         if name not in files:
@@ -57,7 +84,7 @@ def side(given: str, commit: str, project: Path) -> Side:
                 f"the folder of the pipeline"
             )
     place = f"{commit[:7]}:"
-    params = params_by_dataset(read_yaml(files[PARAMS], place + PARAMS), place + PARAMS)
+    params = _params_by_dataset(read_yaml(files[PARAMS], place + PARAMS), place + PARAMS)
     hashes = _hashes(files[LOCK], place + LOCK)
     find = _finder(project)
     evaluated = {
@@ -71,16 +98,8 @@ def side(given: str, commit: str, project: Path) -> Side:
     return Side(given, "revision", commit, others | evaluated)
 
 
-def params_by_dataset(content: Any, name: str) -> dict[str, dict[str, Any]]:
-    """Return for each data set the parameters in force, overrides included, by dotted name.
-
-    Args:
-        content: of `params.yaml`.
-        name: of the file, for the error.
-
-    Raises:
-        BadData: it has no data sets.
-    """
+def _params_by_dataset(content: Any, name: str) -> dict[str, dict[str, Any]]:
+    """Return for each data set the parameters in force, overrides included, by dotted name."""
     datasets = content.get("datasets") if isinstance(content, Mapping) else None
     if not isinstance(datasets, Mapping):
         raise BadData(f"{name} has no `datasets:`; restore it from git")
@@ -98,7 +117,7 @@ def _overridden(common: Mapping[str, Any], row: Any) -> dict[str, Any]:
     return {**common, **changed}
 
 
-def dataset_of(name: str, known: Iterable[str]) -> str:
+def _dataset_of(name: str, known: Iterable[str]) -> str:
     """Return the data set of a folder of results: `greek` for `greek-2`, its second seed."""
     fitting = [one for one in known if name == one or name.startswith(f"{one}-")]
     return max(fitting, key=len, default=name)
@@ -150,11 +169,11 @@ def _measured(
     hashes: Mapping[str, str],
     find: Find,
 ) -> Measured:
-    dataset = dataset_of(name, params)
+    dataset = _dataset_of(name, params)
     own = params.get(dataset, {})
     fingerprint = re.compile(rf"(?:.*/)?fingerprints/{re.escape(dataset)}\.json")
     pictures = next((hashes[path] for path in hashes if fingerprint.fullmatch(path)), None)
-    file = f"data/evaluate/{name}/{FILE}"
+    file = f"data/evaluate/{name}/{PREDICTIONS}"
 
     def predictions() -> Predictions:
         if file not in hashes:
@@ -170,36 +189,13 @@ def _measured(
     return Measured(dataset, own, scores, predictions, pictures=pictures)
 
 
-_PARAMETERS = {
-    "seed": "run.seed",
-    "protocol": "prepare.protocol",
-    "selection": "student.selection",
-}
-"""Tags of a version that are parameters."""
-
-
-def find_run(store: str, run_id: str) -> Run | None:
-    """Return the run of an id; None if there is none.
-
-    Raises:
-        PdError: MLflow refused.
-    """
+def _find_run(store: str, run_id: str) -> Run | None:
     with refusals(f"look for run '{run_id}'", store):
         return lookup.find(tracking.client(store), run_id)
 
 
-def side_of_run(given: str, store: str, run: Run, project: Path) -> Side:
-    """Read a run.
-
-    Args:
-        given: the name that the user gave.
-        store: what `tracking.open_store` returned.
-        run: of a stage, a data set or a benchmark.
-        project: folder of the pipeline, which may hold the run's predictions.
-
-    Raises:
-        PdError: MLflow refused.
-    """
+def _run(given: str, store: str, run: Run, project: Path) -> Side:
+    """Read the run of a stage, a data set or a benchmark; the project may hold its predictions."""
     mlflow = tracking.client(store)
     with refusals(f"read run '{run.info.run_id}'", store):
         stages = [run] if "stage" in run.data.tags else lookup.below(mlflow, run)
@@ -214,30 +210,20 @@ def side_of_run(given: str, store: str, run: Run, project: Path) -> Side:
     return Side(given, "run", run.info.run_id, measured)
 
 
-def side_of_version(given: str, store: str, version: Version, project: Path) -> Side:
-    """Read a model version.
-
-    Args:
-        given: the name that the user gave.
-        store: what `tracking.open_store` returned.
-        version: of a model.
-        project: folder of the pipeline, which may hold the version's predictions.
-
-    Raises:
-        PdError: MLflow refused.
-    """
+def _version(given: str, store: str, version: Version, project: Path) -> Side:
+    """Read a model version: its run, and what its tags say of it."""
     name = f"{version.name}/{version.number}"
-    run = find_run(store, version.run_id) if version.run_id else None
+    run = _find_run(store, version.run_id) if version.run_id else None
     known = Measured(version.dataset, {})
     if run is not None and run.data.tags.get("dataset") == version.dataset:
-        known = side_of_run(given, store, run, project).measured[version.dataset]
+        known = _run(given, store, run, project).measured[version.dataset]
     tagged = {key: value for key, value in version.tags.items() if key in _PARAMETERS}
     params = {**known.params, **{_PARAMETERS[key]: _value(tagged[key]) for key in tagged}}
     numbers = {key: _number(text) for key, text in version.tags.items()}
     measured = Measured(
         version.dataset.removesuffix(f"-{version.tags.get('seed')}"),
         params,
-        known.scores or scores_of(nested(numbers, ".")),
+        known.scores or scores_of(_nested(numbers, ".")),
         known.predictions,
         absent="nothing was measured of it",
     )
@@ -266,7 +252,7 @@ def _measured_by(mlflow: MlflowClient, store: str, runs: list[Run], project: Pat
 
 def _scores(run: Run) -> dict[str, dict[str, float]]:
     """Return what a stage measured, or what is noted where a student was registered without one."""
-    found = (scores_of(nested(run.data.metrics, separator)) for separator in "/.")
+    found = (scores_of(_nested(run.data.metrics, separator)) for separator in "/.")
     return next(filter(None, found), {})
 
 
@@ -274,12 +260,12 @@ def _predictions(mlflow: MlflowClient, store: str, run: Run, project: Path) -> P
     """Read a run's predictions: those kept with it, or the project's, if they are the same."""
     run_id, tags = run.info.run_id, run.data.tags
     with refusals(f"read the files of run '{run_id}'", store), TemporaryDirectory() as folder:
-        if any(file.path == FILE for file in mlflow.list_artifacts(run_id)):
-            return Predictions.read(Path(mlflow.download_artifacts(run_id, FILE, folder)))
+        if any(file.path == PREDICTIONS for file in mlflow.list_artifacts(run_id)):
+            return Predictions.read(Path(mlflow.download_artifacts(run_id, PREDICTIONS, folder)))
     place = f"data/evaluate/{tags['dataset']}"
     if tags.get(f"out:{place}") != content_hash(project / place):
         raise MissingFile(f"run {run_id} keeps no predictions, and those in '{place}' are others")
-    return Predictions.read(project / place / FILE)
+    return Predictions.read(project / place / PREDICTIONS)
 
 
 def _value(text: str) -> Any:
@@ -297,32 +283,33 @@ def _number(text: str) -> object:
         return text
 
 
-_RUN, _MODEL = "runs:/", "models:/"
-
-
-def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
-    """Find what a name stands for; what git knows comes first.
+def scores_of(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Choose the numbers that say who reached what, of a metrics file or a run's metrics.
 
     Args:
-        given: a git revision; the id of an MLflow run, with `runs:/` in front or not; a model
-            version such as `greek/3` or `greek@champion`, with `models:/` in front or not.
-        project: folder of the pipeline.
-        open_store: opens MLflow's store, which git revisions need not have.
-
-    Raises:
-        UnknownName: it is none of them.
-        PdError: what it stands for cannot be read.
+        content: who -> metric -> percent among other things; and estimates, metric -> who.
     """
-    if not given.startswith((_RUN, _MODEL)) and (commit := commit_of(project, given)):
-        return side(given, commit, project)
-    store = open_store()
-    run_id = given.removeprefix(_RUN)
-    if not given.startswith(_MODEL) and (run := find_run(store, run_id)):
-        return side_of_run(given, store, run, project)
-    try:
-        version = registry.find(store, given)
-    except (BadParams, UnknownName) as error:
-        raise UnknownName(
-            f"'{given}' is no git revision, no MLflow run and no model version ({error})"
-        ) from None
-    return side_of_version(given, store, version, project)
+    rows = [
+        (who, metric, value)
+        for who, row in content.items()
+        if who in TITLES and isinstance(row, Mapping)
+        for metric, value in row.items()
+    ]
+    for metric in ESTIMATES:
+        if isinstance(row := content.get(metric), Mapping):
+            rows += [(who, metric, value) for who, value in row.items()]
+    found: dict[str, dict[str, float]] = {}
+    for who, metric, value in rows:
+        if isinstance(value, Real) and not isinstance(value, bool):
+            found.setdefault(who, {})[metric] = float(value)
+    return found
+
+
+def _nested(metrics: Mapping[str, object], separator: str) -> dict[str, dict[str, object]]:
+    """Return metrics such as `student/hm` as `student` -> `hm`; others are left out."""
+    found: dict[str, dict[str, object]] = {}
+    for name, value in metrics.items():
+        who, separated, metric = name.partition(separator)
+        if separated:
+            found.setdefault(who, {})[metric] = value
+    return found
