@@ -171,7 +171,7 @@ def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export each network to ONNX once in all tests: it takes seconds, and each time the same."""
     from pd_core.mlops import bundle
 
-    write = bundle.write
+    write = bundle.write_onnx
 
     def write_or_copy(path: Path, network: Any) -> None:
         state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
@@ -180,7 +180,7 @@ def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _EXPORTED[key] = path.read_bytes()
         path.write_bytes(_EXPORTED[key])
 
-    monkeypatch.setattr(bundle, "write", write_or_copy)
+    monkeypatch.setattr(bundle, "write_onnx", write_or_copy)
 
 
 _EXPORTED: dict[int, bytes] = {}
@@ -191,7 +191,7 @@ def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export nothing to ONNX, where nobody reads it."""
     from pd_core.mlops import bundle
 
-    monkeypatch.setattr(bundle, "write", lambda path, _: path.write_bytes(b"no ONNX"))
+    monkeypatch.setattr(bundle, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,7 @@ NAME = "promptkd-tiny"
 STORE = "mlflow.store.model_registry.sqlalchemy_store"
 
 WRITES = (
-    "create_registered_model", "delete_registered_model", "set_registered_model_alias",
-    "delete_registered_model_alias", "set_model_version_tag", "set_registered_model_tag",
+    "set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
 )  # fmt: skip
 PASS = Check("gate", passed=True, finding="left out")
 FAIL = Check("gate", passed=False, finding="left out")

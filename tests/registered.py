@@ -17,10 +17,8 @@ from git_repository import git as git
 from promoting import NAME
 
 from pd_core.core.artifacts import read_json, write_json, write_sums
-from pd_core.mlops import tracking
-from pd_core.mlops.registry import register, trial
-from pd_core.mlops.registry import store as registry
-from pd_core.mlops.registry.store import Version
+from pd_core.mlops import registry, tracking
+from pd_core.mlops.registry import Version, register, trial
 from pd_core.mlops.registry.trial import Task, Trial
 from pd_core.pipeline import provenance
 

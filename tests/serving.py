@@ -16,8 +16,8 @@ from typing import Any
 import requests
 
 from pd_core.mlops import tracking
+from pd_core.mlops.registry import CHAMPION, Version, find, set_alias
 from pd_core.mlops.registry.register import Origin, register
-from pd_core.mlops.registry.store import CHAMPION, Version, find, set_alias
 from pd_core.models.portable.student import PortableStudent
 
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pd_core.core.errors import BadParams, UnknownName
-from pd_core.mlops import bundle, predictor, tracking
+from pd_core.mlops import bundle, predictor, registry, tracking
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.registry import classes
-from pd_core.mlops.registry import store as registry
 from pd_core.mlops.registry.register import Origin, register
 from pd_core.models.portable.student import PortableStudent
 

@@ -13,8 +13,7 @@ from PIL import Image
 from pd_core.cli import main
 from pd_core.core.artifacts import write_json
 from pd_core.core.errors import BadArtifact, MissingFile, PdError, UnknownName
-from pd_core.mlops import tracking
-from pd_core.mlops.registry import store as registry
+from pd_core.mlops import registry, tracking
 from pd_core.models.class_vectors import build
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student

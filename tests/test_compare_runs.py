@@ -31,8 +31,7 @@ class Project:
     store: str
 
     def stage(self, name: str, params: Mapping[str, Any], deps: tuple[str, ...] = ()) -> Any:
-        return tracking.stage_run(
-            self.store,
+        info = tracking.StageInfo(
             profile="quickstart",
             dataset=NAME,
             stage=name,
@@ -43,6 +42,7 @@ class Project:
             protocol="base_to_novel",
             project=self.folder,
         )
+        return tracking.stage_run(self.store, info)
 
     def student(self, lr: float) -> str:
         """Run the stage `student`; what it writes depends on the rate."""

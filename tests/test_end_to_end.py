@@ -28,7 +28,7 @@ from pd_core.data.loading.prepared import read_prepared
 from pd_core.evaluation.evaluate import judge
 from pd_core.mlops import tracking
 from pd_core.mlops.predictor import load_bundle
-from pd_core.mlops.registry.store import BUNDLE, fetch, find
+from pd_core.mlops.registry import BUNDLE, fetch, find
 from pd_core.models.class_vectors import ClassVectors, distilled
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student

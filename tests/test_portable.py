@@ -18,7 +18,6 @@ from pd_core.core.artifacts import SUMS
 from pd_core.core.errors import BadArtifact
 from pd_core.core.options import Trained
 from pd_core.mlops import bundle, predictor
-from pd_core.mlops import bundle as onnx_file
 from pd_core.mlops.predictor import fold
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
@@ -119,11 +118,11 @@ def folder(student: PortableStudent, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_onnx_answers_as_torch_whatever_the_batch(student: PortableStudent, folder: Path) -> None:
     session = onnxruntime.InferenceSession(
-        str(folder / onnx_file.FILE), providers=["CPUExecutionProvider"]
+        str(folder / bundle.ONNX), providers=["CPUExecutionProvider"]
     )
     for count in (1, 2, 5, 64):
         pixels = _pixels(count, student.image_size, seed=count).numpy()
-        probabilities, features = session.run(None, {onnx_file.INPUT: pixels})
+        probabilities, features = session.run(None, {bundle.INPUT: pixels})
         wanted = student.answers(pixels)
         assert np.abs(probabilities - wanted.probabilities).max() < 1e-4
         assert np.abs(features - wanted.features).max() < 1e-4

@@ -20,7 +20,7 @@ from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile
 from pd_core.data.loading.images import eval_transform
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.mlops import bundle, predictor
-from pd_core.mlops import bundle as samples
+from pd_core.mlops.registry import register as samples
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
 from pd_core.models.portable import pictures
@@ -175,7 +175,7 @@ def test_the_example_is_a_small_picture_of_the_test_list(tmp_path: Path) -> None
     }
     (tmp_path / "split.json").write_text(json.dumps(split))
     write_sums(tmp_path)
-    with Image.open(BytesIO(samples.example_picture(tmp_path))) as image:
+    with Image.open(BytesIO(samples.example_image(tmp_path))) as image:
         assert (image.size, image.getpixel((0, 0))) == ((336, 168), (90, 0, 0))
 
 
@@ -191,11 +191,11 @@ def test_the_example_is_a_readable_picture_even_where_none_is_for_testing(tmp_pa
     }
     split |= {**lists, "images": str(tmp_path)}
     write_prepared(tmp_path, split, ["damaged.png", "whole.png"])
-    with Image.open(BytesIO(samples.example_picture(tmp_path))) as image:
+    with Image.open(BytesIO(samples.example_image(tmp_path))) as image:
         assert image.getpixel((0, 0)) == (90, 0, 0)
     write_prepared(tmp_path, split, ["damaged.png"])
     with pytest.raises(BadData, match="damaged.png"):
-        samples.example_picture(tmp_path)
+        samples.example_image(tmp_path)
 
 
 def test_sixteen_bits_of_grey_are_scaled_as_in_training() -> None:

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,10 @@ from waiting import wait_until
 
 from pd_core.core.errors import MissingFile, PdError
 from pd_core.evaluation.significance import Paired
-from pd_core.mlops.registry import gate, promotion
-from pd_core.mlops.registry import store as registry
+from pd_core.mlops import registry
+from pd_core.mlops.registry import Version, gate, promotion
 from pd_core.mlops.registry.gate import Check, Exam
 from pd_core.mlops.registry.promotion import Decision
-from pd_core.mlops.registry.store import Version
 
 __all__ = [
     "good",
@@ -131,7 +129,8 @@ def test_the_same_model_again_passes_and_a_worse_one_is_refused(
     assert champion(store) == 2
     bad = registered.model(tmp_path / "bad", worse(tiny.NAMES[0], tiny.NAMES[1]))
     bound = Paired(pictures=20, gained=0, lost=8, both=12).lower_bound(exam.confidence)
-    strict = replace(exam, margin=-bound - 1e-6)  # which the difference misses by a hair
+    missed = -bound - 1e-6  # by a hair
+    strict = exam.model_copy(update={"margin": missed})
     decision = promote(store, strict, publish(store, bad, registered.tags(project)))
     assert set(failed(decision)) == {"accuracy"}
     assert "60.00% right, the champion, version 2, 100.00%" in failed(decision)["accuracy"]
@@ -165,7 +164,12 @@ def test_a_version_that_kills_its_process_or_hangs_is_refused(
         broken = Path(shutil.copytree(good, tmp_path / name))
         (broken / registered.SCRIPT.name).write_text(code)
         version = publish(store, broken, registered.tags(project))
-        assert reason in failed(promote(store, replace(exam, seconds=seconds), version))["loads"]
+        assert (
+            reason
+            in failed(promote(store, exam.model_copy(update={"seconds": seconds}), version))[
+                "loads"
+            ]
+        )
 
 
 def test_tampered_weights_are_refused_and_not_run(
@@ -207,7 +211,7 @@ def test_size_latency_and_unknown_names_are_checked(
     odd = Path(shutil.copytree(good, tmp_path / "odd"))
     script = odd / registered.SCRIPT.name
     script.write_text(script.read_text().replace('["levels"]', '["levels"] | {"strange": 0.0}'))
-    strict = replace(exam, latency_ms=1e-6, megabytes=1e-6)
+    strict = exam.model_copy(update={"latency_ms": 1e-6, "megabytes": 1e-6})
     found = failed(promote(store, strict, publish(store, odd, registered.tags(project))))
     assert {"size", "latency", "answers"} <= set(found)
     assert "at most 1e-06 MB" in found["size"]
@@ -224,11 +228,11 @@ def test_what_cannot_be_measured_needs_to_be_accepted(
     folder = own_project / "data" / "prepare" / "tiny"
     write_prepared(folder, {**read_split(folder), "test": []}, read_unlabelled(folder))
     registered.write_lock(own_project)
-    own = replace(exam, project=own_project, prepared=folder)
+    own = exam.model_copy(update={"project": own_project, "prepared": folder})
     version = publish(store, good, registered.tags(own_project))
     assert "--accept-unknown" in failed(promote(store, own, version))["accuracy"]
     assert champion(store) is None
-    decision = promote(store, replace(own, accept_unknown=True), version)
+    decision = promote(store, own.model_copy(update={"accept_unknown": True}), version)
     assert failed(decision) == {}
     assert champion(store) == 1
     assert "unknown, and accepted" in last(store).tags["gate.accuracy"]
@@ -247,7 +251,7 @@ def test_a_data_set_that_is_not_prepared_is_refused_before_anything_is_done(
 ) -> None:
     version = publish(store, good, registered.tags(project))
     with pytest.raises(MissingFile, match="prepared data set not found"):
-        promote(store, replace(exam, prepared=tmp_path / "nothing"), version)
+        promote(store, exam.model_copy(update={"prepared": tmp_path / "nothing"}), version)
     assert champion(store) is None
 
 

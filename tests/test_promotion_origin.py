@@ -13,9 +13,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from pd_core.core.errors import PdError
-from pd_core.mlops.registry import origin
-from pd_core.mlops.registry import store as registry
-from pd_core.mlops.registry.store import Version
+from pd_core.mlops import registry
+from pd_core.mlops.registry import Version, origin
 from pd_core.mlops.registry.trial import Answers, Comparison, compare
 
 __all__ = ["good", "own_project", "project", "store"]  # fixtures

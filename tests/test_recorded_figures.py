@@ -49,10 +49,11 @@ def project(
 
 
 def evaluation(store: str | None) -> Any:
-    return tracking.stage_run(
-        store, profile="quickstart", dataset=NAME, stage="evaluate", params={}, deps=[], outs=[],
+    info = tracking.StageInfo(
+        profile="quickstart", dataset=NAME, stage="evaluate", params={}, deps=[], outs=[],
         seed=1, protocol="base_to_novel",
     )  # fmt: skip
+    return tracking.stage_run(store, info)
 
 
 def files(store: str, run_id: str | None, folder: Path) -> dict[str, str]:

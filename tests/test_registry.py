@@ -16,8 +16,8 @@ from PIL import Image
 
 from pd_core.core.errors import PdError
 from pd_core.mlops import predictor, tracking
+from pd_core.mlops.registry import fetch, find
 from pd_core.mlops.registry.register import Origin, Registered, register
-from pd_core.mlops.registry.store import fetch, find
 from pd_core.models.class_vectors import ClassVectors
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
@@ -53,7 +53,7 @@ def _load(store: str, registered: Registered) -> Any:
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store)
     try:
-        return mlflow.pyfunc.load_model(registered.uri)
+        return mlflow.pyfunc.load_model(f"models:/{registered.name}/{registered.version}")
     finally:
         mlflow.set_tracking_uri(before)
 
@@ -119,8 +119,7 @@ def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
 def test_metrics_and_provenance_are_on_the_version_and_its_run(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:
-    with tracking.stage_run(
-        store,
+    info = tracking.StageInfo(
         profile="quickstart",
         dataset="greek",
         stage="evaluate",
@@ -129,7 +128,8 @@ def test_metrics_and_provenance_are_on_the_version_and_its_run(
         outs=[],
         seed=1,
         protocol="base_to_novel",
-    ) as run:
+    )
+    with tracking.stage_run(store, info) as run:
         pass
     registered = _register(
         store, tiny_student, picture, run_id=run.run_id, tags={"seed": "1", "git_commit": "abc"}

@@ -22,7 +22,7 @@ from PIL import Image
 from serving import DATASET, Running, champion, new_project, serving
 
 from pd_core.mlops import bundle, predictor, tracking
-from pd_core.mlops.registry.store import BUNDLE, CHAMPION, Version, fetch, find, set_alias
+from pd_core.mlops.registry import BUNDLE, CHAMPION, Version, fetch, find, set_alias
 from pd_core.mlops.serving import app
 from pd_core.models.portable.student import PortableStudent
 
@@ -55,7 +55,7 @@ def project(
     pixels = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     pictures = [Image.fromarray(one) for one in pixels]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "write", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
+        patch.setattr(bundle, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
         champion(store, student, picture, reference=pictures)
     return folder
 

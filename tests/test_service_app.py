@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pd_core.core.errors import BadArtifact, PdError
-from pd_core.mlops.registry.store import Version
+from pd_core.mlops.registry import Version
 from pd_core.mlops.serving import app as service
-from pd_core.mlops.serving.errors import Limits
 from pd_core.mlops.serving.model_manager import Keeper, Served
+from pd_core.mlops.serving.requests import Limits
 from pd_core.mlops.serving.worker import Facts, Judged
 
 Client = httpx.AsyncClient
@@ -52,7 +52,7 @@ def ask(
 ) -> Any:
     """Build the application and let a client do something with it."""
     keeper = Keeper(served(model), find=version, load=lambda _: served(model))
-    app = service.build(service.Service.of(keeper, limits or Limits()), poll=60)
+    app = service.build(service.Service(keeper, limits or Limits()), poll=60)
 
     async def all_of_it() -> Any:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -15,6 +15,7 @@ from command import dvc
 
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.mlops import tracking
+from pd_core.mlops.tracking import recorder
 from pd_core.pipeline import provenance
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ def _stage(store: str | None, **changes: Any) -> Any:
         "seed": 1,
         "protocol": "base_to_novel",
     }
-    return tracking.stage_run(store, **{**usual, **changes})
+    return tracking.stage_run(store, tracking.StageInfo(**{**usual, **changes}))
 
 
 def _runs(store: str, experiment: str = "promptkd-quickstart") -> list[Any]:
@@ -196,7 +197,7 @@ def test_a_store_that_fails_after_the_work_costs_a_warning_not_the_result(
     assert "'teacher@greek' is not recorded" in caplog.text
 
 
-@pytest.mark.parametrize(("step", "reaches_the_stage"), [("make_run", True), ("end", False)])
+@pytest.mark.parametrize(("step", "reaches_the_stage"), [("_make_run", True), ("_end", False)])
 def test_sigterm_while_the_run_is_made_ends_the_stage_and_once_the_work_is_done_does_not(
     project: Path, monkeypatch: pytest.MonkeyPatch, step: str, *, reaches_the_stage: bool
 ) -> None:
@@ -204,7 +205,7 @@ def test_sigterm_while_the_run_is_made_ends_the_stage_and_once_the_work_is_done_
         raise Interrupted("told to end")
 
     worked = False
-    monkeypatch.setattr(tracking.live._Sender, step, told)
+    monkeypatch.setattr(recorder._Recorder, step, told)
     expected = pytest.raises(Interrupted) if reaches_the_stage else nullcontext()
     with expected, _stage(tracking.open_store(project)):
         worked = True
@@ -246,7 +247,7 @@ def test_without_a_store_nothing_is_recorded(project: Path) -> None:
 
 def test_mlflow_is_not_imported_before_it_is_needed(project: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pd_core import tracking;"
+        "import sys; from pathlib import Path; from pd_core.mlops import tracking;"
         "tracking.open_store(Path()); sys.exit('mlflow' in sys.modules)"
     )
     done = subprocess.run(

@@ -35,7 +35,8 @@ def stage(store: str, name: str = "teacher", dataset: str = "greek", **changes: 
         "profile": "quickstart", "params": {}, "deps": [], "outs": [], "seed": 1,
         "protocol": "base_to_novel",
     }  # fmt: skip
-    return tracking.stage_run(store, dataset=dataset, stage=name, **{**usual, **changes})
+    info = tracking.StageInfo(dataset=dataset, stage=name, **{**usual, **changes})
+    return tracking.stage_run(store, info)
 
 
 def runs(store: str, **tags: str) -> list[Any]:
@@ -250,7 +251,7 @@ def test_of_two_benchmarks_made_at_once_the_earlier_stays_with_all_that_is_below
     later = client.create_run(mine.info.experiment_id, tags=key)
     child = client.create_run(mine.info.experiment_id, tags={PARENT: later.info.run_id})
     above = nesting.find_or_make(client, mine.info.experiment_id, run.tags)
-    assert above.benchmark == kept.info.run_id
+    assert above[-1] == kept.info.run_id
     assert client.get_run(child.info.run_id).data.tags[PARENT] == kept.info.run_id
     assert len(runs(store, level="benchmark")) == 1
 
@@ -269,7 +270,7 @@ def test_eight_that_look_at_once_without_a_lock_agree_by_the_second_look(store: 
             (agreed,) = set(threads.map(look, clients))
         (benchmark,) = runs(store, level="benchmark", git_commit=commit)
         (dataset,) = runs(store, level="dataset", git_commit=commit)
-        assert (benchmark.info.run_id, dataset.info.run_id) == agreed.upwards[::-1]
+        assert (dataset.info.run_id, benchmark.info.run_id) == agreed
         assert dataset.data.tags[PARENT] == benchmark.info.run_id
 
 

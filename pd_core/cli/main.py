@@ -230,8 +230,7 @@ def _recorded(
     job = setting.job
     out, label = output(job, stage), setting.label(stage)
     block = getattr(job.params, stage)
-    with tracking.stage_run(
-        setting.open_store(),
+    info = tracking.StageInfo(
         profile=setting.profile,
         dataset=label,
         stage=stage,
@@ -245,7 +244,8 @@ def _recorded(
         protocol=job.params.prepare.protocol,
         inputs=_data_inputs(stage, job),
         experiment=setting.settings.mlflow_experiment,
-    ) as run:
+    )
+    with tracking.stage_run(setting.open_store(), info) as run:
         with Reporter(f"{stage.replace('_', ' ')} {label}", unit, record=run) as report:
             yield run, report
         if (history := out / "history.json").is_file():

@@ -22,8 +22,8 @@ from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, 
 
 if TYPE_CHECKING:
     from pd_core.mlops.predictor import Predictor
+    from pd_core.mlops.registry import Version
     from pd_core.mlops.registry.classes import Change, Embed
-    from pd_core.mlops.registry.store import Version
     from pd_core.models.clip import ClipTowers
     from pd_core.models.portable.student import PortableStudent
     from pd_core.models.published_checkpoint import Imported
@@ -171,7 +171,7 @@ def rename(
 
 
 def _change(model: str, make: Callable[[Version, PortableStudent], Change], dry_run: bool) -> None:
-    from pd_core.mlops.registry import store as registry
+    from pd_core.mlops import registry
     from pd_core.mlops.registry.classes import register_change
 
     store = open_store()
@@ -200,7 +200,7 @@ def _load(model: str) -> Predictor:
 
     if Path(model).is_dir():
         return load_student(model)
-    from pd_core.mlops.registry import store as registry
+    from pd_core.mlops import registry
 
     store = open_store()
     try:
@@ -285,7 +285,7 @@ def serve(
     compute_with(threads or cores)  # at most; before torch is imported
     from pd_core.mlops.serving import app as server
     from pd_core.mlops.serving import model_manager
-    from pd_core.mlops.serving.errors import Limits
+    from pd_core.mlops.serving.requests import Limits
     from pd_core.mlops.serving.worker import Power
 
     listening = server.listen(host, port)
@@ -298,7 +298,7 @@ def serve(
         upload_seconds=upload_seconds,
         answer_seconds=answer_seconds,
     )
-    application = server.build(server.Service.of(keeper, limits), poll=poll)
+    application = server.build(server.Service(keeper, limits), poll=poll)
     _log_to_stderr()
     version = keeper.current.version
     typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")

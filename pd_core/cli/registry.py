@@ -23,10 +23,9 @@ from pd_core.pipeline.settings import compute_with, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
 
 if TYPE_CHECKING:
+    from pd_core.mlops.registry import Version
     from pd_core.mlops.registry.gate import Exam
-    from pd_core.mlops.registry.lock import Entry
-    from pd_core.mlops.registry.promotion import Decision
-    from pd_core.mlops.registry.store import Version
+    from pd_core.mlops.registry.promotion import Decision, Entry
 
 app = typer.Typer(help="The registered students, and which of them is champion.")
 
@@ -64,7 +63,7 @@ def list_(
 ) -> None:
     """Show all models, or the versions of one."""
     store = open_store()
-    from pd_core.mlops.registry import store as registry
+    from pd_core.mlops import registry
 
     names = registry.models(store) if name is None else [registry.model_name(name)]
     known = {one: registry.versions(store, one) for one in names}
@@ -81,7 +80,7 @@ def list_(
 def show(reference: Reference, as_json: AsJson = False) -> None:
     """Show all that is known of a version; by default the newest."""
     store = open_store()
-    from pd_core.mlops.registry import store as registry
+    from pd_core.mlops import registry
 
     version = registry.find(store, reference)
     if as_json:
@@ -113,8 +112,8 @@ def promote(
     params = load_params(PARAMS)
     compute_with(params.run.threads)
     store = open_store()
+    from pd_core.mlops import registry
     from pd_core.mlops.registry import gate, promotion
-    from pd_core.mlops.registry import store as registry
 
     version = registry.find(store, reference or _only_model(registry.models(store)))
     examine = partial(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,13 +129,12 @@ def page(
 
 
 def _recorded(
-    stage: str, params: Params, store: str | None, *, deps: Iterable[Path], outs: Iterable[Path]
+    stage: str, params: Params, store: str | None, *, deps: Sequence[Path], outs: Sequence[Path]
 ) -> AbstractContextManager[StageRun]:
     """Surround work over all data sets with its run, in a store or nowhere."""
     from pd_core.mlops import tracking
 
-    return tracking.stage_run(
-        store,
+    info = tracking.StageInfo(
         profile=params.profile.name,
         dataset="",
         stage=stage,
@@ -146,6 +145,7 @@ def _recorded(
         protocol=params.prepare.protocol,
         experiment=load_settings().mlflow_experiment,
     )
+    return tracking.stage_run(store, info)
 
 
 def compare(first: Reference, second: Reference, as_json: AsJson = False) -> None:

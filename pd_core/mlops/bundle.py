@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,33 +17,95 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pd_core.core.artifacts import read_json, write_json, write_sums, write_text, write_weights
+from pd_core.core.artifacts import write_json, write_sums, write_text, write_weights
 from pd_core.core.atomic import write_bytes
-from pd_core.core.errors import BadData, PdError
-from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.prepared import Prepared, image_root, read_prepared, read_unlabelled
+from pd_core.core.errors import PdError
+from pd_core.evaluation.metrics import TITLES
 from pd_core.mlops.drift import Reference
 from pd_core.models import portable
 from pd_core.models.portable.network import Network
 from pd_core.models.portable.student import DESCRIPTION, WEIGHTS, PortableStudent
 from pd_core.pipeline import provenance
 
-FILE = "student.onnx"
+CODE = "promptkd_student"
+CARD = "README.md"
+REFERENCE = "reference.safetensors"
+ONNX = "student.onnx"
+FORMAT = 1
+
 INPUT = "pixels"
 OUTPUTS = ("probabilities", "features")
 
-_TOLERANCE = 1e-4
+Metrics = Mapping[str, Mapping[str, float]]  # classifier -> base, novel, hm, all, in percent
+
+_BATCH = 64
+_TOLERANCE = 1e-4  # between the answers of ONNX and torch
+_COLUMNS = {"base": "base", "novel": "novel", "hm": "harmonic mean", "all": "all classes"}
+_CHANGES = "## Changes of the classes"
+_CLASSES = "## Classes"
+_Z = 1.96  # of a 95% interval
 
 
-def write(path: Path, network: Network) -> None:
-    """Write a network as ONNX and see that it answers as torch does.
+def write_student(folder: Path, student: PortableStudent, facts: Mapping[str, Any]) -> str:
+    """Write weights and description; the same student and facts give the same bytes.
+
+    Returns:
+        The hash that identifies this student.
+
+    Raises:
+        PdError: the folder cannot be written.
+    """
+    network = student.network
+    write_weights(folder / WEIGHTS, network.state_dict())
+    description = {
+        **student.info,
+        **facts,
+        "format": FORMAT,
+        "names": list(student.names),
+        "network": asdict(network.sizes),
+    }
+    write_json(folder / DESCRIPTION, description)
+    return provenance.content_hash(folder)
+
+
+def complete(
+    folder: Path, student: PortableStudent, *, card: str, reference: Reference | None
+) -> None:
+    """Add ONNX, card, reference, code and checksums to a folder that `write_student` wrote.
+
+    Raises:
+        PdError: the folder cannot be written, or ONNX answers otherwise than torch.
+    """
+    write_onnx(folder / ONNX, student.network.cpu())
+    write_text(folder / CARD, card)
+    if reference is not None:
+        reference.save(folder / REFERENCE)
+    shutil.copytree(
+        Path(portable.__file__).parent, folder / CODE, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    write_sums(folder)
+
+
+def reference_of(student: PortableStudent, pictures: Iterable[Image.Image]) -> Reference | None:
+    """Classify N images (RGB) that a student was trained on; None without images."""
+    crops = [student.crop(picture) for picture in pictures]
+    if not crops:
+        return None
+    answers = [
+        student.answers(np.stack(crops[start : start + _BATCH]))
+        for start in range(0, len(crops), _BATCH)
+    ]
+    return Reference.of(
+        np.concatenate([answer.probabilities for answer in answers]),
+        np.concatenate([answer.features for answer in answers]),
+    )
+
+
+def write_onnx(path: Path, network: Network) -> None:
+    """Write a network (in evaluation mode, on the CPU) as ONNX, and compare it with torch.
 
     Its input is `pixels`, (B, S, S, 3) of uint8 for any B; its outputs are `probabilities` (B, C)
     and `features` (B, D). CLIP's normalisation is inside.
-
-    Args:
-        path: the file.
-        network: in evaluation mode, on the CPU.
 
     Raises:
         PdError: the file answers otherwise.
@@ -66,7 +129,7 @@ def write(path: Path, network: Network) -> None:
 
 
 def _forget_sources(model: Any) -> None:
-    """Take out where in which file of this machine each node was made."""
+    """Remove the source locations of each node, which name files of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
         part.ClearField("metadata_props")
@@ -96,199 +159,152 @@ def _noise(count: int, network: Network) -> NDArray[np.uint8]:
     return generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-class _quiet:  # noqa: N801  reads as what it does
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
     """Let only errors of some loggers through."""
-
-    def __init__(self, *names: str) -> None:
-        self._loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    try:
+        for logger in levels:
             logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
+        yield
+    finally:
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
-MOST_TRAINING_PICTURES = 1000
-
-
-def example_picture(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
-    """Return a picture of a prepared data set as a PNG file, to show what the input is like.
-
-    It is the first readable test picture, or unlabelled one where none is for testing.
-
-    Args:
-        prepared: folder written by the stage `prepare`.
-        data_root: folder that holds the photo data sets.
-        size: longest side in pixels; larger pictures are made smaller.
-
-    Raises:
-        MissingFile: the data set is not prepared, or its picture is not there.
-        BadData: all of them are damaged.
-    """
-    split = read_prepared(prepared, data_root=data_root)
-    store = ImageStore(split.images)
-    image = _first_readable(store, [path for path, _ in split.test] or read_unlabelled(prepared))
-    image.thumbnail((size, size))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
-
-
-def training_pictures(
-    prepared: Path, *, data_root: Path = Path(), most: int = MOST_TRAINING_PICTURES
-) -> Iterator[Image.Image]:
-    """Open pictures that the student was distilled on, evenly from the whole list.
-
-    Damaged ones are left out.
+def card(
+    name: str,
+    info: Mapping[str, Any],
+    metrics: Metrics,
+    counts: Mapping[str, int],
+    tags: Mapping[str, str],
+) -> str:
+    """Return the model card of a version, as Markdown.
 
     Args:
-        prepared: folder written by the stage `prepare`.
-        data_root: folder that holds the photo data sets.
-        most: how many.
-
-    Raises:
-        MissingFile: the data set is not prepared, or a picture is not there.
+        name: of the model.
+        info: the content of its `model.json`.
+        metrics: accuracies; none where no test image has a label.
+        counts: see `register.counts`; may be empty.
+        tags: of the version: protocol, seed, git commit, ...
     """
-    paths = read_unlabelled(prepared)
-    store = ImageStore(image_root(prepared, data_root=data_root), keep_bytes=0)
-    step = max(1, -(-len(paths) // most))
-    for path in paths[::step]:
-        try:
-            yield store.open(path)
-        except BadData:
-            continue
-
-
-def counts(prepared: Path, *, data_root: Path = Path()) -> dict[str, int]:
-    """Count what a student was made of and measured on.
-
-    Args:
-        prepared: folder written by the stage `prepare`.
-        data_root: folder that holds the photo data sets.
-
-    Returns:
-        `classes`, `taught` (classes with labels), `labels`, `unlabelled`, and the test pictures of
-        `base`, `novel` and `all` classes.
-    """
-    split = read_prepared(prepared, data_root=data_root)
-    base = sum(label < split.base_count for _, label in split.test)
-    return {
-        "classes": len(split.classes),
-        "taught": len(split.taught),
-        "labels": len(split.few_shot),
-        "unlabelled": len(read_unlabelled(prepared)),
-        **_test_counts(split, base),
-    }
-
-
-def _test_counts(split: Prepared, base: int) -> dict[str, int]:
-    return {"base": base, "novel": len(split.test) - base, "all": len(split.test)}
-
-
-def _first_readable(store: ImageStore, paths: Sequence[str]) -> Image.Image:
-    """Open the first picture that is not damaged; the last one's damage is told if all are."""
-    for path in paths[:-1]:
-        try:
-            return store.open(path).copy()
-        except BadData:
-            continue
-    return store.open(paths[-1]).copy()
-
-
-CODE = "promptkd_student"
-CARD = "README.md"
-REFERENCE = "reference.safetensors"
-FORMAT = 1
-
-_BATCH = 64
-
-
-def write_student(folder: Path, student: PortableStudent, facts: Mapping[str, Any]) -> str:
-    """Write what the student is: weights and description; the same student, the same bytes.
-
-    Args:
-        folder: to write into.
-        student: whose network is written.
-        facts: more for `model.json`, such as the data set.
-
-    Returns:
-        The hash that tells this student from every other.
-
-    Raises:
-        PdError: the folder cannot be written.
-    """
-    network = student.network
-    write_weights(folder / WEIGHTS, network.state_dict())
-    description = {
-        **student.info,
-        **facts,
-        "format": FORMAT,
-        "names": list(student.names),
-        "network": asdict(network.sizes),
-    }
-    write_json(folder / DESCRIPTION, description)
-    return provenance.content_hash(folder)
-
-
-def complete(
-    folder: Path, student: PortableStudent, *, card: str, reference: Reference | None
-) -> None:
-    """Add what a student needs to stand alone to its folder.
-
-    Args:
-        folder: written by `write_student`, with the same student.
-        student: on any device.
-        card: the model card, Markdown.
-        reference: what it says about pictures that it was trained on; None if there are none.
-
-    Raises:
-        PdError: the folder cannot be written, or ONNX answers otherwise than torch.
-    """
-    write(folder / FILE, student.network.cpu())
-    write_text(folder / CARD, card)
-    if reference is not None:
-        reference.save(folder / REFERENCE)
-    shutil.copytree(
-        Path(portable.__file__).parent, folder / CODE, ignore=shutil.ignore_patterns("__pycache__")
-    )
-    write_sums(folder)
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """Read what a bundle says of itself.
-
-    Raises:
-        MissingFile: it is no bundle.
-        BadArtifact: its description is not JSON.
-    """
-    info: dict[str, Any] = read_json(
-        folder / DESCRIPTION, what="description of the student", remedy="fetch the model again"
-    )
-    return info
-
-
-def reference_of(student: PortableStudent, pictures: Iterable[Image.Image]) -> Reference | None:
-    """Ask a student about pictures that it was trained on.
-
-    Args:
-        student: on the device to compute on.
-        pictures: N of them, RGB.
-
-    Returns:
-        Its features and answers; None without pictures.
-    """
-    crops = [student.crop(picture) for picture in pictures]
-    if not crops:
-        return None
-    answers = [
-        student.answers(np.stack(crops[start : start + _BATCH]))
-        for start in range(0, len(crops), _BATCH)
+    sections = [
+        f"# {name}",
+        _summary(info),
+        _data(info, counts),
+        _accuracy(metrics, counts, tags),
+        _limits(counts),
+        _licence(str(info.get("model", ""))),
+        _origin(tags),
+        _classes(info["names"]),
     ]
-    return Reference.of(
-        np.concatenate([answer.probabilities for answer in answers]),
-        np.concatenate([answer.features for answer in answers]),
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def with_change(text: str, change: str, names: Sequence[str]) -> str:
+    """Add a change of the classes, described in one line, to a card; `names` are those after it."""
+    before = text.partition(_CLASSES)[0].rstrip()
+    if _CHANGES not in before:
+        before += f"\n\n{_CHANGES}\n\nThe accuracy above was measured before these.\n"
+    return f"{before}\n- {change}\n\n{_classes(names)}\n"
+
+
+def _summary(info: Mapping[str, Any]) -> str:
+    sizes = info["network"]
+    return (
+        f"Names what is in a picture, one of {len(info['names'])} classes. A distilled CLIP: the "
+        f"image tower of `{info.get('model', '')}`, frozen, with learnt prompts in "
+        f"{sizes['prompt_depth']} of its {sizes['layers']} blocks and a learnt projector; its "
+        f"features are compared with class vectors of the teacher, {info.get('vectors', '')} "
+        f"(PromptKD, CVPR 2024, arXiv 2403.02781). Pictures are resized to {sizes['image_size']} "
+        f"pixels (shorter side, bicubic), the middle square is taken and normalised as for CLIP; a "
+        f"rotation noted in EXIF is not applied."
     )
+
+
+def _data(info: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    if not counts:
+        return ""
+    return (
+        f"## Data\n\n`{info.get('dataset', '')}`: the teacher saw {counts['labels']} labelled "
+        f"pictures of {counts['taught']} of {counts['classes']} classes, the student "
+        f"{counts['unlabelled']} pictures without labels."
+    )
+
+
+def _accuracy(metrics: Metrics, counts: Mapping[str, int], tags: Mapping[str, str]) -> str:
+    rows = {who: metrics[who] for who in TITLES if who in metrics}
+    if not rows:
+        estimates = {
+            key.replace("_", " "): scores["student"]
+            for key, scores in metrics.items()
+            if isinstance(scores, Mapping) and "student" in scores
+        }
+        return "## Accuracy\n\nUnknown: no labelled test pictures." + "".join(
+            f" {key}: {percent:.1f}%." for key, percent in estimates.items()
+        )
+    keys = [key for key in _COLUMNS if key in next(iter(rows.values()))]
+    lines = [
+        "## Accuracy",
+        "",
+        f"Top-1 in percent on {counts.get('all', 0)} test pictures that no training has seen; "
+        f"protocol `{tags.get('protocol', '')}`, seed {tags.get('seed', '')}, epoch chosen by "
+        f"`{tags.get('selection', '')}`. After ± the half of a 95% interval for so many pictures; "
+        "another seed adds to it.",
+        "",
+        "| | " + " | ".join(_COLUMNS[key] for key in keys) + " |",
+        "|---|" + "---:|" * len(keys),
+        *(
+            f"| {TITLES[who]} | "
+            + " | ".join(_with_spread(scores[key], counts.get(key, 0)) for key in keys)
+            + " |"
+            for who, scores in rows.items()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _with_spread(percent: float, count: int) -> str:
+    """Write an accuracy with the half width of Wilson's interval, if it was counted."""
+    if not count:
+        return f"{percent:.1f}"
+    share, z = percent / 100, _Z
+    root = math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return f"{percent:.1f} ± {100 * z * root / (1 + z * z / count):.1f}"
+
+
+def _limits(counts: Mapping[str, int]) -> str:
+    untaught = counts.get("classes", 0) - counts.get("taught", 0)
+    novel = (
+        f" {untaught} of the classes had no labels at all, and are recognised less well."
+        if untaught
+        else ""
+    )
+    return (
+        "## Limits\n\nIt always answers with one of its classes, also where none is in the "
+        "picture, and its probabilities are not calibrated. It knows pictures like those it was "
+        f"distilled on, and no others.{novel} Not for decisions about people."
+    )
+
+
+def _licence(model: str) -> str:
+    licence = (
+        "Apache-2.0: trained for this project on drawn characters."
+        if model.startswith("embedded-")
+        else f"That of the CLIP `{model}` that it was made from; OpenAI's are under the MIT "
+        f"licence, and their model card excludes uses."
+    )
+    return f"## Licence of the weights\n\n{licence}"
+
+
+def _origin(tags: Mapping[str, str]) -> str:
+    rows = [
+        f"| {key} | `{tags[key]}` |"
+        for key in sorted(tags)
+        if key in ("git_commit", "profile") or key.startswith("out:")
+    ]
+    return "\n".join(["## Origin\n\n| | |\n|---|---|", *rows]) if rows else ""
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{_CLASSES}\n\n" + "\n".join(f"{label}. {name}" for label, name in enumerate(names))

@@ -1,16 +1,18 @@
-"""What a served student sees, beside what it was trained on: classes, confidence and drift.
+"""Drift of a served student's images against its training images.
 
-Drift is told by two-sample tests of the last pictures against the training pictures:
+Two-sample tests compare the last images with the training images:
 
-- embeddings: Kolmogorov-Smirnov on each leading principal component of the training pictures'
+- embeddings: Kolmogorov-Smirnov on each leading principal component of the training images'
   features, with Bonferroni's correction for their number;
 - confidence: Kolmogorov-Smirnov on the probability of the first answer;
 - classes: chi-squared on how often each class is the answer, rare ones together.
 
-A test takes its pictures to be independent, and requests that follow each other are not: a picture
-that comes again (a probe, a retry) therefore counts once, and of fewer than `FEWEST` different
-pictures nothing is said. An album of one place is drift by these tests, and rightly so: it is not
-what the student was trained on.
+A test assumes independent images, and requests that follow each other are not: an image that comes
+again (a probe, a retry) therefore counts once, and fewer than `FEWEST` different images give no
+verdict. An album of one place is drift by these tests, and rightly so.
+
+Shapes: B images of a batch, N of the reference, C classes, D features (each of length one), K
+principal components.
 """
 
 from __future__ import annotations
@@ -33,25 +35,25 @@ from pd_core.core.errors import BadArtifact, missing
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-WINDOW = 1000  # pictures; the last so many are compared
-FEWEST = 50  # different pictures; with fewer, only the crassest drift could be told from chance
+WINDOW = 1000  # images; the last so many are compared
+FEWEST = 50  # different images; with fewer, only the crassest drift could be told from chance
 LEVEL = 0.001  # one look in a thousand is a false alarm; once in six weeks, if it is one an hour
 
 TOO_FEW, SAME, DRIFTED = "too few", "same", "drifted"
 
 _COMPONENTS = 16  # of 128; 95 to 99% of the variance of the embedded students' features
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_EXPECTED = 5.0  # pictures in a cell, from which on chi-squared's approximation holds
-_ROUNDED = 3  # decimals; the same picture in another batch differs in the seventh
+_EXPECTED = 5.0  # images in a cell, from which on chi-squared's approximation holds
+_ROUNDED = 3  # decimals; the same image in another batch differs in the seventh
 _REMEDY = "register the student again"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a student says of its training pictures.
+    """A student's answers to its training images.
 
     Attributes:
-        features: (N, D), each of length one.
+        features: (N, D).
         predicted: (N,) labels of the first answers.
         confidence: (N,) probabilities of the first answers.
     """
@@ -61,7 +63,7 @@ class Reference:
     confidence: Floats
 
     def __post_init__(self) -> None:
-        """Refuse what is no such thing."""
+        """Refuse wrong shapes and numbers that are not finite."""
         count = len(self.features)
         if self.features.ndim != 2 or not count:
             raise ValueError(f"features of shape {self.features.shape}, not (N, D)")
@@ -73,12 +75,7 @@ class Reference:
 
     @classmethod
     def of(cls, probabilities: Floats, features: Floats) -> Self:
-        """Keep what matters of a student's answers.
-
-        Args:
-            probabilities: (N, C).
-            features: (N, D), each of length one.
-        """
+        """Reduce probabilities (N, C) and features (N, D) to a reference."""
         predicted, confidence = _first_answers(probabilities)
         return cls(np.asarray(features, np.float32), predicted, confidence)
 
@@ -114,15 +111,10 @@ class Reference:
 
 
 class Monitor:
-    """Running statistics of what a student answers; may be used from several threads."""
+    """Running statistics of a student's answers; may be used from several threads."""
 
     def __init__(self, reference: Reference, names: Sequence[str], *, window: int = WINDOW) -> None:
-        """Start with nothing seen.
-
-        Args:
-            reference: of the student's training pictures.
-            names: C class names, by label.
-            window: how many of the last pictures are compared with the reference.
+        """Start without images; the last `window` ones are compared with the reference.
 
         Raises:
             BadArtifact: the reference has labels that no class has.
@@ -145,12 +137,7 @@ class Monitor:
         self._last: tuple[int, dict[str, Any]] | None = None
 
     def observe(self, probabilities: Floats, features: Floats) -> None:
-        """Take note of a batch of answers.
-
-        Args:
-            probabilities: (B, C).
-            features: (B, D), each of length one.
-        """
+        """Count a batch of answers: probabilities (B, C) and features (B, D)."""
         predicted, confidence = _first_answers(probabilities)
         projected = self._project(features)
         size = len(self._predicted)
@@ -207,11 +194,7 @@ class Monitor:
         return report
 
     def gauges(self) -> dict[str, float]:
-        """Return the report's numbers for Prometheus, NaN where there is none.
-
-        Returns:
-            Values by name.
-        """
+        """Return the report's numbers for Prometheus by name, NaN where there is none."""
         report = self.report()
         window, drift = report["confidence"]["window"], report["drift"]
         found = {
@@ -219,9 +202,7 @@ class Monitor:
             "promptkd_window_different_pictures": report["window"]["different"],
             "promptkd_window_confidence_mean": window["mean"] if window else None,
             "promptkd_reference_confidence_mean": report["confidence"]["reference"]["mean"],
-            "promptkd_drifted": None
-            if drift["verdict"] == TOO_FEW
-            else drift["verdict"] == DRIFTED,
+            "promptkd_drifted": {TOO_FEW: None, SAME: False, DRIFTED: True}[drift["verdict"]],
         }
         for name, test in drift["tests"].items():
             found[f"promptkd_drift_{name}_distance"] = test["distance"]
@@ -231,17 +212,15 @@ class Monitor:
         }
 
     def _project(self, features: Floats) -> Floats:
-        """Turn (B, D) into (B, K)."""
+        """Map (B, D) to (B, K)."""
         return np.asarray((features - self._centre) @ self._components, np.float32)
 
     def _tests(
         self, predicted: Labels, confidence: Floats, projected: Floats
     ) -> dict[str, dict[str, float | None]]:
         if len(predicted) < FEWEST:
-            return {
-                name: {"distance": None, "p": None}
-                for name in ("embeddings", "confidence", "classes")
-            }
+            names = ("embeddings", "confidence", "classes")
+            return {name: {"distance": None, "p": None} for name in names}
         size = len(self._names)
         found = {
             "embeddings": _furthest(self._expected, projected),
@@ -267,14 +246,9 @@ class Monitor:
 
 
 def verdict(tests: Mapping[str, Any], *, level: float = LEVEL) -> str:
-    """Say whether any of a report's tests tells the window from the reference.
+    """Return `TOO_FEW`, `SAME` or `DRIFTED` for a report's tests.
 
-    Args:
-        tests: of a report.
-        level: how often it may say so of pictures that are as the reference's; all tests share it.
-
-    Returns:
-        `TOO_FEW`, `SAME` or `DRIFTED`.
+    All tests share the `level`: the rate of false alarms on images that are as the reference's.
     """
     if any(test["p"] is None for test in tests.values()):
         return TOO_FEW
@@ -304,15 +278,7 @@ def _principal(features: Floats) -> tuple[Floats, Floats]:
 
 
 def _furthest(reference: Floats, window: Floats) -> tuple[float, float]:
-    """Compare column by column.
-
-    Args:
-        reference: (N, K).
-        window: (M, K).
-
-    Returns:
-        The largest distance of two distribution functions, and the smallest p, corrected for K.
-    """
+    """Compare (N, K) and (M, K) by column: largest distance of the ECDFs, smallest corrected p."""
     from scipy.stats import ks_2samp
 
     found = ks_2samp(reference, window, axis=0, method="asymp")
@@ -321,11 +287,7 @@ def _furthest(reference: Floats, window: Floats) -> tuple[float, float]:
 
 
 def _classes_apart(reference: Labels, window: Labels) -> tuple[float, float]:
-    """Compare two histograms over the same C classes.
-
-    Returns:
-        Their distance (half the sum of the differences of the shares), and p.
-    """
+    """Compare two histograms (C,): half the sum of the differences of the shares, and p."""
     from scipy.stats import chi2_contingency
 
     shares = np.abs(reference / reference.sum() - window / window.sum())
@@ -337,13 +299,8 @@ def _classes_apart(reference: Labels, window: Labels) -> tuple[float, float]:
 def _pooled(table: Labels) -> Labels:
     """Put rare classes together, the rarest first, until enough is expected of each cell.
 
-    It goes by the sums over both rows, so that it does not look at how they differ.
-
-    Args:
-        table: (2, C) counts.
-
-    Returns:
-        (2, at most C) counts.
+    It goes by the sums over both rows, so that it does not look at how they differ. Counts (2, C)
+    become (2, at most C).
     """
     enough = _EXPECTED * table.sum() / table.sum(axis=1).min()
     pools = [np.zeros(2, np.int64)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,15 +19,17 @@ from pd_core.models.portable.pictures import BadPicture, Picture
 from pd_core.models.portable.student import DESCRIPTION, PortableStudent, Ranking
 from pd_core.models.student import Student
 
+STUDENT_FILE = "student.safetensors"
+
 _TOLERANCE = 1e-5  # of unit features; the same operations differ by rounding alone
 
 
 def fold(student: Student, vectors: Tensor) -> Network:
-    """Make a network of a student's tower, prompts and projector, and class vectors.
+    """Make one network of a student's tower, prompts and projector, and class vectors.
 
     Args:
         student: in evaluation mode.
-        vectors: (C, D), unit length, which it is compared with.
+        vectors: (C, D), unit length.
 
     Returns:
         The network, in fp32 on the CPU; it answers as the student does.
@@ -118,7 +119,7 @@ def _renamed(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def _check(student: Student, network: Network) -> None:
-    """Refuse a tower with parts that were not looked at, such as layer scales."""
+    """Refuse a tower with parts that the network lacks, such as layer scales."""
     size = network.sizes.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     wanted = student(images.to(student.towers.device)).cpu()
@@ -131,19 +132,16 @@ def _check(student: Student, network: Network) -> None:
         )
 
 
-STUDENT_FILE = "student.safetensors"
-
-
 class Predictor:
     """A student ready to classify; what a user can put right is a `PdError`.
 
     Attributes:
         names: C class names, by label.
-        student: what answers.
+        student: the network and its description.
     """
 
     def __init__(self, student: PortableStudent) -> None:
-        """Take a student."""
+        """Wrap a student."""
         self.names = student.names
         self.student = student
 
@@ -156,7 +154,7 @@ class Predictor:
         weights: Path | str | None = None,
         device: str = "cpu",
     ) -> Self:
-        """Load a student from a bundle or from the `student` stage's output.
+        """Load a student from a bundle or from the `student` stage's output to classify images.
 
         Args:
             folder: a bundle, or `data/student/<data set>`.
@@ -177,7 +175,7 @@ class Predictor:
         return cls(stand_alone(folder / STUDENT_FILE, found, weights, device=device, remedy=remedy))
 
     def classify(self, picture: Picture, *, top: int = 5) -> Ranking:
-        """Name what is in a picture; see `PortableStudent.classify`.
+        """Classify an image; see `PortableStudent.classify`.
 
         Raises:
             MissingFile: the path leads nowhere.
@@ -189,25 +187,19 @@ class Predictor:
     def classify_many(
         self, pictures: Sequence[Picture], *, top: int = 5, batch_size: int = 64
     ) -> list[Ranking]:
-        """Name what is in each of many pictures; see `classify`, whose errors it has."""
+        """Classify images; see `classify`, whose errors it has."""
         if top < 1:
             raise BadParams(f"top = {top}; ask for at least one name")
         for picture in pictures:
             if isinstance(picture, Path) and not picture.is_file():
                 raise missing("picture", picture, "check the path")
-        with _refusals():
+        try:
             return self.student.classify_many(pictures, top=top, batch_size=batch_size)
+        except BadPicture as error:
+            raise BadData(str(error)) from None
 
 
-def load_student(
-    folder: Path | str,
-    *,
-    vectors: Path | str | None = None,
-    weights: Path | str | None = None,
-    device: str = "cpu",
-) -> Predictor:
-    """Load a distilled student to classify pictures with; see `Predictor.load`."""
-    return Predictor.load(folder, vectors=vectors, weights=weights, device=device)
+load_student = Predictor.load
 
 
 def load_bundle(folder: Path, *, device: str = "cpu") -> PortableStudent:
@@ -233,14 +225,14 @@ def stand_alone(
     device: str = "cpu",
     remedy: str = "run the student stage",
 ) -> PortableStudent:
-    """Join what the stages made into a student that stands alone.
+    """Fold the stages' outputs into one student that needs no other file.
 
     Args:
         student: the `student` stage's safetensors file.
         vectors: the class vectors that it was trained on.
         weights: of the student's CLIP; None if they ship with the package.
         device: where to compute.
-        remedy: what to do when there is no student.
+        remedy: for the error if there is no student.
 
     Raises:
         MissingFile: a file is not there.
@@ -250,7 +242,12 @@ def stand_alone(
     towers = load_clip(metadata.get("model", ""), weights, device=device)
     trained = Student.load(student, towers, remedy=remedy)
     known = for_student(trained, ClassVectors.load(vectors))
-    _check_width(vectors, known, int(metadata["feature_width"]))
+    width, wanted = known.vectors.shape[1], int(metadata["feature_width"])
+    if width != wanted:
+        raise BadArtifact(
+            f"class vectors '{vectors}' are {width} wide, the student's features {wanted}; give "
+            f"those that it was distilled with"
+        )
     network = fold(trained, known.vectors).to(device)
     info = {
         "names": known.names,
@@ -259,23 +256,6 @@ def stand_alone(
         "text_features": str(trained.text_features),
     }
     return PortableStudent(network, info)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except BadPicture as error:
-        raise BadData(str(error)) from None
-
-
-def _check_width(path: Path, vectors: ClassVectors, wanted: int) -> None:
-    width = vectors.vectors.shape[1]
-    if width != wanted:
-        raise BadArtifact(
-            f"class vectors '{path}' are {width} wide, the student's features {wanted}; give those "
-            f"that it was distilled with"
-        )
 
 
 def _vectors_beside(folder: Path) -> Path:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile, UnknownName
-from pd_core.mlops import tracking
-from pd_core.mlops.registry import store as registry
-from pd_core.mlops.registry.store import Version, refusals
+from pd_core.mlops import registry, tracking
+from pd_core.mlops.registry import Version, refusals
 from pd_core.mlops.tracking import runs as lookup
-from pd_core.mlops.tracking.record import flat
+from pd_core.mlops.tracking.recorder import flat
 from pd_core.pipeline import dvc
 from pd_core.pipeline.provenance import commit_of, content_hash, contents, read_lock, read_yaml
 from pd_core.reporting.comparison import Measured, Predictions, Side

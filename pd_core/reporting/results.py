@@ -9,9 +9,10 @@ from typing import Any
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadArtifact, missing
+from pd_core.evaluation.metrics import BASELINE as BASELINE
+from pd_core.evaluation.metrics import TITLES as TITLES
 
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
-BASELINE = "tuned_student"  # a further one, where it was asked for
 EVERYBODY = (*WHO, BASELINE)
 KEYS = ("base", "novel", "hm")
 ALL = ("all",)  # what there is instead where all classes were taught
@@ -22,14 +23,6 @@ Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
 Evaluation = Mapping[str, Any]  # who -> scores; and "selection", if it was made on test images
 Summary = Mapping[str, Any]  # what `summarise` returns
 Titles = Mapping[str, str]  # readable names of data sets, where there are any
-
-TITLES = {
-    "zero_shot_student": "zero-shot student",
-    "zero_shot_teacher": "zero-shot teacher",
-    "teacher": "tuned teacher",
-    "student": "distilled student",
-    BASELINE: "tuned student",
-}
 
 
 def read_evaluations(

@@ -24,16 +24,17 @@ import json, sys, time
 from pathlib import Path
 import torch
 from pd_core.pipeline.settings import telemetry_off
-from pd_core.mlops.tracking import open_store, stage_run
+from pd_core.mlops.tracking import StageInfo, open_store, stage_run
 
 telemetry_off()
 project = Path(sys.argv[1])
 start = time.perf_counter()
 cpu = time.process_time()
-with stage_run(
-    open_store(project), profile="bench", dataset="", stage="bench", params={}, deps=[], outs=[],
+info = StageInfo(
+    profile="bench", dataset="", stage="bench", params={}, deps=[], outs=[],
     seed=1, protocol="", project=project,
-) as run:
+)
+with stage_run(open_store(project), info) as run:
     pass
 assert run.run_id is not None
 print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}))

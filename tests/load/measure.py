@@ -19,7 +19,7 @@ from PIL import Image
 
 from load import generator
 from load.generator import HERE, Load
-from pd_core.mlops.serving.errors import Limits
+from pd_core.mlops.serving.requests import Limits
 
 CONNECTIONS = 64
 WARM_UP = 10.0  # seconds, after which memory may not grow any more

@@ -17,12 +17,12 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from load import students
-from pd_core.mlops.registry.store import Version
+from pd_core.mlops.registry import Version
 from pd_core.mlops.serving import app as server
 from pd_core.mlops.serving import app as service
-from pd_core.mlops.serving import uploads, worker
-from pd_core.mlops.serving.errors import Limits
+from pd_core.mlops.serving import requests, worker
 from pd_core.mlops.serving.model_manager import Keeper, Served
+from pd_core.mlops.serving.requests import Limits
 from pd_core.mlops.serving.worker import Judged, Power, Worker
 from pd_core.pipeline.settings import compute_with
 
@@ -52,14 +52,14 @@ def main(model: str) -> None:
     compute_with(cores)
     served = Served(VERSION, Worker(partial(students.student, model), Power(cores=cores)))
     keeper = Keeper(served, find=lambda: VERSION, load=lambda _: served)
-    parts = service.Service.of(keeper, _PATIENT)
+    parts = service.Service(keeper, _PATIENT)
     app = service.build(parts, poll=5)
     decoding: Any = replace(served, worker=Decoding(served.worker))  # type: ignore[arg-type]
 
     @app.post("/decode")
     async def decode(request: Request) -> Response:
         with parts.room.hold() as held:
-            picture = await uploads.one_picture(request, parts.limits, held)
+            picture = await requests.one_picture(request, parts.limits, held)
             await parts.engine.answer(decoding, [picture])
         return JSONResponse({})
 

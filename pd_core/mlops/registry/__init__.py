@@ -1,1 +1,223 @@
-"""MLflow's model registry: what it holds, and what may become the champion."""
+"""MLflow's model registry: models, their versions, aliases and tags.
+
+A model is called `promptkd-<data set>`; its versions count from 1. The alias `champion` is the one
+that services load, `challenger` the candidate for its place. In this package `store` is the address
+that `tracking.open_store` returned, and a function raises PdError where MLflow refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pd_core.core.errors import BadArtifact, BadParams, PdError, UnknownName, unknown
+from pd_core.mlops import tracking
+from pd_core.mlops.tracking.store import every, one_line
+from pd_core.pipeline.redaction import masked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+PREFIX = "promptkd-"
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+FILES = "files"
+"""Tag of a version: the hash of its folder."""
+KIND, DISTILLED = "kind", "distilled"
+"""Tag of a version: how it was made; `classes-...` if by a change of the classes."""
+
+BUNDLE = "artifacts/student"
+"""The student's folder in a version's, see `pd_core.mlops.bundle`."""
+
+_REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))?")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version in the registry.
+
+    Attributes:
+        name: `promptkd-<data set>`.
+        number: counts from 1.
+        tags: `dataset`, `kind`, `files`, `git_commit`, `out:...`, decisions, ...
+        aliases: `champion`, `challenger`, or none.
+        created: seconds since 1970.
+        run_id: of the run that it was logged to; None if it is not known.
+    """
+
+    name: str
+    number: int
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+    created: float
+    run_id: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The address for `mlflow.pyfunc.load_model`."""
+        return f"models:/{self.name}/{self.number}"
+
+    @property
+    def dataset(self) -> str:
+        """The data set that the student was distilled on."""
+        return self.name.removeprefix(PREFIX)
+
+
+def model_name(dataset: str) -> str:
+    """Return the name that a data set's students are registered under."""
+    return dataset if dataset.startswith(PREFIX) else f"{PREFIX}{dataset}"
+
+
+def models(store: str) -> list[str]:
+    """List the names of the registered students."""
+    with refusals("list the models", store):
+        mlflow = tracking.client(store)
+        found = every(lambda token: mlflow.search_registered_models(page_token=token))
+    return sorted(entry.name for entry in found if entry.name.startswith(PREFIX))
+
+
+def versions(store: str, name: str) -> list[Version]:
+    """List the versions of a model (or of a data set's), the oldest first.
+
+    Raises:
+        UnknownName: there is no such model.
+    """
+    name = model_name(name)
+    with refusals(f"list '{name}'", store):
+        mlflow = tracking.client(store)
+        aliases = _aliases(mlflow, store, name)
+        found = every(
+            lambda token: mlflow.search_model_versions(f"name = '{name}'", page_token=token)
+        )
+    return sorted((_version(entry, aliases) for entry in found), key=lambda one: one.number)
+
+
+def find(store: str, reference: str, *, default: str | None = None) -> Version:
+    """Find the version that a reference names.
+
+    A reference is `greek` or `promptkd-greek`, maybe with `@champion` or `/3` behind it, maybe with
+    `models:/` in front. Without alias and number it is the alias `default`, or the newest version.
+
+    Raises:
+        BadParams: it is no reference.
+        UnknownName: there is no such model, alias or version.
+    """
+    parts = _REFERENCE.fullmatch(reference)
+    if parts is None:
+        raise BadParams(
+            f"'{reference}' names no model; give a data set, as greek, greek@champion or greek/3"
+        )
+    name, alias = model_name(parts["name"]), parts["alias"] or default
+    known = versions(store, name)
+    if parts["version"]:
+        chosen = [version for version in known if version.number == int(parts["version"])]
+        if not chosen:
+            numbers = [str(version.number) for version in known]
+            raise unknown(f"version of '{name}'", parts["version"], numbers)
+    elif alias:
+        chosen = [version for version in known if alias in version.aliases]
+        if not chosen:
+            raise UnknownName(
+                f"'{name}' has no {alias}; give a version, as {name}/{known[-1].number}, or make "
+                f"one {alias}: promptkd registry promote {name}"
+            )
+    else:
+        chosen = known[-1:]
+    return chosen[0]
+
+
+def fetch(store: str, version: Version, folder: Path) -> Path:
+    """Copy a version's model into a folder; return the model's folder, which holds `MLmodel`.
+
+    Raises:
+        PdError: its files are not there.
+    """
+    with refusals(f"fetch version {version.number} of '{version.name}'", store):
+        mlflow = tracking.client(store)
+        source = mlflow.get_model_version_download_uri(version.name, str(version.number))
+        from mlflow.artifacts import download_artifacts
+
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(
+            download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=store)
+        )
+
+
+def set_tags(store: str, version: Version, tags: Mapping[str, str]) -> None:
+    """Add tags to a version, in their order."""
+    with refusals(f"tag version {version.number} of '{version.name}'", store):
+        mlflow = tracking.client(store)
+        for key, value in tags.items():
+            mlflow.set_model_version_tag(version.name, str(version.number), key, value)
+
+
+def set_alias(store: str, version: Version, alias: str) -> None:
+    """Point an alias at a version, whatever it pointed at before."""
+    with refusals(f"give '{version.name}' the alias {alias}", store):
+        tracking.client(store).set_registered_model_alias(version.name, alias, str(version.number))
+
+
+def remove_alias(store: str, name: str, alias: str) -> None:
+    """Remove an alias, if it is there."""
+    with refusals(f"take the alias {alias} from '{name}'", store):
+        tracking.client(store).delete_registered_model_alias(name, alias)
+
+
+@contextmanager
+def refusals(what: str, store: str) -> Iterator[None]:
+    """Turn MLflow's errors into one line: "cannot <what> in ..."."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise PdError(
+            f"cannot {what} in '{masked(store)}': {one_line(error)}; see that the tracking server "
+            f"is up and has a registry"
+        ) from None
+
+
+def load_model(model: Path) -> Any:
+    """Load a version's student: a `PortableStudent`, of the version's own code.
+
+    Args:
+        model: what `fetch` returned.
+
+    Raises:
+        BadArtifact: it cannot be loaded.
+    """
+    import mlflow
+
+    try:
+        return mlflow.pyfunc.load_model(str(model)).unwrap_python_model().student
+    except Exception as error:  # its code may do anything
+        reason = one_line(error) or type(error).__name__
+        raise BadArtifact(
+            f"the model cannot be loaded ({reason}); register it again, or take another version"
+        ) from None
+
+
+def _aliases(mlflow: MlflowClient, store: str, name: str) -> dict[int, tuple[str, ...]]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = mlflow.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise unknown("model", name, models(store)) from None
+        raise
+    found: dict[int, tuple[str, ...]] = {}
+    for alias, number in sorted(model.aliases.items()):
+        found[int(number)] = (*found.get(int(number), ()), alias)
+    return found
+
+
+def _version(entry: ModelVersion, aliases: Mapping[int, tuple[str, ...]]) -> Version:
+    number, created = int(entry.version), entry.creation_timestamp / 1000
+    held = aliases.get(number, ())
+    return Version(entry.name, number, dict(entry.tags), held, created, entry.run_id or None)

@@ -1,4 +1,4 @@
-"""Other classes for a registered student, without training: the class vectors are the classifier.
+"""Change a registered student's classes without training: the class vectors are the classifier.
 
 A change makes a new version whose parent is the one that was changed; tower, prompts and projector
 are the same. What is added needs the text tower that the other vectors come from.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,16 +21,15 @@ from pd_core.core.errors import BadParams, unknown
 from pd_core.mlops import bundle
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.predictor import load_bundle
-from pd_core.mlops.registry.card import with_change
-from pd_core.mlops.registry.register import KIND, Origin, Registered, register
-from pd_core.mlops.registry.store import BUNDLE, Version, fetch
+from pd_core.mlops.registry import BUNDLE, KIND, Version, fetch
+from pd_core.mlops.registry.register import Origin, Registered, register
 from pd_core.models.portable.student import PortableStudent
 
 PARENT = "parent"
 CHANGE = "change"
 FEWEST = 2
 
-EXAMPLE = "input_example.json"  # as MLflow calls it: a list of one picture
+EXAMPLE = "input_example.json"  # as MLflow calls it: a list of one image, in base64
 
 _KEPT = ("seed", "protocol", "selection", "accuracy")  # tags that a change of the classes keeps
 
@@ -44,9 +43,9 @@ class Change:
 
     Attributes:
         kind: `classes-add`, `classes-remove` or `classes-rename`.
-        names: C class names, as they shall be.
+        names: C class names, all of them.
         vectors: (C, D), on the CPU.
-        text: one line that says what was done.
+        text: a description in one line.
     """
 
     kind: str
@@ -56,12 +55,7 @@ class Change:
 
 
 def add(student: PortableStudent, names: Sequence[str], embed: Embed) -> Change:
-    """Add classes behind the others.
-
-    Args:
-        student: whose classes they are.
-        names: of the new classes.
-        embed: computes their vectors.
+    """Append classes, whose vectors `embed` computes.
 
     Raises:
         BadParams: a name is empty, there already, or given twice.
@@ -73,7 +67,7 @@ def add(student: PortableStudent, names: Sequence[str], embed: Embed) -> Change:
 
 
 def remove(student: PortableStudent, names: Sequence[str]) -> Change:
-    """Take classes away.
+    """Remove classes.
 
     Raises:
         UnknownName: the student does not know a class.
@@ -89,14 +83,9 @@ def remove(student: PortableStudent, names: Sequence[str]) -> Change:
 
 
 def rename(student: PortableStudent, old: str, new: str, embed: Embed | None = None) -> Change:
-    """Give a class another name.
+    """Rename a class, with the vector of its new name from `embed`.
 
-    Args:
-        student: whose class it is.
-        old: its name.
-        new: what it shall be called.
-        embed: computes the vector of the new name; None to keep that of the old one, so that the
-            same pictures belong to it.
+    Without `embed` it keeps the old vector, so that the same images belong to it.
 
     Raises:
         UnknownName: the student does not know the class.
@@ -113,7 +102,7 @@ def rename(student: PortableStudent, old: str, new: str, embed: Embed | None = N
 
 
 def apply(student: PortableStudent, change: Change) -> PortableStudent:
-    """Make the student with the changed classes; the given one stays as it is."""
+    """Return a copy of the student with the changed classes."""
     network = copy.deepcopy(student.network).cpu()
     network.class_vectors = nn.Parameter(change.vectors.clone(), requires_grad=False)
     sizes = {**vars(network.sizes), "classes": len(change.names)}
@@ -129,21 +118,12 @@ def register_change(
     experiment: str,
     dry_run: bool = False,
 ) -> tuple[Change, Registered | None]:
-    """Change the classes of a version and register the result.
+    """Change the classes of a version, which stays as it is, and register the result.
 
-    Args:
-        store: what `tracking.open_store` returned.
-        parent: the version to change; it stays as it is.
-        make: says what is to change.
-        experiment: first part of the experiment's name.
-        dry_run: whether to register nothing.
-
-    Returns:
-        What was changed, and the new version; None with `dry_run`.
+    A dry run registers nothing: instead of the new version there is None.
 
     Raises:
         BadArtifact: the version holds no student.
-        PdError: the change is refused, or MLflow refused.
     """
     with TemporaryDirectory() as temporary:
         model = fetch(store, parent, Path(temporary))
@@ -160,16 +140,17 @@ def register_change(
             dataset=parent.dataset,
             tags={**_inherited(parent), KIND: change.kind, CHANGE: change.text},
             experiment=experiment,
-            card=with_change(before, line, change.names),
+            card=bundle.with_change(before, line, change.names),
         )
-        example = base64.b64decode(_example(model))
+        images: list[str] = read_json(model / EXAMPLE, remedy="register the parent again")
+        example = base64.b64decode(images[0])
         return change, register(
             store, changed, origin, example=example, reference=_reference(folder, changed)
         )
 
 
 def _inherited(parent: Version) -> dict[str, str]:
-    kept: Mapping[str, str] = {
+    kept = {
         key: value
         for key, value in parent.tags.items()
         if key in _KEPT or key.startswith(("out:", "git_"))
@@ -177,14 +158,8 @@ def _inherited(parent: Version) -> dict[str, str]:
     return {**kept, PARENT: str(parent.number)}
 
 
-def _example(model: Path) -> str:
-    """Return the model's input example: a picture as base64."""
-    pictures: list[str] = read_json(model / EXAMPLE, remedy="register the parent again")
-    return pictures[0]
-
-
 def _reference(folder: Path, student: PortableStudent) -> Reference | None:
-    """Let the changed student answer for the same training pictures: their features stay."""
+    """Recompute the answers to the same training images, whose features stay."""
     path = folder / bundle.REFERENCE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The gate: what a version has to show before it may become the champion.
+"""The gate: checks that a version has to pass before it may become the champion.
 
 Nothing that was logged is trusted: its files are hashed, it is loaded and asked in a fresh process,
 and its answers to the test pictures are compared with those of the champion, asked the same way.
@@ -16,11 +16,11 @@ import numpy as np
 from pd_core.core.artifacts import SUMS, file_hash, read_json
 from pd_core.core.errors import PdError
 from pd_core.data.loading.prepared import Prepared, read_prepared, read_unlabelled
-from pd_core.mlops.registry import origin, trial
-from pd_core.mlops.registry import store as registry
-from pd_core.mlops.registry.store import BUNDLE, FILES, Version
+from pd_core.mlops import registry
+from pd_core.mlops.registry import BUNDLE, FILES, Version, origin, trial
 from pd_core.mlops.registry.trial import Answers, Comparison, Trial, compare
 from pd_core.pipeline import provenance
+from pd_core.pipeline.stages.blocks import PromotionParams
 
 UNLABELLED = 100
 """Pictures asked about where none has a label to be measured by."""
@@ -32,9 +32,8 @@ _SUM_ERROR = 1e-3  # of probabilities that were rounded to fp32, many of them
 OnNote = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Exam:
-    """What a version is examined with.
+class Exam(PromotionParams):
+    """Data and limits that a version is examined with.
 
     Attributes:
         project: folder of `dvc.lock` and `params.yaml`.
@@ -43,13 +42,6 @@ class Exam:
         data_root: folder that holds the photo data sets.
         model: the student's CLIP, which a first champion has to beat as it is.
         weights: of it, as in the parameters.
-        margin: share of right answers that a version may have less than the champion, 0 to 1.
-        confidence: of the statement that it has no less.
-        latency_ms: that 95 of 100 single pictures may take.
-        megabytes: that the version's files may take.
-        warm_ups: pictures asked about before time is taken.
-        timed: pictures that time is taken of.
-        seconds: that a trial may take.
         accept_unknown: let a version pass whose accuracy cannot be measured.
     """
 
@@ -59,26 +51,12 @@ class Exam:
     data_root: Path
     model: str
     weights: str | None
-    margin: float
-    confidence: float
-    latency_ms: float
-    megabytes: float
-    warm_ups: int
-    timed: int
-    seconds: float
     accept_unknown: bool = False
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that a version has to show.
-
-    Attributes:
-        value: what was found.
-        limit: what it was compared with.
-        wanted: how it has to compare, in words.
-        unit: of both.
-    """
+    """A measured value, its limit, how they have to compare (in words), and the unit of both."""
 
     value: float
     limit: float
@@ -88,11 +66,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a version has to show.
+    """The outcome of one check.
 
     Attributes:
         name: what it is about, in one word.
-        passed: whether it did.
+        passed: whether the version passes it.
         finding: what was found, with numbers; one line.
         measure: the number that decided, if one did.
     """
@@ -111,22 +89,13 @@ def examine(
     *,
     on_note: OnNote = lambda _: None,
 ) -> list[Check]:
-    """Put a version through all checks.
+    """Make all checks of a version, which would replace the champion, if there is one.
 
-    Args:
-        store: what `tracking.open_store` returned.
-        version: the candidate.
-        champion: what it would replace; None if there is none.
-        exam: what it is examined with.
-        on_note: called with a line before each thing that takes a while.
-
-    Returns:
-        The checks, always the same ones, passed or not.
+    `on_note` is called with a line before each step that takes a while.
 
     Raises:
         MissingFile: the data set is not prepared, or its pictures are not there.
         BadArtifact: it is not what was written.
-        PdError: MLflow refused.
     """
     prepared = read_prepared(exam.prepared, data_root=exam.data_root)
     with TemporaryDirectory(prefix="promptkd-gate-") as folder:
@@ -300,12 +269,7 @@ class _Accuracy:
 
 
 def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Answers:
-    """Let a CLIP that nothing was tuned of judge the test pictures.
-
-    Args:
-        prepared: the data set.
-        model: name of the CLIP.
-        weights: of it; None if they ship with the package.
+    """Classify the test pictures with a CLIP, untuned; `weights` None for the package's own.
 
     Raises:
         MissingFile: the weights, or pictures, are not there.

@@ -1,4 +1,4 @@
-"""Where a version comes from: whether its tags, `dvc.lock` and the commit behind it agree.
+"""Lineage of a version: whether its tags, `dvc.lock` and the commit behind it agree.
 
 A distilled student has to be what `dvc.lock` says, made by code and parameters of a commit. One
 with changed classes comes from a version that has to be that, and from the same teacher.
@@ -12,31 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from pd_core.core.errors import PdError
-from pd_core.mlops.registry import store as registry
-from pd_core.mlops.registry.store import Version
+from pd_core.mlops import registry
+from pd_core.mlops.registry import DISTILLED, KIND, Version
 from pd_core.pipeline import provenance
 from pd_core.pipeline.provenance import commit_of, contents, read_yaml
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 STAGES = ("prepare", "teacher", "class_vectors", "student")
-DISTILLED = "distilled"
 
 _AGAIN = "`promptkd registry register`"
 
 
 def faults(store: str, version: Version, *, project: Path, profile: str) -> list[str]:
-    """Say what does not fit in a version's descent.
+    """Check a version's lineage; return one line for each fault.
 
     Args:
-        store: what `tracking.open_store` returned.
-        version: whose descent it is.
+        store: the registry's.
+        version: to check.
         project: folder of `dvc.lock` and `params.yaml`, in a git repository.
-        profile: what these describe, `quickstart` or `paper`.
-
-    Returns:
-        One line for each fault; none if everything agrees.
+        profile: that these describe, `quickstart` or `paper`.
     """
-    if version.tags.get("kind", DISTILLED) == DISTILLED:
+    if version.tags.get(KIND, DISTILLED) == DISTILLED:
         return list(_of_distilled(version, project, profile))
     return _of_child(store, version, project, profile)
 
@@ -76,8 +72,7 @@ def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str
         names = ", ".join(f"{stage}@{version.dataset}" for stage in missing)
         yield f"{project / LOCK} has no {names}; run `dvc repro`"
         return
-    yield from _outputs(version, stages)
-    yield from _test_pictures(project, version.dataset, stages)
+    yield from _outputs(project, version, stages)
     commit = tags.get("git_commit", "none")
     if commit_of(project, commit) is None:
         yield f"its commit {commit[:12]} is not in this repository; commit and {_AGAIN}"
@@ -86,8 +81,8 @@ def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str
     yield from _params(project, commit, stages)
 
 
-def _outputs(version: Version, stages: Mapping[str, Any]) -> Iterator[str]:
-    """Compare what the version was made of with what `dvc.lock` holds, and that within itself."""
+def _outputs(project: Path, version: Version, stages: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the version's inputs and the test images with `dvc.lock`, and that within itself."""
     held = {entry["path"]: entry.get("md5") for stage in stages.values() for entry in stage["outs"]}
     name = version.dataset
     paths = (
@@ -108,14 +103,8 @@ def _outputs(version: Version, stages: Mapping[str, Any]) -> Iterator[str]:
         for dep in entry["deps"]:
             if dep["path"] in held and dep.get("md5") != held[dep["path"]]:
                 yield f"{stage} was made with another {dep['path']} than {LOCK} has"
-
-
-def _test_pictures(project: Path, dataset: str, stages: Mapping[str, Any]) -> Iterator[str]:
-    """Make sure that the version is measured on the lists that `dvc.lock` has."""
-    path = f"data/prepare/{dataset}"
-    held = {entry["path"]: entry.get("md5") for entry in stages["prepare"]["outs"]}
-    if provenance.content_hash(project / path) != held.get(path):
-        yield f"{path} is not what {LOCK} has; run `dvc checkout`"
+    if provenance.content_hash(project / paths[0]) != held.get(paths[0]):
+        yield f"{paths[0]} is not what {LOCK} has; run `dvc checkout`"
 
 
 def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,81 +15,30 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pd_core.core.artifacts import read_json
-from pd_core.core.errors import MissingFile
+from pd_core.core.errors import BadData, MissingFile
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
 from pd_core.evaluation import cross_validate
 from pd_core.mlops import bundle, predictor, tracking
+from pd_core.mlops.bundle import Metrics
 from pd_core.mlops.drift import Reference
-from pd_core.mlops.registry.card import Metrics, card
-from pd_core.mlops.registry.store import FILES, model_name, refusals
-from pd_core.models.portable.student import PortableStudent
+from pd_core.mlops.registry import DISTILLED, FILES, KIND, model_name, refusals
+from pd_core.mlops.tracking.store import milliseconds
+from pd_core.models.portable.student import DESCRIPTION, PortableStudent
 from pd_core.pipeline import provenance
 from pd_core.pipeline.stages.layout import Job
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
-    from PIL import Image
+
+MOST_TRAINING_IMAGES = 1000
+"""Images whose answers a version keeps as its reference for drift."""
 
 _SCRIPT = Path(__file__).with_name("student_model.py")
 _ARTIFACT = "student"  # what the script calls it
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
-
-
-def save(folder: Path, bundle: Path, example: bytes) -> None:
-    """Make the model's folder.
-
-    Args:
-        folder: to make; what MLflow notes of this machine's paths is taken out again.
-        bundle: see `pd_core.mlops.bundle`.
-        example: a picture file's bytes, the model's input example.
-    """
-    with warnings.catch_warnings():  # MLflow's own, about its own type hints
-        warnings.simplefilter("ignore")
-        from mlflow import pyfunc
-        from mlflow.models import Model
-
-        pyfunc.save_model(
-            str(folder),
-            python_model=str(_SCRIPT),
-            artifacts={_ARTIFACT: str(bundle)},
-            signature=signature(),
-            input_example=[base64.b64encode(example).decode()],
-            pip_requirements=requirements(),
-        )
-    description = Model.load(str(folder))
-    flavour = description.flavors["python_function"]
-    flavour["model_code_path"] = _SCRIPT.name
-    flavour["artifacts"][_ARTIFACT]["uri"] = _ARTIFACT
-    description.save(str(folder / "MLmodel"))
-
-
-def requirements() -> list[str]:
-    """Pin what the model needs to run, without the build that a wheel's version may name."""
-    return [f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS]
-
-
-def signature() -> ModelSignature:
-    """Describe input, output and parameters; the input may be text or bytes, so of any type."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array
-
-    anything: Any = AnyType
-    outputs: list[Any] = [
-        ColSpec(Array(DataType.string), "names"),
-        ColSpec(Array(DataType.double), "probabilities"),
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(anything())]),
-        outputs=Schema(outputs),
-        params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
-    )
-
-
-KIND = "kind"
-DISTILLED = "distilled"
+_NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 
 
 @dataclass(frozen=True)
@@ -109,11 +57,6 @@ class Registered:
     created: bool
     weights: str
 
-    @property
-    def uri(self) -> str:
-        """The address for `mlflow.pyfunc.load_model`."""
-        return f"models:/{self.name}/{self.version}"
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -122,8 +65,8 @@ class Origin:
     Attributes:
         profile: `quickstart` or `paper`; part of the experiment's name.
         dataset: what it was distilled on.
-        metrics: who -> base, novel, hm, ... in percent.
-        counts: see `samples.counts`.
+        metrics: accuracies.
+        counts: of classes and images, see `_counts`.
         tags: of the version: seed, protocol, hashes, ...
         run_id: the run to log to, the `evaluate` stage's; None for a new one.
         experiment: first part of the experiment's name, for a new run.
@@ -151,37 +94,42 @@ def register(
     """Log a student as a loadable model and register it, once.
 
     Args:
-        store: what `tracking.open_store` returned.
+        store: the registry's.
         student: on any device.
         origin: where it comes from.
-        example: a picture file's bytes, the model's input example.
-        reference: pictures that it was trained on, or what it says about them, for monitoring.
+        example: an image file's bytes, the model's input example.
+        reference: images that it was trained on, or its answers to them, for monitoring.
 
     Returns:
         The version: a new one, or the one that is this student already, whose tags are brought up
         to date.
-
-    Raises:
-        PdError: MLflow refused.
     """
     name = model_name(origin.dataset)
     with TemporaryDirectory() as temporary, refusals(f"register '{name}'", store):
         folder = Path(temporary) / _ARTIFACT
         digest = bundle.write_student(folder, student, {"dataset": origin.dataset})
         mlflow = tracking.client(store)
-        if known := _find(mlflow, name, digest):
+        from mlflow.entities import Metric
+
+        found = mlflow.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
+        if known := min(found, key=lambda entry: int(entry.version), default=None):
             for key, value in _lineage(origin.tags).items():
                 mlflow.set_model_version_tag(name, known.version, key, value)
             return Registered(name, int(known.version), created=False, weights=digest)
         if not isinstance(reference, Reference | None):
             reference = bundle.reference_of(student, reference)
-        text = origin.card or card(
-            name, bundle.read_info(folder), origin.metrics, origin.counts, origin.tags
-        )
+        info = read_json(folder / DESCRIPTION)
+        text = origin.card or bundle.card(name, info, origin.metrics, origin.counts, origin.tags)
         bundle.complete(folder, student, card=text, reference=reference)
-        numbers = _numbers(origin.metrics)
+        numbers = {
+            f"{who}.{key}": float(value)
+            for who, scores in origin.metrics.items()
+            for key, value in scores.items()
+        }
         run_id = origin.run_id or _new_run(mlflow, store, origin)
-        _log_metrics(mlflow, run_id, numbers)
+        now = milliseconds()
+        metrics = [Metric(key, value, now, 0) for key, value in numbers.items()]
+        mlflow.log_batch(run_id, metrics=metrics)
         logged, files = _log_model(mlflow, run_id, folder, example)
         _make_model(mlflow, name)
         tags = {
@@ -194,13 +142,9 @@ def register(
             FILES: files,
             "model_id": logged.model_id,
         }
+        place, model_id = logged.artifact_location, logged.model_id
         made = mlflow.create_model_version(
-            name,
-            logged.artifact_location,
-            run_id=run_id,
-            model_id=logged.model_id,
-            tags=tags,
-            description=text,
+            name, place, run_id=run_id, model_id=model_id, tags=tags, description=text
         )
     return Registered(name, int(made.version), created=True, weights=digest)
 
@@ -208,19 +152,6 @@ def register(
 def _lineage(tags: Mapping[str, str]) -> dict[str, str]:
     """Choose the tags that may become right later, as when the code is committed."""
     return {key: value for key, value in tags.items() if key.startswith(("git_", "out:"))}
-
-
-def _numbers(metrics: Metrics) -> dict[str, float]:
-    return {
-        f"{who}.{key}": float(value)
-        for who, scores in metrics.items()
-        for key, value in scores.items()
-    }
-
-
-def _find(mlflow: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    found = mlflow.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
-    return min(found, key=lambda entry: int(entry.version), default=None)
 
 
 def _make_model(mlflow: MlflowClient, name: str) -> None:
@@ -243,13 +174,6 @@ def _new_run(mlflow: MlflowClient, store: str, origin: Origin) -> str:
     return str(run.info.run_id)
 
 
-def _log_metrics(mlflow: MlflowClient, run_id: str, numbers: Mapping[str, float]) -> None:
-    from mlflow.entities import Metric
-
-    now = round(time.time() * 1000)
-    mlflow.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in numbers.items()])
-
-
 def _log_model(
     mlflow: MlflowClient, run_id: str, student: Path, example: bytes
 ) -> tuple[LoggedModel, str]:
@@ -258,20 +182,46 @@ def _log_model(
     It is saved locally first, because MLflow notes the local path of code and weights in it, which
     is nobody's business and changes from machine to machine.
     """
-    from mlflow.models import Model
+    with warnings.catch_warnings():  # MLflow's own, about its own type hints
+        warnings.simplefilter("ignore")
+        from mlflow import pyfunc
+        from mlflow.models import Model
 
-    folder = student.with_name("model")
-    save(folder, student, example)
+        folder = student.with_name("model")
+        pyfunc.save_model(
+            str(folder),
+            python_model=str(_SCRIPT),
+            artifacts={_ARTIFACT: str(student)},
+            signature=signature(),
+            input_example=[base64.b64encode(example).decode()],
+            # Pinned without the build that a wheel's version may name.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _NEEDED],
+        )
     experiment = mlflow.get_run(run_id).info.experiment_id
     logged = mlflow.create_logged_model(experiment, name="student", source_run_id=run_id)
     description = Model.load(str(folder))
+    flavour = description.flavors["python_function"]
+    flavour["model_code_path"] = _SCRIPT.name
+    flavour["artifacts"][_ARTIFACT]["uri"] = _ARTIFACT
     description.run_id, description.model_id = run_id, logged.model_id
     description.save(str(folder / "MLmodel"))
     mlflow.log_model_artifacts(logged.model_id, str(folder))
     return mlflow.finalize_logged_model(logged.model_id, "READY"), provenance.content_hash(folder)
 
 
-OnNote = Callable[[str], None]
+def signature() -> ModelSignature:
+    """Describe input, output and parameters; the input may be text or bytes, so of any type."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, Array
+
+    anything: Any = AnyType
+    outputs = {"names": Array(DataType.string), "probabilities": Array(DataType.double)}
+    return ModelSignature(
+        inputs=Schema([ColSpec(anything())]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
+        params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
+    )
 
 
 def register_student(
@@ -281,22 +231,15 @@ def register_student(
     profile: str,
     experiment: str,
     run_id: str | None = None,
-    on_note: OnNote | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Registered:
-    """Register the student that a job's stages made, once.
+    """Register the student that a job's stages made, once; for the names see `Origin`.
 
-    Args:
-        store: what `tracking.open_store` returned.
-        job: whose stages have run, or whose outputs were pulled.
-        profile: `quickstart` or `paper`.
-        experiment: first part of the experiment's name.
-        run_id: the run to log to, the `evaluate` stage's; None for a new one.
-        on_note: called with a line about what could not be had.
+    The stages have run, or their outputs were pulled; `on_note` is told of missing images.
 
     Raises:
         MissingFile: an output is not there.
         BadArtifact: the outputs do not fit together.
-        PdError: MLflow refused.
     """
     metrics = _metrics(job)
     student = predictor.stand_alone(
@@ -310,17 +253,17 @@ def register_student(
         profile=profile,
         dataset=job.student.name,
         metrics=metrics,
-        counts=bundle.counts(job.prepared),
+        counts=_counts(job.prepared),
         tags=_tags(job, metrics),
         run_id=run_id,
         experiment=experiment,
     )
-    example, reference = _pictures(job, student.image_size, on_note)
+    example, reference = _images(job, student.image_size, on_note)
     return register(store, student, origin, example=example, reference=reference)
 
 
 def _metrics(job: Job) -> dict[str, Any]:
-    """Read who reached what; remarks among the numbers are left out."""
+    """Read the evaluation's accuracies; remarks among the numbers are left out."""
     content = read_json(
         job.evaluation / "metrics.json",
         what="evaluation",
@@ -346,19 +289,81 @@ def _tags(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _pictures(
-    job: Job, size: int, on_note: OnNote | None
+def _images(
+    job: Job, size: int, on_note: Callable[[str], None]
 ) -> tuple[bytes, Iterable[Image.Image] | None]:
-    """Return the input example, and pictures that the student was trained on.
+    """Return the input example, and images that the student was trained on.
 
     Where they are not, as on a machine that only pulled results, the example is plain grey.
     """
     try:
-        example = bundle.example_picture(job.prepared, data_root=job.data_root)
-        return example, bundle.training_pictures(job.prepared, data_root=job.data_root)
+        example = example_image(job.prepared, data_root=job.data_root)
+        return example, training_images(job.prepared, data_root=job.data_root)
     except MissingFile as error:
-        if on_note is not None:
-            on_note(f"'{job.student.name}' is registered without a reference for drift: {error}")
-        file = io.BytesIO()
-        Image.new("RGB", (size, size), "grey").save(file, format="PNG")
-        return file.getvalue(), None
+        on_note(f"'{job.student.name}' is registered without a reference for drift: {error}")
+        return _png(Image.new("RGB", (size, size), "grey")), None
+
+
+def _counts(prepared: Path) -> dict[str, int]:
+    """Count classes, those with labels, training images, and test images by kind of class."""
+    split = read_prepared(prepared)
+    base = sum(label < split.base_count for _, label in split.test)
+    return {
+        "classes": len(split.classes),
+        "taught": len(split.taught),
+        "labels": len(split.few_shot),
+        "unlabelled": len(read_unlabelled(prepared)),
+        "base": base,
+        "novel": len(split.test) - base,
+        "all": len(split.test),
+    }
+
+
+def example_image(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
+    """Return the first readable test image (unlabelled one, without test images) as a PNG file.
+
+    Images with a longest side of more than `size` pixels are made smaller.
+
+    Raises:
+        MissingFile: the data set is not prepared, or its image is not there.
+        BadData: all of them are corrupt.
+    """
+    split = read_prepared(prepared, data_root=data_root)
+    store = ImageStore(split.images)
+    image = _first_readable(store, [path for path, _ in split.test] or read_unlabelled(prepared))
+    image.thumbnail((size, size))
+    return _png(image)
+
+
+def training_images(prepared: Path, *, data_root: Path = Path()) -> Iterator[Image.Image]:
+    """Open images that the student was distilled on, evenly from the whole list.
+
+    Corrupt ones are left out.
+
+    Raises:
+        MissingFile: the data set is not prepared, or an image is not there.
+    """
+    paths = read_unlabelled(prepared)
+    store = ImageStore(image_root(prepared, data_root=data_root), keep_bytes=0)
+    step = max(1, -(-len(paths) // MOST_TRAINING_IMAGES))
+    for path in paths[::step]:
+        try:
+            yield store.open(path)
+        except BadData:
+            continue
+
+
+def _first_readable(store: ImageStore, paths: Sequence[str]) -> Image.Image:
+    """Open the first image that is not corrupt; the last one's error is raised if all are."""
+    for path in paths[:-1]:
+        try:
+            return store.open(path).copy()
+        except BadData:
+            continue
+    return store.open(paths[-1]).copy()
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()

@@ -23,14 +23,19 @@ from pd_core.data.loading.decode import ImageStore
 from pd_core.evaluation.significance import Paired, paired
 from pd_core.pipeline.redaction import masked
 
+_ALL = 1_000_000
+"""More names than any student has: an answer holds all classes."""
+_RESULT, _SCORES = "trial.json", "scores.npy"
+_LONGEST = 300  # characters of a reason
+
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier said.
+    """A classifier's answers to N images.
 
     Attributes:
         names: its C classes.
-        scores: (N, C), the higher the likelier; a row of NaN where it said nothing.
+        scores: (N, C), the higher the likelier; a row of NaN where there is no answer.
     """
 
     names: tuple[str, ...]
@@ -39,25 +44,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Comparison(Paired):
-    """How often two classifiers are right about the same pictures, among the classes they share.
-
-    Attributes:
-        classes: how many these are.
-    """
+    """How often two classifiers are right about the same images, among so many shared classes."""
 
     classes: int
 
 
 def compare(first: Answers, second: Answers, labels: Sequence[str]) -> Comparison | None:
-    """Let two classifiers choose among the classes that both know.
+    """Compare two classifiers' answers to N images, whose right names are `labels`.
 
-    Args:
-        first: one's answers to N pictures.
-        second: the other's, to the same ones.
-        labels: the N right names.
-
-    Returns:
-        The comparison on the pictures of these classes; None if there is no such picture.
+    Only classes that both know count, and images of these; None if there is no such image.
     """
     shared = sorted(set(first.names) & set(second.names))
     answered = np.isfinite(first.scores).all(axis=1) & np.isfinite(second.scores).all(axis=1)
@@ -70,28 +65,22 @@ def compare(first: Answers, second: Answers, labels: Sequence[str]) -> Compariso
 
 
 def _choices(answers: Answers, among: Sequence[str]) -> NDArray[np.str_]:
-    """Return each picture's likeliest name among some: (N,)."""
+    """Return each image's likeliest name among some: (N,)."""
     columns = [answers.names.index(name) for name in among]
     chosen: NDArray[np.str_] = np.asarray(among)[answers.scores[:, columns].argmax(axis=1)]
     return chosen
 
 
-_ALL = 1_000_000
-"""More names than any student has: an answer holds all classes."""
-_RESULT, _SCORES = "trial.json", "scores.npy"
-_LONGEST = 300  # characters of a reason
-
-
 @dataclass(frozen=True)
 class Task:
-    """What a version is asked.
+    """Images for a trial, and its limits.
 
     Attributes:
-        images: folder or zip file of the pictures.
-        paths: the N pictures, by path in it.
-        batch_size: how many are asked about at a time.
-        warm_ups: single pictures asked about before time is taken.
-        timed: single pictures that time is taken of.
+        images: folder or zip file.
+        paths: the N images, by path in it.
+        batch_size: images in a call.
+        warm_ups: calls with a single image before time is taken.
+        timed: calls with a single image that are timed.
         seconds: that the whole trial may take.
     """
 
@@ -105,17 +94,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came out.
+    """The outcome of a trial.
 
     Attributes:
-        loaded: whether MLflow could load it.
+        loaded: whether MLflow could load the version.
         problem: why it did not load, or did not answer; empty if it did both.
         load_seconds: time to load it.
-        median_ms: time for one picture, half of them took less.
-        p95_ms: time for one picture, 95 of 100 took less.
+        median_ms: time for one image, half of them took less.
+        p95_ms: time for one image, 95 of 100 took less.
         names: its C classes, sorted.
-        answered: which of the N pictures it was asked about: those that are not damaged.
-        answers: to the N pictures, NaN for those that are; None if there was a problem.
+        answered: indices of the images that are not corrupt.
+        answers: to the N images, NaN for corrupt ones; None if there was a problem.
     """
 
     loaded: bool = False
@@ -129,13 +118,7 @@ class Trial:
 
 
 def run(model: Path, task: Task, out: Path) -> Trial:
-    """Try a version in a process of its own.
-
-    Args:
-        model: the version's folder, which holds `MLmodel`.
-        task: what it is asked.
-        out: folder for the process to work in; made here.
-    """
+    """Try a version's folder, which holds `MLmodel`, in a process that works in the new `out`."""
     out.mkdir(parents=True)
     write_json(out / "task.json", asdict(task))
     command = [sys.executable, "-m", __spec__.name, str(model), str(out / "task.json"), str(out)]
@@ -173,12 +156,14 @@ def _ending(status: int, errors: bytes) -> str:
 
 
 def main(model: Path, task: Task, out: Path) -> None:
-    """Load the version and ask it, in the process that is on trial."""
+    """Load and try the version; runs in the new process."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     reached = Trial()
     try:
         begun = time.perf_counter()
-        loaded = _load(model)
+        from mlflow import pyfunc
+
+        loaded = pyfunc.load_model(str(model))
         reached = Trial(loaded=True, load_seconds=time.perf_counter() - begun)
         _write(out, reached)
         reached = _ask(loaded, task, out, reached)
@@ -193,12 +178,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
-
-
-def _load(model: Path) -> Any:
-    from mlflow import pyfunc
-
-    return pyfunc.load_model(str(model))
 
 
 def _ask(model: Any, task: Task, out: Path, reached: Trial) -> Trial:
@@ -224,7 +203,7 @@ def _ask(model: Any, task: Task, out: Path, reached: Trial) -> Trial:
 
 
 class _Pictures:
-    """The task's pictures as files, as a user would send them."""
+    """The task's images as files, as a user would send them."""
 
     def __init__(self, task: Task) -> None:
         root = Path(task.images)
@@ -233,7 +212,7 @@ class _Pictures:
         self._zip = zipfile.ZipFile(root) if root.suffix == ".zip" else None
 
     def batches(self) -> Iterator[dict[int, bytes]]:
-        """Read them, by their place in the list; damaged ones are not the version's fault."""
+        """Read them, by index in the list; corrupt ones are not the version's fault."""
         size, paths = self._task.batch_size, self._task.paths
         for start in range(0, len(paths), size):
             files = enumerate(map(self._read, paths[start : start + size]), start)
@@ -249,7 +228,7 @@ class _Pictures:
 
 
 def _times(model: Any, picture: bytes, task: Task) -> list[float]:
-    """Return the milliseconds that a picture takes, each time; warming up does not count."""
+    """Return the milliseconds that an image takes, each time; warming up does not count."""
     times: list[float] = []
     for _ in range(task.warm_ups + task.timed):
         begun = time.perf_counter()
@@ -261,7 +240,7 @@ def _times(model: Any, picture: bytes, task: Task) -> list[float]:
 def _probabilities(
     model: Any, pictures: list[bytes], names: tuple[str, ...]
 ) -> NDArray[np.float32]:
-    """Ask about pictures: (B, C), in the order of the names."""
+    """Classify images: (B, C), in the order of the names."""
     frame = model.predict(pictures, params={"top": _ALL})
     rows = np.empty((len(pictures), len(names)), np.float32)
     for row, said, values in zip(rows, frame["names"], frame["probabilities"], strict=True):
@@ -273,8 +252,7 @@ def _probabilities(
 
 
 def _write(out: Path, trial: Trial) -> None:
-    fields = asdict(replace(trial, answers=None))
-    write_json(out / _RESULT, fields)
+    write_json(out / _RESULT, asdict(replace(trial, answers=None)))
 
 
 def _one_line(text: str) -> str:

@@ -1,6 +1,5 @@
 """The HTTP service around a registered student.
 
-A request's way: `app` (routes) -> `uploads` (bodies within the limits) -> `engine` (decoded in
-threads, answered together by one thread) -> JSON. `keeper` follows the alias, `telemetry` counts,
-`server` listens.
+A request passes `app` (routes), `requests` (bodies within the limits), `model_manager` (batches,
+the active version) and `worker` (decoding and the model, in a process of its own).
 """

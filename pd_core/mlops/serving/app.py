@@ -1,32 +1,32 @@
-"""The HTTP application: routes, upload page, and a server that drains requests before it ends."""
+"""The HTTP application: routes, metrics, upload page, a server that drains requests at its end."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
+import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pd_core.core.errors import BadParams
-from pd_core.mlops.serving import errors, uploads
-from pd_core.mlops.serving.batching import Engine
-from pd_core.mlops.serving.errors import Limits
-from pd_core.mlops.serving.metrics import CONTENT_TYPE, Counted, Telemetry
-from pd_core.mlops.serving.model_manager import Keeper, Ranking, Served
-from pd_core.mlops.serving.uploads import Room
+from pd_core.mlops.serving import requests
+from pd_core.mlops.serving.model_manager import Engine, Keeper, Ranking, Served
+from pd_core.mlops.serving.requests import Limits, Room
 
 TEXT = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
@@ -47,45 +47,123 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_PICTURES = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOP = 5
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 30
 _FACTS = ("dataset", "profile", "protocol", "seed", "kind", "accuracy")  # of a version's tags
 
 
-@dataclass(frozen=True)
+class Telemetry:
+    """Prometheus metrics of requests and batches, in a registry of their own."""
+
+    def __init__(self, room: Room, keeper: Keeper) -> None:
+        """Start at zero."""
+        self._room = room
+        self._keeper = keeper
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "promptkd_requests",
+            "Requests, by route and status.",
+            ["route", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "promptkd_request_seconds",
+            "Seconds from a request's first line to its answer, by route.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._batches = Histogram(
+            "promptkd_batch_pictures",
+            "Pictures that went through the model together.",
+            buckets=_PICTURES,
+            registry=self._registry,
+        )
+        self._registry.register(self)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def batch(self, size: int) -> None:
+        """Count a batch."""
+        self._batches.observe(size)
+
+    def text(self) -> bytes:
+        """Return all numbers, in Prometheus's format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Look up the queue, the version and its monitor, whenever the numbers are asked for."""
+        served = self._keeper.current
+        yield GaugeMetricFamily(
+            "promptkd_waiting_pictures", "Pictures that wait for an answer.", self._room.pictures
+        )
+        info = GaugeMetricFamily(
+            "promptkd_model_info", "The version that answers.", labels=["name", "version"]
+        )
+        info.add_metric([served.version.name, str(served.version.number)], 1)
+        yield info
+        yield CounterMetricFamily(
+            "promptkd_versions_taken_over",
+            "Versions that took over since the start.",
+            self._keeper.taken_over,
+        )
+        gauges = served.monitor.gauges() if served.monitor is not None else {}
+        for name, value in gauges.items():
+            if math.isfinite(value):
+                yield GaugeMetricFamily(name, "See /monitoring.", value)
+
+
+class Counted:
+    """ASGI middleware: every request is counted under its route, not its path."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, routes: Iterable[str]) -> None:
+        """Surround an application; all paths but the known `routes` are counted as one."""
+        self._app = app
+        self._telemetry = telemetry
+        self._routes = frozenset(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            route = scope["path"] if scope["path"] in self._routes else "other"
+            self._telemetry.answered(route, status, time.perf_counter() - begun)
+
+
 class Service:
-    """The parts of the service.
+    """The parts of the service: active model, limits of requests, queue, metrics and batches."""
 
-    Attributes:
-        keeper: holds the version that answers.
-        limits: of requests.
-        room: what is held at a time.
-        engine: answers.
-        telemetry: counts.
-    """
-
-    keeper: Keeper
-    limits: Limits
-    room: Room
-    engine: Engine
-    telemetry: Telemetry
-
-    @classmethod
-    def of(cls, keeper: Keeper, limits: Limits) -> Self:
+    def __init__(self, keeper: Keeper, limits: Limits) -> None:
         """Make the parts around a keeper."""
-        telemetry, room = Telemetry(), Room(limits)
-        telemetry.watch(lambda: room.pictures, keeper)
-        engine = Engine(limits, on_batch=telemetry.batch)
-        return cls(keeper, limits, room, engine, telemetry)
+        self.keeper, self.limits = keeper, limits
+        self.room = Room(limits)
+        self.telemetry = Telemetry(self.room, keeper)
+        self.engine = Engine(limits, on_batch=self.telemetry.batch)
 
 
 def build(service: Service, *, poll: float) -> FastAPI:
-    """Make the application.
-
-    Args:
-        service: its parts.
-        poll: seconds between looks for a newer version.
-    """
+    """Make the application, which looks for a newer version every `poll` seconds."""
     keeper, engine, room, limits = service.keeper, service.engine, service.room, service.limits
 
     @asynccontextmanager
@@ -103,7 +181,7 @@ def build(service: Service, *, poll: float) -> FastAPI:
         """Classify one picture: the body itself, or a form's field `file`."""
         top = _top(request)
         with room.hold() as held:
-            picture = await uploads.one_picture(request, limits, held)
+            picture = await requests.one_picture(request, limits, held)
             rankings = await engine.answer(keeper.current, [picture])
         return JSONResponse(_about(rankings[0]) | {"predictions": rankings[0].best(top)})
 
@@ -112,7 +190,7 @@ def build(service: Service, *, poll: float) -> FastAPI:
         """Classify many: a form's fields `files`, or JSON `{"images": [base64, ...]}`."""
         top = _top(request)
         with room.hold() as held:
-            pictures = await uploads.many_pictures(request, limits, held)
+            pictures = await requests.many_pictures(request, limits, held)
             rankings = await engine.answer(keeper.current, pictures)
         best = [ranking.best(top) for ranking in rankings]
         return JSONResponse(_about(rankings[0]) | {"predictions": best})
@@ -126,7 +204,7 @@ def build(service: Service, *, poll: float) -> FastAPI:
     async def ready() -> dict[str, str]:
         """Say whether predictions can be asked for."""
         if keeper.current.worker.broken:
-            raise errors.gone()
+            raise requests.gone()
         return {"status": "ready"}
 
     @app.get("/model")
@@ -166,7 +244,7 @@ def build(service: Service, *, poll: float) -> FastAPI:
 def _top(request: Request) -> int:
     given = request.query_params.get("top", str(_TOP))
     if not (given.isascii() and given.isdigit() and 0 < len(given) <= 6 and int(given) > 0):
-        raise errors.bad(f"top = {given[:20]}; ask for at least one name")
+        raise requests.bad(f"top = {given[:20]}; ask for at least one name")
     return int(given)
 
 
@@ -197,7 +275,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 async def _gone(_request: Request, _error: Exception) -> Response:
     """Answer a client that hung up; nobody reads it."""
-    return Response(status_code=errors.BAD)
+    return Response(status_code=400)
 
 
 async def _broken(_request: Request, _error: Exception) -> Response:
@@ -205,16 +283,8 @@ async def _broken(_request: Request, _error: Exception) -> Response:
     return JSONResponse({"detail": "the service failed; its log says why"}, 500)
 
 
-_BACKLOG = 2048
-_KEEP_ALIVE_SECONDS = 30
-
-
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port; clients may connect from now on, and wait for `run`.
-
-    Args:
-        host: name or address of this machine.
-        port: 0 for any free one.
+    """Take a port (0 for any free one); clients may connect from now on, and wait for `run`.
 
     Raises:
         BadParams: the port is taken, or the address is not this machine's.
@@ -236,13 +306,7 @@ def address(listening: socket.socket) -> str:
 
 
 def run(app: ASGIApp, listening: socket.socket, *, drain_seconds: float) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what has come, and return.
-
-    Args:
-        app: what answers.
-        listening: from `listen`.
-        drain_seconds: most that requests may take to their end.
-    """
+    """Serve until SIGTERM or SIGINT; then answer what has come, for so many seconds at most."""
     config = uvicorn.Config(
         app,
         log_config=None,

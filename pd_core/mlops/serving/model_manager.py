@@ -1,11 +1,18 @@
-"""The active model of the service: loaded from the registry, and replaced when its alias moves."""
+"""The active model of the service, and the batches of images that it classifies.
+
+It is loaded from the registry, and replaced when its alias moves. There is no waiting for a batch
+to fill: the model's process is given whatever waits as soon as it is free. The more requests come,
+the larger the batches are; a full one is sent ahead, so that the process never waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,36 +21,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
 
-from pd_core.core.errors import BadArtifact, PdError
+from pd_core.core.errors import PdError
 from pd_core.mlops.bundle import REFERENCE
 from pd_core.mlops.drift import Monitor, Reference
-from pd_core.mlops.registry.store import BUNDLE, CHAMPION, Version, fetch, find
-from pd_core.mlops.serving.worker import Power, Worker
-from pd_core.pipeline.redaction import masked
+from pd_core.mlops.registry import BUNDLE, CHAMPION, Version, fetch, find, load_model
+from pd_core.mlops.serving.requests import Limits, bad, gone
+from pd_core.mlops.serving.worker import Judged, Power, Worker
 
-
-def load_bundle(model: Path) -> Any:
-    """Load a version's student.
-
-    Args:
-        model: what `store.fetch` returned.
-
-    Returns:
-        A `PortableStudent`, of the version's own code.
-
-    Raises:
-        BadArtifact: it cannot be loaded.
-    """
-    import mlflow
-
-    try:
-        return mlflow.pyfunc.load_model(str(model)).unwrap_python_model().student
-    except Exception as error:  # its code may do anything
-        reason = masked(" ".join(str(error).split()))[:300] or type(error).__name__
-        raise BadArtifact(
-            f"the model cannot be loaded ({reason}); register it again, or take another version"
-        ) from None
+_LOG = logging.getLogger(__name__)
+_RETRY_SECONDS = 60.0  # loading takes a second of processor, which the requests miss
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +39,9 @@ class Served:
     """A loaded version.
 
     Attributes:
-        version: where it comes from.
-        worker: what answers.
-        monitor: what compares the answers with those to training pictures; None without these.
+        version: the registry's entry.
+        worker: its process.
+        monitor: compares its answers with those to training images; None without these.
     """
 
     version: Version
@@ -62,7 +50,7 @@ class Served:
 
 
 class Ranking(NamedTuple):
-    """A picture's answer: the probability of every class (C,), and who gave it."""
+    """The answer to an image: the probability of every class (C,), and the version's."""
 
     probabilities: NDArray[np.float32]
     served: Served
@@ -77,15 +65,11 @@ class Ranking(NamedTuple):
         ]
 
 
-_LOG = logging.getLogger(__name__)
-_RETRY_SECONDS = 60.0  # loading takes a second of processor, which the requests miss
-
-
 class Keeper:
-    """Holds the version that requests are answered by, and replaces it by a newer one.
+    """Holds the active version, and replaces it by a newer one.
 
     Attributes:
-        current: who answers; each request takes it once, and stays with it.
+        current: the active version; each request takes it once, and stays with it.
         taken_over: how many versions took over since the start.
     """
 
@@ -96,13 +80,7 @@ class Keeper:
         find: Callable[[], Version],
         load: Callable[[Version], Served],
     ) -> None:
-        """Start with a version.
-
-        Args:
-            current: loaded already.
-            find: says which version it should be; called in a thread.
-            load: loads it; called in a thread.
-        """
+        """Start with a loaded version; `find` and `load` a newer one are called in a thread."""
         self.current = current
         self.taken_over = 0
         self._find = find
@@ -155,10 +133,7 @@ class Keeper:
 def keep(store: str, reference: str, power: Power) -> Keeper:
     """Load the version that a reference names, to be followed from then on.
 
-    Args:
-        store: what `tracking.open_store` returned.
-        reference: a data set, for its champion, or as `greek@challenger`, `greek/3`.
-        power: what each version's process may use.
+    The reference is a data set, for its champion, or as `greek@challenger`, `greek/3`.
 
     Raises:
         UnknownName: there is no such model, alias or version.
@@ -177,8 +152,103 @@ def load(store: str, version: Version, power: Power) -> Served:
     """
     with TemporaryDirectory() as folder:
         model = fetch(store, version, Path(folder))
-        worker = Worker(partial(load_bundle, model), power)
+        worker = Worker(partial(load_model, model), power)
         reference = model / BUNDLE / REFERENCE
         known = Reference.load(reference) if reference.is_file() else None
     monitor = Monitor(known, worker.facts.names) if known is not None else None
     return Served(version, worker, monitor)
+
+
+class _Waiting(NamedTuple):
+    served: Served
+    picture: bytes
+    answer: asyncio.Future[Ranking | str]  # or why it is no picture
+
+
+class Engine:
+    """Makes batches of the images that wait; all of it happens in the event loop's thread."""
+
+    def __init__(self, limits: Limits, *, on_batch: Callable[[int], None] = lambda _: None) -> None:
+        """Start without work; `on_batch` is called with the size of every batch."""
+        self._limits = limits
+        self._on_batch = on_batch
+        self._queue: deque[_Waiting] = deque()
+        self._batches: set[asyncio.Task[None]] = set()
+
+    async def answer(self, served: Served, pictures: Sequence[bytes]) -> list[Ranking]:
+        """Classify the pictures of one request, all by the same version.
+
+        Raises:
+            HTTPException: 400, a picture is none, with its place if there are several; 503; 504.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting(served, picture, loop.create_future()) for picture in pictures]
+        self._queue.extend(waiting)
+        self._send()
+        try:
+            async with asyncio.timeout(self._limits.answer_seconds):
+                answers = await asyncio.gather(*(one.answer for one in waiting))
+        except TimeoutError:
+            detail = f"no answer within {self._limits.answer_seconds:g} seconds; try again"
+            raise HTTPException(504, detail, headers={"Retry-After": "1"}) from None
+        except BrokenProcessPool:
+            raise gone() from None
+        return [_ranking(answer, place, len(answers)) for place, answer in enumerate(answers)]
+
+    def _send(self) -> None:
+        """Give the process what it can take."""
+        while self._queue and self._has_room():
+            if batch := self._take():
+                self._on_batch(len(batch))
+                task = asyncio.create_task(_judge(batch))
+                self._batches.add(task)
+                task.add_done_callback(self._done)
+
+    def _has_room(self) -> bool:
+        """Say whether the process is free, or a full batch is there for when it will be."""
+        return not self._batches or (
+            len(self._batches) == 1 and len(self._queue) >= self._limits.batch
+        )
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        self._send()
+
+    def _take(self) -> list[_Waiting]:
+        """Take a batch of one version off the queue."""
+        batch: list[_Waiting] = []
+        while self._queue and len(batch) < self._limits.batch:
+            first = self._queue[0]
+            if batch and first.served is not batch[0].served:
+                break
+            self._queue.popleft()
+            if not first.answer.done():  # its client may have given up
+                batch.append(first)
+        return batch
+
+
+async def _judge(batch: Sequence[_Waiting]) -> None:
+    served = batch[0].served
+    try:
+        judged = await served.worker.judge([one.picture for one in batch])
+        if served.monitor is not None and len(judged.features):
+            served.monitor.observe(judged.probabilities, judged.features)
+        _deliver(batch, judged)
+    except Exception as error:  # whatever it is: these requests fail, others go on
+        for one in batch:
+            if not one.answer.done():
+                one.answer.set_exception(error)
+
+
+def _deliver(batch: Sequence[_Waiting], judged: Judged) -> None:
+    rows = iter(judged.probabilities)
+    for one, reason in zip(batch, judged.reasons, strict=True):
+        answer = reason or Ranking(next(rows), one.served)
+        if not one.answer.done():
+            one.answer.set_result(answer)
+
+
+def _ranking(answer: Ranking | str, place: int, count: int) -> Ranking:
+    if isinstance(answer, str):
+        raise bad(f"picture {place}: {answer}" if count > 1 else answer)
+    return answer

@@ -19,46 +19,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pd_core.core.errors import BadArtifact
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from pd_core.models.portable.student import PortableStudent
 
 _WORTH_SECONDS = 0.02  # for one picture: below it, more threads cost more than they give
 _QUICK_BYTES = 2**18
 _TRIES = 5  # the fastest counts: a busy machine makes some slow
 
 
-class Answers(Protocol):
-    """What a student says: `probabilities` (B, C) and unit `features` (B, D), fp32."""
-
-    @property
-    def probabilities(self) -> NDArray[np.float32]: ...  # noqa: D102
-
-    @property
-    def features(self) -> NDArray[np.float32]: ...  # noqa: D102
-
-
-class Student(Protocol):
-    """What is wanted of a student; `pd_core.models.portable` has it."""
-
-    names: tuple[str, ...]
-    image_size: int
-    info: dict[str, Any]
-
-    def crop(self, picture: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
-        """Decode a picture, (S, S, 3); a ValueError says what is wrong with it."""
-
-    def answers(self, pixels: NDArray[np.uint8]) -> Answers:
-        """Classify pictures (B, S, S, 3)."""
-
-
 class Facts(NamedTuple):
-    """What a student says of itself."""
+    """Class names, S and description of a student."""
 
     names: tuple[str, ...]
     image_size: int
@@ -66,10 +43,10 @@ class Facts(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a student says about B pictures.
+    """A student's answers to B pictures.
 
     Attributes:
-        reasons: B; why a picture is none, "" if it is one.
+        reasons: B; why an image is not readable, "" if it is.
         probabilities: (G, C), of the others.
         features: (G, D).
     """
@@ -81,12 +58,12 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Power:
-    """What the process may use.
+    """Limits of the process.
 
     Attributes:
-        pixels: of a picture.
+        pixels: of an image.
         cores: threads that decode.
-        threads: of the model; 0 for one, or for all cores if a picture is much work.
+        threads: of the model; 0 for one, or for all cores if an image is much work.
     """
 
     pixels: int = 50_000_000  # 150 MB decoded, in each of the threads
@@ -101,12 +78,8 @@ class Worker:
         facts: about its student.
     """
 
-    def __init__(self, load: Callable[[], Student], power: Power) -> None:
-        """Start the process and load the student there.
-
-        Args:
-            load: called in the process, so it has to be importable there.
-            power: what it may use.
+    def __init__(self, load: Callable[[], PortableStudent], power: Power) -> None:
+        """Start the process and load the student there; `load` has to be importable there.
 
         Raises:
             PdError: what `load` raised.
@@ -131,12 +104,13 @@ class Worker:
         """
         return await self.call(_judge, pictures)
 
-    async def call(self, function: Callable[[Sequence[bytes]], T], pictures: Sequence[bytes]) -> T:
+    async def call(
+        self, function: Callable[[Sequence[bytes]], Judged], pictures: Sequence[bytes]
+    ) -> Judged:
         """Call a function in the process; see `judge`."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._process, function, pictures
-            )
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._process, function, pictures)
         except BrokenProcessPool:
             self.broken = True
             raise
@@ -146,7 +120,7 @@ class Worker:
 
 
 class _Inside(NamedTuple):
-    student: Student
+    student: PortableStudent
     power: Power
     decoders: ThreadPoolExecutor
 
@@ -169,7 +143,7 @@ def _stay_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _load(load: Callable[[], Student], power: Power) -> Facts:
+def _load(load: Callable[[], PortableStudent], power: Power) -> Facts:
     global _inside  # noqa: PLW0603 the process has nothing else
     student = load()
     _warm_up(student, power)
@@ -177,7 +151,7 @@ def _load(load: Callable[[], Student], power: Power) -> Facts:
     return Facts(student.names, student.image_size, dict(student.info))
 
 
-def _warm_up(student: Student, power: Power) -> None:
+def _warm_up(student: PortableStudent, power: Power) -> None:
     """Use the student once, and choose the number of threads."""
     import torch
 
@@ -194,7 +168,9 @@ def _warm_up(student: Student, power: Power) -> None:
 
 def decoded(pictures: Sequence[bytes]) -> tuple[tuple[str, ...], list[NDArray[np.uint8]]]:
     """Decode B pictures: the reasons why some are none, B, and the G others (S, S, 3)."""
-    results = _crops(pictures) if _quick(pictures) else list(_inside.decoders.map(_crop, pictures))
+    # With little to decode, threads would only be in each other's way.
+    quick = sum(map(len, pictures)) < _QUICK_BYTES
+    results = list((map if quick else _inside.decoders.map)(_crop, pictures))
     reasons = tuple(result if isinstance(result, str) else "" for result in results)
     return reasons, [result for result in results if not isinstance(result, str)]
 
@@ -206,15 +182,6 @@ def _judge(pictures: Sequence[bytes]) -> Judged:
         return Judged(reasons, nothing, nothing)
     answers = _inside.student.answers(np.stack(crops))
     return Judged(reasons, answers.probabilities, answers.features)
-
-
-def _quick(pictures: Sequence[bytes]) -> bool:
-    """Say whether decoding is so little work that threads would only be in each other's way."""
-    return sum(map(len, pictures)) < _QUICK_BYTES
-
-
-def _crops(pictures: Sequence[bytes]) -> list[NDArray[np.uint8] | str]:
-    return [_crop(picture) for picture in pictures]
 
 
 def _crop(picture: bytes) -> NDArray[np.uint8] | str:

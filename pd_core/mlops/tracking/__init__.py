@@ -5,14 +5,14 @@ data set, below that one per stage. A stage's run is there from its start, and i
 while it works. Nothing here touches a stage's outputs, and measured times appear nowhere else.
 """
 
-from pd_core.mlops.tracking.live import stage_run
-from pd_core.mlops.tracking.record import DataInput, StageRun
+from pd_core.mlops.tracking.recorder import DataInput, StageInfo, StageRun, stage_run
 from pd_core.mlops.tracking.store import ARTIFACTS, DATABASE, client, experiment_id, open_store
 
 __all__ = [
     "ARTIFACTS",
     "DATABASE",
     "DataInput",
+    "StageInfo",
     "StageRun",
     "client",
     "experiment_id",

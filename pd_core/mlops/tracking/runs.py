@@ -1,19 +1,20 @@
-"""Runs in MLflow: parents, earlier runs of a stage, lookup by id, inputs and outputs, links."""
+"""Runs in MLflow: parents, earlier runs of a stage, lookup by id, inputs and outputs, links.
+
+In all functions `mlflow` is the client, `experiment` an id, `stage` the tags of a stage's run.
+"""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from pd_core.core.errors import PdError
-from pd_core.mlops.tracking.record import milliseconds
-from pd_core.mlops.tracking.store import BUSY, client, search
+from pd_core.mlops.tracking.store import BUSY, client, milliseconds, search
 from pd_core.pipeline.redaction import masked, without_login
 
 if TYPE_CHECKING:
@@ -22,20 +23,21 @@ if TYPE_CHECKING:
 
 REPLACES = "replaces"
 REPLACED_BY = "replaced_by"
+LEVEL = "level"  # benchmark, dataset or stage
+PARENT = "mlflow.parentRunId"
 
+Above = tuple[str, ...]
+"""Ids of the runs above a stage's: its data set's, unless it is over all, and the benchmark's."""
+
+_COMMIT = "mlflow.source.git.commit"
+_WORST_FIRST = ("FAILED", "KILLED", "FINISHED")
 _CLOCKS_DIFFER = 5.0  # seconds, between the start of a process by the kernel's clock and by ours
 
 
 def replace(mlflow: MlflowClient, experiment: str, run_id: str, stage: Mapping[str, str]) -> None:
-    """Let a new run and the earlier ones of the same stage say so of each other.
+    """Link a new run and the earlier ones of the same stage in their tags.
 
     Those whose process was killed are noted as killed; those that still run are left alone.
-
-    Args:
-        mlflow: the client.
-        experiment: its id.
-        run_id: of the new run.
-        stage: its tags: stage, dataset.
     """
     key = {name: stage[name] for name in ("stage", "dataset")}
     before = [
@@ -51,12 +53,14 @@ def replace(mlflow: MlflowClient, experiment: str, run_id: str, stage: Mapping[s
 
 
 def ended(mlflow: MlflowClient, run: Run) -> bool:
-    """Whether a stage's run is over; one whose process is gone is noted as killed."""
+    """Whether a stage's run has ended; one whose process is gone is marked as killed."""
     if run.info.status != "RUNNING":
         return True
     if _may_live(run):
         return False
-    mlflow.set_terminated(run.info.run_id, "KILLED", _last_sign(mlflow, run))
+    samples = mlflow.get_metric_history(run.info.run_id, BUSY)
+    last = max((sample.timestamp for sample in samples), default=milliseconds())
+    mlflow.set_terminated(run.info.run_id, "KILLED", last)
     return True
 
 
@@ -74,59 +78,23 @@ def _may_live(run: Run) -> bool:
         return False
 
 
-def _last_sign(mlflow: MlflowClient, run: Run) -> int:
-    """Return the milliseconds at which a killed run was last heard of."""
-    signs = mlflow.get_metric_history(run.info.run_id, BUSY)
-    return max((sign.timestamp for sign in signs), default=milliseconds())
-
-
-LEVEL = "level"  # benchmark, dataset or stage
-PARENT = "mlflow.parentRunId"
-_COMMIT = "mlflow.source.git.commit"
-_WORST_FIRST = ("FAILED", "KILLED", "FINISHED")
-
-
-@dataclass(frozen=True)
-class Above:
-    """The ids of the runs above a stage's; without a data set for a stage over all of them."""
-
-    benchmark: str
-    dataset: str | None = None
-
-    @property
-    def nearest(self) -> str:
-        """The run that the stage's is directly below."""
-        return self.dataset or self.benchmark
-
-    @property
-    def upwards(self) -> tuple[str, ...]:
-        """All of them, from the stage's run upwards."""
-        return (self.benchmark,) if self.dataset is None else (self.dataset, self.benchmark)
-
-
 def find_or_make(mlflow: MlflowClient, experiment: str, stage: Mapping[str, str]) -> Above:
-    """Return the runs above a stage's.
-
-    Args:
-        mlflow: the client.
-        experiment: its id.
-        stage: tags of the stage's run: profile, dataset, git_commit.
-    """
+    """Return the runs above a stage's, made if they are not there."""
     commit = stage["git_commit"]
     key = {"profile": stage["profile"], "git_commit": commit}
     shown = {_COMMIT: stage[_COMMIT]} if _COMMIT in stage else {}
     name = f"benchmark@{commit[:7]}" if shown else "benchmark"
     benchmark = _only_one(mlflow, experiment, name, {**key, LEVEL: "benchmark"}, shown)
     if not (dataset := stage["dataset"]):
-        return Above(benchmark)
+        return (benchmark,)
     key = {**key, LEVEL: "dataset", "dataset": dataset}
     found = _only_one(mlflow, experiment, dataset, key, {**shown, PARENT: benchmark})
-    return Above(benchmark, found)
+    return (found, benchmark)
 
 
 def reopen(mlflow: MlflowClient, above: Above) -> None:
-    """Show the runs above a stage's as running, as it is itself."""
-    for run in above.upwards:
+    """Mark the runs above a stage's as running, as it is itself."""
+    for run in above:
         if mlflow.get_run(run).info.status != "RUNNING":
             mlflow.update_run(run, "RUNNING")
 
@@ -136,7 +104,7 @@ def settle(mlflow: MlflowClient, experiment: str, above: Above) -> None:
 
     They end as the worst of those below that have not been replaced.
     """
-    for parent in above.upwards:
+    for parent in above:
         below = search(mlflow, experiment, {PARENT: parent})
         statuses = [_status(mlflow, run) for run in below if REPLACED_BY not in run.data.tags]
         if "RUNNING" not in statuses:
@@ -145,13 +113,13 @@ def settle(mlflow: MlflowClient, experiment: str, above: Above) -> None:
 
 
 def summarise(mlflow: MlflowClient, above: Above, headline: Mapping[str, float]) -> None:
-    """Show how a stage ended on the run above it, so that those can be compared."""
+    """Copy a stage's headline to the run above it, so that those can be compared."""
     from mlflow.entities import Metric
 
     if headline:
         now = milliseconds()
         metrics = [Metric(name, value, now, 0) for name, value in headline.items()]
-        mlflow.log_batch(above.nearest, metrics=metrics)
+        mlflow.log_batch(above[0], metrics=metrics)
 
 
 def _status(mlflow: MlflowClient, run: Run) -> str:
@@ -178,15 +146,13 @@ def _only_one(
     for other in others:
         _merge(mlflow, experiment, str(other.info.run_id), kept)
     if PARENT in more and first.data.tags.get(PARENT) != more[PARENT]:
-        with (
-            _another_at_it()
-        ):  # that deletes this one; the look at the stage's end finds what stays
+        with _another_at_it():  # that deletes this one; the stage's end finds what stays
             mlflow.set_tag(kept, PARENT, more[PARENT])
     return kept
 
 
 def _another_at_it() -> suppress:
-    """Let a change pass that another process has made at the same time."""
+    """Ignore that another process has made the same change at the same time."""
     from mlflow.exceptions import MlflowException
 
     return suppress(MlflowException)
@@ -201,7 +167,7 @@ def _merge(mlflow: MlflowClient, experiment: str, other: str, kept: str) -> None
 
 
 def find(mlflow: MlflowClient, run_id: str) -> Run | None:
-    """Return the run of an id; None if there is none."""
+    """Return the run with an id; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -225,15 +191,14 @@ def below(mlflow: MlflowClient, run: Run) -> list[Run]:
 
 
 def makers(mlflow: MlflowClient, run: Run) -> list[Run]:
-    """Return the runs that made what a run read, near and far, by the hashes in their tags.
+    """Return the runs that made what a run read, directly or not, by the hashes in their tags.
 
-    What DVC took from its cache was made by no run of this commit, maybe by none that is recorded.
+    Outputs from DVC's cache were made by no run of this commit, maybe by none that is recorded.
     """
     found: dict[str, Run] = {}
     queue = [run]
     while queue:
-        one = queue.pop()
-        for maker in _direct_makers(mlflow, one):
+        for maker in _direct_makers(mlflow, queue.pop()):
             if maker.info.run_id not in found:
                 found[maker.info.run_id] = maker
                 queue.append(maker)
@@ -252,20 +217,12 @@ def _direct_makers(mlflow: MlflowClient, run: Run) -> list[Run]:
 
 
 def page_of(store: str, experiment: str, commit: str, dataset: str = "") -> str:
-    """Return the address of the page on which MLflow shows what a commit gave.
+    """Return the URL of a commit's benchmark, or of one data set's run, on a tracking server.
 
-    Args:
-        store: a tracking server.
-        experiment: its name.
-        commit: of the project.
-        dataset: whose run is shown; that of the whole benchmark by default.
-
-    Returns:
-        The run's page; the experiment's if there is no such run, as after all was taken from a
-        cache.
+    It is the experiment's page if there is no such run, as after all was taken from a cache.
 
     Raises:
-        PdError: the server does not say.
+        PdError: the server refuses a search.
     """
     mlflow = client(store)
     from mlflow.exceptions import MlflowException

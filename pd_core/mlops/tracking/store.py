@@ -1,9 +1,10 @@
-"""The MLflow tracking store, and the system metrics that MLflow samples."""
+"""Connection to the MLflow tracking store, and the system metrics that MLflow samples."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -23,8 +24,20 @@ from pd_core.pipeline.settings import telemetry_off
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
+
+T = TypeVar("T")
 
 BUSY = "system/cpu_utilization_percentage"
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlruns"
+
+_SQLITE = "sqlite:///"
+_SERVER_SCHEMES = ("http", "https")
+_DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
+_SERVER_SECONDS = 5.0
+_LOCK_SECONDS = 60.0  # who holds it is done in one, unless it has been stopped
+_ATTEMPTS = "4"  # half a minute for a server to come back; MLflow's own 7 are minutes a call
 
 
 class Machine:
@@ -35,16 +48,16 @@ class Machine:
     """
 
     def __init__(self) -> None:
-        """Find out what there is to measure."""
+        """Take the first reading, which the processor's use counts from."""
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 
         processor: Callable[[], Any] = CPUMonitor  # published without types
         self._monitors = [processor(), *_gpus()]
         self.samples = 0
-        self._read()  # the use of the processor counts from the reading before
+        self._read()
 
     def sample(self) -> dict[str, float]:
-        """Return the numbers now, by the names under which MLflow's page shows them."""
+        """Return the numbers now, by MLflow's names."""
         self.samples += 1
         return {f"system/{name}": value for name, value in self._read().items()}
 
@@ -67,19 +80,18 @@ def _gpus() -> list[Any]:
         return []
 
 
-DATABASE = "mlflow.db"
-ARTIFACTS = "mlruns"
+def milliseconds() -> int:
+    """Return the time now as MLflow counts it."""
+    return round(time.time() * 1000)
 
-_SQLITE = "sqlite:///"
-_SERVER_SCHEMES = ("http", "https")
-_DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
-_SERVER_SECONDS = 5.0
-_LOCK_SECONDS = 60.0  # who holds it is done in one, unless it has been stopped
-_ATTEMPTS = "4"  # half a minute for a server to come back; MLflow's own 7 are minutes a call
+
+def one_line(error: Exception) -> str:
+    """Return an error's text in one short line, without passwords."""
+    return masked(" ".join(str(error).split()))[:300]
 
 
 def open_store(project: Path, uri: str | None = None) -> str:
-    """Find or create the place that runs are written to, before any work is done.
+    """Find or create the tracking store, before any work is done.
 
     Args:
         project: folder of the pipeline; the local database is `mlflow.db` in it.
@@ -136,28 +148,31 @@ def experiment_id(mlflow: MlflowClient, store: str, name: str) -> str:
     place = None
     if store.startswith(_SQLITE):
         place = str(Path(store.removeprefix(_SQLITE)).with_name(ARTIFACTS) / name)
-    if found := mlflow.get_experiment_by_name(name):
-        return str(found.experiment_id)
-    try:
-        return mlflow.create_experiment(name, artifact_location=place)
-    except MlflowException:  # another process was faster
-        found = mlflow.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
+    found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return mlflow.create_experiment(name, artifact_location=place)
+        except MlflowException:  # another process was faster
+            found = mlflow.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def search(mlflow: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Run]:
     """Return all runs of an experiment that have the given tags."""
     wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    found: list[Run] = []
-    token = None
-    while True:
-        page = mlflow.search_runs([experiment], wanted, page_token=token)
+    return every(lambda token: mlflow.search_runs([experiment], wanted, page_token=token))
+
+
+def every(page_at: Callable[[str | None], PagedList[T]]) -> list[T]:
+    """Return the entries of all pages of a search, given the function that fetches a page."""
+    page = page_at(None)
+    found = list(page)
+    while page.token:
+        page = page_at(page.token)
         found += page
-        token = page.token
-        if not token:
-            return found
+    return found
 
 
 @contextmanager
