@@ -52,8 +52,8 @@ def report() -> None:
     from pd_core.reporting import report as stage
 
     folder = REPORTS / params.profile.name
-    deps = [*code_hash.write(DATA / "code", "report"), DATA / "evaluate"]
-    with _recorded("report", params, open_store(), deps=deps, outs=[folder]) as run:
+    store, deps = open_store(), [DATA / "evaluate"]
+    with _recorded("report", params, store, deps=deps, outs=[folder]) as run:
         stage.run(
             DATA / "evaluate",
             DATA / "prepare",
@@ -141,6 +141,7 @@ def _recorded(
         params={"datasets": list(params.datasets)},
         deps=deps,
         outs=outs,
+        code=code_hash.file_hashes("report", DATA / "code"),
         seed=params.run.seed,
         protocol=params.prepare.protocol,
         experiment=load_settings().mlflow_experiment,

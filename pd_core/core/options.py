@@ -78,3 +78,14 @@ class OnNonFinite(StrEnum):
 
     FAIL = "fail"
     SKIP = "skip"  # waits for the device at every step
+
+
+BASELINE = "tuned_student"  # a further classifier, measured where it was asked for
+TITLES = {
+    "zero_shot_student": "zero-shot student",
+    "zero_shot_teacher": "zero-shot teacher",
+    "teacher": "tuned teacher",
+    "student": "distilled student",
+    BASELINE: "tuned student",
+}
+"""The classifiers that are measured, as tables call them."""

@@ -11,16 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Labels = NDArray[np.int64]  # (N,)
-BASELINE = "tuned_student"  # a further classifier, measured where it was asked for
-TITLES = {
-    "zero_shot_student": "zero-shot student",
-    "zero_shot_teacher": "zero-shot teacher",
-    "teacher": "tuned teacher",
-    "student": "distilled student",
-    BASELINE: "tuned student",
-}
-"""The classifiers that are measured, as tables call them."""
-
 BINS = 15  # of the confidence, as Guo et al. (ICML 2017, arXiv 1706.04599) use
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from pd_core.core.artifacts import write_json, write_sums, write_text, write_weights
 from pd_core.core.atomic import write_bytes
 from pd_core.core.errors import PdError
-from pd_core.evaluation.metrics import TITLES
+from pd_core.core.options import TITLES
 from pd_core.mlops.drift import Reference
 from pd_core.models import portable
 from pd_core.models.portable.network import Network

@@ -199,7 +199,15 @@ class Predictor:
             raise BadData(str(error)) from None
 
 
-load_student = Predictor.load
+def load_student(
+    folder: Path | str,
+    *,
+    vectors: Path | str | None = None,
+    weights: Path | str | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Load a distilled student to classify images with; see `Predictor.load`."""
+    return Predictor.load(folder, vectors=vectors, weights=weights, device=device)
 
 
 def load_bundle(folder: Path, *, device: str = "cpu") -> PortableStudent:

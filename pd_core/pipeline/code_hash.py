@@ -7,10 +7,10 @@ other stages depend; checkpoints and cached features are keyed by the same hashe
 import ast
 from collections.abc import Iterator, Sequence
 from functools import cache
-from hashlib import sha256
+from hashlib import md5, sha256
 from pathlib import Path
 
-from pd_core.core.atomic import write_bytes
+from pd_core.core.atomic import write_folder
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,7 @@ ROOMS = {
     "stages": ("pipeline/stages",),
     "protocols": ("pipeline/protocols.py",),
     "ablations": ("pipeline/ablations.py",),
-    "results": ("reporting/results.py",),
+    "results": ("reporting/results.py", "reporting/style.py"),
     "report": ("reporting/report.py",),
     "protocol_report": ("reporting/protocol_results.py", "reporting/protocol_report.py"),
     "ablation_report": ("reporting/ablation_report.py",),
@@ -47,26 +47,21 @@ STAGES = {
 """The rooms that decide each stage's outputs: its own code, and what maps parameters to it."""
 
 
-def write(folder: Path, stage: str | None = None) -> list[Path]:
-    """Write `<room>.txt` for each room: the hash of each of its files, one a line.
+def write(folder: Path) -> None:
+    """Write `<room>.txt` for each room into a folder: the hash of each of its files, one a line."""
+    with write_folder(folder) as new:
+        for room in ROOMS:
+            (new / f"{room}.txt").write_text(listing(room), encoding="utf-8")
 
-    A file that is up to date is left alone.
 
-    Args:
-        folder: to write into.
-        stage: for the rooms of this stage only.
-
-    Returns:
-        The files of these rooms.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for room in ROOMS if stage is None else STAGES[stage]:
-        path, text = folder / f"{room}.txt", listing(room).encode()
-        if not path.is_file() or path.read_bytes() != text:
-            write_bytes(path, text)
-        paths.append(path)
-    return paths
+def file_hashes(stage: str, folder: Path) -> dict[str, str]:
+    """Return the MD5 of each of a stage's files as `write` writes them, by path."""
+    return {
+        (folder / f"{room}.txt").as_posix(): md5(
+            listing(room).encode(), usedforsecurity=False
+        ).hexdigest()
+        for room in STAGES[stage]
+    }
 
 
 def of_rooms(rooms: Sequence[str]) -> dict[str, str]:

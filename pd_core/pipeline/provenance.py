@@ -115,12 +115,16 @@ def params_hash(params: Mapping[str, object]) -> str:
     return _md5(json.dumps(params, sort_keys=True, default=str).encode())
 
 
-def hash_tags(kind: str, paths: Iterable[Path], project: Path) -> dict[str, str]:
+def hash_tags(
+    kind: str, paths: Iterable[Path], project: Path, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return a tag per path and one for all, so that runs can be found by either.
 
-    The kind is `dep` or `out`; paths are named from the project's folder.
+    The kind is `dep` or `out`; paths are named from the project's folder. Hashes that are known
+    already are given by name.
     """
-    hashes = {name_in(project, path): content_hash(project / path) for path in paths}
+    hashes = dict(known or {})
+    hashes |= {name_in(project, path): content_hash(project / path) for path in paths}
     tags = {f"{kind}:{path}": value for path, value in hashes.items()}
     return {**tags, f"{kind}s_md5": params_hash(hashes)}
 

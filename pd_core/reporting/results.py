@@ -9,8 +9,8 @@ from typing import Any
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadArtifact, missing
-from pd_core.evaluation.metrics import BASELINE as BASELINE
-from pd_core.evaluation.metrics import TITLES as TITLES
+from pd_core.core.options import BASELINE as BASELINE
+from pd_core.core.options import TITLES as TITLES
 
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 EVERYBODY = (*WHO, BASELINE)

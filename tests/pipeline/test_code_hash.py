@@ -10,6 +10,7 @@ import yaml
 
 from pd_core.pipeline import code_hash
 from pd_core.pipeline.code_hash import PACKAGE, ROOMS, STAGES, files
+from pd_core.pipeline.provenance import content_hash
 from pd_core.pipeline.stages.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -211,14 +212,10 @@ def test_a_room_has_a_line_a_file_and_data_files_count_byte_by_byte(tmp_path: Pa
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(ROOMS)
 
 
-def test_files_that_are_up_to_date_are_left_alone(tmp_path: Path) -> None:
-    (core, *_) = code_hash.write(tmp_path, "prepare")
-    before = core.stat().st_mtime_ns
-
-    assert code_hash.write(tmp_path, "prepare")[0].stat().st_mtime_ns == before
-    core.write_text("of another state")
-    code_hash.write(tmp_path, "prepare")
-    assert core.read_text() == code_hash.listing("core")
+def test_runs_are_tagged_with_the_hashes_of_the_files_that_dvc_has(tmp_path: Path) -> None:
+    code_hash.write(tmp_path)
+    for path, value in code_hash.file_hashes("teacher", tmp_path).items():
+        assert content_hash(Path(path)) == value
 
 
 def test_all_projects_see_the_package_through_a_link_without_its_bytecode() -> None:

@@ -63,6 +63,7 @@ class StageInfo:
         params: the stage's own parameters, may be nested.
         deps: files and folders that the stage reads, in `project`.
         outs: files and folders that it writes, in `project`.
+        code: MD5 of the files that stand for the stage's code, by path in `project`.
         seed: its random seed.
         protocol: which classes are trained and tested on.
         inputs: the data sets among what it reads; those that are not there are left out.
@@ -78,6 +79,7 @@ class StageInfo:
     outs: Sequence[Path]
     seed: int
     protocol: str
+    code: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[DataInput] = ()
     experiment: str = "promptkd"
     project: Path = Path()
@@ -99,7 +101,7 @@ class StageInfo:
             "host": socket.gethostname(),
             "pid": str(os.getpid()),
             **provenance.commit_tags(self.project),
-            **provenance.hash_tags("dep", self.deps, self.project),
+            **provenance.hash_tags("dep", self.deps, self.project, self.code),
         }
 
 
