@@ -4,6 +4,8 @@ A process of its own promotes, and kills itself with SIGKILL before its n-th wri
 for every n. The gate is left out here: it writes nothing.
 """
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import registered
 from mlflow_server import mlflow_server
@@ -28,10 +31,11 @@ from promoting import (
 from registered import champion, good, publish, store
 
 from pd_core.core.errors import BadArtifact, PdError, UnknownName
-from pd_core.mlops import registry
-from pd_core.mlops.registry import promotion
+from pd_core.mlops import registry, tracking
+from pd_core.mlops.registry import lock, promotion
 from pd_core.mlops.registry.gate import Check
-from pd_core.mlops.registry.promotion import Busy, State
+from pd_core.mlops.registry.lock import Busy
+from pd_core.mlops.registry.promotion import State
 
 __all__ = ["good", "store"]  # fixtures
 
@@ -72,6 +76,11 @@ def other(store: str) -> int:
     return 3 - (champion(store) or 0)
 
 
+def locks(store: str) -> list[str]:
+    names = [model.name for model in tracking.client(store).search_registered_models()]
+    return [name for name in names if name.startswith(lock.RESERVED)]
+
+
 def moved(store: str) -> list[tuple[str, int]]:
     """Return the promotions and rollbacks that took place, the oldest first."""
     entries = promotion.history(store, NAME)[::-1]
@@ -109,6 +118,7 @@ def check_next(store: str, found: int | None) -> None:
     assert State.PENDING not in {entry.state for entry in promotion.history(store, NAME)}
     roll_back(store)
     assert champion(store) == found
+    assert locks(store) == []
 
 
 def test_a_promotion_killed_at_any_write_leaves_the_old_or_the_new_champion(two: str) -> None:
@@ -195,8 +205,86 @@ def test_a_champion_that_moved_while_the_gate_was_at_work_is_not_overwritten(
 def test_an_error_of_the_disk_while_the_lock_is_held_is_not_taken_for_one_of_the_lock(
     store: str,
 ) -> None:
-    with pytest.raises(OSError, match="disk"), promotion.lock(store, NAME, "tester@here"):
+    with pytest.raises(OSError, match="disk"), lock.promotion(store, NAME, who="tester@here"):
         raise OSError("the disk is full")
+
+
+# The lock in the registry, which machines share; here it is made in a local one.
+
+
+@contextmanager
+def in_the_registry(store: str) -> Iterator[lock.Held]:
+    with lock._in_the_registry(store, NAME, "second@here") as held:
+        yield held
+
+
+def held_by(store: str, **changes: str) -> None:
+    """Make the lock as another process makes it."""
+    now = time.time()
+    tags = {
+        "token": "another",
+        "who": "first@there",
+        "host": socket.gethostname(),
+        "process": str(os.getpid()),
+        "started": str(psutil.Process().create_time()),
+        "since": str(now),
+        "alive": str(now - float(changes.pop("silent", "0"))),
+    }
+    tracking.client(store).create_registered_model(f"lock.{NAME}", tags={**tags, **changes})
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        {},
+        {"host": "elsewhere", "process": "1"},
+        {"host": "elsewhere", "silent": "60"},
+    ],
+)
+def test_a_holder_that_lives_is_respected(store: str, holder: dict[str, str]) -> None:
+    held_by(store, **holder)
+    with pytest.raises(Busy, match="by first@there, process"), in_the_registry(store):
+        pass
+    assert locks(store) == [f"lock.{NAME}"]
+    assert registry.models(store) == []  # it is no model
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        {"process": "4194305"},  # more than Linux has
+        {"started": "1.0"},  # its number was given to another one
+        {"host": "elsewhere", "silent": "3600"},
+    ],
+)
+def test_a_holder_that_is_gone_is_passed_over(store: str, holder: dict[str, str]) -> None:
+    held_by(store, **holder)
+    with in_the_registry(store) as held:
+        held.check()
+    assert locks(store) == []
+
+
+def test_who_has_lost_the_lock_notices_and_leaves_it_to_the_new_holder(store: str) -> None:
+    with in_the_registry(store) as held:
+        tracking.client(store).delete_registered_model(f"lock.{NAME}")
+        with pytest.raises(Busy, match="nobody any more"):
+            held.check()
+        held_by(store)
+        with pytest.raises(Busy, match="first@there"):
+            held.check()
+    assert locks(store) == [f"lock.{NAME}"]
+
+
+def test_the_holder_gives_signs_of_life(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_BEAT", 0.05)
+    client = tracking.client(store)
+    with in_the_registry(store):
+        first = client.get_registered_model(f"lock.{NAME}").tags["alive"]
+        for _ in range(100):
+            if client.get_registered_model(f"lock.{NAME}").tags["alive"] != first:
+                return
+            time.sleep(0.05)
+    pytest.fail("no sign of life in five seconds")
 
 
 # Back

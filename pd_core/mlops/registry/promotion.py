@@ -1,4 +1,4 @@
-"""Promotion through the gate, and rollback; one at a time on a machine, complete after a kill.
+"""Promotion through the gate, and rollback; one at a time, complete after a kill.
 
 The alias `champion` moves in one step, from the old version to the new one. Around it, a decision
 is written to a journal in the version's tags, as pending before and as done after.
@@ -6,34 +6,24 @@ is written to a journal in the version's tags, as pending before and as done aft
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Self
-
-from filelock import FileLock, Timeout
 
 from pd_core.core.errors import BadArtifact, PdError, UnknownName
 from pd_core.mlops import registry
 from pd_core.mlops.registry import CHALLENGER, CHAMPION, Version
 from pd_core.mlops.registry.gate import Check, check_files
+from pd_core.mlops.registry.lock import Busy as Busy
+from pd_core.mlops.registry.lock import Held, promotion
 
 Examine = Callable[[Version, Version | None], Sequence[Check]]
 """Puts a candidate, which would replace a champion, through the gate."""
 
 _JOURNAL = "decision."
-_SQLITE = "sqlite:///"
-
-
-class Busy(PdError):
-    """Another process holds the lock."""
 
 
 class Action(StrEnum):
@@ -149,16 +139,17 @@ def promote(
     if dry_run:
         champion = current(registry.versions(store, version.name))
         return _examined(version, champion, examine)
-    with lock(store, version.name, who):
+    with promotion(store, version.name, who=who) as held:
         known = _recovered(store, version.name)
         champion = current(known)
         if champion and champion.number == version.number:
             return Decision(version, champion)
         registry.set_alias(store, version, CHALLENGER)
         decision = _examined(version, champion, examine)
+        held.check()
         _check_unmoved(store, version.name, champion)
         action = Action.PROMOTED if decision.accepted else Action.REFUSED
-        _carry_out(store, _entry(known, decision, action, who), version)
+        _carry_out(store, _entry(known, decision, action, who), version, held)
     return decision
 
 
@@ -176,10 +167,12 @@ def rollback(store: str, name: str, *, who: str, dry_run: bool = False) -> Decis
     name = registry.model_name(name)
     if dry_run:
         return _previous(store, registry.versions(store, name), name)
-    with lock(store, name, who):
+    with promotion(store, name, who=who) as held:
         known = _recovered(store, name)
         decision = _previous(store, known, name)
-        _carry_out(store, _entry(known, decision, Action.ROLLED_BACK, who), decision.version)
+        held.check()
+        entry = _entry(known, decision, Action.ROLLED_BACK, who)
+        _carry_out(store, entry, decision.version, held)
     return decision
 
 
@@ -195,44 +188,6 @@ def history(store: str, name: str) -> list[Entry]:
 def current(known: Sequence[Version]) -> Version | None:
     """Return the champion among a model's versions."""
     return next((version for version in known if CHAMPION in version.aliases), None)
-
-
-@contextmanager
-def lock(store: str, name: str, who: str) -> Iterator[None]:
-    """Hold a model's lock on this machine; processes that are refused meanwhile are told `who`.
-
-    Two machines that share a server are kept apart by `_check_unmoved` alone.
-
-    Raises:
-        Busy: another process holds it.
-        PdError: the lock file cannot be written.
-    """
-    path = _lock_file(store, name)
-    file = FileLock(path, timeout=0)
-    try:
-        file.acquire()
-        path.write_text(f"{who}, process {os.getpid()}, since {_clock()}")
-    except Timeout:
-        raise Busy(
-            f"'{name}' is being promoted or rolled back by "
-            f"{path.read_text().strip() or 'another process'}; nothing was changed, try again when "
-            f"that has ended"
-        ) from None
-    except OSError as error:
-        raise PdError(
-            f"cannot lock '{path}' ({error.strerror}); make its folder writable"
-        ) from None
-    try:
-        yield
-    finally:
-        file.release()
-
-
-def _lock_file(store: str, name: str) -> Path:
-    if store.startswith(_SQLITE):
-        return Path(f"{store.removeprefix(_SQLITE)}-{name}.lock")
-    key = hashlib.sha256(f"{store} {name}".encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"promptkd-{os.getuid()}-{key}.lock"
 
 
 def _examined(version: Version, champion: Version | None, examine: Examine) -> Decision:
@@ -331,10 +286,11 @@ def _entry(known: Sequence[Version], decision: Decision, action: Action, who: st
     )
 
 
-def _carry_out(store: str, entry: Entry, version: Version) -> None:
+def _carry_out(store: str, entry: Entry, version: Version, held: Held) -> None:
     """Write a decision down, move the alias, finish; `_recovered` sees to what a kill leaves."""
     registry.set_tags(store, version, entry.tags())
     if entry.action is not Action.REFUSED:
+        held.check()
         registry.set_alias(store, version, CHAMPION)
     known = registry.versions(store, version.name)
     _finish(store, replace(entry, state=State.DONE), known)
