@@ -24,7 +24,7 @@ from pd_core.data.loading.images import eval_transform
 from pd_core.data.loading.prepared import read_unlabelled, write_prepared
 from pd_core.data.loading.splits import Item, Splits
 from pd_core.evaluation import evaluate
-from pd_core.mlops.predictor import Predictor
+from pd_core.mlops.predictor import load_student
 from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import ClipTowers
@@ -283,7 +283,7 @@ def test_evaluation_uses_the_students_text_features_and_says_if_it_was_chosen_on
     metrics, rows = (read_json(out / f"{name}.json") for name in ("metrics", "predictions"))
     assert ("selection" in metrics) is (selection is ON_TEST)
     assert metrics.get("selection", ON_TEST) == "best_on_test_as_published"
-    predictor = Predictor.load(tmp_path, weights=stages["weights"])
+    predictor = load_student(tmp_path, weights=stages["weights"])
     used = shared if text is TextFeatures.TEACHER else own
     with torch.no_grad():
         logits = student.logit_scale * student(images(4)) @ used.vectors.T

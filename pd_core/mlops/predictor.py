@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,35 +145,6 @@ class Predictor:
         self.names = student.names
         self.student = student
 
-    @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        *,
-        vectors: Path | str | None = None,
-        weights: Path | str | None = None,
-        device: str = "cpu",
-    ) -> Self:
-        """Load a student from a bundle or from the `student` stage's output to classify images.
-
-        Args:
-            folder: a bundle, or `data/student/<data set>`.
-            vectors: class vectors, if they are neither in the folder nor at
-                `class_vectors/<data set>` beside its parent.
-            weights: of the student's CLIP, if they do not ship with the package.
-            device: where to compute.
-
-        Raises:
-            MissingFile: a file is not there.
-            BadArtifact: a file does not hold what it should.
-        """
-        folder = Path(folder)
-        if (folder / DESCRIPTION).is_file():
-            return cls(load_bundle(folder, device=device))
-        found = Path(vectors) if vectors else _vectors_beside(folder)
-        remedy = f"run `dvc repro student@{folder.name}`, or give another folder"
-        return cls(stand_alone(folder / STUDENT_FILE, found, weights, device=device, remedy=remedy))
-
     def classify(self, picture: Picture, *, top: int = 5) -> Ranking:
         """Classify an image; see `PortableStudent.classify`.
 
@@ -206,8 +177,27 @@ def load_student(
     weights: Path | str | None = None,
     device: str = "cpu",
 ) -> Predictor:
-    """Load a distilled student to classify images with; see `Predictor.load`."""
-    return Predictor.load(folder, vectors=vectors, weights=weights, device=device)
+    """Load a student from a bundle or from the `student` stage's output to classify images.
+
+    Args:
+        folder: a bundle, or `data/student/<data set>`.
+        vectors: class vectors, if they are neither in the folder nor at
+            `class_vectors/<data set>` beside its parent.
+        weights: of the student's CLIP, if they do not ship with the package.
+        device: where to compute.
+
+    Raises:
+        MissingFile: a file is not there.
+        BadArtifact: a file does not hold what it should.
+    """
+    folder = Path(folder)
+    if (folder / DESCRIPTION).is_file():
+        return Predictor(load_bundle(folder, device=device))
+    found = Path(vectors) if vectors else _vectors_beside(folder)
+    remedy = f"run `dvc repro student@{folder.name}`, or give another folder"
+    return Predictor(
+        stand_alone(folder / STUDENT_FILE, found, weights, device=device, remedy=remedy)
+    )
 
 
 def load_bundle(folder: Path, *, device: str = "cpu") -> PortableStudent:
