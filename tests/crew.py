@@ -13,7 +13,9 @@ from typing import Any
 
 import tiny
 import torch
+import trainings
 from torch import Tensor, nn
+from trainings import fit
 
 from pd_core.core.options import Computed, OnCorrupt, TeacherMethod, Trained
 from pd_core.data.loading.decode import ImageStore
@@ -22,9 +24,6 @@ from pd_core.pipeline import processes
 from pd_core.training.loop import distributed
 from pd_core.training.loop.checkpoints import Checkpoints
 from pd_core.training.loop.feature_cache import FeatureStore
-from pd_core.training.loop.fit import fit
-from pd_core.training.student import stage as student_stage
-from pd_core.training.teacher import stage as teacher_stage
 
 TEACHER: dict[str, Any] = {
     "model": "tiny", "epochs": 2, "batch_size": 5, "lr": 0.05, "gpa_mean": 2, "templates": 3,
@@ -106,7 +105,7 @@ def nudged(folder: Path, out: Path) -> None:
 def shown(folder: Path, out: Path) -> None:
     """Note which pictures are read for which batch of two epochs, and what is found damaged."""
     source = batches(folder)
-    seen = [[positions.tolist() for positions, _ in source.epoch(epoch)] for epoch in (1, 2)]
+    seen = [[positions.tolist() for positions, *_ in source.epoch(epoch)] for epoch in (1, 2)]
     said = [seen, sorted(source.damaged), source.left_out]
     torch.save(said, out.with_name(f"{out.name}-{distributed.rank()}"))
 
@@ -128,7 +127,7 @@ def told(_: Path, out: Path) -> None:
 
 
 def teacher(folder: Path, out: Path, options: dict[str, Any]) -> None:
-    teacher_stage.run(
+    trainings.run_teacher(
         folder / "flowers", _own(out), weights=folder / "tiny-0.safetensors",
         features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),
         **{**TEACHER, **options},
@@ -136,7 +135,7 @@ def teacher(folder: Path, out: Path, options: dict[str, Any]) -> None:
 
 
 def student(folder: Path, out: Path, options: dict[str, Any]) -> None:
-    student_stage.run(
+    trainings.run_student(
         folder / "flowers", folder / "first", folder / "vectors", _own(out),
         weights=folder / "tiny-1.safetensors", teacher_weights=folder / "tiny-0.safetensors",
         features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import trainings
 
 from pd_core.core.artifacts import write_json
 from pd_core.data.loading.splits import Protocol
-from pd_core.evaluation import evaluate
 from pd_core.pipeline.protocols import REPORT
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting.page import build
 from pd_core.reporting.page.build import Page
 from pd_core.reporting.protocol_results import keys_of, summarise
-from pd_core.training.student import stage as student_stage
 from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import stage as teacher_stage
 
 ROOT = Path(__file__).parent.parent
 NAME = "embedded_digits"
@@ -46,14 +44,14 @@ def make(folder: Path) -> Path:
         "training.student.stage",
         "evaluation.evaluate",
     ):
-        teacher_stage.run(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
+        trainings.run_teacher(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
         vectors_stage.run(prepared, teacher, vectors, model="tiny", weights=large)
         clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": large}
         mine: dict[str, Any] = {"model": "tiny", "weights": small}
-        student_stage.run(
+        trainings.run_student(
             prepared, teacher, vectors, student, epochs=2, batch_size=4, **mine, **clip
         )
-        evaluate.run(
+        trainings.run_evaluate(
             prepared, teacher, vectors, student, evaluation,
             split="test", batch_size=8, **mine, **clip,
         )  # fmt: skip

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from tiny import Batches
 from torch import Tensor, nn
-
-from pd_core.training.loop.fit import fit
+from trainings import fit
 
 PLAIN: dict[str, Any] = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0}
 STEPS = 3

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import trainings
 from ruamel.yaml import YAML
 
 from pd_core.cli import experiments, main
@@ -228,16 +229,16 @@ def test_student_and_evaluation_get_their_numbers_and_the_right_models(
 
     out = tmp_path / "b"
     clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": profile.teacher.weights}
-    student_stage.run(
+    trainings.run_student(
         made.prepared,
         made.teacher,
         made.vectors,
         out / "student",
         seed=2,
         **clip,
-        **mine.student.model_dump(),
+        **dict(mine.student),
     )
-    evaluate.run(
+    trainings.run_evaluate(
         made.prepared,
         made.teacher,
         made.vectors,

@@ -8,39 +8,37 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+import trainings
 from torch import Tensor
 
 from pd_core.core.errors import FailedRun
 from pd_core.models.class_vectors import Classifier, build
 from pd_core.models.teacher import Teacher
-from pd_core.training.student import stage as student_stage
 from pd_core.training.student.scoring import SAMPLE, check_agreement
-from pd_core.training.student.targets import Supervisor
+from pd_core.training.student.targets import LiveTeacher
 from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import stage as teacher_stage
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def supervisor() -> Supervisor:
+def supervisor() -> LiveTeacher:
     """Make a teacher that does not say the same of all pictures, as one with random texts does."""
     teacher = Teacher(tiny.towers()).eval()
     features = teacher.image_features(tiny.images(200))
     vectors = F.normalize(features[: len(tiny.NAMES)] - features.mean(dim=0), dim=-1)
-    return Supervisor(teacher, replace(build(teacher, tiny.NAMES), vectors=vectors))
+    return trainings.live(teacher, replace(build(teacher, tiny.NAMES), vectors=vectors))
 
 
-def judged(supervisor: Supervisor, encode: Any, batches: Any = None) -> None:
+def judged(supervisor: LiveTeacher, encode: Any, batches: Any = None) -> None:
     student = Classifier(encode, supervisor.vectors, 1.0)
-    check_agreement(student, [supervisor], batches or tiny.Batches(200, size=20), device=CPU)
+    targets = trainings.plain(supervisor)
+    check_agreement(student, targets, batches or tiny.Batches(200, size=20), trainings.COMPUTE)
 
 
-def test_the_teacher_itself_agrees_with_itself(supervisor: Supervisor) -> None:
+def test_the_teacher_itself_agrees_with_itself(supervisor: LiveTeacher) -> None:
     judged(supervisor, supervisor.teacher.image_features)
 
 
-def test_one_that_is_right_more_often_than_chance_passes(supervisor: Supervisor) -> None:
+def test_one_that_is_right_more_often_than_chance_passes(supervisor: LiveTeacher) -> None:
     def mostly(images: Tensor) -> Tensor:
         features = supervisor.teacher.image_features(images)
         features[::4] = torch.randn(len(images[::4]), 16)
@@ -50,7 +48,7 @@ def test_one_that_is_right_more_often_than_chance_passes(supervisor: Supervisor)
     judged(supervisor, mostly)
 
 
-def test_one_that_guesses_is_a_failed_run(supervisor: Supervisor) -> None:
+def test_one_that_guesses_is_a_failed_run(supervisor: LiveTeacher) -> None:
     torch.manual_seed(0)
 
     with pytest.raises(FailedRun, match=r"agrees .* on [\d.]+% of 200 .* by chance .*not a model"):
@@ -58,7 +56,7 @@ def test_one_that_guesses_is_a_failed_run(supervisor: Supervisor) -> None:
 
 
 def test_one_that_always_says_the_same_is_a_failed_run_however_often_that_is_right(
-    supervisor: Supervisor,
+    supervisor: LiveTeacher,
 ) -> None:
     counts = torch.bincount(
         supervisor.vectors.logits(supervisor.teacher.image_features(tiny.images(200))).argmax(1)
@@ -69,7 +67,7 @@ def test_one_that_always_says_the_same_is_a_failed_run_however_often_that_is_rig
         judged(supervisor, lambda images: favourite.expand(len(images), -1))
 
 
-def test_no_more_pictures_are_looked_at_than_it_takes(supervisor: Supervisor) -> None:
+def test_no_more_pictures_are_looked_at_than_it_takes(supervisor: LiveTeacher) -> None:
     seen: list[int] = []
 
     def encode(images: Tensor) -> Tensor:
@@ -86,11 +84,11 @@ def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
     large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
     clip: dict[str, Any] = {"model": "tiny", "weights": large}
     with tiny.torch_restored():
-        teacher_stage.run(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
+        trainings.run_teacher(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
         vectors_stage.run(prepared, tmp_path / "teacher", tmp_path / "vectors", **clip)
         folders = [tmp_path / name for name in ("teacher", "vectors", "student")]
         with pytest.raises(FailedRun, match="20 pictures"):
-            student_stage.run(
+            trainings.run_student(
                 prepared, *folders, model="tiny", weights=small, teacher_model="tiny",
                 teacher_weights=large, epochs=1, batch_size=4,
             )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import trainings
 from benchmarks import outcome, promptsrc, reference, sizes, text_gradients
 from benchmarks.__main__ import PARTS, ROOT, main
 from benchmarks.outcome import PICTURE, RESULTS, TABLE, Outcome, Row, Series
@@ -23,10 +24,7 @@ from pd_core.models import class_vectors
 from pd_core.models.clip import imagenet_templates
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.training.student.distillation import distillation_step
-from pd_core.training.student.targets import teacher_logits
 from pd_core.training.teacher import prompt_tuning
-from pd_core.training.teacher.prompt_tuning import promptsrc_step
 
 NAMES = list(tiny.NAMES)
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
@@ -59,8 +57,8 @@ def test_a_step_of_distillation_is_that_of_the_plain_path(teacher: Teacher) -> N
     vectors = class_vectors.build(teacher, NAMES)
     tokens = reference.tokenize(teacher.towers, teacher.texts(NAMES))
 
-    answers = teacher_logits(teacher, views, vectors)
-    ours = distillation_step(student, views, answers, vectors).loss
+    answers = trainings.live(teacher, vectors).logits(trainings.batch(views))
+    ours = trainings.distillation_step(student, views, answers, vectors).loss
     plain = reference.distillation_loss(teacher, student, views, tokens)
 
     assert float(plain.detach()) > 0.01
@@ -74,7 +72,9 @@ def test_a_step_of_promptsrc_is_that_of_the_plain_path(teacher: Teacher) -> None
     frozen = promptsrc.frozen_text(teacher.towers, len(NAMES))
 
     plan = teacher.text_plan(NAMES)
-    ours = promptsrc_step(teacher, views, labels, tokens=plan, frozen_text=frozen).loss.total
+    ours = trainings.promptsrc_step(
+        teacher, views, labels, tokens=plan, frozen_text=frozen
+    ).loss.total
     plain = reference.promptsrc_loss(teacher, views, labels, tokens, frozen)
 
     torch.testing.assert_close(ours, plain, **CLOSE)
@@ -84,7 +84,7 @@ def test_a_step_of_promptsrc_is_that_of_the_plain_path(teacher: Teacher) -> None
 def test_frozen_text_features_are_those_of_the_plain_path() -> None:
     towers = sizes.build(sizes.TINY_SMALL)
 
-    ours = prompt_tuning.frozen_text_features(towers, NAMES, templates=5)
+    ours = prompt_tuning.frozen_text_features(towers, NAMES, 5)
     plain = reference.frozen_text(towers, NAMES, imagenet_templates(5))
 
     torch.testing.assert_close(ours, plain, **CLOSE)

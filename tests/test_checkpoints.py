@@ -10,16 +10,17 @@ import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trainings import fit
 
 from pd_core.core.errors import Interrupted, NoSpace
+from pd_core.core.hooks import NO_HOOKS
 from pd_core.core.options import Precision
 from pd_core.pipeline import code_hash
 from pd_core.pipeline.stages import caches
-from pd_core.pipeline.stages.blocks import FurtherTeacherParams
 from pd_core.pipeline.stages.layout import Job
 from pd_core.pipeline.stages.params import load_params
-from pd_core.training.loop.fit import fit
 from pd_core.training.loop.schedule import gaussian_weights
+from pd_core.training.student.config import FurtherTeacher
 
 
 def network() -> nn.Module:
@@ -240,7 +241,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def known_by(job: Job, stage: str) -> str:
-    made = caches.checkpoints(job, stage)
+    made = caches.checkpoints(job, stage, NO_HOOKS)
     assert made is not None
     assert made.folder == Path(job.checkpoints or "") / stage / "embedded_digits"
     return made.key
@@ -267,7 +268,7 @@ def test_they_are_known_by_data_parameters_seed_and_device(job: Job) -> None:
         (folder / "file").write_text("changed")
         others.append(known_by(job, "student"))
         (folder / "file").write_text(before)
-    teacher = FurtherTeacherParams(folder=str(job.prepared.parent))
+    teacher = FurtherTeacher(folder=str(job.prepared.parent))
     others.append(known_by(changed(job, "student", further_teachers=(teacher,)), "student"))
 
     assert len({first, *others}) == len(others) + 1
@@ -292,4 +293,4 @@ def test_they_are_known_by_the_code_of_their_stage(
 
 
 def test_a_job_without_a_place_for_them_keeps_none(job: Job) -> None:
-    assert caches.checkpoints(replace(job, checkpoints=None), "teacher") is None
+    assert caches.checkpoints(replace(job, checkpoints=None), "teacher", NO_HOOKS) is None

@@ -257,7 +257,7 @@ def test_the_stage_takes_what_the_verb_prints_instead_of_training(
     original = printed_original(imported)
     assert original == {"path": str(file), "sha256": file_hash(file)}
     set_params(teacher={"original": original})
-    monkeypatch.setattr(teacher_stage, "tune_teacher", None)  # whoever calls it fails
+    monkeypatch.setattr(teacher_stage, "tune", None)  # whoever calls it fails
 
     done = promptkd("teacher", NAME)
 

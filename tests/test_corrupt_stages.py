@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import trainings
 from torch import Tensor
 
 from pd_core.core.errors import BadData
@@ -19,11 +20,10 @@ from pd_core.evaluation import evaluate, tuned_student
 from pd_core.models import class_vectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
+from pd_core.training.loop.run import Run
 from pd_core.training.student import distillation
-from pd_core.training.student import stage as student_stage
 from pd_core.training.student.scoring import make_scorer
 from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import stage as teacher_stage
 
 TEACHER: dict[str, Any] = {
     "model": "tiny", "epochs": 3, "batch_size": 4, "lr": 0.05, "gpa_mean": 2, "templates": 3,
@@ -59,7 +59,7 @@ class Stages:
 
     def teacher(self, out: Path | None = None, **rest: Any) -> list[dict[str, float]]:
         out = out or self.teacher_folder
-        teacher_stage.run(self.prepared, out, weights=self.large, **{**TEACHER, **rest})
+        trainings.run_teacher(self.prepared, out, weights=self.large, **{**TEACHER, **rest})
         return list(json.loads((out / "history.json").read_text()))
 
     def student(self, out: Path, **rest: Any) -> list[dict[str, float]]:
@@ -67,14 +67,14 @@ class Stages:
             vectors_stage.run(
                 self.prepared, self.teacher_folder, self.vectors, model="tiny", weights=self.large
             )
-        student_stage.run(
+        trainings.run_student(
             self.prepared, self.teacher_folder, self.vectors, out,
             weights=self.small, teacher_weights=self.large, **{**STUDENT, **rest},
         )  # fmt: skip
         return list(json.loads((out / "history.json").read_text()))
 
     def evaluate(self, student: Path, out: Path, **rest: Any) -> dict[str, Any]:
-        evaluate.run(
+        trainings.run_evaluate(
             self.prepared, self.teacher_folder, self.vectors, student, out,
             model="tiny", weights=self.small, teacher_model="tiny", teacher_weights=self.large,
             split="test", batch_size=3, **rest,
@@ -210,7 +210,7 @@ def test_an_epoch_is_scored_on_intact_pictures(stages: Stages) -> None:
     vectors = class_vectors.build(Teacher(tiny.towers()).eval(), tiny.NAMES)
 
     choice = Selection.BEST_ON_TEST_AS_PUBLISHED
-    scorer = make_scorer(stages.prepared, choice, image_size=16, on_corrupt=OnCorrupt.SKIP)
+    scorer = make_scorer(stages.prepared, choice, 16, trainings.compute(on_corrupt=OnCorrupt.SKIP))
 
     assert scorer is not None
     with torch.no_grad():
@@ -246,9 +246,11 @@ def test_the_baseline_counts_what_it_skipped(stages: Stages, tmp_path: Path) -> 
     files = (stages.prepared, tmp_path / "out", tmp_path / "flowers.json")
 
     metrics = tuned_student.run(
-        *files, split="test", evaluation_batch_size=7, weights=stages.small,
-        on_corrupt=OnCorrupt.SKIP, **TEACHER,
-    )  # fmt: skip
+        *files,
+        trainings.teacher_config(weights=stages.small, **TEACHER),
+        trainings.evaluate_config(batch_size=7),
+        Run(trainings.compute(on_corrupt=OnCorrupt.SKIP)),
+    )
 
     written = json.loads((tmp_path / "flowers.json").read_text())
     assert written == {**metrics, "skipped": 4}

@@ -1,6 +1,5 @@
 """Every option of the student's distillation changes what it says, and nothing else."""
 
-import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import trainings
 from miniatures import prepare_config
 from tiny import NAMES, images
 from torch import Tensor, nn
@@ -23,18 +23,14 @@ from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import eval_transform
 from pd_core.data.loading.prepared import read_unlabelled, write_prepared
 from pd_core.data.loading.splits import Item, Splits
-from pd_core.evaluation import evaluate
 from pd_core.mlops.predictor import load_student
 from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.pipeline.stages.params import load_params
-from pd_core.training.student import distillation
-from pd_core.training.student import stage as student_stage
 from pd_core.training.student.scoring import make_scorer
-from pd_core.training.student.targets import Supervisor
+from pd_core.training.student.targets import check_form
 
 FEATURES = [Form.FEATURES_L1, Form.FEATURES_MSE]
 ON_TEST = Selection.BEST_ON_TEST_AS_PUBLISHED
@@ -43,7 +39,7 @@ LISTS = ("few_shot", "few_shot_val", "val", "test")
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("training.student.stage", "evaluation.evaluate", "predictor"):
+    with tiny.quick_stages("training.student.stage", "evaluation.evaluate", "mlops.predictor"):
         yield
 
 
@@ -61,7 +57,7 @@ def vectors() -> ClassVectors:
 
 def distilled(**options: Any) -> tuple[Student, list[dict[str, float]]]:
     options = {"batches": tiny.Batches(8, size=8), "epochs": 1, **options}
-    return distillation.distill_student(small(), teacher(), vectors(), **options)
+    return trainings.distill(small(), teacher(), vectors(), **options)
 
 
 def fresh(**options: Any) -> Student:
@@ -103,15 +99,10 @@ def stop(epoch: int, _: dict[str, float]) -> None:
         raise KeyboardInterrupt
 
 
-def test_the_defaults_are_the_papers() -> None:
-    signature = inspect.signature(distillation.distill_student).parameters
-    defaults = {
-        name: signature[name].default for name in distillation.DistillOptions.__annotations__
-    }
-    block = load_params(Path(__file__).parent.parent / "paper" / "params.yaml").student
+def test_the_papers_student_imitates_the_predictions_of_one_teacher() -> None:
+    block = trainings.PAPER.student
 
-    assert defaults == {name: getattr(block, name) for name in defaults}
-    assert (defaults["form"], defaults["kd_weight"]) == (Form.LOGITS_KL, 1000)
+    assert (block.form, block.kd_weight) == (Form.LOGITS_KL, 1000)
     assert block.further_teachers == ()
 
 
@@ -151,7 +142,7 @@ def test_gradients_reach_the_student_and_not_the_teacher(form: Form) -> None:
     targets = vectors().logits(features) if form is Form.LOGITS_KL else features
     assert targets.requires_grad
 
-    step = distillation.distillation_step(student, images(8), targets, vectors(), form=form)
+    step = trainings.distillation_step(student, images(8), targets, vectors(), form=form)
     torch.autograd.backward(step.loss)
 
     assert all(parameter.grad is not None for parameter in student.parameters())
@@ -161,9 +152,9 @@ def test_gradients_reach_the_student_and_not_the_teacher(form: Form) -> None:
 @pytest.mark.parametrize("form", FEATURES)
 def test_features_are_refused_where_there_is_no_one_feature_to_imitate(form: Form) -> None:
     with pytest.raises(BadParams, match=f"{form} .* set student.text_features: teacher"):
-        distilled(form=form, text_features=TextFeatures.STUDENT)
+        check_form(trainings.student_config(form=form, text_features=TextFeatures.STUDENT))
     with pytest.raises(BadParams, match=rf"{form} .* set student.further_teachers: \[\]"):
-        distilled(form=form, further=[Supervisor(teacher(), vectors())])
+        check_form(trainings.student_config(form=form, further_teachers=[{}]))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -278,7 +269,7 @@ def test_evaluation_uses_the_students_text_features_and_says_if_it_was_chosen_on
     shared.save(tmp_path / "class_vectors.safetensors")
     folders = {"vectors": tmp_path, "student": tmp_path, "out": out}
 
-    evaluate.run(**{**stages, **folders}, split="test", batch_size=20)
+    trainings.run_evaluate(**{**stages, **folders}, split="test", batch_size=20)
 
     metrics, rows = (read_json(out / f"{name}.json") for name in ("metrics", "predictions"))
     assert ("selection" in metrics) is (selection is ON_TEST)
@@ -338,14 +329,16 @@ def test_the_score_is_the_accuracy_among_base_classes_on_one_list_only(
     def score(*labels: int) -> float:
         rows = [*zip(paths, labels, strict=True), ("4_0.png", 4)]
         prepared = only(stages, tmp_path / str(labels), **{name: rows})["prepared"]
-        scorer = make_scorer(prepared, selection, image_size=16)
+        scorer = make_scorer(prepared, selection, 16, trainings.COMPUTE)
         assert scorer is not None
         return scorer(student, known)
 
     assert [score(0, 1, 2), score(1, 0, 2)] == [100, pytest.approx(100 / 3)]
-    assert make_scorer(tmp_path / "not read", Selection.LAST, image_size=16) is None
+    assert make_scorer(tmp_path / "not read", Selection.LAST, 16, trainings.COMPUTE) is None
     with pytest.raises(BadData, match=f"no labelled {what} images.*student.selection: last"):
-        student_stage.run(**only(stages, tmp_path / "a"), out=tmp_path / "b", selection=selection)
+        trainings.run_student(
+            **only(stages, tmp_path / "a"), out=tmp_path / "b", selection=selection
+        )
 
 
 @pytest.mark.parametrize(
@@ -359,7 +352,7 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(
 
     def run(name: str, **rest: Any) -> tuple[bytes, ...]:
         numbers: dict[str, Any] = {"epochs": 3, "batch_size": 10, "lr": 1e-4, **options, **rest}
-        student_stage.run(**given, out=tmp_path / name, **numbers)
+        trainings.run_student(**given, out=tmp_path / name, **numbers)
         return tuple(path.read_bytes() for path in sorted((tmp_path / name).iterdir()))
 
     with pytest.raises(KeyboardInterrupt):

@@ -20,12 +20,12 @@ import onnxruntime
 import pytest
 import requests
 import torch
+import trainings
 from readme import blocks
 from serving import Running, serving
 
 from pd_core.core.artifacts import read_json
 from pd_core.data.loading.prepared import read_prepared
-from pd_core.evaluation.evaluate import judge
 from pd_core.mlops import tracking
 from pd_core.mlops.predictor import load_bundle
 from pd_core.mlops.registry import BUNDLE, fetch, find
@@ -104,13 +104,10 @@ def evaluated(project: Path) -> tuple[list[int], Any]:
     towers = load_clip("embedded-student", None)
     student = Student.load(data / "student" / NAME / "student.safetensors", towers)
     vectors = ClassVectors.load(data / "class_vectors" / NAME / "class_vectors.safetensors")
-    judged = judge(
+    judged = trainings.judge(
         {"student": distilled(student, vectors)},
         read_prepared(data / "prepare" / NAME),
-        split="test",
-        image_size=towers.image_size,
-        batch_size=256,
-        device=towers.device,
+        towers.image_size,
     )
     best = [row["student"][1] for row in judged.rows()]  # type: ignore[index]
     return best, torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import open_clip
 import pytest
 import tiny
 import torch
+import trainings
 from safetensors.torch import save_file
 from tiny import NAMES, images
 from torch import Tensor
@@ -18,17 +19,17 @@ from pd_core.core.options import TeacherMethod, TeacherWeighting
 from pd_core.models import class_vectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.pipeline.stages.blocks import FurtherTeacherParams
 from pd_core.training.loop import losses
-from pd_core.training.student import distillation
-from pd_core.training.student import stage as student_stage
-from pd_core.training.student import targets as supervision
-from pd_core.training.student.targets import FurtherTeacher, Supervisor, load_further, make_targets
+from pd_core.training.student import targets
+from pd_core.training.student.config import FurtherTeacher
+from pd_core.training.student.targets import LiveTeacher, load_further
+
+EQUALLY: dict[str, Any] = {"by_confidence": False, "temperature": 1.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages("training.student.stage", "supervision"):
+    with tiny.quick_stages("training.student.stage", "training.student.targets"):
         yield
 
 
@@ -56,26 +57,26 @@ def tuned() -> Teacher:
     return Teacher.untrained(tiny.towers(), method=TeacherMethod.IVLP, text_depth=2, seed=3).eval()
 
 
-def supervisor(teacher: Teacher) -> Supervisor:
-    return Supervisor(teacher, class_vectors.build(teacher, NAMES))
+def supervisor(teacher: Teacher) -> LiveTeacher:
+    return trainings.live(teacher, class_vectors.build(teacher, NAMES))
 
 
 def wanted(**given: str) -> FurtherTeacher:
     """Make an entry as the parameters do; what is not given is None."""
-    return cast(FurtherTeacher, FurtherTeacherParams(**given).model_dump())
+    return FurtherTeacher(**given)
 
 
 def wide(data: Path, **given: str) -> FurtherTeacher:
     return wanted(model="tiny-wide", weights=str(data / "wide.safetensors"), **given)
 
 
-def load(data: Path, *entries: FurtherTeacher) -> list[Supervisor]:
+def load(data: Path, *entries: FurtherTeacher) -> list[LiveTeacher]:
     first = tiny.loaded("tiny", data / "tiny-0.safetensors")
-    return load_further(entries, NAMES, first=first, device="cpu")
+    return load_further(entries, NAMES, first, trainings.COMPUTE)
 
 
 def run(data: Path, out: Path, *entries: FurtherTeacher, **rest: Any) -> bytes:
-    student_stage.run(
+    trainings.run_student(
         data / "prepare" / "flowers", data / "tuned", data / "vectors", out,
         model="tiny", weights=data / "tiny-1.safetensors",
         teacher_model="tiny", teacher_weights=data / "tiny-0.safetensors",
@@ -123,9 +124,9 @@ def test_the_two_weightings_and_temperatures_differ() -> None:
     parts = [logits(seed=0), logits(seed=1)]
 
     equal, confident, warm = (
-        losses.ensemble(parts).softmax(dim=1),
-        losses.ensemble(parts, by_confidence=True).softmax(dim=1),
-        losses.ensemble(parts, temperature=4.0).softmax(dim=1),
+        losses.ensemble(parts, **EQUALLY).softmax(dim=1),
+        losses.ensemble(parts, by_confidence=True, temperature=1.0).softmax(dim=1),
+        losses.ensemble(parts, by_confidence=False, temperature=4.0).softmax(dim=1),
     )
 
     assert not torch.allclose(equal, confident, atol=0.01)
@@ -136,11 +137,11 @@ def test_a_teacher_that_is_sure_counts_for_more_and_image_by_image() -> None:
     sure, unsure = torch.tensor([8.0, 0.0]), torch.tensor([0.0, 0.1])
     first, second = torch.stack([sure, unsure]), torch.stack([unsure, sure.flip(0)])
 
-    made = losses.ensemble([first, second], by_confidence=True).softmax(dim=1)
+    made = losses.ensemble([first, second], by_confidence=True, temperature=1.0).softmax(dim=1)
 
     assert made[0, 0] > 0.8  # where the first is sure
     assert made[1, 1] > 0.8  # where the second is
-    assert losses.ensemble([first, second]).softmax(dim=1)[0, 0] < 0.75
+    assert losses.ensemble([first, second], **EQUALLY).softmax(dim=1)[0, 0] < 0.75
 
 
 @pytest.mark.parametrize("by_confidence", [False, True])
@@ -155,9 +156,11 @@ def test_teachers_who_agree_change_nothing(by_confidence: bool) -> None:
 def test_one_teacher_alone_is_asked_directly() -> None:
     one = supervisor(tuned())
 
-    targets = make_targets([one], images(4), weighting=TeacherWeighting.CONFIDENCE)
+    made = trainings.ensemble(one, teacher_weighting=TeacherWeighting.CONFIDENCE).logits(
+        trainings.batch(images(4))
+    )
 
-    assert torch.equal(targets, supervision.teacher_logits(one.teacher, images(4), one.vectors))
+    assert torch.equal(made, one.logits(trainings.batch(images(4))))
 
 
 @pytest.mark.parametrize("weighting", list(TeacherWeighting))
@@ -171,14 +174,16 @@ def test_each_teacher_judges_with_its_own_vectors_and_scale(
             features = one.teacher.image_features(images(4))
         said.append(one.teacher.logit_scale * features @ one.vectors.vectors.T)
 
-    targets = make_targets(everybody, images(4), temperature=2.0, weighting=weighting)
+    made = trainings.ensemble(*everybody, temperature=2.0, teacher_weighting=weighting).logits(
+        trainings.batch(images(4))
+    )
 
     by_confidence = weighting is TeacherWeighting.CONFIDENCE
     expected = averaged(said, temperature=2.0, by_confidence=by_confidence)
     torch.testing.assert_close(
-        (targets / 2).softmax(dim=1), torch.tensor(expected), rtol=1e-4, atol=1e-5
+        (made / 2).softmax(dim=1), torch.tensor(expected), rtol=1e-4, atol=1e-5
     )
-    assert not targets.requires_grad
+    assert not made.requires_grad
 
 
 def test_an_empty_entry_is_the_zero_shot_teacher_on_the_same_towers(data: Path) -> None:
@@ -226,7 +231,7 @@ def test_the_student_imitates_the_average_and_uses_the_first_teachers_vectors(da
     everybody = [supervisor(tuned()), *load(data, wide(data))]
     first, small = everybody[0], tiny.towers("small", joint_width=8, seed=1)
 
-    student, history = distillation.distill_student(
+    student, history = trainings.distill(
         small, first.teacher, first.vectors, tiny.Batches(8, size=8), further=everybody[1:],
         teacher_weighting=TeacherWeighting.CONFIDENCE, temperature=2.0, epochs=1,
     )  # fmt: skip
@@ -235,9 +240,7 @@ def test_the_student_imitates_the_average_and_uses_the_first_teachers_vectors(da
     with torch.no_grad():
         untrained = Student.untrained(small, feature_width=16).train()(images(8))
         mine = small.logit_scale * untrained @ first.vectors.vectors.T
-        said = [
-            supervision.teacher_logits(one.teacher, images(8), one.vectors) for one in everybody
-        ]
+        said = [one.logits(trainings.batch(images(8))) for one in everybody]
     p = torch.tensor(averaged(said, temperature=2.0, by_confidence=True))
     expected = 1000 * 2.0**2 * float((p * (p / (mine / 2).softmax(dim=1)).log()).sum()) / (8 * 5)
     assert history[0]["loss"] == pytest.approx(expected, rel=1e-3)
@@ -266,7 +269,7 @@ def test_vectors_are_built_once_and_every_teacher_sees_every_batch(
 ) -> None:
     built: list[tuple[str, ...]] = []
     asked: list[Teacher] = []
-    build, judge = class_vectors.build, supervision.teacher_logits
+    build, judge = class_vectors.build, targets.teacher_logits
 
     def counted_build(teacher: Teacher, names: tuple[str, ...]) -> class_vectors.ClassVectors:
         built.append(names)
@@ -276,9 +279,9 @@ def test_vectors_are_built_once_and_every_teacher_sees_every_batch(
         asked.append(teacher)
         return judge(teacher, *rest, **options)
 
-    for module in ("supervision", "classifier", "class_vectors"):
+    for module in ("training.student.targets", "models.class_vectors"):
         monkeypatch.setattr(f"pd_core.{module}.build", counted_build)
-    monkeypatch.setattr(supervision, "teacher_logits", counted_judge)
+    monkeypatch.setattr(targets, "teacher_logits", counted_judge)
 
     run(data, tmp_path / "student", wanted(), wide(data))
 

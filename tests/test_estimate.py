@@ -9,18 +9,23 @@ from typing import Any
 
 import pytest
 import tiny
+import trainings
 
 from pd_core.core.artifacts import read_json, write_json, write_sums
+from pd_core.core.hooks import NO_HOOKS
+from pd_core.core.options import TeacherMethod
+from pd_core.core.paths import StagePaths
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.evaluation import cross_validate, evaluate
 from pd_core.reporting import report
 from pd_core.reporting.results import read_evaluations, summarise
-from pd_core.training.student import stage as student_stage
 from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
+from pd_core.training.teacher.config import OriginalParams
 
 TUNING: dict[str, Any] = {
-    "method": "promptsrc", "original": None, "epochs": 1, "batch_size": 5, "templates": 2,
+    "method": TeacherMethod.PROMPTSRC, "original": None,
+    "epochs": 1, "batch_size": 5, "templates": 2,
 }  # fmt: skip
 DISTILLATION: dict[str, Any] = {"epochs": 1, "batch_size": 4}
 
@@ -49,22 +54,25 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     large: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root)}
     small: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root, seed=1)}
     clip: dict[str, Any] = {f"teacher_{key}": value for key, value in large.items()}
-    teacher_stage.run(prepared, teacher, **large, **TUNING)
+    trainings.run_teacher(prepared, teacher, **large, **TUNING)
     vectors_stage.run(prepared, teacher, vectors, **large)
-    student_stage.run(prepared, teacher, vectors, student, **clip, **small, **DISTILLATION)
+    trainings.run_student(prepared, teacher, vectors, student, **clip, **small, **DISTILLATION)
     return {
         "folders": (prepared, teacher, vectors, student),
-        "tuning": {**large, **TUNING},
-        "distillation": {**small, **DISTILLATION},
-        "seed": 1,
-        "batch_size": 8,
+        "tuning": trainings.teacher_config(**large, **TUNING),
+        "distillation": trainings.student_config(**small, **DISTILLATION),
     }
 
 
 def run(stages: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
-    given = {"folds": 2, **stages, **options}
-    prepared, teacher, vectors, student = given.pop("folders")
-    cross_validate.run(prepared, teacher, vectors, student, out, **given)
+    given = {**stages, **options}
+    evaluation = trainings.evaluate_config(folds=given.get("folds", 2), batch_size=8)
+    recipe = cross_validate.Recipe(
+        given["tuning"], given["distillation"], evaluation, trainings.COMPUTE
+    )
+    prepared, teacher, vectors, student = given["folders"]
+    paths = StagePaths(prepared, teacher, vectors, student, out)
+    cross_validate.run(paths, recipe, NO_HOOKS)
     content: dict[str, Any] = read_json(out / "metrics.json")
     return content
 
@@ -105,10 +113,10 @@ def test_every_fold_is_judged_by_models_that_never_saw_its_labels(
         trained.append({path for path, _ in read_prepared(prepared).few_shot})
         return tune(prepared, *args, **options)
 
-    def judging(prepared: Path, *args: Any, **options: Any) -> Any:
-        judged.append({path for path, _ in read_prepared(prepared).test})
-        metrics = judge(prepared, *args, **options)
-        rows.extend(read_json(args[-1] / "predictions.json"))
+    def judging(paths: StagePaths, *args: Any) -> Any:
+        judged.append({path for path, _ in read_prepared(paths.prepared).test})
+        metrics = judge(paths, *args)
+        rows.extend(read_json(paths.evaluation / "predictions.json"))
         return metrics
 
     monkeypatch.setattr(teacher_stage, "run", tuning)
@@ -134,7 +142,8 @@ def test_the_same_seed_gives_the_same_bytes(stages: dict[str, Any], tmp_path: Pa
 
 
 def test_an_imported_teacher_is_not_cross_validated(stages: dict[str, Any], tmp_path: Path) -> None:
-    imported = {**stages["tuning"], "original": {"path": "a.pth", "sha256": "0" * 64}}
+    original = OriginalParams(path="a.pth", sha256="0" * 64)
+    imported = stages["tuning"].model_copy(update={"original": original})
 
     metrics = run(stages, tmp_path / "parts", tuning=imported)
 
@@ -176,9 +185,9 @@ def test_accuracy_can_be_measured_where_a_test_picture_has_a_label(
     stages: dict[str, Any], tmp_path: Path
 ) -> None:
     without = stages["folders"][0]
-    assert not cross_validate.is_measurable(without, "test")
-    assert cross_validate.is_measurable(without, "val")
-    assert cross_validate.is_measurable(tiny.prepared(tmp_path / "prepare" / "other"), "test")
+    assert not evaluate.is_measurable(without, "test")
+    assert evaluate.is_measurable(without, "val")
+    assert evaluate.is_measurable(tiny.prepared(tmp_path / "prepare" / "other"), "test")
 
 
 def test_the_report_says_that_the_accuracy_is_unknown(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import trainings
 
 from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadData, MissingFile
@@ -15,7 +16,6 @@ from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import evaluate
 from pd_core.training.student import stage as student_stage
 from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import stage as teacher_stage
 
 LABELS = np.array([0, 1, 2, 3])  # two base classes, two novel ones
 FIRST_NOVEL = 2
@@ -56,13 +56,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = {name: folder / name / "flowers" for name in ("teacher", "vectors", "student")}
     with pytest.MonkeyPatch.context() as patch, tiny.torch_restored():
         patch.setattr(student_stage, "check_agreement", tiny.agreed)
-        teacher_stage.run(
+        trainings.run_teacher(
             prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2
         )
         vectors_stage.run(
             prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large
         )
-        student_stage.run(
+        trainings.run_student(
             prepared,
             folders["teacher"],
             folders["vectors"],
@@ -94,7 +94,7 @@ def stages(trained: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_metrics_agree_with_the_predictions_that_are_kept(stages: dict[str, Any]) -> None:
-    metrics = evaluate.run(**stages)
+    metrics = trainings.run_evaluate(**stages)
     rows = json.loads((stages["out"] / "predictions.json").read_text())
     split = json.loads((stages["prepared"] / "split.json").read_text())
     assert [row["path"] for row in rows] == [path for path, _ in split["test"]]
@@ -108,8 +108,8 @@ def test_metrics_agree_with_the_predictions_that_are_kept(stages: dict[str, Any]
 
 
 def test_the_batch_size_changes_nothing(stages: dict[str, Any], tmp_path: Path) -> None:
-    evaluate.run(**stages)
-    evaluate.run(**{**stages, "batch_size": 100, "out": tmp_path / "again"})
+    trainings.run_evaluate(**stages)
+    trainings.run_evaluate(**{**stages, "batch_size": 100, "out": tmp_path / "again"})
     for name in ("metrics.json", "predictions.json"):
         assert (tmp_path / "again" / name).read_text() == (stages["out"] / name).read_text()
 
@@ -120,13 +120,13 @@ def test_a_data_set_without_test_images_is_refused(stages: dict[str, Any]) -> No
     path.write_text(json.dumps({**content, "test": []}))
     write_sums(path.parent)
     with pytest.raises(BadData, match="no labelled test images"):
-        evaluate.run(**stages)
+        trainings.run_evaluate(**stages)
 
 
 def test_a_missing_student_says_what_to_run(stages: dict[str, Any]) -> None:
     (stages["student"] / "student.safetensors").unlink()
     with pytest.raises(MissingFile, match="dvc repro student@flowers"):
-        evaluate.run(**stages)
+        trainings.run_evaluate(**stages)
 
 
 @pytest.mark.parametrize("protocol", sorted(set(Protocol) - {Protocol.BASE_TO_NOVEL}))
@@ -138,7 +138,7 @@ def test_where_there_are_no_halves_all_classes_are_counted_at_once(
     file.write_text(json.dumps({**json.loads(file.read_text()), **taught}))
     write_sums(file.parent)
 
-    metrics = evaluate.run(**stages)
+    metrics = trainings.run_evaluate(**stages)
 
     assert {tuple(scores) for scores in metrics.values()} == {("all",)}
     assert json.loads((stages["out"] / "metrics.json").read_text()) == metrics

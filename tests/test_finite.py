@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from trainings import fit
 
 from pd_core.core.errors import Diverged
 from pd_core.core.options import OnNonFinite, Precision
 from pd_core.training.loop.divergence import EVERY
-from pd_core.training.loop.fit import fit
 
 Step = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 

@@ -1,6 +1,8 @@
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.loading.decode import ImageStore
@@ -57,9 +58,10 @@ def batches(root: Path, *, seed: int = 1, workers: int = 0, size: int = 4) -> Im
     )
 
 
-def same(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]]) -> bool:
+def same(left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, ...]]) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(left, right, strict=True)
+        torch.equal(a, c) and torch.equal(b, d)
+        for (a, b, *_), (c, d, *_) in zip(left, right, strict=True)
     )
 
 
@@ -132,13 +134,13 @@ def test_an_epoch_is_shuffled_drops_the_last_batch_and_matches_single_views(fold
 
     drawn = list(source.epoch(3))
 
-    assert [len(indices) for indices, _ in drawn] == [4, 4]
+    assert [len(indices) for indices, *_ in drawn] == [4, 4]
     assert len(drawn) == source.steps
-    order = torch.cat([indices for indices, _ in drawn]).tolist()
+    order = torch.cat([indices for indices, *_ in drawn]).tolist()
     assert len(set(order)) == 8
     assert order != sorted(order)
     transform = train_transform(16, scale=(0.5, 1.0), flip=True)
-    for indices, images in drawn:
+    for indices, images, *_ in drawn:
         assert images.shape == (4, 3, 16, 16)
         for index, image in zip(indices.tolist(), images, strict=True):
             alone = view(transform, picture(index), seed=1, epoch=3, index=index)
@@ -168,8 +170,8 @@ def test_in_order_gives_every_picture_once(folder: Path) -> None:
 
     drawn = list(source.in_order())
 
-    assert torch.cat([indices for indices, _ in drawn]).tolist() == list(range(10))
-    assert [len(images) for _, images in drawn] == [4, 4, 2]
+    assert torch.cat([indices for indices, *_ in drawn]).tolist() == list(range(10))
+    assert [len(images) for _, images, *_ in drawn] == [4, 4, 2]
     assert torch.equal(drawn[0][1][1], eval_transform(32)(picture(1)))
 
 

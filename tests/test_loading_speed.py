@@ -98,7 +98,7 @@ def test_worker_processes_are_about_as_fast_as_bare_pil_in_as_many(
         torch.set_num_threads(1)  # as the stages do; more would take the cores from the workers
 
         def load(epoch: int) -> int:
-            return sum(len(images) for _, images in source.epoch(epoch))
+            return sum(len(images) for _, images, *_ in source.epoch(epoch))
 
         assert sum(pool.imap(bare, chunks)) == load(0) == PICTURES  # and all files are cached
         for turn in range(1, 21):

@@ -12,6 +12,7 @@ import crew
 import pytest
 import tiny
 import torch
+import trainings
 from torch import Tensor
 
 from pd_core.core.artifacts import read_json, read_tensors
@@ -38,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = [tiny.weights(folder, seed=seed) for seed in (0, 1)]
     files: dict[str, Any] = {"model": "tiny", "weights": weights[0]}
     with tiny.quick_stages("training.teacher.stage", "training.teacher.class_vectors"):
-        teacher_stage.run(folder / "flowers", folder / "first", **{**crew.TEACHER, **files})
+        trainings.run_teacher(folder / "flowers", folder / "first", **{**crew.TEACHER, **files})
         vectors_stage.run(folder / "flowers", folder / "first", folder / "vectors", **files)
     for path in (folder / "pictures" / name for name in DAMAGED):
         path.write_bytes(path.read_bytes()[:60])

@@ -1,46 +1,25 @@
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from pd_core.core import options
 from pd_core.core.errors import BadParams, MissingFile, PdError, UnknownName
-from pd_core.data.catalog import embedded, prepare
+from pd_core.data.catalog import embedded
 from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
-from pd_core.evaluation import cross_validate, evaluate
 from pd_core.mlops.registry import gate
-from pd_core.pipeline.stages.blocks import FurtherTeacherParams, OriginalParams
 from pd_core.pipeline.stages.params import Params, load_params
-from pd_core.training.student import distillation, targets
-from pd_core.training.student import stage as student_stage
-from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import prompt_tuning
-from pd_core.training.teacher import stage as teacher_stage
 
 PROJECT = Path(__file__).parent.parent
 QUICKSTART = PROJECT / "params.yaml"
 PAPER = PROJECT / "paper" / "params.yaml"
-
-STAGES: dict[str, Callable[..., Any]] = {
-    "prepare": prepare.run,
-    "teacher": teacher_stage.run,
-    "class_vectors": vectors_stage.run,
-    "student": student_stage.run,
-    "evaluate": evaluate.run,
-}
-TRAINING: dict[str, tuple[Any, Callable[..., Any]]] = {
-    "teacher": (prompt_tuning.TuneOptions, prompt_tuning.tune_teacher),
-    "student": (distillation.DistillOptions, distillation.distill_student),
-}
-"""What the stages take in `**options`, and the function that they hand it to."""
 
 
 @pytest.fixture
@@ -389,54 +368,13 @@ def test_every_key_reaches_its_stage(block: str, key: str) -> None:
 
     if block == "prepare":
         assert ("config", key) in _reads()
-    elif block in STAGES:
-        assert key in arguments(block)
     elif block == "promotion":
         assert key in inspect.signature(gate.Exam).parameters
     else:
-        assert (block, key) in _reads() or f"${{{block}.{key}}}" in pipeline
-
-
-@pytest.mark.parametrize("stage", TRAINING)
-def test_every_option_of_the_training_has_a_key(stage: str) -> None:
-    taken, _ = TRAINING[stage]
-
-    assert {(stage, key) for key in taken.__annotations__} <= set(KEYS)
-
-
-@pytest.mark.parametrize(
-    ("block", "taken"),
-    [
-        (OriginalParams, teacher_stage.OriginalFile),
-        (FurtherTeacherParams, targets.FurtherTeacher),
-    ],
-)
-def test_a_block_in_a_block_has_the_keys_that_its_stage_reads(
-    block: type[BaseModel], taken: Any
-) -> None:
-    assert set(block.model_fields) == set(taken.__annotations__)
-
-
-@pytest.mark.parametrize("stage", TRAINING)
-def test_without_a_file_the_training_has_the_papers_numbers(stage: str) -> None:
-    block = getattr(load_params(PAPER), stage).model_dump()
-    named = {key: block[key] for key in block.keys() - {"model", "weights"}}
-    defaults = {**defaults_of(STAGES[stage]), **defaults_of(TRAINING[stage][1])}
-
-    assert {key: defaults[key] for key in named} == named
-
-
-def arguments(stage: str) -> set[str]:
-    """What a stage's function can be given by name."""
-    taken = set(inspect.signature(STAGES[stage]).parameters) - {"options"}
-    if stage == "evaluate":  # which estimates where nothing can be measured
-        taken |= set(inspect.signature(cross_validate.run).parameters)
-    return taken | set(TRAINING[stage][0].__annotations__ if stage in TRAINING else ())
-
-
-def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}
+        names = {"run": ("run", "compute"), "class_vectors": ()}.get(
+            block, ("config", "_config", block)
+        )
+        assert {(name, key) for name in names} & _reads() or f"${{{block}.{key}}}" in pipeline
 
 
 @cache

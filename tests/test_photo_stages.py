@@ -8,6 +8,7 @@ import miniatures
 import numpy as np
 import pytest
 import tiny
+import trainings
 from PIL import Image
 
 from pd_core.core.artifacts import read_json
@@ -19,10 +20,7 @@ from pd_core.data.catalog.fingerprint import Level, fingerprint
 from pd_core.data.catalog.readers import read_splits, sources
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.data.loading.splits import Protocol
-from pd_core.evaluation import evaluate
-from pd_core.training.student import stage as student_stage
 from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import stage as teacher_stage
 
 LISTS = miniatures.prepare_config()
 OWN = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
@@ -86,13 +84,13 @@ def test_every_stage_takes_a_photo_data_set(
     printed = record(spec, root, tmp_path / "fingerprint.json")
     prepare.run(name, prepared, LISTS, data_root=root, seed=1, fingerprint=printed)
     options: dict[str, Any] = {"data_root": root, "epochs": 1}
-    teacher_stage.run(
+    trainings.run_teacher(
         prepared, teacher, model="tiny", weights=large, batch_size=2, templates=2, **options
     )
     vectors_stage.run(prepared, teacher, vectors, model="tiny", weights=large)
-    student_stage.run(prepared, teacher, vectors, student, batch_size=4, **clips, **options)
+    trainings.run_student(prepared, teacher, vectors, student, batch_size=4, **clips, **options)
     folders = (prepared, teacher, vectors, student, out)
-    metrics = evaluate.run(*folders, data_root=root, split="test", batch_size=4, **clips)
+    metrics = trainings.run_evaluate(*folders, data_root=root, split="test", batch_size=4, **clips)
 
     splits = read_splits(spec, root)
     assert read_prepared(prepared, data_root=root).classes == splits.class_names

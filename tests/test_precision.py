@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import tiny
 import torch
+import trainings
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -20,8 +21,6 @@ from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop import fit
-from pd_core.training.student.distillation import distill_student
-from pd_core.training.teacher.prompt_tuning import tune_teacher
 
 DTYPES = {
     Precision.FP32: torch.float32,
@@ -115,11 +114,11 @@ def trained(precision: Precision, device: str) -> Run:
     watch(large.text, run.text_dtypes)
     labels = torch.arange(16) % len(tiny.NAMES)
     with kept_optimizers(run.optimizers):
-        teacher, first = tune_teacher(
+        teacher, first = trainings.tune(
             large, tiny.Batches(16, size=8), labels, tiny.NAMES,
             epochs=2, gpa_mean=2, templates=2, precision=precision,
         )  # fmt: skip
-        student, second = distill_student(
+        student, second = trainings.distill(
             small, teacher, vectors, tiny.Batches(16, size=8),
             epochs=2, lr=1e-4, precision=precision,
         )  # fmt: skip
@@ -189,7 +188,7 @@ class Overflow(nn.Module):
 @DEVICES
 def test_a_step_that_overflows_is_skipped_and_the_scale_halved(device: str, tmp_path: Path) -> None:
     module = Overflow().to(device)
-    fit.fit(
+    trainings.fit(
         module, module.step(overflows=2), tiny.Batches(16, size=4),
         epochs=1, lr=0.1, warmup_epochs=0, device=device, precision=Precision.FP16,
         checkpoints=tiny.checkpoints(tmp_path),
@@ -206,7 +205,7 @@ def test_without_fp16_the_loss_is_not_scaled(device: str) -> None:
     for precision in (Precision.FP32, Precision.BF16):
         module = Overflow().to(device)
 
-        fit.fit(
+        trainings.fit(
             module, module.step(overflows=0), tiny.Batches(8, size=4),
             epochs=1, lr=0.1, warmup_epochs=0, device=device, precision=precision,
         )  # fmt: skip
@@ -220,7 +219,7 @@ def test_a_distillation_that_overflows_leaves_the_student_as_it_was(device: str)
     teacher = Teacher(towers(device))
     vectors = class_vectors.build(teacher, tiny.NAMES)
 
-    student, history = distill_student(
+    student, history = trainings.distill(
         small, teacher, vectors, tiny.Batches(8, size=4),
         epochs=1, kd_weight=1e12, precision=Precision.FP16, seed=3,
     )  # fmt: skip

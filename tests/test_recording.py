@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import trainings
 from torch import Tensor
 
 from pd_core.core.artifacts import read_tensors
@@ -24,13 +25,12 @@ from pd_core.models import class_vectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.run import Run
 from pd_core.training.loop.views import TrainingViews, training_views
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student import targets
-from pd_core.training.student.targets import Look, Supervisor, make_targets
 from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
-from pd_core.training.teacher import stage as teacher_stage
 
 GIB = 2**30
 TEACHER: dict[str, Any] = {
@@ -66,13 +66,13 @@ class Project:
         return FeatureStore(self.folder / "features", **{**defaults, **options})
 
     def teacher(self, out: str, **options: Any) -> bytes:
-        teacher_stage.run(
+        trainings.run_teacher(
             self.prepared, self.folder / out, weights=self.teachers_clip, **{**TEACHER, **options}
         )
         return (self.folder / out / "teacher.safetensors").read_bytes()
 
     def student(self, out: str, **options: Any) -> bytes:
-        student_stage.run(
+        trainings.run_student(
             self.prepared,
             self.folder / "tuned",
             self.folder / "v",
@@ -114,7 +114,7 @@ def project(tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             shutil.copytree(tuned / name, tmp_path / name)
 
         def load(name: str, weights: Path, *, device: Any = "cpu") -> ClipTowers:
-            made.loaded.append(weights)
+            made.loaded.append(Path(weights))
             return tiny.loaded(name, weights, device)
 
         monkeypatch.setattr(student_stage, "load_clip", load)
@@ -169,12 +169,13 @@ def test_more_epochs_record_only_what_is_new(
     project.cached("short")
     before = project.stored()
     asked: list[int] = []
+    judge = targets.teacher_logits
 
-    def counted(*args: Any, **rest: Any) -> Tensor:
+    def counted(*args: Any) -> Tensor:
         asked.append(1)
-        return make_targets(*args, **rest)
+        return judge(*args)
 
-    monkeypatch.setattr(targets, "make_targets", counted)
+    monkeypatch.setattr(targets, "teacher_logits", counted)
     project.cached("long", epochs=5)
 
     assert len(project.stored() - before) == 2
@@ -227,11 +228,9 @@ def test_half_precision_moves_the_student_by_no_more_than_it_rounds(project: Pro
 
 def views_of(prepared: Path, *, count: int = 20) -> TrainingViews:
     paths = [f"{n % 5}_{n // 5}.png" for n in range(count)]
-    return training_views(
-        prepared, prepared.parent.parent / "prepare" / "pictures", paths,
-        image_size=16, batch_size=4, crop_scale=(0.5, 1.0), flip=True, seed=1, workers=0,
-        on_corrupt=OnCorrupt.FAIL,
-    )  # fmt: skip
+    config = trainings.student_config(batch_size=4, crop_scale=(0.5, 1.0), flip=True)
+    root = prepared.parent.parent / "prepare" / "pictures"
+    return training_views(prepared, root, paths, 16, config, trainings.COMPUTE)
 
 
 @pytest.mark.parametrize(("classes", "kind", "width"), [(5, "logits", 5), (20, "features", 16)])
@@ -245,10 +244,9 @@ def test_whichever_is_smaller_is_stored_and_gives_the_same_logits(
     views = views_of(tiny.prepared(tmp_path / "prepare" / "flowers"))
     store = FeatureStore(tmp_path / "features", limit=GIB, half=half)
 
-    (recorded,) = targets.teachers_answers(
-        store, vectors, views, lambda: [Supervisor(teacher, vectors)],
-        teachers=[["tiny"]], epochs=2, form=Form.LOGITS_KL, precision=Precision.FP32,
-        device=torch.device("cpu"),
+    (recorded,) = targets.cached_teachers(
+        lambda: [trainings.live(teacher, vectors)], [["tiny"]], vectors, views,
+        trainings.student_config(epochs=2), Run(trainings.COMPUTE, features=store),
     )  # fmt: skip
 
     (folder,) = (tmp_path / "features").iterdir()
@@ -257,9 +255,9 @@ def test_whichever_is_smaller_is_stored_and_gives_the_same_logits(
     assert stored is not None
     assert stored.shape == (20, width)
     assert stored.dtype == (torch.float16 if half else torch.float32)
-    for indices, images in views.batches.epoch(2):
-        expected = make_targets([Supervisor(teacher, vectors)], images)
-        found = make_targets([recorded], images, look=Look(2, indices))
+    for batch in views.batches.epoch(2):
+        expected = trainings.live(teacher, vectors).logits(batch)
+        found = recorded.logits(batch)
         if not half:
             assert torch.equal(found, expected)
         torch.testing.assert_close(found.log_softmax(1), expected.log_softmax(1), rtol=0, atol=0.02)
@@ -381,12 +379,11 @@ def test_frozen_texts_are_computed_once_for_a_clip_its_names_and_templates(
     calls: list[int] = []
     compute = prompt_tuning.frozen_text_features
 
-    def counted(towers: Any, names: Any, *, templates: int) -> Tensor:
+    def counted(towers: Any, names: Any, templates: int) -> Tensor:
         calls.append(templates)
-        return compute(towers, names, templates=templates)
+        return compute(towers, names, templates)
 
-    for module in (teacher_stage, prompt_tuning):
-        monkeypatch.setattr(module, "frozen_text_features", counted)
+    monkeypatch.setattr(prompt_tuning, "frozen_text_features", counted)
     online = project.teacher("online", epochs=1)
     for _ in range(2):
         assert project.teacher("kept", features=project.store(), epochs=1) == online

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trainings
 from miniatures import prepare_config
 from serving import Running, champion, new_project, serving
 from torch.nn.functional import normalize
 
 from pd_core.data.catalog import prepare
 from pd_core.data.loading.prepared import read_prepared
-from pd_core.evaluation.evaluate import judge
 from pd_core.mlops.predictor import fold
 from pd_core.models.class_vectors import Classifier, ClassVectors, distilled
 from pd_core.models.clip import load_clip
@@ -53,14 +53,7 @@ def test_served_answers_are_those_of_the_stage_for_every_test_picture(
     )
     content = read_prepared(tmp_path / DATASET)
     evaluated, served = classifier(tuple(content.classes))
-    judged = judge(
-        {"student": evaluated},
-        content,
-        split="test",
-        image_size=32,
-        batch_size=100,
-        device=torch.device("cpu"),
-    )
+    judged = trainings.judge({"student": evaluated}, content, 32)
     expected = torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
     with zipfile.ZipFile(content.images) as archive:
         pictures = [archive.read(path) for path, _ in judged.items]

@@ -1,6 +1,5 @@
 """The stages teacher, class_vectors and student, from files to files, with tiny real models."""
 
-import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import trainings
 
 from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
@@ -18,11 +18,9 @@ from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
 from pd_core.models.teacher import Teacher
-from pd_core.training.student import distillation, targets
 from pd_core.training.student import stage as student_stage
+from pd_core.training.student import targets
 from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import prompt_tuning
-from pd_core.training.teacher import stage as teacher_stage
 
 TEACHER: dict[str, Any] = {
     "model": "tiny",
@@ -62,7 +60,7 @@ def weights(tmp_path: Path) -> dict[str, Path]:
 
 
 def run_teacher(prepared: Path, weights: dict[str, Path], out: Path, **rest: Any) -> Path:
-    teacher_stage.run(prepared, out, **{**TEACHER, "weights": weights["teacher"], **rest})
+    trainings.run_teacher(prepared, out, **{**TEACHER, "weights": weights["teacher"], **rest})
     return out
 
 
@@ -75,7 +73,7 @@ def run_student(
     prepared: Path, weights: dict[str, Path], teacher: Path, vectors: Path, out: Path, **rest: Any
 ) -> Path:
     files = {"weights": weights["student"], "teacher_weights": weights["teacher"]}
-    student_stage.run(prepared, teacher, vectors, out, **{**STUDENT, **files, **rest})
+    trainings.run_student(prepared, teacher, vectors, out, **{**STUDENT, **files, **rest})
     return out
 
 
@@ -200,7 +198,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher() -> None:
     vectors = class_vectors.build(teacher, tiny.NAMES)
     batches = tiny.Batches(32, size=16)
 
-    student, history = distillation.distill_student(
+    student, history = trainings.distill(
         tiny.towers(seed=1), teacher, vectors, batches, epochs=20, lr=1e-4
     )
 
@@ -212,7 +210,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher() -> None:
 def test_tuning_lowers_the_teachers_loss_on_its_few_images() -> None:
     labels = torch.arange(16) % len(tiny.NAMES)
 
-    teacher, history = prompt_tuning.tune_teacher(
+    teacher, history = trainings.tune(
         tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
         epochs=10, lr=0.02, gpa_mean=9, templates=2,
     )  # fmt: skip
@@ -231,11 +229,11 @@ def test_low_precision_changes_the_losses_little_and_trains_fp32(precision: Prec
     labels = torch.arange(16) % len(tiny.NAMES)
     losses = {}
     for kind in (Precision.FP32, precision):
-        tuned, first = prompt_tuning.tune_teacher(
+        tuned, first = trainings.tune(
             tiny.towers(), tiny.Batches(16, size=8), labels, tiny.NAMES,
             epochs=2, gpa_mean=2, templates=2, precision=kind,
         )  # fmt: skip
-        student, second = distillation.distill_student(
+        student, second = trainings.distill(
             tiny.towers(seed=1), teacher, vectors, tiny.Batches(16, size=8),
             epochs=2, lr=1e-4, precision=kind,
         )  # fmt: skip
@@ -327,7 +325,7 @@ def test_vectors_of_another_width_are_refused() -> None:
     vectors = class_vectors.build(Teacher(tiny.towers(joint_width=8)), tiny.NAMES)
 
     with pytest.raises(BadArtifact, match="width 8 do not fit a teacher of width 16"):
-        distillation.distill_student(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
+        trainings.distill(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
 
 
 def test_a_teacher_that_looks_at_larger_images_is_refused() -> None:
@@ -335,7 +333,7 @@ def test_a_teacher_that_looks_at_larger_images_is_refused() -> None:
     vectors = class_vectors.build(large, tiny.NAMES)
 
     with pytest.raises(BadParams, match="'large' looks at 24 pixels, the student at 16"):
-        targets.check_views([targets.Supervisor(large, vectors)], 16)
+        targets.check_views([trainings.live(large, vectors)], 16)
 
 
 def test_the_student_stage_looks_at_its_teachers_image_size(
@@ -345,7 +343,7 @@ def test_the_student_stage_looks_at_its_teachers_image_size(
 
     def larger(name: str, path: Path, **rest: Any) -> Any:
         towers = load_clip(name, path, **rest)
-        return replace(towers, image_size=24) if path == weights["teacher"] else towers
+        return replace(towers, image_size=24) if Path(path) == weights["teacher"] else towers
 
     monkeypatch.setattr(student_stage, "load_clip", larger)
 
@@ -358,36 +356,7 @@ def test_a_choice_of_the_epoch_without_scores_is_refused() -> None:
     vectors = class_vectors.build(teacher, tiny.NAMES)
 
     with pytest.raises(BadParams, match="selection = best_on_val: give a scorer"):
-        distillation.distill_student(
+        trainings.distill(
             tiny.towers(), teacher, vectors, tiny.Batches(8, size=4),
             selection=Selection.BEST_ON_VAL,
         )  # fmt: skip
-
-
-def test_a_batch_of_one_is_refused(
-    prepared: Path, weights: dict[str, Path], tmp_path: Path
-) -> None:
-    with pytest.raises(BadParams, match="batch_size = 1"):
-        run_student(prepared, weights, tmp_path, tmp_path, tmp_path / "out", batch_size=1)
-
-
-@pytest.mark.parametrize(
-    ("options", "function"),
-    [
-        (prompt_tuning.TuneOptions, prompt_tuning.tune_teacher),
-        (distillation.DistillOptions, distillation.distill_student),
-    ],
-)
-def test_every_option_of_a_stage_is_an_argument_of_its_training(
-    options: Any, function: Any
-) -> None:
-    numbers = {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    shared = {"seed", "precision", "checkpoints", "on_epoch", "on_progress", "on_loss"}
-    # arguments of the stage, or made by it
-    shared |= {"method", "further", "scorer", "recorded", "frozen_text", "frozen_images"}
-
-    assert set(options.__annotations__) == numbers - shared

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+import trainings
 from tiny import NAMES, images, towers
 from torch import Tensor, nn
 
@@ -23,10 +24,7 @@ from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import CoupledPrompts, DeepPrompts
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.training.student import stage as student_stage
 from pd_core.training.teacher import class_vectors as vectors_stage
-from pd_core.training.teacher import prompt_tuning
-from pd_core.training.teacher import stage as teacher_stage
 
 TRAINED = [method for method in TeacherMethod if method is not TeacherMethod.CLIP]
 CROSS_ENTROPY_ONLY = [method for method in TRAINED if method is not TeacherMethod.PROMPTSRC]
@@ -63,11 +61,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, out: Path, method: TeacherMethod, **rest: Any) -> Teacher:
     numbers = {"epochs": 2, "lr": 0.02, "batch_size": 6, "gpa_mean": 2, "templates": 2, **SIZES}
     files: dict[str, Any] = {"model": "tiny", "weights": data / "tiny-0.safetensors"}
-    return teacher_stage.run(data / "flowers", out, method=method, **files, **{**numbers, **rest})
+    return trainings.run_teacher(
+        data / "flowers", out, method=method, **files, **{**numbers, **rest}
+    )
 
 
 def tune(method: TeacherMethod, **rest: Any) -> tuple[Teacher, list[dict[str, float]]]:
-    return prompt_tuning.tune_teacher(
+    return trainings.tune(
         towers(), tiny.Batches(10, size=10), LABELS, NAMES, method=method,
         **{"epochs": 2, "lr": 0.02, "gpa_mean": 1, "templates": 2, **SIZES, **rest},
     )  # fmt: skip
@@ -259,7 +259,7 @@ def test_clip_is_not_trained_and_looks_at_no_picture(data: Path, tmp_path: Path)
     folder = tmp_path / "flowers"
     write_prepared(folder, {**split, "images": "nowhere"}, [])
 
-    teacher = teacher_stage.run(
+    teacher = trainings.run_teacher(
         folder, tmp_path / "out", model="tiny", weights=data / "tiny-0.safetensors",
         method=TeacherMethod.CLIP, template="a drawing of {}.",
     )  # fmt: skip
@@ -283,7 +283,7 @@ def test_every_teacher_comes_back_with_its_method_and_supervises_a_student(
     vectors = vectors_stage.run(
         data / "flowers", tmp_path / "teacher", tmp_path / "vectors", **files
     )
-    student = student_stage.run(
+    student = trainings.run_student(
         data / "flowers", tmp_path / "teacher", tmp_path / "vectors", tmp_path / "student",
         model="tiny", weights=data / "tiny-1.safetensors", teacher_model="tiny",
         teacher_weights=files["weights"], epochs=4, batch_size=10, lr=1e-4,

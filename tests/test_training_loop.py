@@ -10,16 +10,18 @@ import torch
 from point import STEPS, Point, Step, downhill, moved, poisoned, train
 from tiny import Batches, checkpoints
 from torch import Tensor
+from trainings import fit
 
 from pd_core.core.errors import BadParams, Diverged
 from pd_core.core.options import OnNonFinite, Precision
-from pd_core.training.loop.fit import fit, make_optimizer
+from pd_core.data.loading.images import Batch
+from pd_core.training.loop.fit import make_optimizer
 from pd_core.training.loop.schedule import learning_rate
 
 
 @pytest.mark.parametrize("warmup", [{}, {"warmup_epochs": 2}, {"warmup_lr": 0.03}])
 def test_every_step_of_an_epoch_has_the_epochs_rate(warmup: dict[str, Any]) -> None:
-    point, given = Point(), {"warmup_epochs": 1, **warmup}
+    point, given = Point(), {"warmup_epochs": 1, "warmup_lr": 1e-5, **warmup}
 
     history = train(point, epochs=4, **given)
 
@@ -51,8 +53,10 @@ def test_momentum_and_weight_decay_are_those_of_plain_sgd(given: dict[str, Any])
     assert point.value.tolist() == pytest.approx([value] * 4, rel=1e-5)
 
 
-def test_the_optimiser_alone_has_the_published_momentum_and_decay() -> None:
-    group = make_optimizer(Point().parameters(), lr=0.1).param_groups[0]
+def test_the_optimiser_has_the_rate_momentum_and_decay_it_is_given() -> None:
+    group = make_optimizer(
+        Point().parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
+    ).param_groups[0]
 
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 5e-4)
 
@@ -145,7 +149,7 @@ def test_the_metrics_of_an_epoch_are_means_over_its_steps() -> None:
 
     # The loss falls by 4 x 0.1 with each step of the first epoch.
     assert history[0]["loss"] == pytest.approx(4 - 0.4 * (0 + 1 + 2) / 3)
-    chosen = [int(indices[0]) for indices, _ in Batches(6, size=2).epoch(1)]
+    chosen = [int(indices[0]) for indices, *_ in Batches(6, size=2).epoch(1)]
     assert history[0]["first"] == pytest.approx(sum(chosen) / STEPS)
     assert history[0].keys() == {"loss", "first", "lr"}
 
@@ -198,9 +202,10 @@ class Uneven(Batches):
     def steps(self) -> int:
         return len(self._sizes)
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
-        for indices in torch.arange(sum(self._sizes)).split(list(self._sizes))[start:]:  # type: ignore[no-untyped-call]
-            yield indices, self._images[indices]
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        parts = torch.arange(sum(self._sizes)).split(list(self._sizes))  # type: ignore[no-untyped-call]
+        for number, indices in enumerate(parts[start:], start=start):
+            yield Batch(indices, self._images[indices], epoch, number)
 
 
 def test_the_loss_is_told_for_the_last_step_of_an_epoch_whose_last_batch_was_passed_over() -> None:
@@ -247,11 +252,6 @@ def test_an_epoch_without_a_batch_that_is_large_enough_is_refused() -> None:
     assert str(caught.value) == (
         "epoch 1 has no batch of 3 or more intact images; lower batch_size, or give more images"
     )
-
-
-def test_no_epochs_are_refused() -> None:
-    with pytest.raises(BadParams, match="^epochs = 0; give a number from 1 upwards$"):
-        train(Point(), epochs=0)
 
 
 def test_damaged_pictures_that_were_left_out_are_counted_if_there_are_any() -> None:
@@ -362,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_default_and_names_the_last_c
     with pytest.raises(Diverged) as caught:
         train(point, poisoned(point, 5), checkpoints=kept)
 
-    second = [indices.tolist() for indices, _ in Batches(6, size=2).epoch(2)][1]
+    second = [indices.tolist() for indices, *_ in Batches(6, size=2).epoch(2)][1]
     assert str(caught.value).startswith(
         f"the loss is nan at epoch 2, step 2, on {second[0]}.png, {second[1]}.png;"
         f" last good checkpoint: '{kept.newest()}'"

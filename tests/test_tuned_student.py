@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import trainings
 from rich.console import Console
 from tiny import NAMES
 
@@ -56,10 +57,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(data: Path, root: Path, **rest: Any) -> dict[str, dict[str, float]]:
-    options = {**TUNING, "weights": data / "tiny-1.safetensors", "split": "test", **rest}
+    values = {**TUNING, "weights": data / "tiny-1.safetensors", **rest}
+    evaluation = trainings.evaluate_config(split=values.pop("split", "test"), batch_size=7)
+    surroundings = trainings.run_of(values)
     return tuned_student.run(
         data / "flowers", root / "out", root / "results" / "flowers.json",
-        **{"evaluation_batch_size": 7, **options},
+        trainings.teacher_config(**values), evaluation, surroundings,
     )  # fmt: skip
 
 
@@ -130,24 +133,24 @@ def test_the_job_tunes_the_students_clip_with_the_teachers_numbers(
     changes = DatasetRow(teacher={"method": "ivlp"}, student={"weights": "small.pt"})
     params = shipped().model_copy(update={"tuned_student": {name: {"epochs": 7}}})
     block = params.for_dataset(name, changes)
-    calls: list[tuple[tuple[Path, ...], dict[str, Any]]] = []
-    monkeypatch.setattr(tuned_student, "run", lambda *paths, **rest: calls.append((paths, rest)))
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(tuned_student, "run", lambda *given: calls.append(given))
 
     job = Job.at(tmp_path, block, seed=3, device="cpu", data_root=tmp_path)
     assert block.tuned_student is not None
     jobs.tuned_student(job)
 
-    ((paths, given),) = calls
-    assert paths == (
+    ((*paths, given, evaluation, run),) = calls
+    assert paths == [
         tmp_path / "prepare" / name,
         tmp_path / "tuned_student" / name,
         tmp_path / "evaluate" / "tuned_student" / f"{name}.json",
-    )
-    assert given["model"] == block.student.model != block.teacher.model
-    assert given["weights"] == "small.pt"
-    assert (given["method"], given["epochs"], given["seed"]) == ("ivlp", 7, 3)
-    assert given["lr"] == block.teacher.lr
-    assert given["split"] == block.evaluate.split
+    ]
+    assert given.model == block.student.model != block.teacher.model
+    assert given.weights == "small.pt"
+    assert (given.method, given.epochs, run.compute.seed) == ("ivlp", 7, 3)
+    assert given.lr == block.teacher.lr
+    assert evaluation == block.evaluate
 
 
 def test_a_data_set_that_is_not_listed_has_no_baseline() -> None:

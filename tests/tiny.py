@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pd_core.core.artifacts import write_sums
+from pd_core.data.loading.images import Batch
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
@@ -140,12 +141,13 @@ class Batches:
     def names(self, indices: Sequence[int]) -> list[str]:
         return [f"{index}.png" for index in indices]
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(self._images), generator=generator)
         used = order[start * self._size : self.steps * self._size]
-        for chosen in used.split(self._size):  # type: ignore[no-untyped-call]
-            yield chosen, self._images[chosen]
+        parts = used.split(self._size)  # type: ignore[no-untyped-call]
+        for number, chosen in enumerate(parts, start=start):
+            yield Batch(chosen, self._images[chosen], epoch, number)
 
 
 def checkpoints(folder: Path, *, key: str = "this run", **rest: Any) -> Checkpoints:

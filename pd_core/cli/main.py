@@ -21,6 +21,7 @@ from pd_core.cli.benchmark import benchmark
 from pd_core.cli.common import Reporter, Setting, note, register, setting_of
 from pd_core.cli.doctor.command import doctor
 from pd_core.core.errors import BadParams, Interrupted, PdError
+from pd_core.core.hooks import Hooks
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import code_hash, processes, signals
 from pd_core.pipeline.processes import Member
@@ -113,7 +114,7 @@ def evaluate(
     job = setting.job
     compute_with(job.params.run.threads)
     with _recorded("evaluate", setting) as (run, report):
-        metrics = jobs.evaluate(job, on_progress=report.progress, on_note=note)
+        metrics = jobs.evaluate(job, Hooks(on_progress=report.progress, on_note=note))
         run.log_metrics(metrics)
         run.log_file(job.evaluation / "predictions.json")
         run.log_texts(lambda: _figures(job))
@@ -170,7 +171,7 @@ app.add_typer(_verbs(reports.page, benchmark, reports.compare))
 app.add_typer(experiments.protocol, name="protocols")
 
 
-def _train(stage: str, setting: Setting, work: Callable[..., jobs.Metrics | None]) -> None:
+def _train(stage: str, setting: Setting, work: Callable[[Job, Hooks], jobs.Metrics | None]) -> None:
     """Run a training, in as many processes as the parameters say; the first one records it."""
     job = setting.job
     count = job.params.run.processes
@@ -181,17 +182,11 @@ def _train(stage: str, setting: Setting, work: Callable[..., jobs.Metrics | None
     compute_with(job.params.run.threads)
     with signals.postponed() as interrupted, _joined(member, job.device, count):
         if member is not None and member.number > 0:
-            work(job, interrupted=interrupted)
+            work(job, Hooks(interrupted))
             return
         with _recorded(stage, setting) as (run, report):
-            metrics = work(
-                job,
-                interrupted=interrupted,
-                on_epoch=report.epoch,
-                on_progress=report.progress,
-                on_loss=report.loss,
-                on_note=note,
-            )
+            hooks = Hooks(interrupted, report.epoch, report.progress, report.loss, note)
+            metrics = work(job, hooks)
             if metrics is not None:
                 run.log_metrics(metrics)
 

@@ -14,10 +14,10 @@ import typer
 
 from pd_core.cli.common import AsJson, note, open_store, print_json, say, setting_of
 from pd_core.cli.registry import DryRun
+from pd_core.core.config import ClipConfig
 from pd_core.core.errors import BadArtifact, MissingFile, UnknownName, missing
 from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.settings import compute_with, load_settings
-from pd_core.pipeline.stages.blocks import StudentParams, TeacherParams
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _params(name: str | None) -> Params | DatasetParams:
     return params if name is None else params.for_dataset(name)
 
 
-def _towers(block: TeacherParams | StudentParams) -> ClipTowers:
+def _towers(block: ClipConfig) -> ClipTowers:
     """Load the CLIP that a block names, on the CPU: nothing is computed with it."""
     from pd_core.models.clip import load_clip
 

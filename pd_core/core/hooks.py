@@ -36,3 +36,6 @@ class Hooks:
     on_progress: OnProgress = _nothing
     on_loss: OnLoss = _nothing
     on_note: OnNote = _nothing
+
+
+NO_HOOKS = Hooks()

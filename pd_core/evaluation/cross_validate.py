@@ -9,7 +9,7 @@ the student that is deployed, so the metrics say `accuracy: unknown`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.atomic import write_folder
-from pd_core.core.hooks import OnProgress
-from pd_core.core.options import Computed, OnCorrupt, Precision
+from pd_core.core.config import Clips, Compute
+from pd_core.core.hooks import NO_HOOKS, Hooks, OnNote
+from pd_core.core.options import Computed
+from pd_core.core.paths import StagePaths
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import (
@@ -34,12 +36,15 @@ from pd_core.data.loading.prepared import (
     write_prepared,
 )
 from pd_core.evaluation import evaluate
+from pd_core.evaluation.config import EvaluateConfig
 from pd_core.models.class_vectors import logits_of
-from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import set_threads
+from pd_core.training.loop.run import Run
 from pd_core.training.student import stage as student_stage
+from pd_core.training.student.config import StudentConfig
 from pd_core.training.teacher import class_vectors
 from pd_core.training.teacher import stage as teacher_stage
+from pd_core.training.teacher.config import TeacherConfig
 
 UNKNOWN: dict[str, str] = {"accuracy": "unknown"}
 """What `metrics.json` says besides its numbers."""
@@ -47,53 +52,47 @@ UNKNOWN: dict[str, str] = {"accuracy": "unknown"}
 Scores = dict[str, dict[str, float]]
 
 
-def is_measurable(prepared: Path, split: str) -> bool:
-    """Whether accuracy can be measured: a split other than `test` was asked for on purpose."""
-    return split != "test" or bool(read_prepared(prepared).test)
+@dataclass(frozen=True)
+class Recipe:
+    """How teacher and student were made, to make them again."""
+
+    teacher: TeacherConfig
+    student: StudentConfig
+    evaluation: EvaluateConfig
+    compute: Compute
+
+    @property
+    def clips(self) -> Clips:
+        """The CLIPs of both."""
+        return Clips(self.student, self.teacher)
+
+    def follow(self, folder: Path) -> list[dict[str, Any]]:
+        """Make both from `folder / "prepared"` and return what they say about its test pictures."""
+        names = ("prepared", "teacher", "vectors", "student", "evaluation")
+        paths = StagePaths(*(folder / name for name in names))
+        compute = self.compute.model_copy(update={"compile": False})
+        # Nothing comes twice in the folds, so nothing is worth storing.
+        tuning = self.teacher.model_copy(update={"frozen_features": Computed.ONLINE})
+        distillation = self.student.model_copy(update={"teacher_targets": Computed.ONLINE})
+        teacher_stage.run(paths.prepared, paths.teacher, tuning, Run(compute))
+        class_vectors.run(
+            paths.prepared, paths.teacher, paths.vectors, model=tuning.model,
+            weights=tuning.weights, threads=compute.threads, device=compute.device,
+        )  # fmt: skip
+        student_stage.run(paths, distillation, tuning, Run(compute))
+        test = self.evaluation.model_copy(update={"split": "test"})
+        evaluate.run(paths, test, self.clips, compute, NO_HOOKS)
+        rows: list[dict[str, Any]] = read_json(paths.evaluation / "predictions.json")
+        return rows
 
 
-def run(
-    prepared: Path,
-    teacher: Path,
-    vectors: Path,
-    student: Path,
-    out: Path,
-    *,
-    tuning: Mapping[str, Any],
-    distillation: Mapping[str, Any],
-    folds: int,
-    seed: int,
-    batch_size: int,
-    data_root: Path = Path(),
-    threads: int = 1,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
-    precision: Precision = Precision.FP32,
-    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
-    on_progress: OnProgress | None = None,
-    on_note: Callable[[str], None] | None = None,
-) -> Scores:
+def run(paths: StagePaths, recipe: Recipe, hooks: Hooks) -> Scores:
     """Write `metrics.json` and `predictions.json` of a data set without labelled test pictures.
 
     Args:
-        prepared: folder written by the stage `prepare`.
-        teacher: folder written by the stage `teacher`.
-        vectors: folder written by the stage `class_vectors`.
-        student: folder written by the stage `student`.
-        out: folder to write into.
-        tuning: options of `pretrain.run`, with the teacher's model and weights.
-        distillation: options of `distill.run`, with the student's model and weights.
-        folds: of the cross-validation; fewer where a class has fewer labels.
-        seed: of the folds and of the training in them.
-        batch_size: images per step of the measurements; memory only.
-        data_root: folder that holds the photo data sets.
-        threads: CPU threads; they decide the last bits.
-        workers: processes that decode pictures; they change nothing.
-        device: where to compute.
-        precision: what the towers compute in.
-        on_corrupt: what to do about a damaged picture.
-        on_progress: called with images done and images in all, of the agreement.
-        on_note: called with a line before each fold.
+        paths: folders of the earlier stages, and of this one.
+        recipe: how they made teacher and student.
+        hooks: told of progress in images, of the agreement; of each fold beforehand.
 
     Returns:
         `agreement` -> who -> percent of the unlabelled pictures on which the best class is the
@@ -105,34 +104,26 @@ def run(
         MissingFile: pictures, weights or an earlier stage are missing.
         BadArtifact: the artifacts of earlier stages do not fit together.
     """
-    set_threads(threads)
-    recipe = _Recipe(
-        # Nothing comes twice in the folds, so nothing is worth storing.
-        tuning={**tuning, "frozen_features": Computed.ONLINE},
-        distillation={**distillation, "teacher_targets": Computed.ONLINE},
-        seed=seed,
-        batch_size=batch_size,
-        computing={
-            "data_root": data_root, "threads": threads, "workers": workers, "device": device,
-            "precision": precision, "on_corrupt": on_corrupt,
-        },
-    )  # fmt: skip
-    content = read_prepared(prepared, data_root=data_root)
-    paths = read_unlabelled(prepared)
-    small, large = recipe.load(device)
-    classifiers, _ = evaluate.everybody(content.classes, small, large, teacher, vectors, student)
+    compute, config = recipe.compute, recipe.evaluation
+    set_threads(compute.threads)
+    content = read_prepared(paths.prepared, data_root=compute.data_root)
+    unlabelled = read_unlabelled(paths.prepared)
+    classifiers, student = evaluate.everybody(paths, content.classes, recipe.clips, compute)
     batches = ImageBatches(
         ImageStore(content.images),
-        paths,
-        eval_transform(small.image_size),
-        batch_size=batch_size,
-        workers=workers,
-        on_corrupt=on_corrupt,
+        unlabelled,
+        eval_transform(student.towers.image_size),
+        batch_size=config.batch_size,
+        workers=compute.workers,
+        on_corrupt=compute.on_corrupt,
     )
-    logits = logits_of(classifiers, batches, large.device, precision, on_progress)
+    device = torch.device(compute.device)
+    logits = logits_of(classifiers, batches, device, compute.precision, hooks.on_progress)
     chosen = {who: values.argmax(axis=1) for who, values in logits.items()}
-    judged = [paths[place] for place in batches.intact]
-    parts = () if tuning["original"] else cut(content.few_shot, folds, random.Random(seed))
+    judged = [unlabelled[place] for place in batches.intact]
+    parts: Sequence[Labelled] = ()
+    if recipe.teacher.original is None:
+        parts = cut(content.few_shot, config.folds, random.Random(compute.seed))
     scores: Scores = {
         "agreement": {
             who: _percent(labels == chosen["teacher"])
@@ -145,8 +136,8 @@ def run(
         },
     }  # fmt: skip
     if parts:
-        scores["cross_validated"] = _cross_validate(prepared, parts, recipe, on_note)
-    with write_folder(out) as folder:
+        scores["cross_validated"] = _cross_validate(paths.prepared, parts, recipe, hooks.on_note)
+    with write_folder(paths.evaluation) as folder:
         write_json(folder / "metrics.json", {**UNKNOWN, **scores})
         rows = [
             {"path": path, **{who: int(labels[row]) for who, labels in chosen.items()}}
@@ -182,74 +173,16 @@ def cut(items: Labelled, folds: int, rng: random.Random) -> tuple[Labelled, ...]
     return tuple(map(tuple, parts))
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How teacher and student were made, to make them again."""
-
-    tuning: dict[str, Any]
-    distillation: dict[str, Any]
-    seed: int
-    batch_size: int
-    computing: dict[str, Any]
-
-    def load(self, device: torch.device | str) -> tuple[ClipTowers, ClipTowers]:
-        """Return the student's CLIP and the teacher's."""
-        small, large = self.distillation, self.tuning
-        return (
-            load_clip(small["model"], small["weights"], device=device),
-            load_clip(large["model"], large["weights"], device=device),
-        )
-
-    def follow(self, folder: Path) -> list[dict[str, Any]]:
-        """Make both from `folder / "prepared"` and return what they say about its test pictures."""
-        names = ("prepared", "teacher", "vectors", "student", "evaluation")
-        prepared, teacher, vectors, student, out = (folder / name for name in names)
-        clip = {key: self.tuning[key] for key in ("model", "weights")}
-        teachers_clip = {f"teacher_{key}": value for key, value in clip.items()}
-        students_clip = {key: self.distillation[key] for key in ("model", "weights")}
-        teacher_stage.run(prepared, teacher, seed=self.seed, **self.tuning, **self.computing)
-        where = {key: self.computing[key] for key in ("threads", "device")}
-        class_vectors.run(prepared, teacher, vectors, **clip, **where)
-        student_stage.run(
-            prepared,
-            teacher,
-            vectors,
-            student,
-            seed=self.seed,
-            **teachers_clip,
-            **self.distillation,
-            **self.computing,
-        )
-        evaluate.run(
-            prepared,
-            teacher,
-            vectors,
-            student,
-            out,
-            split="test",
-            batch_size=self.batch_size,
-            **teachers_clip,
-            **students_clip,
-            **self.computing,
-        )
-        rows: list[dict[str, Any]] = read_json(out / "predictions.json")
-        return rows
-
-
 def _cross_validate(
-    prepared: Path,
-    parts: Sequence[Labelled],
-    recipe: _Recipe,
-    on_note: Callable[[str], None] | None,
+    prepared: Path, parts: Sequence[Labelled], recipe: Recipe, on_note: OnNote
 ) -> dict[str, float]:
     """Make teacher and student without each fold's labels; return how many of these they met."""
     hits: dict[str, list[bool]] = {who: [] for who in evaluate.WHO}
     for number, held_out in enumerate(parts, start=1):
-        if on_note is not None:
-            on_note(f"cross-validation: fold {number} of {len(parts)}")
+        on_note(f"cross-validation: fold {number} of {len(parts)}")
         with TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            _hold_out(held_out, prepared, folder / "prepared", recipe.computing["data_root"])
+            _hold_out(held_out, prepared, folder / "prepared", recipe.compute.data_root)
             for row in recipe.follow(folder):
                 for who, found in hits.items():
                     found.append(row[who][1] == row["label"])

@@ -17,21 +17,18 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import write_json
 from pd_core.core.atomic import write_folder
+from pd_core.core.config import Clips, Compute
 from pd_core.core.errors import BadArtifact, BadData
-from pd_core.core.hooks import OnProgress
-from pd_core.core.options import OnCorrupt, Precision, Selection
+from pd_core.core.hooks import Hooks
+from pd_core.core.options import Selection
+from pd_core.core.paths import StagePaths
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
 from pd_core.data.loading.splits import Protocol
+from pd_core.evaluation.config import EvaluateConfig
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
-from pd_core.models.class_vectors import (
-    Classifier,
-    ClassVectors,
-    distilled,
-    logits_of,
-    zero_shot,
-)
+from pd_core.models.class_vectors import Classifier, ClassVectors, distilled, logits_of, zero_shot
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import set_threads
 from pd_core.models.student import Student
@@ -100,51 +97,29 @@ def predictions(
     return np.where(same_half, logits, -np.inf).argmax(axis=1), logits.argmax(axis=1)
 
 
+def is_measurable(prepared: Path, split: str) -> bool:
+    """Whether accuracy can be measured: a split other than `test` was asked for on purpose."""
+    return split != "test" or bool(read_prepared(prepared).test)
+
+
 def run(
-    prepared: Path,
-    teacher: Path,
-    vectors: Path,
-    student: Path,
-    out: Path,
-    *,
-    model: str,
-    weights: Path | str | None,
-    teacher_model: str,
-    teacher_weights: Path | str | None,
-    data_root: Path = Path(),
-    split: str,
-    batch_size: int,
+    paths: StagePaths,
+    config: EvaluateConfig,
+    clips: Clips,
+    compute: Compute,
+    hooks: Hooks,
     who: Sequence[str] = WHO,
-    threads: int = 1,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
-    precision: Precision = Precision.FP32,
-    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
-    on_progress: OnProgress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Stage `evaluate`: write `metrics.json` and `predictions.json`.
 
     Args:
-        prepared: folder written by the stage `prepare`.
-        teacher: folder written by the stage `teacher`.
-        vectors: folder written by the stage `class_vectors`.
-        student: folder written by the stage `student`.
-        out: folder to write into.
-        model: name of the student's CLIP.
-        weights: of that CLIP.
-        teacher_model: name of the teacher's CLIP.
-        teacher_weights: of that CLIP.
-        data_root: folder that holds the photo data sets.
-        split: `test`, or `val` to choose recipes by.
-        batch_size: images per step; memory only.
+        paths: folders of the earlier stages, and of this one.
+        config: of the evaluation.
+        clips: of student and teacher.
+        compute: how to compute. A damaged picture that is skipped counts for nobody and is in no
+            prediction, and `metrics.json` says how many these are.
+        hooks: told of progress in images.
         who: of `WHO`, those who are measured.
-        threads: CPU threads; they decide the last bits.
-        workers: processes that decode pictures; they change nothing.
-        device: where to compute.
-        precision: what the towers compute in.
-        on_corrupt: what to do about a damaged picture; one that is skipped counts for nobody and
-            is in no prediction, and `metrics.json` says how many these are.
-        on_progress: called with images done and images in all.
 
     Returns:
         `who` -> {base, novel, hm, all}, percent; `all` alone where there are no halves.
@@ -154,25 +129,15 @@ def run(
         BadArtifact: the artifacts of earlier stages do not fit together.
         BadData: there are no images to evaluate on, or one is damaged.
     """
-    set_threads(threads)
-    content = read_prepared(prepared, data_root=data_root)
-    small = load_clip(model, weights, device=device)
-    large = load_clip(teacher_model, teacher_weights, device=device)
-    classifiers, trained = everybody(content.classes, small, large, teacher, vectors, student)
+    set_threads(compute.threads)
+    content = read_prepared(paths.prepared, data_root=compute.data_root)
+    classifiers, trained = everybody(paths, content.classes, clips, compute)
     judged = judge(
         {name: classifiers[name] for name in who},
-        content,
-        split=split,
-        image_size=small.image_size,
-        batch_size=batch_size,
-        workers=workers,
-        device=large.device,
-        precision=precision,
-        on_corrupt=on_corrupt,
-        on_progress=on_progress,
-    )
+        content, trained.towers.image_size, config, compute, hooks,
+    )  # fmt: skip
     metrics = judged.metrics()
-    with write_folder(out) as folder:
+    with write_folder(paths.evaluation) as folder:
         write_json(folder / "metrics.json", {**metrics, **judged.note(), **_caution(trained)})
         write_json(folder / "predictions.json", judged.rows())
     return metrics
@@ -234,43 +199,35 @@ class Judged:
 def judge(
     classifiers: Mapping[str, Classifier],
     prepared: Prepared,
-    *,
-    split: str,
     image_size: int,
-    batch_size: int,
-    workers: int = 0,
-    device: torch.device,
-    precision: Precision = Precision.FP32,
-    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
-    on_progress: OnProgress | None = None,
+    config: EvaluateConfig,
+    compute: Compute,
+    hooks: Hooks,
 ) -> Judged:
     """Let classifiers judge the labelled images of a split.
 
     Args:
         classifiers: by who they are.
         prepared: the data set.
-        split: `test`, or `val` to choose recipes by.
         image_size: of the towers, in pixels.
-        batch_size: images per step; memory only.
-        workers: processes that decode pictures; they change nothing.
-        device: where the classifiers are.
-        precision: what their towers compute in.
-        on_corrupt: what to do about a damaged picture.
-        on_progress: called with images done and images in all.
+        config: which split, and how many images at a time.
+        compute: how to compute.
+        hooks: told of progress in images.
 
     Raises:
         BadData: there are no images to evaluate on, or one is damaged.
     """
-    items = _items(prepared, split)
+    items = _items(prepared, config.split)
     batches = ImageBatches(
         ImageStore(prepared.images),
         [path for path, _ in items],
         eval_transform(image_size),
-        batch_size=batch_size,
-        workers=workers,
-        on_corrupt=on_corrupt,
+        batch_size=config.batch_size,
+        workers=compute.workers,
+        on_corrupt=compute.on_corrupt,
     )
-    logits = logits_of(classifiers, batches, device, precision, on_progress)
+    device = torch.device(compute.device)
+    logits = logits_of(classifiers, batches, device, compute.precision, hooks.on_progress)
     intact = tuple(items[place] for place in batches.intact)
     skipped = len(batches.skipped)
     return Judged(intact, logits, prepared.base_count, prepared.protocol, skipped)
@@ -283,22 +240,15 @@ def _caution(student: Student) -> dict[str, str]:
 
 
 def everybody(
-    names: Sequence[str],
-    small: ClipTowers,
-    large: ClipTowers,
-    teacher: Path,
-    vectors: Path,
-    student: Path,
+    paths: StagePaths, names: Sequence[str], clips: Clips, compute: Compute
 ) -> tuple[dict[str, Classifier], Student]:
     """Load all who are measured.
 
     Args:
+        paths: folders of the stages.
         names: of the C classes.
-        small: the student's CLIP.
-        large: the teacher's CLIP.
-        teacher: folder written by the stage `teacher`.
-        vectors: folder written by the stage `class_vectors`.
-        student: folder written by the stage `student`.
+        clips: of student and teacher.
+        compute: says on which device.
 
     Returns:
         Classifiers by the names in `WHO`, and the student.
@@ -307,6 +257,8 @@ def everybody(
         MissingFile: an earlier stage has not run.
         BadArtifact: the artifacts of earlier stages do not fit together.
     """
+    small, large = (load_clip(clip.model, clip.weights, device=compute.device) for clip in clips)
+    teacher, vectors, student = paths.teacher, paths.vectors, paths.student
     known = ClassVectors.load(
         vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{vectors.name}`"
     ).to(large.device)

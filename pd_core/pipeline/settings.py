@@ -18,9 +18,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pd_core.core.config import Device
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline.redaction import ENV_FILE, has_login
-from pd_core.pipeline.stages.blocks import Device
 
 # Read by the tools themselves. MLflow understands the word, not 1.
 TELEMETRY_OFF = {

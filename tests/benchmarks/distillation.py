@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import trainings
 from torch import Tensor
 
 from benchmarks import reference
@@ -30,8 +30,6 @@ from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.training.student.distillation import distillation_step
-from pd_core.training.student.targets import teacher_logits
 
 REFERENCE, ONLINE, CACHED = "reference", "ours, online", "ours, cached"
 
@@ -76,20 +74,20 @@ def measure(size: Size, note: Note) -> Outcome:
         return Student.untrained(students, feature_width=width, seed=1).train()
 
     def ask(count: int) -> Callable[[], Tensor]:
-        return lambda: teacher_logits(teacher, views, vectors[count])
+        return lambda: trainings.live(teacher, vectors[count]).logits(trainings.batch(views))
 
     with tempfile.TemporaryDirectory() as folder:
         known = record(
             Path(folder),
             views,
-            lambda seen: teacher_logits(teacher, seen, vectors[size.compared]),
+            trainings.live(teacher, vectors[size.compared]).logits,
             width=size.compared,
         )
-        indices = torch.arange(size.batch)
+        batch = trainings.batch(views)
         compared = vectors[size.compared]
         sides: dict[str, Work] = {
             ONLINE: ours(student(), views, ask(size.compared), compared),
-            CACHED: ours(student(), views, lambda: known.at(1, indices), compared),
+            CACHED: ours(student(), views, lambda: known.at(batch), compared),
             REFERENCE: plain(teacher, student(), views, list(compared.names)),
         }
         turns = take_turns(sides, rounds=size.rounds, note=note)
@@ -109,7 +107,7 @@ def ours(
 
     def step() -> float:
         return reference.step(
-            sgd, lambda: distillation_step(student, views, targets(), vectors).loss
+            sgd, lambda: trainings.distillation_step(student, views, targets(), vectors).loss
         )
 
     return step

@@ -61,11 +61,11 @@ def measure(size: Size, note: Note) -> Outcome:
             transform = eval_transform(towers.image_size)
             return ImageBatches(store, paths, transform, batch_size=size.batch, workers=workers)
 
-        decoded = [images for _, images in batches().in_order()]
+        decoded = [images for _, images, *_ in batches().in_order()]
         sides: dict[str, Work] = {BARE: lambda: _bare(judge, decoded)}
         for workers in size.workers:
             sides[_ours(workers)] = _stage(judge, batches(workers))
-        sides[DECODING] = lambda: float(sum(len(images) for _, images in batches().in_order()))
+        sides[DECODING] = lambda: float(sum(len(images) for _, images, *_ in batches().in_order()))
         turns = take_turns(sides, rounds=size.rounds, note=note)
     check_agreement({side: turns.values[side] for side in (BARE, *map(_ours, size.workers))})
     rows = [

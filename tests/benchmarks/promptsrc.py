@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import trainings
 from torch import Tensor
 
 from benchmarks import reference
@@ -18,7 +19,6 @@ from benchmarks.timing import Clock, Line, Note, Turns, Work, check_agreement, t
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.views import RecordedViews
-from pd_core.training.teacher.prompt_tuning import promptsrc_step
 
 MEMORY = 4 * 2**30  # bytes for the text gradients, the default of the stage
 
@@ -53,8 +53,9 @@ def measure(size: Size, note: Note) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         zero_shot = Teacher(towers).eval()
         known = record(
-            Path(folder), views, zero_shot.frozen_image_features, width=towers.joint_width
-        )
+            Path(folder), views, lambda batch: zero_shot.frozen_image_features(batch.images),
+            width=towers.joint_width,
+        )  # fmt: skip
         sides: dict[str, Work] = {}
         for count in sorted({*counts, *size.fitted}):
             sides[_reference(count)] = plain(towers, views, count)
@@ -73,12 +74,12 @@ def ours(towers: ClipTowers, views: Tensor, count: int, known: RecordedViews | N
     teacher = Teacher.untrained(towers, seed=1).train()
     plan = teacher.text_plan(class_names(count), memory=MEMORY)
     frozen, labels = frozen_text(towers, count), _labels(views, count)
-    sgd, indices = optimizer(teacher), torch.arange(len(views))
+    sgd, batch = optimizer(teacher), trainings.batch(views)
 
     def loss() -> Tensor:
-        result = promptsrc_step(
+        result = trainings.promptsrc_step(
             teacher, views, labels, tokens=plan, frozen_text=frozen,
-            frozen_image=None if known is None else known.at(1, indices),
+            frozen_image=None if known is None else known.at(batch),
         )  # fmt: skip
         return result.loss.total
 

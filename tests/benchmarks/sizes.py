@@ -10,14 +10,17 @@ from typing import Any
 
 import tiny
 import torch
+import trainings
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from pd_core.data.loading.images import Batch
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
 from pd_core.training.loop.feature_cache import FeatureStore
 from pd_core.training.loop.fit import make_optimizer
-from pd_core.training.loop.views import Encode, RecordedViews
+from pd_core.training.loop.run import Run
+from pd_core.training.loop.views import RecordedViews, Source
 
 LARGE, SMALL = "ViT-L-14-quickgelu", "ViT-B-16-quickgelu"
 TINY_LARGE, TINY_SMALL = "tiny-large", "tiny-small"
@@ -56,7 +59,7 @@ def images(towers: ClipTowers, count: int) -> Tensor:
 
 def optimizer(module: nn.Module) -> SGD:
     """Make the optimiser of both stages, with a rate that leaves random models in peace."""
-    return make_optimizer(module.parameters(), lr=_RATE)
+    return make_optimizer(module.parameters(), lr=_RATE, momentum=0.9, weight_decay=5e-4)
 
 
 class OneBatch:
@@ -74,19 +77,20 @@ class OneBatch:
     def names(self, indices: Sequence[int]) -> list[str]:
         return [str(index) for index in indices]
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         if epoch and not start:
-            yield torch.arange(len(self._views)), self._views
+            yield Batch(torch.arange(len(self._views)), self._views, epoch, 0)
 
 
-def record(folder: Path, views: Tensor, encode: Encode, *, width: int) -> RecordedViews:
+def record(folder: Path, views: Tensor, encode: Source, *, width: int) -> RecordedViews:
     """Record what a frozen tower gives for one batch, (B, width), as the stages do."""
     store = FeatureStore(folder, limit=2**30)
     place = store.place("benchmark", {"width": width})
     recorded = RecordedViews(
         store, place, count=len(views), width=width, device=torch.device("cpu")
     )
-    recorded.complete(1, OneBatch(views), lambda: encode, what="the answers")
+    run = Run(trainings.COMPUTE)
+    recorded.complete(1, OneBatch(views), lambda: encode, run, what="the answers")
     return recorded
 
 

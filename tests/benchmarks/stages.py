@@ -118,7 +118,7 @@ def plain_teacher(job: Job) -> float:
     losses: list[float] = []
     for number in range(1, block.epochs + 1):
         set_rate(sgd, Epoch(block, number).rate)
-        for indices, images in batches.epoch(number):
+        for indices, images, *_ in batches.epoch(number):
             loss = partial(
                 reference.promptsrc_loss, made, images, labels[indices], tokens, frozen,
                 text_weight=block.text_loss_weight, image_weight=block.image_loss_weight,
@@ -148,7 +148,7 @@ def plain_student(job: Job) -> float:
     losses: list[float] = []
     for number in range(1, block.epochs + 1):
         set_rate(sgd, Epoch(block, number).rate)
-        for _, images in batches.epoch(number):
+        for _, images, *_ in batches.epoch(number):
             loss = partial(
                 reference.distillation_loss, tuned, made, images, tokens, weight=block.kd_weight
             )
@@ -160,12 +160,7 @@ def plain_student(job: Job) -> float:
 def _batches(
     job: Job, block: Any, root: Path, paths: Sequence[str], towers: ClipTowers
 ) -> ImageBatches:
-    run = job.params.run
-    return training_views(
-        job.prepared, root, paths, image_size=towers.image_size, batch_size=block.batch_size,
-        crop_scale=block.crop_scale, flip=block.flip, seed=job.seed, workers=run.workers,
-        on_corrupt=run.on_corrupt,
-    ).batches  # fmt: skip
+    return training_views(job.prepared, root, paths, towers.image_size, block, job.compute).batches
 
 
 def _optimizer(made: torch.nn.Module, block: Any) -> torch.optim.SGD:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
+import trainings
 from torch import Tensor
 
 from benchmarks import promptsrc, reference
@@ -22,7 +23,6 @@ from benchmarks.timing import Note, Work, check_agreement, take_turns
 from pd_core.models.prompts import encode_texts
 from pd_core.models.teacher import Teacher
 from pd_core.models.text_batching import LEAST_TOGETHER, TextBatch, TextPlan
-from pd_core.training.teacher.prompt_tuning import promptsrc_step
 
 UNBOUNDED, DEFAULT, NOTHING = "unbounded", "default budget", "no budget, all computed twice"
 
@@ -108,7 +108,7 @@ def train(size: Size, memory: int) -> float:
     sgd = optimizer(teacher)
 
     def loss() -> Tensor:
-        step = promptsrc_step(teacher, views, labels, tokens=plan, frozen_text=frozen)
+        step = trainings.promptsrc_step(teacher, views, labels, tokens=plan, frozen_text=frozen)
         return step.loss.total
 
     start = 0.0

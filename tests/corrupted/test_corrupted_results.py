@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
             if epoch == 2:
                 raise Interrupted("stopped")
 
-        return fit(*given, **{**rest, "on_epoch": on_epoch})
+        module, step, batches, config, run = given
+        hooks = replace(run.hooks, on_epoch=on_epoch)
+        return fit(module, step, batches, config, replace(run, hooks=hooks), **rest)
 
     with monkeypatch.context() as change:
         change.setattr(f"{module}.fit", stopped)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import trainings
 from differences import (
     ARITHMETIC,
     BATCH_NORM,
@@ -22,12 +23,13 @@ from differences import (
 from teacher_checks import add_spread
 from traces import DEEPER, INPUT, PROJECTOR, Trace
 
+from pd_core.core.options import Precision
 from pd_core.data.loading import splits
 from pd_core.evaluation import evaluate
 from pd_core.models import class_vectors as classifier
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.student import Student
-from pd_core.training.student import distillation, targets
+from pd_core.training.student import targets
 
 # Batch norm takes away what a bias before it adds, so its gradient is rounding noise: there is
 # nothing to agree on but that it is as good as zero beside the others.
@@ -75,7 +77,9 @@ def distillation_steps(trace: Trace) -> Differences:
     for number in trace.student_steps:
         place, info = f"kd/step{number}/", trace.step("kd", number)
         if not trace.untrained_prompts:
-            ours = targets.teacher_logits(teacher, trace.tensors[place + "image"], known)
+            ours = targets.teacher_logits(
+                teacher, trace.tensors[place + "image"], known, Precision.FP32
+            )
             recorded = trace.tensors[place + "teacher_logits"]
             found.add("teacher logits", place, ours, recorded, LOGITS)
         step = Step(found, place, _student_step(trace, number, known))
@@ -105,7 +109,7 @@ def evaluation(trace: Trace) -> Differences:
         images = trace.tensors[f"eval/{part}/image"]
         labels = trace.tensors[f"eval/{part}/label"] + first
         if not trace.untrained_prompts:
-            ours = targets.teacher_logits(teacher, images, known)
+            ours = targets.teacher_logits(teacher, images, known, Precision.FP32)
             recorded = trace.tensors[f"eval/{part}/teacher_logits_all"]
             found.add("teacher evaluation logits", part, ours, recorded, LOGITS)
         for state, step in _states(trace).items():
@@ -143,13 +147,13 @@ def _student_step(trace: Trace, number: int, known: ClassVectors) -> Callable[[f
     def measure(noise: float) -> Values:
         student = trace.student_before(number)
         shake_parameters(student, noise)
-        step = distillation.distillation_step(
+        step = trainings.distillation_step(
             student,
             shake(trace.tensors[place + "image"], noise),
             trace.tensors[place + "teacher_logits"],
             known,
             temperature=trace.info["temperature"],
-            weight=trace.info["kd_weight"],
+            kd_weight=trace.info["kd_weight"],
         )
         torch.autograd.backward(step.loss)
         return {

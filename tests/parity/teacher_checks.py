@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+import trainings
 from differences import (
     ARITHMETIC,
     CLASS_VECTORS,
@@ -25,7 +26,6 @@ from pd_core.models.clip import imagenet_templates
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop import schedule
 from pd_core.training.loop.weight_averaging import WeightedSum
-from pd_core.training.teacher import prompt_tuning
 
 PHRASE = 4  # words of "a photo of a"; a longer context is random
 
@@ -154,7 +154,7 @@ def _teacher_step(trace: Trace, number: int, frozen: Tensor) -> Callable[[float]
     def measure(noise: float) -> Values:
         teacher = trace.teacher(trace.before("teacher", number, "param"))
         shake_parameters(teacher, noise)
-        step = prompt_tuning.promptsrc_step(
+        step = trainings.promptsrc_step(
             teacher,
             shake(trace.tensors[place + "image"], noise),
             trace.tensors[place + "label"],

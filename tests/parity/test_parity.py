@@ -1,15 +1,11 @@
 """Our training code gives the numbers of the paper's original code."""
 
-import inspect
 from pathlib import Path
-from typing import Any
 
 import checks
 import pytest
 import traces
-
-from pd_core.training.student.distillation import distill_student
-from pd_core.training.teacher.prompt_tuning import tune_teacher
+import trainings
 
 
 @pytest.mark.parametrize(
@@ -35,25 +31,23 @@ def test_every_recorded_step_is_compared(name: str) -> None:
     assert trace.teacher_steps == trace.student_steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_our_defaults_are_those_of_the_original() -> None:
+def test_our_published_numbers_are_those_of_the_original() -> None:
     info = traces.load(traces.OWN / "A").info
+    teacher, student = trainings.PAPER.teacher, trainings.PAPER.student
 
-    def default(function: Any, name: str) -> Any:
-        return inspect.signature(function).parameters[name].default
-
-    assert default(tune_teacher, "lr") == info["config"]["t_lr"]
-    assert default(tune_teacher, "templates") == info["templates"]
-    assert default(distill_student, "lr") == info["config"]["k_lr"]
-    assert default(distill_student, "temperature") == info["temperature"]
-    assert default(distill_student, "kd_weight") == info["kd_weight"]
-    for function in (tune_teacher, distill_student):
+    assert teacher.lr == info["config"]["t_lr"]
+    assert teacher.templates == info["templates"]
+    assert student.lr == info["config"]["k_lr"]
+    assert student.temperature == info["temperature"]
+    assert student.kd_weight == info["kd_weight"]
+    for config in (teacher, student):
         for ours, theirs in (
             ("momentum", "momentum"),
             ("weight_decay", "weight_decay"),
             ("warmup_epochs", "warmup_epoch"),
             ("warmup_lr", "warmup_cons_lr"),
         ):
-            assert default(function, ours) == info["optim"][theirs]
+            assert getattr(config, ours) == info["optim"][theirs]
 
 
 def test_the_recordings_of_this_repository_are_found() -> None:

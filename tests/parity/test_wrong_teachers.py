@@ -97,7 +97,7 @@ def rate_that_reaches_zero(
 
 
 def rate_without_warmup(epoch: int, *, epochs: int, peak: float, **_: Any) -> float:
-    return fit_rate(epoch, epochs=epochs, peak=peak, warmup_epochs=0)
+    return fit_rate(epoch, epochs=epochs, peak=peak, warmup_epochs=0, warmup_lr=peak)
 
 
 def nesterov(parameters: Any, **rest: Any) -> SGD:

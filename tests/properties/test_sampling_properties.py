@@ -3,8 +3,10 @@
 The epochs are those of `ImageBatches`; what it yields is compared with single views.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import Batch, ImageBatches, train_transform, view
+from pd_core.data.loading.images import ImageBatches, train_transform, view
 
 COUNT = 12
 NAMES = tuple(f"{number}.png" for number in range(COUNT))
@@ -50,14 +52,14 @@ def batches(
     )
 
 
-def order(epoch: list[Batch]) -> list[int]:
-    return [int(index) for indices, _ in epoch for index in indices]
+def order(epoch: Sequence[tuple[Any, ...]]) -> list[int]:
+    return [int(index) for indices, *_ in epoch for index in indices]
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
+def same(first: Sequence[tuple[Any, ...]], second: Sequence[tuple[Any, ...]]) -> bool:
     return len(first) == len(second) and all(
         torch.equal(a, c) and torch.equal(b, d)
-        for (a, b), (c, d) in zip(first, second, strict=True)
+        for (a, b, *_), (c, d, *_) in zip(first, second, strict=True)
     )
 
 
@@ -76,7 +78,7 @@ def test_an_epoch_is_a_permutation_without_the_batch_that_is_not_full(
     gone_through = list(source.epoch(epoch))
 
     indices = order(gone_through)
-    assert [len(part) for part, _ in gone_through] == [size] * (count // size)
+    assert [len(part) for part, *_ in gone_through] == [size] * (count // size)
     assert len(gone_through) == source.steps
     assert len(set(indices)) == len(indices)
     assert set(indices) <= set(range(count))
@@ -87,7 +89,7 @@ def test_an_epoch_is_a_permutation_without_the_batch_that_is_not_full(
 def test_a_view_only_depends_on_seed_epoch_and_picture(
     folder: Path, size: int, seed: int, epoch: int
 ) -> None:
-    for indices, images in batches(folder, size=size, seed=seed).epoch(epoch):
+    for indices, images, *_ in batches(folder, size=size, seed=seed).epoch(epoch):
         for index, image in zip(indices.tolist(), images, strict=True):
             assert torch.equal(image, expected(index, seed=seed, epoch=epoch))
 
@@ -141,7 +143,9 @@ def test_epochs_and_seeds_differ_in_order_and_views(
     first, second = (list(batches(folder, size=12, seed=seed).epoch(epoch)) for epoch in epochs)
 
     assert order(first) != order(second)
-    seen = [set(np.asarray(images).sum(axis=(1, 2, 3)).tolist()) for _, images in first + second]
+    seen = [
+        set(np.asarray(images).sum(axis=(1, 2, 3)).tolist()) for _, images, *_ in first + second
+    ]
     assert len(seen[0] & seen[1]) < COUNT / 2  # a crop may come twice by chance
     if other != seed:
         assert order(list(batches(folder, size=12, seed=other).epoch(epochs[0]))) != order(first)
@@ -153,7 +157,7 @@ def test_in_order_every_picture_comes_once(folder: Path, count: int, size: int, 
     gone_through = list(batches(folder, count=count, size=size, seed=seed).in_order())
 
     assert order(gone_through) == list(range(count))
-    assert all(len(part) == size for part, _ in gone_through[:-1])
+    assert all(len(part) == size for part, *_ in gone_through[:-1])
 
 
 @settings(max_examples=3, phases=[Phase.generate])

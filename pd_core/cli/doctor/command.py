@@ -15,6 +15,7 @@ import typer
 from pydantic import SecretStr
 
 from pd_core.cli.doctor import Check, Finding, Mark, examine, local, ok, servers
+from pd_core.core.config import ClipConfig
 from pd_core.core.errors import PdError
 from pd_core.data.catalog.catalogue import DatasetSpec, dataset_spec, own_spec
 from pd_core.pipeline.redaction import variables
@@ -86,7 +87,8 @@ def _spec(params: DatasetParams) -> DatasetSpec:
 
 def _weights(params: DatasetParams) -> Iterator[Path]:
     """Yield the files that a data set's models are made of; tags of open_clip are none."""
-    for model in filter(None, (params.teacher, params.student, params.tuned_student)):
+    models: tuple[ClipConfig | None, ...] = (params.teacher, params.student, params.tuned_student)
+    for model in filter(None, models):
         shipped = _SHIPPED / f"{model.model}.safetensors"
         given = Path(model.weights) if model.weights is not None else shipped
         if given.exists() or (model.weights is not None and given.suffix in _FILES):

@@ -8,6 +8,7 @@ torchvision's own classes draw.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -37,8 +38,28 @@ from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
 from pd_core.models.portable.pictures import centre_square
 from pd_core.models.portable.pixels import normalised
+from pd_core.models.precision import to_device
 
-Batch = tuple[Tensor, Tensor]  # positions in the list (B,), pictures (B, 3, H, W)
+
+class Batch(NamedTuple):
+    """Views of a batch of pictures, and the key of these views.
+
+    Attributes:
+        indices: Positions in the list (B,), int64.
+        images: Views (B, 3, H, W), fp32.
+        epoch: That the views are of.
+        number: Of the batch in its epoch, from 0.
+    """
+
+    indices: Tensor
+    images: Tensor
+    epoch: int
+    number: int
+
+    def to(self, device: torch.device) -> Batch:
+        """Move positions and pictures to a device."""
+        indices, images = (to_device(each, device) for each in (self.indices, self.images))
+        return Batch(indices, images, self.epoch, self.number)
 
 
 @dataclass(frozen=True)
@@ -199,7 +220,7 @@ class ImageBatches:
             start: So many of its first batches are left out.
 
         Yields:
-            Positions in the list (B,), int64, and random views (B, 3, H, W), fp32.
+            Batches of random views.
 
         Raises:
             BadData: A picture is damaged and not to be skipped, more than half are damaged, or
@@ -215,9 +236,9 @@ class ImageBatches:
         order = torch.randperm(self._count, generator=generator).tolist()
         used = order[: self.steps * self._batch_size]
         batches = map(self._share.part, self._divided(used[start * self._batch_size :]))
-        return self._counted(self._fetch(epoch, batches), used)
+        return self._counted(self._fetch(epoch, batches, start), used)
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every picture once, in the list's order; the last batch may be smaller.
 
         Where damaged pictures are skipped, the others are those at ``intact``.
@@ -229,9 +250,9 @@ class ImageBatches:
             BadData: A picture is damaged and not to be skipped, or more than half are damaged.
             MissingFile: A picture is missing.
         """
-        for positions, images in self._fetch(0, self._divided(range(self._count))):
-            if len(positions):
-                yield positions, images
+        for batch in self._fetch(0, self._divided(range(self._count))):
+            if len(batch.indices):
+                yield batch.indices, batch.images
 
     def _counted(self, batches: Iterator[Batch], order: list[int]) -> Iterator[Batch]:
         yield from batches
@@ -242,7 +263,9 @@ class ImageBatches:
         size = self._batch_size
         return (order[start : start + size] for start in range(0, len(order), size))
 
-    def _fetch(self, epoch: int, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
+    def _fetch(
+        self, epoch: int, batches: Iterable[Sequence[int]], start: int = 0
+    ) -> Iterator[Batch]:
         # A picture once found damaged stays out, so that epochs that come again are the same.
         left = ([index for index in batch if index not in self.damaged] for batch in batches)
         requests = [[(epoch, index) for index in batch] for batch in left]
@@ -251,6 +274,7 @@ class ImageBatches:
             answers = iter(
                 map(self._views.__getitems__, requests) if self._loader is None else self._loader
             )
+        numbers = itertools.count(start)  # enumerate would hold on to the last answer, see below
         for answer in answers:
             if isinstance(answer, Exception):
                 try:
@@ -259,7 +283,9 @@ class ImageBatches:
                     del answer  # as a cycle, error and frame, it would hold the workers for seconds
             self._note(answer.damaged)
             positions = torch.tensor(answer.positions, dtype=torch.int64)
-            yield positions, normalised(torch.from_numpy(answer.pixels))
+            yield Batch(
+                positions, normalised(torch.from_numpy(answer.pixels)), epoch, next(numbers)
+            )
 
     def _note(self, damaged: Iterable[int]) -> None:
         """Remember damaged pictures, up to half of the list: then the list itself is wrong."""

@@ -20,7 +20,7 @@ from pd_core.mlops import registry
 from pd_core.mlops.registry import BUNDLE, FILES, Version, origin, trial
 from pd_core.mlops.registry.trial import Answers, Comparison, Trial, compare
 from pd_core.pipeline import provenance
-from pd_core.pipeline.stages.blocks import PromotionParams
+from pd_core.pipeline.stages.params import PromotionParams
 
 UNLABELLED = 100
 """Pictures asked about where none has a label to be measured by."""

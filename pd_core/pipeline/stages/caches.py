@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from pd_core.core.hooks import Hooks
 from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.stages.layout import Job, inputs, output
 from pd_core.training.loop.checkpoints import Checkpoints
 from pd_core.training.loop.feature_cache import FeatureStore
-
-OnNote = Callable[[str], None]
+from pd_core.training.loop.run import Run
 
 # Another version may compute other bits, so a training does not go on under it.
 _VERSIONS = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
-def checkpoints(
-    job: Job,
-    stage: str,
-    *,
-    interrupted: Callable[[], bool] | None = None,
-    on_note: OnNote | None = None,
-) -> Checkpoints | None:
+def run_of(job: Job, stage: str, hooks: Hooks) -> Run:
+    """Return the surroundings of a training stage."""
+    return Run(job.compute, hooks, checkpoints(job, stage, hooks), features(job, stage, hooks))
+
+
+def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:
     """Return where a training keeps its state, known by code, data and parameters."""
     if job.checkpoints is None:
         return None
@@ -40,12 +37,12 @@ def checkpoints(
         job.checkpoints / stage / output(job, stage).name,
         key=provenance.params_hash(decisive),
         minutes=run.checkpoint_minutes,
-        interrupted=interrupted,
-        on_note=on_note,
+        interrupted=hooks.interrupted,
+        on_note=hooks.on_note,
     )
 
 
-def features(job: Job, stage: str, *, on_note: OnNote | None = None) -> FeatureStore | None:
+def features(job: Job, stage: str, hooks: Hooks) -> FeatureStore | None:
     """Return where what frozen towers say is kept, known by code, versions and pictures."""
     if job.features is None:
         return None
@@ -61,5 +58,5 @@ def features(job: Job, stage: str, *, on_note: OnNote | None = None) -> FeatureS
         key=provenance.params_hash(decisive),
         limit=int(run.features_gb * 2**30),
         half=run.features_precision == "fp16",
-        on_note=on_note,
+        on_note=hooks.on_note,
     )

@@ -5,24 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pd_core.core.config import ClipConfig, Clips, Compute, ComputeConfig
 from pd_core.core.errors import BadParams
-from pd_core.pipeline.stages.blocks import FurtherTeacherParams, StudentParams, TeacherParams
+from pd_core.core.paths import StagePaths
 from pd_core.pipeline.stages.params import PARAMS, DatasetParams
+from pd_core.training.student.config import FurtherTeacher
+from pd_core.training.teacher.config import TeacherConfig
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class Job(StagePaths):
     """One data set's parameters and folders, for one seed and one source of the teacher."""
 
     params: DatasetParams
     seed: int
     device: str
     data_root: Path
-    prepared: Path
-    teacher: Path
-    vectors: Path
-    student: Path
-    evaluation: Path
     fingerprint: Path | None = None  # of the pictures, if they have to be what they were
     checkpoints: Path | None = None  # None: a training that is stopped starts anew
     features: Path | None = None  # of frozen towers, kept between runs; None: not kept
@@ -75,6 +73,18 @@ class Job:
         )
 
     @property
+    def compute(self) -> Compute:
+        """How its stages compute."""
+        given = {key: getattr(self.params.run, key) for key in ComputeConfig.model_fields}
+        own = {"seed": self.seed, "device": self.device, "data_root": self.data_root}
+        return Compute(**{**given, **own})
+
+    @property
+    def clips(self) -> Clips:
+        """Its student's and its teacher's CLIP."""
+        return Clips(self.params.student, self.params.teacher)
+
+    @property
     def tuned_student(self) -> Path:
         """Folder of the paper's main baseline."""
         return self.evaluation.parent.parent / "tuned_student" / self.prepared.name
@@ -121,7 +131,7 @@ def inputs(job: Job, stage: str) -> list[Path]:
             return []
 
 
-def tuning_of_student(job: Job) -> TeacherParams:
+def tuning_of_student(job: Job) -> TeacherConfig:
     """Return the numbers of the stage `tuned_student`.
 
     Raises:
@@ -133,7 +143,7 @@ def tuning_of_student(job: Job) -> TeacherParams:
     return tuning
 
 
-def _weights(*models: TeacherParams | StudentParams | FurtherTeacherParams) -> list[Path]:
+def _weights(*models: ClipConfig | FurtherTeacher) -> list[Path]:
     """Return the files that models are made of, where they are files and not tags."""
     given = (Path(model.weights) for model in models if model.weights)
     return sorted({path for path in given if path.is_file()})

@@ -1,7 +1,7 @@
 """The whole of ``params.yaml``: reading it, merging what data sets override, saying what is wrong.
 
 A data set's overrides (``datasets.<name>.<stage>``) are merged over the stage's block and checked
-as part of it. The blocks are in ``blocks.py``.
+as part of it. A stage's block is the configuration of its function.
 """
 
 from __future__ import annotations
@@ -12,28 +12,21 @@ import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pd_core.core.config import Config
+from pd_core.core.config import ComputeConfig, Config, Count, CountOrZero, Positive
 from pd_core.core.errors import BadParams, missing, unknown
 from pd_core.core.options import TeacherMethod
 from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.catalog.prepare import PrepareConfig
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline.stages.blocks import (
-    ClassVectorsParams,
-    CrossValidateParams,
-    EvaluateParams,
-    ProfileParams,
-    PromotionParams,
-    RunParams,
-    StudentParams,
-    TeacherParams,
-)
+from pd_core.evaluation.config import EvaluateConfig
+from pd_core.training.student.config import StudentConfig
+from pd_core.training.teacher.config import TeacherConfig
 
 PARAMS = Path("params.yaml")
 """The profile's parameters, in the folder of its pipeline."""
@@ -43,25 +36,61 @@ DATA = Path("data")
 _MOST_VALUES = 100_000  # hundreds of times what the shipped files have
 
 
+class ProfileParams(Config):
+    """Which benchmark this file describes."""
+
+    name: Literal["quickstart", "paper"]
+    root: str  # the repository's root, seen from this file; dvc.yaml starts stages there
+
+
+class RunParams(ComputeConfig):
+    """What every stage shares."""
+
+    processes: Count
+    checkpoint_minutes: Positive
+    features_gb: Positive
+    features_precision: Literal["fp16", "fp32"]
+
+
+class ClassVectorsParams(Config):
+    """Class vectors need nothing but the teacher."""
+
+
+class CrossValidateParams(Config):
+    """Cross-validation needs nothing but the stages that it repeats."""
+
+
+class PromotionParams(Config):
+    """What a version has to show before it becomes the champion."""
+
+    margin: Annotated[float, Field(ge=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    latency_ms: Positive
+    megabytes: Positive
+    warm_ups: CountOrZero
+    timed: Count
+    seconds: Positive
+
+
 class DatasetParams(Config):
     """All parameters of one data set, its overrides merged in."""
 
     name: str
     run: RunParams
     prepare: PrepareConfig
-    teacher: TeacherParams
+    teacher: TeacherConfig
     class_vectors: ClassVectorsParams
-    student: StudentParams
-    tuned_student: TeacherParams | None  # None where the baseline is not wanted
-    evaluate: EvaluateParams
+    student: StudentConfig
+    tuned_student: TeacherConfig | None  # None where the baseline is not wanted
+    evaluate: EvaluateConfig
 
 
 _STAGES: dict[str, type[Config]] = {
     "prepare": PrepareConfig,
-    "teacher": TeacherParams,
+    "teacher": TeacherConfig,
     "class_vectors": ClassVectorsParams,
-    "student": StudentParams,
-    "evaluate": EvaluateParams,
+    "student": StudentConfig,
+    "evaluate": EvaluateConfig,
 }
 
 
@@ -91,10 +120,10 @@ class Params(Config):
     profile: ProfileParams
     run: RunParams
     prepare: PrepareConfig
-    teacher: TeacherParams
+    teacher: TeacherConfig
     class_vectors: ClassVectorsParams
-    student: StudentParams
-    evaluate: EvaluateParams
+    student: StudentConfig
+    evaluate: EvaluateConfig
     promotion: PromotionParams
     tuned_student: dict[str, dict[str, Any]]  # data set -> keys that replace the teacher's
     cross_validate: dict[str, CrossValidateParams]  # data sets without labelled test images
@@ -122,12 +151,12 @@ class Params(Config):
             name=name, run=self.run, tuned_student=self._tuned_student(name, stages), **stages
         )
 
-    def _tuned_student(self, name: str, stages: Mapping[str, Any]) -> TeacherParams | None:
+    def _tuned_student(self, name: str, stages: Mapping[str, Any]) -> TeacherConfig | None:
         """Take the teacher's numbers, the student's CLIP, and what the file says besides."""
         if name not in self.tuned_student:
             return None
-        student: StudentParams = stages["student"]
-        teacher: TeacherParams = stages["teacher"]
+        student: StudentConfig = stages["student"]
+        teacher: TeacherConfig = stages["teacher"]
         method = TeacherMethod.PROMPTSRC if teacher.method is TeacherMethod.CLIP else teacher.method
         given = {
             "model": student.model, "weights": student.weights, "original": None, "method": method,
@@ -135,14 +164,14 @@ class Params(Config):
         return _merge(teacher, {**given, **self.tuned_student[name]})
 
 
-_AnyBlock = TypeVar("_AnyBlock", bound=Config)
+_AnyConfig = TypeVar("_AnyConfig", bound=Config)
 
 
-def _merge(block: _AnyBlock, overrides: Mapping[str, Any]) -> _AnyBlock:
+def _merge(block: _AnyConfig, overrides: Mapping[str, Any]) -> _AnyConfig:
     return validate(type(block), {**block.model_dump(mode="json"), **overrides})
 
 
-def validate(model: type[_AnyBlock], values: Mapping[str, Any]) -> _AnyBlock:
+def validate(model: type[_AnyConfig], values: Mapping[str, Any]) -> _AnyConfig:
     """Validate as JSON: the strict rules for it accept a list as a tuple and text as an enum."""
     return model.model_validate_json(json.dumps(values, default=str))
 
@@ -263,7 +292,7 @@ def _check_overrides(path: Path, params: Params) -> None:
         try:
             params.for_dataset(name)
         except ValidationError as error:
-            raise bad_params(path, TeacherParams, error, f"tuned_student.{name}.") from None
+            raise bad_params(path, TeacherConfig, error, f"tuned_student.{name}.") from None
 
 
 def _check_protocol(path: Path, protocol: Protocol, key: str) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pd_core.core.artifacts import read_json, understood, write_json
+from pd_core.core.hooks import NO_HOOKS
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import Labelled, Prepared
 from pd_core.evaluation.evaluate import judge
@@ -232,20 +233,16 @@ def answer(job: Job, prepared: Prepared, rows: Sequence[Mapping[str, Any]]) -> A
     Raises:
         PdError: images or what the stages wrote are not there.
     """
-    computing = job.params.run
     # The page is no result: its last bits do not matter.
     set_threads(max(1, (os.cpu_count() or 1) // AT_A_TIME))
     loaded = {who: load(job, who) for who in PEOPLE}
     judged = judge(
         {who: one.classifier for who, one in loaded.items()},
         prepared,
-        split=job.params.evaluate.split,
-        image_size=loaded["student"].image_size,
-        batch_size=job.params.evaluate.batch_size,
-        workers=computing.workers,
-        device=loaded["teacher"].classifier.vectors.vectors.device,
-        precision=computing.precision,
-        on_corrupt=computing.on_corrupt,
+        loaded["student"].image_size,
+        job.params.evaluate,
+        job.compute,
+        NO_HOOKS,
     )
     probabilities = {who: _softmax(judged.logits[who]) for who in PEOPLE}
     best = {who: probabilities[who].argmax(axis=1) for who in PEOPLE}

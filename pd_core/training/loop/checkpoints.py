@@ -16,10 +16,11 @@ from torch.optim import SGD
 from pd_core.core.artifacts import read_tensors, write_tensors
 from pd_core.core.atomic import check_space
 from pd_core.core.errors import BadArtifact
+from pd_core.core.hooks import Metrics, OnNote
 from pd_core.training.loop.distributed import any_of, from_first, is_first
 from pd_core.training.loop.weight_averaging import BestState, WeightedSum, trained_parameters
 
-Metrics = dict[str, float]
+History = list[Metrics]
 
 
 @dataclass
@@ -50,7 +51,7 @@ class TrainingState:
     counted: int = 0
     skipped_steps: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
-    history: list[Metrics] = field(default_factory=list)
+    history: History = field(default_factory=list)
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add a step's scalars.
@@ -137,8 +138,6 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take the tensors whose names start with a prefix, by what follows it."""
     return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
 
-
-OnNote = Callable[[str], None]
 
 KEPT = 2
 """The last ones are kept, in case that the newest is damaged."""

@@ -7,7 +7,7 @@ not there, or damaged, is computed anew, so its folder may be deleted at any tim
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +16,7 @@ from torch import Tensor
 from pd_core.core.artifacts import file_hash, read_tensors, write_tensors
 from pd_core.core.atomic import check_space, readable
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
-
-OnNote = Callable[[str], None]
+from pd_core.core.hooks import OnNote
 
 _NAME = "features"
 
@@ -120,17 +119,6 @@ def identity(model: str, weights: Path | str | None) -> list[str]:
     """Say which CLIP this is: its name, and the hash of its weights' file, or their tag."""
     path = Path(weights) if weights is not None else None
     return [model, file_hash(path) if path is not None and path.is_file() else str(weights)]
-
-
-def required(store: FeatureStore | None) -> FeatureStore:
-    """Return the store that what is computed beforehand needs.
-
-    Raises:
-        BadParams: there is none.
-    """
-    if store is None:
-        raise BadParams("features computed beforehand need a store; give one, or compute online")
-    return store
 
 
 def _size(place: Path) -> int:

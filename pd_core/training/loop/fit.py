@@ -3,7 +3,7 @@
 A training run is a module that owns what is trained, and a step that turns a
 batch into a loss. Everything random is decided by (seed, epoch) outside, so a
 run that was interrupted ends with the same weights as one that was not. Several
-processes may train together (see `parallel`): each is given its part of every
+processes may train together (see `distributed`): each is given its part of every
 batch, and its step returns the scalars of the whole batch.
 """
 
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from pd_core.core.errors import BadParams, Interrupted
+from pd_core.core.hooks import Metrics
 from pd_core.core.options import OnNonFinite, Precision
-from pd_core.models.precision import to_device
-from pd_core.training.loop.checkpoints import Checkpoints, Metrics, TrainingState
+from pd_core.data.loading.images import Batch
+from pd_core.training.loop.checkpoints import History, TrainingState
+from pd_core.training.loop.config import OptimConfig
 from pd_core.training.loop.distributed import average_gradients, from_first, gathered
 from pd_core.training.loop.divergence import LossWatch
+from pd_core.training.loop.run import Run
 from pd_core.training.loop.schedule import learning_rate
 from pd_core.training.loop.weight_averaging import BestState, WeightedSum
 
@@ -29,10 +32,7 @@ from pd_core.training.loop.weight_averaging import BestState, WeightedSum
 # that the first steps would overflow and be skipped.
 INITIAL_LOSS_SCALE = 64.0
 
-Step = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-OnEpoch = Callable[[int, Metrics], None]
-OnProgress = Callable[[int, int], None]
-OnLoss = Callable[[int, float], None]
+Step = Callable[[Batch], Mapping[str, Tensor]]
 Score = Callable[[], float]
 
 
@@ -51,11 +51,10 @@ class Batches(Protocol):
     def left_out(self) -> int:
         """Damaged images of the last epoch that was gone through."""
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions in the list of images (B,) and images (B, 3, H, W).
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch without the first `start` ones.
 
-        The first `start` batches of the epoch are left out. Damaged images make a batch smaller,
-        or empty.
+        Damaged images make a batch smaller, or empty.
         """
 
     def names(self, indices: Sequence[int]) -> list[str]:
@@ -63,11 +62,7 @@ class Batches(Protocol):
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter],
-    *,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
 ) -> SGD:
     """Make the optimiser of both stages: plain SGD, decay on everything trained."""
     return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -83,116 +78,77 @@ def fit(
     module: nn.Module,
     step: Step,
     batches: Batches,
+    config: OptimConfig,
+    run: Run,
     *,
-    epochs: int,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    warmup_epochs: int = 1,
-    warmup_lr: float = 1e-5,
-    max_grad_norm: float | None = None,
-    on_non_finite: OnNonFinite = OnNonFinite.FAIL,
-    least_batch: int = 1,
-    accumulate: int = 1,
     averaging: Sequence[float] | None = None,
     score: Score | None = None,
-    device: torch.device | str = "cpu",
-    precision: Precision = Precision.FP32,
-    checkpoints: Checkpoints | None = None,
-    on_epoch: OnEpoch | None = None,
-    on_progress: OnProgress | None = None,
-    on_loss: OnLoss | None = None,
-) -> list[Metrics]:
+    least_batch: int = 1,
+) -> History:
     """Train a module, in place.
 
     Args:
         module: all of its parameters are trained.
-        step: from positions (B,) and images (B, 3, H, W) on the device to
-            scalars by name, of the batch of all processes; the one called "loss" is minimised.
+        step: from a batch on the device to scalars by name, of the batch of all processes; the one
+            called "loss" is minimised. It chooses itself what it computes in.
         batches: where the batches of an epoch come from.
-        epochs: number of epochs, counted from 1.
-        lr: peak learning rate.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        warmup_epochs: epochs at `warmup_lr`.
-        warmup_lr: learning rate of those.
-        max_grad_norm: gradients are scaled down to this norm; None leaves them.
-        on_non_finite: what to do about a batch whose loss is not finite.
-        least_batch: batches with fewer images are passed over.
-        accumulate: batches whose gradients are averaged for one step of the optimiser; those left
-            over at the end of an epoch make a smaller step of their own.
+        config: of optimiser and schedule.
+        run: the surroundings. If its checkpoints hold a state of this very run, training goes on
+            from there. Epochs are reported with the mean of every scalar, "lr" and, if there are
+            any, "skipped" (damaged images that were left out), "non_finite" (batches that were)
+            and "score"; the mean loss every `divergence.EVERY` steps, before a checkpoint and at
+            an epoch's end.
         averaging: one weight per epoch; the module ends as the weighted sum of
             its states after each epoch. None keeps the last state.
         score: called after each epoch, with the module in evaluation mode; the
             module ends as it was after the epoch with the highest score.
-        device: where the module is.
-        precision: decides whether the loss is scaled; the step itself chooses
-            what it computes in.
-        checkpoints: keep the state. If they hold one of this very run, training
-            goes on from there.
-        on_epoch: called for each epoch, those before a checkpoint too, with the mean of every
-            scalar, "lr" and, if there are any, "skipped" (damaged pictures that were left out),
-            "non_finite" (batches that were) and "score".
-        on_progress: called after each step with steps done and steps in all.
-        on_loss: called every `finite.EVERY` steps, before a checkpoint and at an epoch's end with
-            steps done and the mean loss of those since the last call.
+        least_batch: batches with fewer images are passed over.
 
     Returns:
         The metrics of each epoch.
 
     Raises:
-        BadParams: fewer than one epoch, or one without any batch.
+        BadParams: an epoch without any batch.
         Diverged: a loss is not finite, or more than half of an epoch's are.
         Interrupted: the run was told to end; its state is saved.
         NoSpace: there is no room for checkpoints.
     """
-    if epochs < 1:
-        raise BadParams(f"epochs = {epochs}; give a number from 1 upwards")
-    device = torch.device(device)
     optimizer = make_optimizer(
-        module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
-    )
+        module.parameters(),
+        lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+    )  # fmt: skip
     scaler = torch.amp.GradScaler(
-        device.type, init_scale=INITIAL_LOSS_SCALE, enabled=precision is Precision.FP16
+        run.device.type,
+        init_scale=INITIAL_LOSS_SCALE,
+        enabled=run.compute.precision is Precision.FP16,
     )
     average = WeightedSum(module, averaging) if averaging is not None else None
     best = BestState(module) if score is not None else None
-    loop = _Loop(
-        step=step,
-        batches=batches,
-        state=TrainingState(module, optimizer, scaler, average, best),
-        checkpoints=checkpoints,
-        device=device,
-        max_grad_norm=max_grad_norm,
-        skips=on_non_finite is OnNonFinite.SKIP,
-        least_batch=least_batch,
-        accumulate=accumulate,
-        on_loss=on_loss,
-    )
+    state = TrainingState(module, optimizer, scaler, average, best)
+    loop = _Loop(step, batches, state, config, run, least_batch)
     loop.resume()
-    history = loop.state.history
+    history = state.history
     for number, metrics in enumerate(history, start=1):
-        if on_epoch is not None:
-            on_epoch(number, metrics)
+        run.hooks.on_epoch(number, metrics)
     module.train()
-    for epoch in range(loop.state.epoch, epochs + 1):
-        current = learning_rate(
-            epoch, epochs=epochs, peak=lr, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr
-        )
-        set_rate(optimizer, current)
-        loop.run_epoch(_progress(on_progress, epoch, epochs, batches.steps))
+    for epoch in range(state.epoch, config.epochs + 1):
+        rate = learning_rate(
+            epoch, epochs=config.epochs, peak=config.lr,
+            warmup_epochs=config.warmup_epochs, warmup_lr=config.warmup_lr,
+        )  # fmt: skip
+        set_rate(optimizer, rate)
+        loop.run_epoch()
         metrics = loop.finish_epoch()
         if average is not None:
             average.add(epoch, module)
-        history.append({**metrics, "lr": current})
+        history.append({**metrics, "lr": rate})
         if score is not None and best is not None:
             module.eval()
             history[-1]["score"] = from_first(score)
             module.train()
             best.offer(module, history[-1]["score"])
         loop.save()
-        if on_epoch is not None:
-            on_epoch(epoch, history[-1])
+        run.hooks.on_epoch(epoch, history[-1])
         loop.end_if_told()
     if average is not None:
         average.copy_to(module)
@@ -203,49 +159,45 @@ def fit(
 
 
 class _Loop:
-    """What is done to a training state, step by step."""
+    """Changes a training state step by step."""
 
     def __init__(
         self,
-        *,
         step: Step,
         batches: Batches,
         state: TrainingState,
-        checkpoints: Checkpoints | None,
-        device: torch.device,
-        max_grad_norm: float | None,
-        skips: bool,
+        config: OptimConfig,
+        run: Run,
         least_batch: int,
-        accumulate: int,
-        on_loss: OnLoss | None,
     ) -> None:
-        self.state = state
         self._step = step
         self._batches = batches
-        self._checkpoints = checkpoints
-        self._device = device
-        self._max_grad_norm = max_grad_norm
-        self._skips = skips
+        self._state = state
+        self._config = config
+        self._hooks = run.hooks
+        self._checkpoints = run.checkpoints
+        self._device = run.device
         self._least_batch = least_batch
-        self._accumulate = accumulate
-        self._on_loss = on_loss
+        self._skips = config.on_non_finite is OnNonFinite.SKIP
         self._added = 0  # batches whose gradients wait for the step
         self._watch = LossWatch(
             batches.names,
-            checkpoints.newest if checkpoints is not None else lambda: None,
+            run.checkpoints.newest if run.checkpoints is not None else lambda: None,
             self._report_loss,
         )
 
-    def run_epoch(self, report: Callable[[int], None]) -> None:
+    def run_epoch(self) -> None:
         """Train for the rest of the state's epoch."""
-        state = self.state
-        for indices, images in self._batches.epoch(state.epoch, start=state.done):
+        state, steps = self._state, self._batches.steps
+        source = self._config.source_epoch(state.epoch)
+        for batch in self._batches.epoch(source, start=state.done):
             state.done += 1
-            shown = gathered(indices)
+            shown = gathered(batch.indices)
             if len(shown) < self._least_batch:
                 continue
-            self._train_on(indices, images, shown)
-            report(state.done)
+            self._train_on(batch.to(self._device), shown)
+            done = (state.epoch - 1) * steps + state.done
+            self._hooks.on_progress(done, self._config.epochs * steps)
             # Between two steps of the optimiser only, since gradients are not stored.
             if self._added == 0 and self._checkpoints is not None and self._checkpoints.due():
                 self.save(shown)
@@ -254,9 +206,9 @@ class _Loop:
     def finish_epoch(self) -> Metrics:
         """Return the epoch's metrics; the next one begins."""
         if self._added and not self._update():
-            self.state.skipped_steps += 1
+            self._state.skipped_steps += 1
         self._watch.look()
-        state = self.state
+        state = self._state
         if state.counted == 0:
             raise BadParams(
                 f"epoch {state.epoch} has no batch of {self._least_batch} or more intact images;"
@@ -273,7 +225,7 @@ class _Loop:
         if self._checkpoints is None:
             return
         self._watch.look()
-        state = self.state
+        state = self._state
         if not state.is_finite():
             seen = torch.empty(0, dtype=torch.int64) if indices is None else indices
             raise self._watch.error("a weight is not finite", state.epoch, state.done, seen)
@@ -285,80 +237,69 @@ class _Loop:
         """Take up the state of this very run, if there is one."""
         if self._checkpoints is None:
             return
-        self._checkpoints.require_space(self.state.size())
+        self._checkpoints.require_space(self._state.size())
         found = self._checkpoints.latest()
         if found is not None:
             tensors, metadata = found
-            self.state.restore(tensors, metadata)
+            self._state.restore(tensors, metadata)
             self._batches.damaged.update(json.loads(metadata["damaged"]))
 
     def end_if_told(self) -> None:
         """Raise `Interrupted` if the run is to end now; its state has been stored."""
         if self._checkpoints is not None and self._checkpoints.interrupted():
             raise Interrupted(
-                f"told to end at epoch {self.state.epoch}, after {self.state.done} of its"
+                f"told to end at epoch {self._state.epoch}, after {self._state.done} of its"
                 f" {self._batches.steps} steps; the state is in"
                 f" '{self._checkpoints.newest()}': start the same command again to go on"
             )
 
-    def _train_on(self, indices: Tensor, images: Tensor, shown: Tensor) -> None:
+    def _train_on(self, batch: Batch, shown: Tensor) -> None:
         """Train on this process's part of a batch; `shown` are the positions of the whole one."""
-        values = self._step(to_device(indices, self._device), to_device(images, self._device))
+        values = self._step(batch)
         if self._added == 0:
-            self.state.optimizer.zero_grad(set_to_none=True)
+            self._state.optimizer.zero_grad(set_to_none=True)
         if self._skips and not math.isfinite(values["loss"].detach()):
             self._leave_out(shown, values["loss"])
             return
-        torch.autograd.backward(self.state.scaler.scale(values["loss"] / self._accumulate))
+        torch.autograd.backward(self._state.scaler.scale(values["loss"] / self._config.accumulate))
         self._added += 1
-        if self._added == self._accumulate and not self._update():
+        if self._added == self._config.accumulate and not self._update():
             self._leave_out(shown, values["loss"])
             return
-        self.state.add(values)
-        self._watch.note(self.state.epoch, self.state.done, shown, values["loss"])
+        self._state.add(values)
+        self._watch.note(self._state.epoch, self._state.done, shown, values["loss"])
 
     def _update(self) -> bool:
         """Let the optimiser take a step; return whether the gradients could be used."""
         self._added = 0
-        average_gradients(self.state.module.parameters())
+        average_gradients(self._state.module.parameters())
         if not self._clipped():
             return False
-        self.state.scaler.step(self.state.optimizer)
-        self.state.scaler.update()
+        self._state.scaler.step(self._state.optimizer)
+        self._state.scaler.update()
         return True
 
     def _clipped(self) -> bool:
         """Scale the gradients down; return whether they can be used."""
-        scaler = self.state.scaler
-        if self._max_grad_norm is None and not self._skips:
+        scaler = self._state.scaler
+        if self._config.max_grad_norm is None and not self._skips:
             return True
-        scaler.unscale_(self.state.optimizer)
-        largest = math.inf if self._max_grad_norm is None else self._max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.state.module.parameters(), largest)
+        scaler.unscale_(self._state.optimizer)
+        largest = math.inf if self._config.max_grad_norm is None else self._config.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self._state.module.parameters(), largest)
         # With fp16 the scaler leaves such a step out itself, and lowers its scale.
         return not self._skips or scaler.is_enabled() or math.isfinite(norm)
 
     def _report_loss(self, epoch: int, step: int, mean: float) -> None:
-        if self._on_loss is not None:
-            self._on_loss((epoch - 1) * self._batches.steps + step, mean)
+        self._hooks.on_loss((epoch - 1) * self._batches.steps + step, mean)
 
     def _leave_out(self, indices: Tensor, loss: Tensor) -> None:
-        self.state.skipped_steps += 1
-        if 2 * self.state.skipped_steps > self._batches.steps:
+        self._state.skipped_steps += 1
+        if 2 * self._state.skipped_steps > self._batches.steps:
             raise self._watch.error(
                 f"the loss is {float(loss.detach())}, and more than half of the epoch's batches"
                 " were left out,",
-                self.state.epoch,
-                self.state.done,
+                self._state.epoch,
+                self._state.done,
                 indices,
             )
-
-
-def _progress(
-    on_progress: OnProgress | None, epoch: int, epochs: int, steps: int
-) -> Callable[[int], None]:
-    def report(done: int) -> None:
-        if on_progress is not None:
-            on_progress((epoch - 1) * steps + done, epochs * steps)
-
-    return report

@@ -43,9 +43,9 @@ def promptsrc(
     frozen_text: Tensor,
     image: Tensor,
     frozen_image: Tensor,
-    text_weight: float = 25.0,
-    image_weight: float = 10.0,
-    logits_weight: float = 1.0,
+    text_weight: float,
+    image_weight: float,
+    logits_weight: float,
 ) -> PromptSRCLoss:
     """Compute the self-regulating loss that tunes the teacher.
 
@@ -61,9 +61,9 @@ def promptsrc(
         frozen_text: (C, D) frozen text features, unit length.
         image: (B, D) prompted image features, unit length.
         frozen_image: (B, D) frozen image features, unit length.
-        text_weight: weight of the text term, 25 as published.
-        image_weight: weight of the image term, 10 as published.
-        logits_weight: weight of the divergence, 1 as published.
+        text_weight: weight of the text term.
+        image_weight: weight of the image term.
+        logits_weight: weight of the divergence.
 
     Returns:
         The terms, weighted. The divergence is divided by B x C, not by B.
@@ -84,8 +84,8 @@ def distillation(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
-    temperature: float = 1.0,
-    weight: float = 1000.0,
+    temperature: float,
+    weight: float,
 ) -> Tensor:
     """Compute the divergence of the student's predictions from the teacher's.
 
@@ -96,7 +96,7 @@ def distillation(
         student_logits: (B, C).
         teacher_logits: (B, C), no gradient flows into them.
         temperature: both logits are divided by it; its square scales the loss.
-        weight: 1000 as published (base-to-novel).
+        weight: of the loss.
 
     Returns:
         weight x temperature^2 x KL(teacher || student) / (B x C), a scalar.
@@ -109,9 +109,7 @@ def distillation(
     return weight * temperature**2 * divergence / student_logits.numel()
 
 
-def feature_distance(
-    student: Tensor, teacher: Tensor, *, squared: bool = False, weight: float = 1000.0
-) -> Tensor:
+def feature_distance(student: Tensor, teacher: Tensor, *, squared: bool, weight: float) -> Tensor:
     """Compute how far the student's image features are from the teacher's.
 
     The alternatives to predictions in the paper's ablation of the distillation form.
@@ -129,9 +127,7 @@ def feature_distance(
     return weight * distance(student, teacher.detach())
 
 
-def ensemble(
-    logits: Sequence[Tensor], *, by_confidence: bool = False, temperature: float = 1.0
-) -> Tensor:
+def ensemble(logits: Sequence[Tensor], *, by_confidence: bool, temperature: float) -> Tensor:
     """Average the predictions of several teachers into the logits of one.
 
     Args:

@@ -6,7 +6,7 @@ from pd_core.core.errors import BadParams
 
 
 def learning_rate(
-    epoch: int, *, epochs: int, peak: float, warmup_epochs: int = 1, warmup_lr: float = 1e-5
+    epoch: int, *, epochs: int, peak: float, warmup_epochs: int, warmup_lr: float
 ) -> float:
     """Compute the learning rate of an epoch: constant at first, then half a cosine.
 
@@ -18,7 +18,7 @@ def learning_rate(
         epochs: number of epochs.
         peak: the highest rate.
         warmup_epochs: how many epochs keep `warmup_lr`.
-        warmup_lr: 1e-5 as published.
+        warmup_lr: rate of those.
     """
     if epoch <= warmup_epochs:
         return warmup_lr
@@ -32,8 +32,8 @@ def gaussian_weights(epochs: int, *, mean: float, deviation: float) -> tuple[flo
 
     Args:
         epochs: number of epochs; they are counted from 1.
-        mean: the epoch with the largest weight, 15 of 20 as published.
-        deviation: in epochs, 1 as published.
+        mean: the epoch with the largest weight.
+        deviation: in epochs.
 
     Returns:
         One weight per epoch, with sum 1.

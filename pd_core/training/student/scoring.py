@@ -1,15 +1,16 @@
 """Scores of a student during distillation: agreement with its teacher, and epoch selection."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pd_core.core.config import Compute
 from pd_core.core.errors import BadData, FailedRun
-from pd_core.core.options import OnCorrupt, Precision, Selection
+from pd_core.core.options import Selection
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
@@ -18,7 +19,7 @@ from pd_core.models.precision import autocast
 from pd_core.models.student import Student
 from pd_core.training.loop.distributed import gathered
 from pd_core.training.loop.fit import Batches
-from pd_core.training.student.targets import Look, Recorded, Supervisor, make_targets
+from pd_core.training.student.targets import TargetSource
 
 SAMPLE = 256  # pictures; the teacher has to look at them once more
 
@@ -28,11 +29,9 @@ _DEVIATIONS = 2.0  # above chance; a student that guesses is 2 above it in one o
 @torch.no_grad()
 def check_agreement(
     student: Classifier,
-    supervisors: Sequence[Supervisor | Recorded],
+    targets: TargetSource,
     batches: Batches,
-    *,
-    device: torch.device,
-    precision: Precision = Precision.FP32,
+    compute: Compute,
 ) -> None:
     """Refuse a student that agrees with its teacher no better than chance.
 
@@ -42,26 +41,24 @@ def check_agreement(
 
     Args:
         student: in evaluation mode, as it will be used.
-        supervisors: its teachers; several are averaged.
+        targets: its teacher, or several.
         batches: views of unlabelled pictures; the first of an epoch are looked at.
-        device: where the towers are.
-        precision: what the towers compute in.
+        compute: device and precision of the towers.
 
     Raises:
         FailedRun: it does not.
     """
+    device = torch.device(compute.device)
     mine, theirs, seen = [], [], 0
-    for indices, images in batches.epoch(1):
-        shown = len(gathered(indices))
+    for batch in batches.epoch(1):
+        shown = len(gathered(batch.indices))
         if shown == 0:
             continue
-        on_device = images.to(device)
-        with autocast(device, precision):
-            logits = student.logits(on_device)  # (B, C)
-        look = Look(1, indices.to(device))
-        targets = make_targets(supervisors, on_device, look=look, precision=precision)
+        on_device = batch.to(device)
+        with autocast(device, compute.precision):
+            logits = student.logits(on_device.images)  # (B, C)
         mine.append(gathered(logits.argmax(dim=1)).cpu())
-        theirs.append(gathered(targets.argmax(dim=1)).cpu())
+        theirs.append(gathered(targets.logits(on_device).argmax(dim=1)).cpu())
         seen += shown
         if seen >= SAMPLE:
             break
@@ -89,14 +86,7 @@ _BATCH = 256  # memory only, not the result
 
 
 def make_scorer(
-    prepared: Path,
-    selection: Selection,
-    *,
-    image_size: int,
-    data_root: Path = Path(),
-    workers: int = 0,
-    on_corrupt: OnCorrupt = OnCorrupt.FAIL,
-    precision: Precision = Precision.FP32,
+    prepared: Path, selection: Selection, image_size: int, compute: Compute
 ) -> Scorer | None:
     """Make what scores a student after each epoch, by accuracy on labelled images.
 
@@ -107,10 +97,7 @@ def make_scorer(
         prepared: folder written by the stage `prepare`; not read for `last`.
         selection: which images are looked at.
         image_size: of the student's tower, in pixels.
-        data_root: folder that holds the photo data sets.
-        workers: processes that decode pictures; they change nothing.
-        on_corrupt: what to do about a damaged picture; a skipped one is not looked at.
-        precision: what the tower computes in.
+        compute: precision of the tower, and how images are read; a skipped one is not looked at.
 
     Returns:
         A function of the student and the vectors that it is compared with, to
@@ -121,7 +108,7 @@ def make_scorer(
     """
     if selection is Selection.LAST:
         return None
-    content = read_prepared(prepared, data_root=data_root)
+    content = read_prepared(prepared, data_root=compute.data_root)
     items = _held_out(content, selection)
     labels = np.array([label for _, label in items])
     taught = range(len(content.taught))
@@ -130,14 +117,14 @@ def make_scorer(
         [path for path, _ in items],
         eval_transform(image_size),
         batch_size=_BATCH,
-        workers=workers,
-        on_corrupt=on_corrupt,
+        workers=compute.workers,
+        on_corrupt=compute.on_corrupt,
     )
 
     def score(student: Student, vectors: ClassVectors) -> float:
         classifier = Classifier(student, vectors.select(taught), student.logit_scale)
         device = student.towers.device
-        logits = logits_of({"student": classifier}, batches, device, precision)["student"]
+        logits = logits_of({"student": classifier}, batches, device, compute.precision)["student"]
         return 100 * float((logits.argmax(axis=1) == labels[batches.intact]).mean())
 
     return score

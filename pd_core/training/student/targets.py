@@ -1,102 +1,140 @@
-"""Teachers that provide the distillation targets, live or from a cache."""
+"""Teachers that provide the distillation targets, live or from a cache.
+
+Shapes: B images, C classes, D the teacher's joint width.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pd_core.core.errors import BadParams
+from pd_core.core.artifacts import file_hash
+from pd_core.core.config import ClipConfig, Compute
+from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.options import Form, Precision, TeacherWeighting, TextFeatures
+from pd_core.data.loading.images import Batch
 from pd_core.models.class_vectors import ClassVectors, build
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import autocast
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop import losses
-from pd_core.training.loop.checkpoints import Checkpoints
-from pd_core.training.loop.feature_cache import FeatureStore
-from pd_core.training.loop.fit import OnProgress
-from pd_core.training.loop.views import Encode, RecordedViews, TrainingViews
+from pd_core.training.loop.feature_cache import identity
+from pd_core.training.loop.run import Run
+from pd_core.training.loop.views import RecordedViews, Source, TrainingViews, recorded_views
+from pd_core.training.student.config import FurtherTeacher, StudentConfig
 
 TEACHER_FILE = "teacher.safetensors"
 
 
-class FurtherTeacher(TypedDict):
-    """A teacher beside the first one, as the parameters name it; None stands for the default."""
+class TargetSource(Protocol):
+    """A teacher, or several; what it gives is without gradient, fp32."""
 
-    folder: str | None  # with its `teacher.safetensors`; default: the zero-shot model
-    model: str | None  # default: the first teacher's
-    weights: str | None
+    @property
+    def vectors(self) -> ClassVectors:
+        """Its class vectors, of C classes."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits (B, C) of the very views that the student sees."""
+
+    def features(self, batch: Batch) -> Tensor:
+        """Return their image features (B, D), unit length."""
 
 
 @dataclass(frozen=True)
-class Supervisor:
-    """A teacher and its own class vectors."""
+class LiveTeacher:
+    """A teacher with its own class vectors, whose tower sees every batch."""
 
     teacher: Teacher
     vectors: ClassVectors
+    precision: Precision
+
+    def __post_init__(self) -> None:
+        """Refuse class vectors of another teacher.
+
+        Raises:
+            BadArtifact: they are of another width.
+        """
+        width, own = self.vectors.vectors.shape[1], self.teacher.towers.joint_width
+        if width != own:
+            raise BadArtifact(
+                f"class vectors of width {width} do not fit a teacher of width {own}; build them"
+                " again with this teacher"
+            )
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See `TargetSource`."""
+        return teacher_logits(self.teacher, batch.images, self.vectors, self.precision)
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Tensor:
+        """See `TargetSource`."""
+        with autocast(batch.images.device, self.precision):
+            return self.teacher.image_features(batch.images)
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A teacher's answers to all views of a training, computed before.
-
-    Attributes:
-        views: its logits (B, C), or its features (B, D), of unit length.
-        vectors: what to compare the features with; None if these are logits.
-    """
+class CachedTeacher:
+    """A teacher whose features or logits of all views of a training were computed before."""
 
     views: RecordedViews
-    vectors: ClassVectors | None
+    vectors: ClassVectors
+    holds_features: bool
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See `TargetSource`."""
+        values = self.views.at(batch)
+        return self.vectors.logits(values) if self.holds_features else values
+
+    def features(self, batch: Batch) -> Tensor:
+        """See `TargetSource`; only where features are stored."""
+        return self.views.at(batch)
 
 
 @dataclass(frozen=True)
-class Look:
-    """A batch of views as it was recorded: epoch of the views, positions in the list (B,)."""
+class Ensemble:
+    """Several teachers, whose predictions are averaged.
 
-    epoch: int
-    indices: Tensor
-
-
-def load_further(
-    wanted: Sequence[FurtherTeacher],
-    names: Sequence[str],
-    *,
-    first: ClipTowers,
-    device: torch.device | str,
-) -> list[Supervisor]:
-    """Load further teachers and compute the class vectors of each.
-
-    Args:
-        wanted: which.
-        names: C class names, by label.
-        first: the first teacher's CLIP.
-        device: where to compute.
-
-    Raises:
-        MissingFile: a teacher or its weights are missing.
-        BadArtifact: a teacher does not fit its model.
-        BadParams: weights without a model.
+    Attributes:
+        teachers: at least one.
+        temperature: at which they are averaged.
+        weighting: how.
     """
-    return [_load(one, names, first, device) for one in wanted]
+
+    teachers: Sequence[TargetSource]
+    temperature: float
+    weighting: TeacherWeighting
+
+    @property
+    def vectors(self) -> ClassVectors:
+        """The first teacher's class vectors."""
+        return self.teachers[0].vectors
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See `TargetSource`."""
+        logits = [teacher.logits(batch) for teacher in self.teachers]
+        if len(logits) == 1:
+            return logits[0]
+        by_confidence = self.weighting is TeacherWeighting.CONFIDENCE
+        return losses.ensemble(logits, by_confidence=by_confidence, temperature=self.temperature)
+
+    def features(self, batch: Batch) -> Tensor:
+        """Return the first teacher's features."""
+        return self.teachers[0].features(batch)
 
 
 @torch.no_grad()
 def teacher_logits(
-    teacher: Teacher,
-    images: Tensor,
-    vectors: ClassVectors,
-    *,
-    precision: Precision = Precision.FP32,
+    teacher: Teacher, images: Tensor, vectors: ClassVectors, precision: Precision
 ) -> Tensor:
-    """Let the teacher judge a batch.
+    """Compare images with all classes, as a teacher does.
 
     Args:
         teacher: with its prompts.
-        images: (B, 3, H, W), the very views that the student sees.
+        images: (B, 3, H, W).
         vectors: the teacher's own.
         precision: what its tower computes in.
 
@@ -108,92 +146,34 @@ def teacher_logits(
     return vectors.logits(features, logit_scale=teacher.logit_scale)
 
 
-@torch.no_grad()
-def make_targets(
-    supervisors: Sequence[Supervisor | Recorded],
-    images: Tensor,
-    *,
-    look: Look | None = None,
-    form: Form = Form.LOGITS_KL,
-    temperature: float = 1.0,
-    weighting: TeacherWeighting = TeacherWeighting.EQUAL,
-    precision: Precision = Precision.FP32,
-) -> Tensor:
-    """Let the teachers say what the student should imitate on a batch.
-
-    Args:
-        supervisors: teachers with their own class vectors, or what they said before.
-        images: (B, 3, H, W), the very views that the student sees.
-        look: which views these are; needed for what was recorded.
-        form: predictions, or features (of the first teacher).
-        temperature: at which several teachers are averaged.
-        weighting: how they are averaged.
-        precision: what the towers compute in.
-
-    Returns:
-        Logits (B, C), or unit features (B, D); without gradient, fp32.
-    """
-    if form is not Form.LOGITS_KL:
-        return _features(supervisors[0], images, look, precision)
-    logits = [_logits(one, images, look, precision) for one in supervisors]
-    if len(logits) == 1:
-        return logits[0]
-    by_confidence = weighting is TeacherWeighting.CONFIDENCE
-    return losses.ensemble(logits, by_confidence=by_confidence, temperature=temperature)
-
-
-def _features(
-    one: Supervisor | Recorded, images: Tensor, look: Look | None, precision: Precision
-) -> Tensor:
-    if isinstance(one, Recorded):
-        return _recorded(one, look)
-    with autocast(images.device, precision):
-        return one.teacher.image_features(images)
-
-
-def _logits(
-    one: Supervisor | Recorded, images: Tensor, look: Look | None, precision: Precision
-) -> Tensor:
-    if isinstance(one, Supervisor):
-        return teacher_logits(one.teacher, images, one.vectors, precision=precision)
-    numbers = _recorded(one, look)
-    return numbers if one.vectors is None else one.vectors.logits(numbers)
-
-
-def _recorded(one: Recorded, look: Look | None) -> Tensor:
-    if look is None:
-        raise ValueError("say which views these are: what was recorded is known by them")
-    return one.views.at(look.epoch, look.indices)
-
-
-def check_form(form: Form, text: TextFeatures, *, teachers: int = 1) -> None:
+def check_form(config: StudentConfig) -> None:
     """Refuse features as targets where there is no one feature to imitate.
 
     Raises:
         BadParams: the student has a space of its own, or there are several teachers.
     """
-    if form is Form.LOGITS_KL:
+    if config.form is Form.LOGITS_KL:
         return
-    if text is TextFeatures.STUDENT:
+    if config.text_features is TextFeatures.STUDENT:
         raise BadParams(
-            f"student.form = {form} imitates the teacher's features, which its own text features"
-            " do not share a space with; set student.text_features: teacher"
+            f"student.form = {config.form} imitates the teacher's features, which its own text"
+            " features do not share a space with; set student.text_features: teacher"
         )
-    if teachers > 1:
+    if config.further_teachers:
         raise BadParams(
-            f"student.form = {form} imitates one teacher's features; set"
+            f"student.form = {config.form} imitates one teacher's features; set"
             " student.further_teachers: [], or student.form: logits_kl"
         )
 
 
-def check_views(supervisors: Sequence[Supervisor], image_size: int) -> None:
+def check_views(teachers: Sequence[LiveTeacher], image_size: int) -> None:
     """Refuse teachers that cannot look at the student's views.
 
     Raises:
         BadParams: a teacher's images are of another size.
     """
-    for one in supervisors:
-        towers = one.teacher.towers
+    for each in teachers:
+        towers = each.teacher.towers
         if towers.image_size != image_size:
             raise BadParams(
                 f"teacher '{towers.name}' looks at {towers.image_size} pixels, the student at"
@@ -201,40 +181,71 @@ def check_views(supervisors: Sequence[Supervisor], image_size: int) -> None:
             )
 
 
+def load_further(
+    wanted: Sequence[FurtherTeacher], names: Sequence[str], first: ClipTowers, compute: Compute
+) -> list[LiveTeacher]:
+    """Load further teachers and compute the class vectors of each.
+
+    Args:
+        wanted: which.
+        names: C class names, by label.
+        first: the first teacher's CLIP.
+        compute: where and in what precision.
+
+    Raises:
+        MissingFile: a teacher or its weights are missing.
+        BadArtifact: a teacher does not fit its model.
+        BadParams: weights without a model.
+    """
+    return [_load(each, names, first, compute) for each in wanted]
+
+
 def _load(
-    wanted: FurtherTeacher, names: Sequence[str], first: ClipTowers, device: torch.device | str
-) -> Supervisor:
-    model, folder = wanted["model"], wanted["folder"]
-    if model is None and wanted["weights"] is not None:
+    wanted: FurtherTeacher, names: Sequence[str], first: ClipTowers, compute: Compute
+) -> LiveTeacher:
+    if wanted.model is None and wanted.weights is not None:
         raise BadParams(
-            f"further teacher with weights '{wanted['weights']}' and no model; name its model"
+            f"further teacher with weights '{wanted.weights}' and no model; name its model"
         )
-    towers = first if model is None else load_clip(model, wanted["weights"], device=device)
+    towers = first
+    if wanted.model is not None:
+        towers = load_clip(wanted.model, wanted.weights, device=compute.device)
     teacher = Teacher(towers).eval()
-    if folder is not None:
+    if wanted.folder is not None:
         remedy = "give the folder of a tuned or imported teacher"
-        teacher = Teacher.load(Path(folder) / TEACHER_FILE, towers, remedy=remedy)
-    return Supervisor(teacher, build(teacher, names))
+        teacher = Teacher.load(Path(wanted.folder) / TEACHER_FILE, towers, remedy=remedy)
+    return LiveTeacher(teacher, build(teacher, names), compute.precision)
 
 
-Load = Callable[[], Sequence[Supervisor]]
+def identities(
+    first: ClipConfig, teacher: Path, vectors: Path, further: Sequence[FurtherTeacher]
+) -> list[list[str]]:
+    """Return what decides each teacher's targets, beside the classes' names.
+
+    Args:
+        first: the first teacher's CLIP.
+        teacher: its file.
+        vectors: file of its class vectors.
+        further: the other teachers.
+    """
+    clip = identity(first.model, first.weights)
+    found = [[*clip, file_hash(teacher), file_hash(vectors)]]
+    for each in further:
+        own = identity(each.model, each.weights) if each.model else clip
+        tuned = [] if each.folder is None else [file_hash(Path(each.folder) / TEACHER_FILE)]
+        found.append([*own, *tuned])
+    return found
 
 
-def teachers_answers(
-    store: FeatureStore,
+def cached_teachers(
+    load: Callable[[], Sequence[LiveTeacher]],
+    teachers: Sequence[Sequence[str]],
     vectors: ClassVectors,
     views: TrainingViews,
-    load: Load,
-    *,
-    teachers: Sequence[Sequence[str]],
-    epochs: int,
-    form: Form,
-    precision: Precision,
-    device: torch.device,
-    checkpoints: Checkpoints | None = None,
-    on_progress: OnProgress | None = None,
-) -> list[Recorded]:
-    """Make sure that the store has every teacher's answers to all views.
+    config: StudentConfig,
+    run: Run,
+) -> list[CachedTeacher]:
+    """Make sure that the feature cache has every teacher's targets for all views.
 
     Logits are stored where there are fewer classes than features have numbers, and if there are
     several teachers; features otherwise, and if they are what is imitated. In half precision
@@ -242,57 +253,45 @@ def teachers_answers(
     matter precise.
 
     Args:
-        store: where they are kept.
+        load: loads the teachers; called only if targets are missing.
+        teachers: the identity of each teacher and its class vectors.
         vectors: the first teacher's, of the C classes.
         views: those of the training; the shape of their batches decides the last bits.
-        load: loads the teachers; called only if answers are missing.
-        teachers: the identity of each teacher and its class vectors.
-        epochs: with views of their own.
-        form: what the student imitates.
-        precision: what the towers compute in.
-        device: where to compute.
-        checkpoints: say whether the run is to end; None: it is not.
-        on_progress: called with batches done and batches in all.
-
-    Returns:
-        The answers of each teacher.
+        config: of the student.
+        run: the surroundings.
 
     Raises:
-        BadParams: they take more than the store may.
+        BadParams: they take more than the cache may.
         NoSpace: the disk has no room for them.
         Interrupted: the run was told to end.
     """
     classes, width = len(vectors.names), vectors.vectors.shape[1]
-    features = form is not Form.LOGITS_KL or (len(teachers) == 1 and classes > width)
-    what = "features" if features else "logits"
-    loaded: list[Supervisor] = []
+    features = config.form is not Form.LOGITS_KL or (len(teachers) == 1 and classes > width)
+    kind = "features" if features else "logits"
+    half = run.required_features().half
+    loaded: list[LiveTeacher] = []
 
-    def encoder(number: int) -> Encode:
+    def source(number: int) -> Source:
         loaded.extend(load() if not loaded else ())
-        return _answering(loaded[number], features=features, half=store.half, at=precision)
+        if features:
+            return loaded[number].features
+        return _relative(loaded[number].logits) if half else loaded[number].logits
 
-    answers = []
+    cached = []
     for number, teacher in enumerate(teachers):
-        decisive = {"teacher": teacher, "names": vectors.names, "precision": precision}
-        record = RecordedViews.of(
-            views, store, f"teacher-{what}", decisive,
-            width=width if features else classes, device=device,
+        key = {"teacher": teacher, "names": vectors.names, "precision": run.compute.precision}
+        record = recorded_views(
+            views, f"teacher-{kind}", key, partial(source, number), run,
+            epochs=config.distinct_epochs, width=width if features else classes,
+            what=f"the teacher's {kind}",
         )  # fmt: skip
-        record.complete(
-            epochs, views.batches, partial(encoder, number), what=f"the teacher's {what}",
-            checkpoints=checkpoints, on_progress=on_progress,
-        )  # fmt: skip
-        answers.append(Recorded(record, vectors.to(device) if features else None))
-    return answers
+        cached.append(CachedTeacher(record, vectors.to(run.device), features))
+    return cached
 
 
-def _answering(one: Supervisor, *, features: bool, half: bool, at: Precision) -> Encode:
-    form = Form.FEATURES_L1 if features else Form.LOGITS_KL
+def _relative(logits: Source) -> Source:
+    def shifted(batch: Batch) -> Tensor:
+        values = logits(batch)
+        return values - values.amax(dim=1, keepdim=True)
 
-    def answer(images: Tensor) -> Tensor:
-        numbers = make_targets([one], images, form=form, precision=at)
-        if half and not features:
-            return numbers - numbers.amax(dim=1, keepdim=True)
-        return numbers
-
-    return answer
+    return shifted

@@ -6,27 +6,27 @@ sends its part of the images and of the classes through the towers; losses are t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from pd_core.core.errors import BadParams
-from pd_core.core.options import OnNonFinite, Precision, TeacherMethod
+from pd_core.core.options import Computed, Precision, TeacherMethod
+from pd_core.data.loading.images import Batch
 from pd_core.models.class_vectors import template_features
 from pd_core.models.clip import ClipTowers, imagenet_templates
 from pd_core.models.precision import autocast
-from pd_core.models.teacher import TEMPLATE, Teacher
+from pd_core.models.teacher import Teacher
 from pd_core.models.text_batching import TextPlan
 from pd_core.training.loop import losses
-from pd_core.training.loop.checkpoints import Checkpoints, Metrics
-from pd_core.training.loop.distributed import count, gathered, part
-from pd_core.training.loop.fit import Batches, OnEpoch, OnLoss, OnProgress, fit
+from pd_core.training.loop.checkpoints import History
+from pd_core.training.loop.distributed import count, from_first, gathered, part
+from pd_core.training.loop.feature_cache import FeatureStore, identity
+from pd_core.training.loop.fit import Batches, fit
+from pd_core.training.loop.run import Run
 from pd_core.training.loop.schedule import gaussian_weights
-from pd_core.training.loop.views import RecordedViews, Views
-
-EPOCHS = 20  # PromptSRC, implementation details
-TEMPLATES = 60  # the published code: the first 60 of OpenAI's 80
+from pd_core.training.loop.views import Source, TrainingViews, recorded_views, remembered
+from pd_core.training.teacher.config import TeacherConfig
 
 
 @dataclass(frozen=True)
@@ -50,33 +50,6 @@ class PromptSRCStep:
     frozen_image_features: Tensor
 
 
-class TuneOptions(TypedDict, total=False):
-    """The numbers that `tune_teacher` takes, with its defaults for those left out."""
-
-    text_depth: int
-    text_length: int
-    image_depth: int
-    image_length: int
-    template: str
-    templates: int
-    epochs: int
-    accumulate: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    warmup_epochs: int
-    warmup_lr: float
-    text_loss_weight: float
-    image_loss_weight: float
-    logits_loss_weight: float
-    gpa_mean: float
-    gpa_std: float
-    text_memory_gb: float
-    view_epochs: int | None
-    max_grad_norm: float | None
-    on_non_finite: OnNonFinite
-
-
 def promptsrc_step(
     teacher: Teacher,
     images: Tensor,
@@ -84,32 +57,26 @@ def promptsrc_step(
     *,
     tokens: Tensor | TextPlan,
     frozen_text: Tensor,
-    frozen_image: Tensor | None = None,
-    text_loss_weight: float = 25.0,
-    image_loss_weight: float = 10.0,
-    logits_loss_weight: float = 1.0,
-    precision: Precision = Precision.FP32,
+    frozen_image: Tensor,
+    config: TeacherConfig,
+    precision: Precision,
 ) -> PromptSRCStep:
     """Compute PromptSRC's loss for one batch.
 
     Args:
         teacher: with prompts in both towers.
-        images: (B, 3, H, W), augmented views.
-        labels: (B,) class numbers.
+        images: (B, 3, H, W), augmented views; or this process's part of them.
+        labels: (B,) class numbers, of the whole batch.
         tokens: (C, L) of the teacher's own texts, or a plan of them.
         frozen_text: (C, D) features of the frozen model, unit length.
-        frozen_image: (B, D) the same of these views; computed here if not given.
-        text_loss_weight: weight of the text term.
-        image_loss_weight: weight of the image term.
-        logits_loss_weight: weight of the divergence.
+        frozen_image: (B, D) the same of these images.
+        config: weights of the terms.
         precision: what the towers compute in; the loss is always fp32.
 
     Returns:
         The loss, and the features and logits that it is made of.
     """
     with autocast(images.device, precision):
-        if frozen_image is None:
-            frozen_image = teacher.frozen_image_features(images)  # (B, D)
         image = gathered(teacher.image_features(images))  # (B, D)
         text = gathered(teacher.text_features(tokens))  # (C, D)
     frozen_image = gathered(frozen_image)
@@ -123,9 +90,9 @@ def promptsrc_step(
         frozen_text=frozen_text,
         image=image,
         frozen_image=frozen_image,
-        text_weight=text_loss_weight,
-        image_weight=image_loss_weight,
-        logits_weight=logits_loss_weight,
+        text_weight=config.text_loss_weight,
+        image_weight=config.image_loss_weight,
+        logits_weight=config.logits_loss_weight,
     )
     return PromptSRCStep(loss, logits, zero_shot_logits, text, image, frozen_image)
 
@@ -136,7 +103,7 @@ def cross_entropy_step(
     labels: Tensor,
     *,
     tokens: Tensor | TextPlan,
-    precision: Precision = Precision.FP32,
+    precision: Precision,
 ) -> tuple[Tensor, Tensor]:
     """Compute the loss of the methods without regularisation for one batch.
 
@@ -157,93 +124,120 @@ def cross_entropy_step(
     return F.cross_entropy(logits, labels), logits
 
 
-def tune_teacher(
+@dataclass(frozen=True)
+class Frozen:
+    """The frozen CLIP's features, which PromptSRC keeps the prompted ones near to.
+
+    Attributes:
+        text: (C, D), unit length, on the towers' device.
+        image: from a batch on the device to (B, D), unit length.
+    """
+
+    text: Tensor
+    image: Source
+
+
+def frozen_features(
+    towers: ClipTowers,
+    views: TrainingViews,
+    names: Sequence[str],
+    config: TeacherConfig,
+    run: Run,
+) -> Frozen:
+    """Return the frozen CLIP's features of all classes and views.
+
+    Those of the texts come from the run's feature cache, if there is one, in full precision; those
+    of the images if they are to be computed beforehand.
+
+    Raises:
+        BadParams: they take more than the cache may, or there is none.
+        NoSpace: the disk has no room for them.
+        Interrupted: the run was told to end.
+    """
+    text = (
+        frozen_text_features(towers, names, config.templates)
+        if run.features is None
+        else _stored_text(run.features, towers, names, config)
+    )
+    image = live_frozen_images(towers, run.compute.precision)
+    if config.frozen_features is Computed.CACHED:
+        clip = identity(config.model, config.weights)
+        image = recorded_views(
+            views, "frozen-images", {"clip": clip, "precision": run.compute.precision},
+            lambda: live_frozen_images(towers, run.compute.precision), run,
+            epochs=config.distinct_epochs, width=towers.joint_width,
+            what="the frozen image features",
+        ).at  # fmt: skip
+    return Frozen(text, image)
+
+
+def live_frozen_images(towers: ClipTowers, precision: Precision) -> Source:
+    """Return what sends batches through the frozen image tower: (B, D), unit length."""
+    zero_shot = Teacher(towers).eval()
+
+    def encode(batch: Batch) -> Tensor:
+        with autocast(batch.images.device, precision):
+            return zero_shot.frozen_image_features(batch.images)
+
+    return encode
+
+
+def frozen_text_features(towers: ClipTowers, names: Sequence[str], templates: int) -> Tensor:
+    """Compute what PromptSRC's text term pulls towards: (C, D), unit length.
+
+    Args:
+        towers: the frozen CLIP.
+        names: C names of the classes.
+        templates: how many of OpenAI's templates are averaged.
+    """
+    means = template_features(Teacher(towers), names, imagenet_templates(templates))
+    return F.normalize(means, dim=-1)
+
+
+def _stored_text(
+    store: FeatureStore, towers: ClipTowers, names: Sequence[str], config: TeacherConfig
+) -> Tensor:
+    clip, templates = identity(config.model, config.weights), config.templates
+    decisive = {"clip": clip, "names": list(names), "templates": templates}
+    place = store.place("frozen-text", decisive)
+
+    def find() -> Tensor:
+        known = store.read(place, "all")
+        if known is None:
+            known = frozen_text_features(towers, names, templates).cpu()
+            what = "the frozen text features"
+            store.make_room(place, known.nbytes, what=what, remedy="free some")
+            store.write(place, "all", known)
+        return known
+
+    return from_first(find).to(towers.device)
+
+
+def tune(
     towers: ClipTowers,
     batches: Batches,
     labels: Tensor,
     names: Sequence[str],
+    config: TeacherConfig,
+    run: Run,
     *,
-    method: TeacherMethod = TeacherMethod.PROMPTSRC,
-    text_depth: int = 9,
-    text_length: int = 4,
-    image_depth: int = 9,
-    image_length: int = 4,
-    template: str = TEMPLATE,
-    templates: int = TEMPLATES,
-    epochs: int = EPOCHS,
-    accumulate: int = 1,
-    lr: float = 0.0025,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    warmup_epochs: int = 1,
-    warmup_lr: float = 1e-5,
-    text_loss_weight: float = 25.0,
-    image_loss_weight: float = 10.0,
-    logits_loss_weight: float = 1.0,
-    gpa_mean: float = 15.0,
-    gpa_std: float = 1.0,
-    text_memory_gb: float = 4.0,
-    view_epochs: int | None = None,
-    frozen_text: Tensor | None = None,
-    frozen_images: RecordedViews | None = None,
-    max_grad_norm: float | None = None,
-    on_non_finite: OnNonFinite = OnNonFinite.FAIL,
-    seed: int = 1,
-    precision: Precision = Precision.FP32,
-    checkpoints: Checkpoints | None = None,
-    on_epoch: OnEpoch | None = None,
-    on_progress: OnProgress | None = None,
-    on_loss: OnLoss | None = None,
-) -> tuple[Teacher, list[Metrics]]:
+    frozen: Frozen | None = None,
+) -> tuple[Teacher, History]:
     """Tune prompts with few labels.
 
-    PromptSRC (arXiv 2307.06948) by default, with its published numbers. The
-    other methods minimise the cross entropy alone and keep the last epoch:
-    IVLP (PromptSRC, section 3.1), MaPLe (arXiv 2210.03117), CoOp (arXiv
-    2109.01134).
+    PromptSRC (arXiv 2307.06948), or a method that minimises the cross entropy alone and keeps the
+    last epoch: IVLP (PromptSRC, section 3.1), MaPLe (arXiv 2210.03117), CoOp (arXiv 2109.01134).
 
     Args:
         towers: the frozen CLIP.
         batches: views of the few labelled images.
         labels: (N,) class number of each image, by its position in the list.
         names: C names of the classes that are taught, by label.
-        method: which prompts there are and what regularises them.
-        text_depth: layers of the text tower with prompts.
-        text_length: prompts per layer of the text tower.
-        image_depth: layers of the image tower with prompts.
-        image_length: prompts per layer of the image tower.
-        template: the text of a class, with `{}` for its name.
-        templates: how many of OpenAI's templates the frozen text features average.
-        epochs: number of epochs.
-        accumulate: as in `fit`.
-        lr: peak learning rate.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        warmup_epochs: epochs at `warmup_lr`.
-        warmup_lr: learning rate of those.
-        text_loss_weight: weight of the text term.
-        image_loss_weight: weight of the image term.
-        logits_loss_weight: weight of the divergence.
-        gpa_mean: epoch that counts most in the final average.
-        gpa_std: how fast the others count less, in epochs.
-        text_memory_gb: GiB that the text tower may keep for its gradients, in each
-            process; what takes more is computed twice. The gradients are exact in any case.
-        view_epochs: after so many epochs their batches come again; None shows
-            new views in every epoch, as published.
-        frozen_text: (C, D), what `frozen_text_features` returns for these names;
-            computed here if not given.
-        frozen_images: what the frozen image tower gives for all views; computed
-            in each step if not given.
-        max_grad_norm: as in `fit`.
-        on_non_finite: as in `fit`.
-        seed: of the random prompts.
-        precision: what the towers compute in.
-        checkpoints: as in `fit`.
-        on_epoch: as in `fit`; the scalars are "loss", "accuracy" (percent, on
-            the training views) and, for PromptSRC, "cross_entropy", "text",
-            "image" and "logits", which add up to the loss.
-        on_progress: as in `fit`.
-        on_loss: as in `fit`.
+        config: of the teacher.
+        run: the surroundings. The scalars of an epoch are "loss", "accuracy" (percent, on the
+            training views) and, for PromptSRC, "cross_entropy", "text", "image" and "logits",
+            which add up to the loss.
+        frozen: the frozen CLIP's features, for PromptSRC alone.
 
     Returns:
         The tuned teacher, in evaluation mode, and the metrics of each epoch.
@@ -254,51 +248,36 @@ def tune_teacher(
     """
     teacher = Teacher.untrained(
         towers,
-        method=method,
-        text_depth=text_depth,
-        text_length=text_length,
-        image_depth=image_depth,
-        image_length=image_length,
-        template=template,
-        seed=seed,
+        method=config.method,
+        text_depth=config.text_depth,
+        text_length=config.text_length,
+        image_depth=config.image_depth,
+        image_length=config.image_length,
+        template=config.template,
+        seed=run.compute.seed,
     )
     if count() > len(names):
         raise BadParams(
             f"{count()} processes for {len(names)} classes that are taught; set run.processes to at"
             f" most {len(names)}"
         )
-    labels = labels.to(towers.device)
-    tokens = teacher.text_plan(part(names), memory=int(text_memory_gb * 2**30))
-    views = Views(batches, view_epochs)
-    regularised = method is TeacherMethod.PROMPTSRC
-    if regularised and frozen_text is None:
-        frozen_text = frozen_text_features(towers, names, templates=templates)
+    labels, precision = labels.to(towers.device), run.compute.precision
+    tokens = teacher.text_plan(part(names), memory=int(config.text_memory_gb * 2**30))
+    frozen_image = frozen.image if frozen is not None else None
+    if frozen_image is not None and config.view_epochs is not None:
+        frozen_image = remembered(frozen_image)
 
-    def look(indices: Tensor, images: Tensor) -> Tensor:
-        if frozen_images is not None:
-            return frozen_images.at(views.place[0], indices)
-        with autocast(images.device, precision):
-            return teacher.frozen_image_features(images)
-
-    def step(indices: Tensor, images: Tensor) -> dict[str, Tensor]:
-        chosen = labels[gathered(indices)]
-        if frozen_text is None:
+    def step(batch: Batch) -> dict[str, Tensor]:
+        chosen = labels[gathered(batch.indices)]
+        if frozen is None or frozen_image is None:
             loss, logits = cross_entropy_step(
-                teacher, images, chosen, tokens=tokens, precision=precision
+                teacher, batch.images, chosen, tokens=tokens, precision=precision
             )
             return {"loss": loss, "accuracy": _accuracy(logits, chosen)}
         result = promptsrc_step(
-            teacher,
-            images,
-            chosen,
-            tokens=tokens,
-            frozen_text=frozen_text,
-            frozen_image=views.answer(lambda: look(indices, images)),
-            text_loss_weight=text_loss_weight,
-            image_loss_weight=image_loss_weight,
-            logits_loss_weight=logits_loss_weight,
-            precision=precision,
-        )
+            teacher, batch.images, chosen, tokens=tokens, frozen_text=frozen.text,
+            frozen_image=frozen_image(batch), config=config, precision=precision,
+        )  # fmt: skip
         return {
             "loss": result.loss.total,
             "cross_entropy": result.loss.cross_entropy,
@@ -308,43 +287,11 @@ def tune_teacher(
             "accuracy": _accuracy(result.logits, chosen),
         }
 
-    gpa = gaussian_weights(epochs, mean=gpa_mean, deviation=gpa_std) if regularised else None
-    history = fit(
-        teacher,
-        step,
-        views,
-        epochs=epochs,
-        accumulate=accumulate,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        warmup_epochs=warmup_epochs,
-        warmup_lr=warmup_lr,
-        max_grad_norm=max_grad_norm,
-        on_non_finite=on_non_finite,
-        averaging=gpa,
-        device=towers.device,
-        precision=precision,
-        checkpoints=checkpoints,
-        on_epoch=on_epoch,
-        on_progress=on_progress,
-        on_loss=on_loss,
-    )
+    averaging = None
+    if config.method is TeacherMethod.PROMPTSRC:
+        averaging = gaussian_weights(config.epochs, mean=config.gpa_mean, deviation=config.gpa_std)
+    history = fit(teacher, step, batches, config, run, averaging=averaging)
     return teacher.folded(), history
-
-
-def frozen_text_features(
-    towers: ClipTowers, names: Sequence[str], *, templates: int = TEMPLATES
-) -> Tensor:
-    """Compute what PromptSRC's text term pulls towards: (C, D), unit length.
-
-    Args:
-        towers: the frozen CLIP.
-        names: C names of the classes.
-        templates: how many of OpenAI's templates are averaged.
-    """
-    means = template_features(Teacher(towers), names, imagenet_templates(templates))
-    return F.normalize(means, dim=-1)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
