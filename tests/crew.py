@@ -23,7 +23,7 @@ from pd_core.data.loading.images import ImageBatches, Share, train_transform
 from pd_core.pipeline import processes
 from pd_core.training.loop import distributed
 from pd_core.training.loop.checkpoints import Checkpoints
-from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.feature_cache import FeatureCache
 
 TEACHER: dict[str, Any] = {
     "model": "tiny", "epochs": 2, "batch_size": 5, "lr": 0.05, "gpa_mean": 2, "templates": 3,
@@ -129,7 +129,7 @@ def told(_: Path, out: Path) -> None:
 def teacher(folder: Path, out: Path, options: dict[str, Any]) -> None:
     trainings.run_teacher(
         folder / "flowers", _own(out), weights=folder / "tiny-0.safetensors",
-        features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),
+        features=FeatureCache(out.with_name(f"{out.name}-features"), limit=2**30),
         **{**TEACHER, **options},
     )  # fmt: skip
 
@@ -138,7 +138,7 @@ def student(folder: Path, out: Path, options: dict[str, Any]) -> None:
     trainings.run_student(
         folder / "flowers", folder / "first", folder / "vectors", _own(out),
         weights=folder / "tiny-1.safetensors", teacher_weights=folder / "tiny-0.safetensors",
-        features=FeatureStore(out.with_name(f"{out.name}-features"), limit=2**30),
+        features=FeatureCache(out.with_name(f"{out.name}-features"), limit=2**30),
         checkpoints=Checkpoints(_own(out.with_name("kept")), key=""),
         **{**STUDENT, **options},
     )  # fmt: skip

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.core.options import TeacherMethod, TeacherWeighting
+from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop import losses
-from pd_core.training.student import targets
 from pd_core.training.student.config import FurtherTeacher
 from pd_core.training.student.targets import LiveTeacher, load_further
 
@@ -269,19 +269,19 @@ def test_vectors_are_built_once_and_every_teacher_sees_every_batch(
 ) -> None:
     built: list[tuple[str, ...]] = []
     asked: list[Teacher] = []
-    build, judge = class_vectors.build, targets.teacher_logits
+    build, judge = class_vectors.build, LiveTeacher.logits
 
     def counted_build(teacher: Teacher, names: tuple[str, ...]) -> class_vectors.ClassVectors:
         built.append(names)
         return build(teacher, names)
 
-    def counted_judge(teacher: Teacher, *rest: Any, **options: Any) -> Tensor:
-        asked.append(teacher)
-        return judge(teacher, *rest, **options)
+    def counted_judge(one: LiveTeacher, batch: Batch) -> Tensor:
+        asked.append(one.teacher)
+        return judge(one, batch)
 
     for module in ("training.student.targets", "models.class_vectors"):
         monkeypatch.setattr(f"pd_core.{module}.build", counted_build)
-    monkeypatch.setattr(targets, "teacher_logits", counted_judge)
+    monkeypatch.setattr(LiveTeacher, "logits", counted_judge)
 
     run(data, tmp_path / "student", wanted(), wide(data))
 

@@ -21,14 +21,16 @@ from pd_core.core.options import (
     TeacherMethod,
     TeacherWeighting,
 )
+from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
-from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.run import Run
 from pd_core.training.loop.views import TrainingViews, training_views
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student import targets
+from pd_core.training.student.targets import LiveTeacher
 from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
 
@@ -61,9 +63,9 @@ class Project:
             self.prepared, folder / "tuned", folder / "v", model="tiny", weights=self.teachers_clip
         )
 
-    def store(self, **options: Any) -> FeatureStore:
+    def store(self, **options: Any) -> FeatureCache:
         defaults: dict[str, Any] = {"limit": GIB, "on_note": self.notes.append}
-        return FeatureStore(self.folder / "features", **{**defaults, **options})
+        return FeatureCache(self.folder / "features", **{**defaults, **options})
 
     def teacher(self, out: str, **options: Any) -> bytes:
         trainings.run_teacher(
@@ -83,7 +85,7 @@ class Project:
         )
         return (self.folder / out / "student.safetensors").read_bytes()
 
-    def cached(self, out: str, *, store: FeatureStore | None = None, **options: Any) -> bytes:
+    def cached(self, out: str, *, store: FeatureCache | None = None, **options: Any) -> bytes:
         store = store or self.store()
         return self.student(out, teacher_targets=Computed.CACHED, features=store, **options)
 
@@ -169,13 +171,13 @@ def test_more_epochs_record_only_what_is_new(
     project.cached("short")
     before = project.stored()
     asked: list[int] = []
-    judge = targets.teacher_logits
+    judge = LiveTeacher.logits
 
-    def counted(*args: Any) -> Tensor:
+    def counted(teacher: LiveTeacher, batch: Batch) -> Tensor:
         asked.append(1)
-        return judge(*args)
+        return judge(teacher, batch)
 
-    monkeypatch.setattr(targets, "teacher_logits", counted)
+    monkeypatch.setattr(LiveTeacher, "logits", counted)
     project.cached("long", epochs=5)
 
     assert len(project.stored() - before) == 2
@@ -242,7 +244,7 @@ def test_whichever_is_smaller_is_stored_and_gives_the_same_logits(
     names = [f"class {n}" for n in range(classes)]
     vectors = class_vectors.build(teacher, names)
     views = views_of(tiny.prepared(tmp_path / "prepare" / "flowers"))
-    store = FeatureStore(tmp_path / "features", limit=GIB, half=half)
+    store = FeatureCache(tmp_path / "features", limit=GIB, half=half)
 
     (recorded,) = targets.cached_teachers(
         lambda: [trainings.live(teacher, vectors)], [["tiny"]], vectors, views,
@@ -297,7 +299,7 @@ def test_what_was_used_longest_ago_makes_room_for_new_features(project: Project)
 def test_files_that_other_processes_write_and_remove_meanwhile_do_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = FeatureStore(tmp_path, limit=1000)
+    store = FeatureCache(tmp_path, limit=1000)
     mine, other = store.place("kind", {"number": 1}), store.place("kind", {"number": 2})
     store.write(other, "all", torch.zeros(200))
     gone = other / ".all.safetensors.x.partial"

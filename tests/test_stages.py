@@ -14,12 +14,14 @@ import trainings
 from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.core.options import Precision, Selection, TeacherMethod
+from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
 from pd_core.models.teacher import Teacher
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student import targets
+from pd_core.training.student.targets import LiveTeacher
 from pd_core.training.teacher import class_vectors as vectors_stage
 
 TEACHER: dict[str, Any] = {
@@ -253,13 +255,13 @@ def test_views_that_come_again_are_judged_once(
 ) -> None:
     folders = run_all(prepared, weights, tmp_path)
     calls = []
-    judge = targets.teacher_logits
+    judge = LiveTeacher.logits
 
-    def counted(*args: Any, **rest: Any) -> torch.Tensor:
+    def counted(teacher: LiveTeacher, batch: Batch) -> torch.Tensor:
         calls.append(1)
-        return judge(*args, **rest)
+        return judge(teacher, batch)
 
-    monkeypatch.setattr(targets, "teacher_logits", counted)
+    monkeypatch.setattr(LiveTeacher, "logits", counted)
     for view_epochs, expected in ((None, 6 * 5), (2, 2 * 5)):
         calls.clear()
         run_student(

@@ -1,4 +1,4 @@
-"""Stage `evaluate` where no test picture has a label: what can be said without one.
+"""Cross-validation and agreement: the stage `evaluate` where no test image has a label.
 
 How often the student agrees with its teacher is measured on the unlabelled pictures. Accuracy is
 estimated by cross-validation: the few labels are cut into folds, and teacher and student are made

@@ -1,4 +1,4 @@
-"""What can be counted of a classifier's answers; pure functions.
+"""Confusion, calibration and other counts of a classifier's predictions; pure functions.
 
 Shapes: N images, C classes.
 """

@@ -1,4 +1,4 @@
-"""Whether a difference between two classifiers is more than chance: tests of paired answers.
+"""Tests of paired predictions: whether a difference between two classifiers is chance.
 
 On one data set the pairs are its test pictures, over several data sets the data sets. All tests are
 two-sided, and exact wherever that can be computed.

@@ -18,7 +18,7 @@ from benchmarks.sizes import SMALL, TINY_SMALL, build, class_names, images, opti
 from benchmarks.timing import Clock, Line, Note, Turns, Work, check_agreement, take_turns
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
-from pd_core.training.loop.views import RecordedViews
+from pd_core.training.loop.views import CachedViews
 
 MEMORY = 4 * 2**30  # bytes for the text gradients, the default of the stage
 
@@ -69,7 +69,7 @@ def measure(size: Size, note: Note) -> Outcome:
     return Outcome((*_compared(size, turns), *_extrapolated(size, turns)))
 
 
-def ours(towers: ClipTowers, views: Tensor, count: int, known: RecordedViews | None = None) -> Work:
+def ours(towers: ClipTowers, views: Tensor, count: int, known: CachedViews | None = None) -> Work:
     """Make our step; `known` are the frozen image features of these views, if recorded."""
     teacher = Teacher.untrained(towers, seed=1).train()
     plan = teacher.text_plan(class_names(count), memory=MEMORY)

@@ -17,10 +17,10 @@ from torch.optim import SGD
 from pd_core.data.loading.images import Batch
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
-from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import make_optimizer
 from pd_core.training.loop.run import Run
-from pd_core.training.loop.views import RecordedViews, Source
+from pd_core.training.loop.views import CachedViews, Source
 
 LARGE, SMALL = "ViT-L-14-quickgelu", "ViT-B-16-quickgelu"
 TINY_LARGE, TINY_SMALL = "tiny-large", "tiny-small"
@@ -82,13 +82,11 @@ class OneBatch:
             yield Batch(torch.arange(len(self._views)), self._views, epoch, 0)
 
 
-def record(folder: Path, views: Tensor, encode: Source, *, width: int) -> RecordedViews:
+def record(folder: Path, views: Tensor, encode: Source, *, width: int) -> CachedViews:
     """Record what a frozen tower gives for one batch, (B, width), as the stages do."""
-    store = FeatureStore(folder, limit=2**30)
+    store = FeatureCache(folder, limit=2**30)
     place = store.place("benchmark", {"width": width})
-    recorded = RecordedViews(
-        store, place, count=len(views), width=width, device=torch.device("cpu")
-    )
+    recorded = CachedViews(store, place, count=len(views), width=width, device=torch.device("cpu"))
     run = Run(trainings.COMPUTE)
     recorded.complete(1, OneBatch(views), lambda: encode, run, what="the answers")
     return recorded

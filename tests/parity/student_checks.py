@@ -23,13 +23,11 @@ from differences import (
 from teacher_checks import add_spread
 from traces import DEEPER, INPUT, PROJECTOR, Trace
 
-from pd_core.core.options import Precision
 from pd_core.data.loading import splits
 from pd_core.evaluation import evaluate
 from pd_core.models import class_vectors as classifier
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.student import Student
-from pd_core.training.student import targets
 
 # Batch norm takes away what a bias before it adds, so its gradient is rounding noise: there is
 # nothing to agree on but that it is as good as zero beside the others.
@@ -77,8 +75,8 @@ def distillation_steps(trace: Trace) -> Differences:
     for number in trace.student_steps:
         place, info = f"kd/step{number}/", trace.step("kd", number)
         if not trace.untrained_prompts:
-            ours = targets.teacher_logits(
-                teacher, trace.tensors[place + "image"], known, Precision.FP32
+            ours = trainings.live(teacher, known).logits(
+                trainings.batch(trace.tensors[place + "image"])
             )
             recorded = trace.tensors[place + "teacher_logits"]
             found.add("teacher logits", place, ours, recorded, LOGITS)
@@ -109,7 +107,7 @@ def evaluation(trace: Trace) -> Differences:
         images = trace.tensors[f"eval/{part}/image"]
         labels = trace.tensors[f"eval/{part}/label"] + first
         if not trace.untrained_prompts:
-            ours = targets.teacher_logits(teacher, images, known, Precision.FP32)
+            ours = trainings.live(teacher, known).logits(trainings.batch(images))
             recorded = trace.tensors[f"eval/{part}/teacher_logits_all"]
             found.add("teacher evaluation logits", part, ours, recorded, LOGITS)
         for state, step in _states(trace).items():

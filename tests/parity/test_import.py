@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import traces
+import trainings
 from original_files import (
     PER_TRACE,
     PER_TUNED,
@@ -23,14 +24,13 @@ from original_files import (
 )
 from torch import Tensor
 
-from pd_core.core.options import Precision, TeacherMethod
+from pd_core.core.options import TeacherMethod
 from pd_core.models import class_vectors
 from pd_core.models.checkpoint_io import read_checkpoint
 from pd_core.models.prompts import encode_image, encode_text
 from pd_core.models.published_checkpoint import import_student, import_teacher
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.training.student import targets
 
 
 @PER_TUNED
@@ -50,7 +50,7 @@ def test_an_imported_teacher_gives_the_originals_numbers(folder: Path, tmp_path:
     with torch.no_grad():
         for part in {key.split("/")[0] for key in trace.info["eval"]}:
             images = trace.tensors[f"eval/{part}/image"]
-            logits = targets.teacher_logits(teacher, images, known_vectors(trace), Precision.FP32)
+            logits = trainings.live(teacher, known_vectors(trace)).logits(trainings.batch(images))
             recorded = trace.tensors[f"eval/{part}/teacher_logits_all"]
             differences.add("teacher evaluation logits", part, logits, recorded, checks.LOGITS)
     differences.verify()

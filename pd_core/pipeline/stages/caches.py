@@ -6,7 +6,7 @@ from pd_core.core.hooks import Hooks
 from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.stages.layout import Job, inputs, output
 from pd_core.training.loop.checkpoints import Checkpoints
-from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.run import Run
 
 # Another version may compute other bits, so a training does not go on under it.
@@ -42,7 +42,7 @@ def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:
     )
 
 
-def features(job: Job, stage: str, hooks: Hooks) -> FeatureStore | None:
+def features(job: Job, stage: str, hooks: Hooks) -> FeatureCache | None:
     """Return where what frozen towers say is kept, known by code, versions and pictures."""
     if job.features is None:
         return None
@@ -53,7 +53,7 @@ def features(job: Job, stage: str, hooks: Hooks) -> FeatureStore | None:
         "run": [job.device, run.threads, run.processes, run.compile],
         "versions": [provenance.version(name) for name in _VERSIONS],
     }
-    return FeatureStore(
+    return FeatureCache(
         job.features,
         key=provenance.params_hash(decisive),
         limit=int(run.features_gb * 2**30),

@@ -1,4 +1,4 @@
-"""Where the stages of a data set read and write."""
+"""Inputs and outputs of the stages of a data set."""
 
 from __future__ import annotations
 

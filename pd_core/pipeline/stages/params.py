@@ -1,4 +1,4 @@
-"""The whole of ``params.yaml``: reading it, merging what data sets override, saying what is wrong.
+"""Reading ``params.yaml``, merging what data sets override, and saying what is wrong.
 
 A data set's overrides (``datasets.<name>.<stage>``) are merged over the stage's block and checked
 as part of it. A stage's block is the configuration of its function.

@@ -1,4 +1,4 @@
-"""What frozen towers say, kept between runs so that it is computed once.
+"""On-disk cache of frozen-encoder features.
 
 A tensor is known by everything that decides it. The store is no output of a stage: whatever is
 not there, or damaged, is computed anew, so its folder may be deleted at any time.
@@ -21,7 +21,7 @@ from pd_core.core.hooks import OnNote
 _NAME = "features"
 
 
-class FeatureStore:
+class FeatureCache:
     """A folder of tensors, kept below a limit.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The surroundings of a training: how it computes, whom it tells, where it keeps its state."""
+"""The surroundings of a training: compute settings, callbacks, checkpoints, feature cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pd_core.core.errors import BadParams
 from pd_core.core.hooks import NO_HOOKS, Hooks
 from pd_core.training.loop.checkpoints import Checkpoints, History
 from pd_core.training.loop.distributed import is_first
-from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.feature_cache import FeatureCache
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Run:
     compute: Compute
     hooks: Hooks = NO_HOOKS
     checkpoints: Checkpoints | None = None
-    features: FeatureStore | None = None
+    features: FeatureCache | None = None
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return torch.device(self.compute.device)
 
-    def required_features(self) -> FeatureStore:
+    def required_features(self) -> FeatureCache:
         """Return the cache that features computed beforehand need.
 
         Raises:

@@ -1,4 +1,4 @@
-"""How numbers change over the epochs: the learning rate, and the weight of each epoch's state."""
+"""Schedules over the epochs: the learning rate, and the weight of each epoch's state."""
 
 import math
 

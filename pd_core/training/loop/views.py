@@ -1,4 +1,4 @@
-"""The views of a training that come again: in another epoch, or in another run.
+"""Batches of views, and the cached features of views that come again in an epoch or a run.
 
 Shapes: B images of a batch, N of the list, K numbers that a frozen tower gives for each.
 """
@@ -19,7 +19,7 @@ from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import Batch, ImageBatches, Share, train_transform
 from pd_core.training.loop.config import ViewConfig
 from pd_core.training.loop.distributed import count, from_first, gathered, is_first, part, union
-from pd_core.training.loop.feature_cache import FeatureStore
+from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Batches
 from pd_core.training.loop.run import Run
 
@@ -94,14 +94,14 @@ def remembered(compute: Source) -> Source:
     return recall
 
 
-class RecordedViews:
-    """What a frozen tower gives for every view of a training, from a store.
+class CachedViews:
+    """Features or logits of every view of a training, from the feature cache.
 
     That works since a view is decided by seed, epoch and image alone.
     """
 
     def __init__(
-        self, store: FeatureStore, place: Path, *, count: int, width: int, device: torch.device
+        self, store: FeatureCache, place: Path, *, count: int, width: int, device: torch.device
     ) -> None:
         """Describe the record; nothing is read yet.
 
@@ -209,7 +209,7 @@ class RecordedViews:
         return self._open[1][batch.indices].float()
 
 
-def recorded_views(
+def cached_views(
     views: TrainingViews,
     kind: str,
     decisive: Mapping[str, object],
@@ -219,14 +219,14 @@ def recorded_views(
     epochs: int,
     width: int,
     what: str,
-) -> RecordedViews:
+) -> CachedViews:
     """Make sure that the run's feature cache has what a frozen tower gives for all views.
 
     Args:
         views: those of the training; the shape of their batches decides the last bits.
         kind: what is recorded, for people to read.
         decisive: what decides it beside the views.
-        source: as in `RecordedViews.complete`.
+        source: as in `CachedViews.complete`.
         run: the surroundings.
         epochs: with views of their own.
         width: K.
@@ -234,11 +234,11 @@ def recorded_views(
 
     Raises:
         BadParams: there is no cache, or it is more than the cache may take.
-        NoSpace, Interrupted: as in `RecordedViews.complete`.
+        NoSpace, Interrupted: as in `CachedViews.complete`.
     """
     store = run.required_features()
     place = store.place(kind, {"views": views.decisive, "half": store.half, **decisive})
-    record = RecordedViews(store, place, count=views.batches.count, width=width, device=run.device)
+    record = CachedViews(store, place, count=views.batches.count, width=width, device=run.device)
     record.complete(epochs, views.batches, source, run, what=what)
     return record
 

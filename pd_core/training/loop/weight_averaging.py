@@ -1,4 +1,4 @@
-"""What a training keeps of its epochs beside the last one: their weighted sum, or the best."""
+"""Weighted sum of the parameters over the epochs, and the state of the best epoch."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

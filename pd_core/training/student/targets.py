@@ -24,7 +24,7 @@ from pd_core.models.teacher import Teacher
 from pd_core.training.loop import losses
 from pd_core.training.loop.feature_cache import identity
 from pd_core.training.loop.run import Run
-from pd_core.training.loop.views import RecordedViews, Source, TrainingViews, recorded_views
+from pd_core.training.loop.views import CachedViews, Source, TrainingViews, cached_views
 from pd_core.training.student.config import FurtherTeacher, StudentConfig
 
 TEACHER_FILE = "teacher.safetensors"
@@ -65,9 +65,10 @@ class LiveTeacher:
                 " again with this teacher"
             )
 
+    @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """See `TargetSource`."""
-        return teacher_logits(self.teacher, batch.images, self.vectors, self.precision)
+        return self.vectors.logits(self.features(batch), logit_scale=self.teacher.logit_scale)
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
@@ -80,7 +81,7 @@ class LiveTeacher:
 class CachedTeacher:
     """A teacher whose features or logits of all views of a training were computed before."""
 
-    views: RecordedViews
+    views: CachedViews
     vectors: ClassVectors
     holds_features: bool
 
@@ -124,26 +125,6 @@ class Ensemble:
     def features(self, batch: Batch) -> Tensor:
         """Return the first teacher's features."""
         return self.teachers[0].features(batch)
-
-
-@torch.no_grad()
-def teacher_logits(
-    teacher: Teacher, images: Tensor, vectors: ClassVectors, precision: Precision
-) -> Tensor:
-    """Compare images with all classes, as a teacher does.
-
-    Args:
-        teacher: with its prompts.
-        images: (B, 3, H, W).
-        vectors: the teacher's own.
-        precision: what its tower computes in.
-
-    Returns:
-        (B, C), without gradient, fp32.
-    """
-    with autocast(images.device, precision):
-        features = teacher.image_features(images)  # (B, D)
-    return vectors.logits(features, logit_scale=teacher.logit_scale)
 
 
 def check_form(config: StudentConfig) -> None:
@@ -280,7 +261,7 @@ def cached_teachers(
     cached = []
     for number, teacher in enumerate(teachers):
         key = {"teacher": teacher, "names": vectors.names, "precision": run.compute.precision}
-        record = recorded_views(
+        record = cached_views(
             views, f"teacher-{kind}", key, partial(source, number), run,
             epochs=config.distinct_epochs, width=width if features else classes,
             what=f"the teacher's {kind}",

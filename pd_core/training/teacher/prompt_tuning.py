@@ -21,11 +21,11 @@ from pd_core.models.text_batching import TextPlan
 from pd_core.training.loop import losses
 from pd_core.training.loop.checkpoints import History
 from pd_core.training.loop.distributed import count, from_first, gathered, part
-from pd_core.training.loop.feature_cache import FeatureStore, identity
+from pd_core.training.loop.feature_cache import FeatureCache, identity
 from pd_core.training.loop.fit import Batches, fit
 from pd_core.training.loop.run import Run
 from pd_core.training.loop.schedule import gaussian_weights
-from pd_core.training.loop.views import Source, TrainingViews, recorded_views, remembered
+from pd_core.training.loop.views import Source, TrainingViews, cached_views, remembered
 from pd_core.training.teacher.config import TeacherConfig
 
 
@@ -159,12 +159,12 @@ def frozen_features(
         if run.features is None
         else _stored_text(run.features, towers, names, config)
     )
-    image = live_frozen_images(towers, run.compute.precision)
+    live = image = live_frozen_images(towers, run.compute.precision)
     if config.frozen_features is Computed.CACHED:
         clip = identity(config.model, config.weights)
-        image = recorded_views(
+        image = cached_views(
             views, "frozen-images", {"clip": clip, "precision": run.compute.precision},
-            lambda: live_frozen_images(towers, run.compute.precision), run,
+            lambda: live, run,
             epochs=config.distinct_epochs, width=towers.joint_width,
             what="the frozen image features",
         ).at  # fmt: skip
@@ -195,7 +195,7 @@ def frozen_text_features(towers: ClipTowers, names: Sequence[str], templates: in
 
 
 def _stored_text(
-    store: FeatureStore, towers: ClipTowers, names: Sequence[str], config: TeacherConfig
+    store: FeatureCache, towers: ClipTowers, names: Sequence[str], config: TeacherConfig
 ) -> Tensor:
     clip, templates = identity(config.model, config.weights), config.templates
     decisive = {"clip": clip, "names": list(names), "templates": templates}
