@@ -3,7 +3,7 @@
 import os
 import sys
 
-from pd_core.core.interpreter import require
+from pd_core.core.errors import require
 
 require()  # before anything else is imported
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pd_core.core.interpreter import require
+from pd_core.core.errors import require
 
 if __name__ == "__main__":
     require()

@@ -13,7 +13,7 @@ import trainings
 from pd_core.core.artifacts import write_json
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import REPORT
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting.page import build
 from pd_core.reporting.page.build import Page

@@ -23,7 +23,7 @@ from pd_core.evaluation import evaluate
 from pd_core.pipeline import ablations
 from pd_core.pipeline.ablations import BASES, FOLDER, REPORT, RESULTS, load_ablations
 from pd_core.pipeline.stages import jobs
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import DatasetRow
 from pd_core.training.student import stage as student_stage
 

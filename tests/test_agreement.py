@@ -14,7 +14,7 @@ from torch import Tensor
 from pd_core.core.errors import FailedRun
 from pd_core.models.class_vectors import Classifier, build
 from pd_core.models.teacher import Teacher
-from pd_core.training.student.scoring import SAMPLE, check_agreement
+from pd_core.training.student.distillation import SAMPLE, check_agreement
 from pd_core.training.student.targets import LiveTeacher
 from pd_core.training.teacher import class_vectors as vectors_stage
 

@@ -17,7 +17,7 @@ from pd_core.core.hooks import NO_HOOKS
 from pd_core.core.options import Precision
 from pd_core.pipeline import code_hash
 from pd_core.pipeline.stages import caches
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.training.loop.schedule import gaussian_weights
 from pd_core.training.student.config import FurtherTeacher

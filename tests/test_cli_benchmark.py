@@ -12,15 +12,8 @@ import yaml
 from rich.console import Console
 from waiting import alive, wait_until
 
-from pd_core.cli import benchmark
-from pd_core.cli.benchmark import (
-    SHARES,
-    DataSet,
-    State,
-    progress_table,
-    run_all,
-    seconds_left,
-)
+from pd_core.cli import experiments
+from pd_core.cli.experiments import SHARES, DataSet, State, progress_table, run_all, seconds_left
 from pd_core.core.errors import FailedRun, Interrupted
 from pd_core.pipeline.processes import Ended
 from pd_core.pipeline.signals import EXIT_STATUS
@@ -113,7 +106,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_failure_shows_the_stages_last_lines_and_the_other_data_sets_go_on(project: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
-    view = benchmark._Lines(console)
+    view = experiments._Lines(console)
     bad, good = run_all(["bad", "good"], jobs=1, logs=project / "logs", on_change=view.show)
 
     assert (good.state, bad.state, bad.stage) == (State.DONE, State.FAILED, "evaluate")
@@ -140,10 +133,10 @@ def test_a_failure_is_an_error_and_the_same_command_goes_on(
     status: int, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(benchmark, "LOGS", tmp_path)
-    monkeypatch.setattr(benchmark, "run", lambda *_: Ended(status, ()))
+    monkeypatch.setattr(experiments, "LOGS", tmp_path)
+    monkeypatch.setattr(experiments, "run", lambda *_: Ended(status, ()))
     with pytest.raises(error, match="start the same command again"):
-        benchmark.benchmark(jobs=3)
+        experiments.benchmark(jobs=3)
 
 
 RUN = """

@@ -20,9 +20,9 @@ from pd_core.evaluation import evaluate, tuned_student
 from pd_core.models import class_vectors
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Run
 from pd_core.training.student import distillation
-from pd_core.training.student.scoring import make_scorer
+from pd_core.training.student.distillation import make_scorer
 from pd_core.training.teacher import class_vectors as vectors_stage
 
 TEACHER: dict[str, Any] = {

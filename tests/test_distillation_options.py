@@ -29,7 +29,7 @@ from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.training.student.scoring import make_scorer
+from pd_core.training.student.distillation import make_scorer
 from pd_core.training.student.targets import check_form
 
 FEATURES = [Form.FEATURES_L1, Form.FEATURES_MSE]

@@ -14,7 +14,9 @@ from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner, Result
 
-from pd_core.cli.doctor import Finding, Mark, command, examine, local
+from pd_core.cli import doctor as command
+from pd_core.cli.doctor import local
+from pd_core.cli.doctor.local import Finding, Mark, examine
 from pd_core.core.errors import BadParams, PdError
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import OwnImages, dataset_spec, own_spec

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from s3_server import BUCKET, client, endpoint, rights_checked, user_with
 from test_doctor import NOWHERE, dvc, only, place
 
-from pd_core.cli.doctor import Mark, examine, servers
+from pd_core.cli.doctor import servers
+from pd_core.cli.doctor.local import Mark, examine
 from pd_core.core.errors import PdError
 from pd_core.mlops import tracking
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from pd_core import recipes
 from pd_core.core.errors import BadArtifact, MissingFile
 from pd_core.data.catalog import embedded as benchmark
 from pd_core.data.catalog import embedded as glyphs
 from pd_core.models import clip as clips
 from pd_core.models.clip import load_clip
 from pd_core.models.prompts import encode_image
-from pd_core.recipes import embedded_clips
-from pd_core.recipes.embedded_clips import Recipe
+from pd_core.recipes import Recipe
 
 MEGABYTE = 10**6
 
@@ -55,7 +55,7 @@ def test_end_of_text_has_the_largest_id() -> None:
 
 
 def test_the_merges_file_can_be_made_again(tmp_path: Path) -> None:
-    embedded_clips.write_merges(tmp_path / "merges.txt.gz")
+    recipes.write_merges(tmp_path / "merges.txt.gz")
     assert (tmp_path / "merges.txt.gz").read_bytes() == clips.MERGES_FILE.read_bytes()
 
 
@@ -71,7 +71,7 @@ def test_the_teachers_weights_do_not_pass_for_the_students() -> None:
 
 def test_lookalikes_share_a_number_and_others_do_not() -> None:
     masters = np.stack([glyphs.render(char, "DejaVuSans") for char in "A\u0391B"])
-    groups = embedded_clips._lookalikes(masters, np.arange(3), 3)
+    groups = recipes._lookalikes(masters, np.arange(3), 3)
     assert groups[0] == groups[1] != groups[2]
 
 
@@ -80,12 +80,10 @@ def test_the_loss_does_not_punish_lookalikes() -> None:
     text = image.clone()
     text[1] = text[0]  # caption 1 says the same as caption 0
     owner, scale = torch.arange(3), torch.tensor(100.0)
-    contradictory = embedded_clips.contrastive_loss(
+    contradictory = recipes.contrastive_loss(
         image[[0, 0, 2]], text, owner, torch.tensor([0, 1, 2]), scale
     )
-    masked = embedded_clips.contrastive_loss(
-        image[[0, 0, 2]], text, owner, torch.tensor([0, 0, 2]), scale
-    )
+    masked = recipes.contrastive_loss(image[[0, 0, 2]], text, owner, torch.tensor([0, 0, 2]), scale)
     assert masked < contradictory
 
 
@@ -93,7 +91,7 @@ def test_augmentation_is_reproducible_and_grows_harder() -> None:
     masters = torch.from_numpy(np.stack([glyphs.render("A", "DejaVuSans")] * 4))
 
     def draw(difficulty: float) -> torch.Tensor:
-        augment = embedded_clips.Augmenter(torch.Generator().manual_seed(1))
+        augment = recipes.Augmenter(torch.Generator().manual_seed(1))
         return augment(masters, difficulty=difficulty)
 
     assert torch.equal(draw(1.0), draw(1.0))
@@ -107,7 +105,7 @@ def test_pretraining_learns_and_repeats_to_the_byte(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         recipe = Recipe("embedded-student", images=2048, seed=1, threads=1, batch_size=64)
-        embedded_clips.run(recipe, tmp_path / folder)
+        recipes.run(recipe, tmp_path / folder)
     name = "embedded-student.safetensors"
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -117,7 +115,7 @@ def test_a_second_round_goes_on_from_the_weights_of_the_first(tmp_path: Path) ->
     name = "embedded-student"
     shipped = clips.embedded_weights(name)
     recipe = Recipe(name, images=16, seed=2, threads=1, batch_size=16, lr=1e-9, start=shipped)
-    embedded_clips.run(recipe, tmp_path)
+    recipes.run(recipe, tmp_path)
     before, after = load_file(shipped), load_file(tmp_path / f"{name}.safetensors")
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
@@ -125,7 +123,7 @@ def test_a_second_round_goes_on_from_the_weights_of_the_first(tmp_path: Path) ->
 def test_weights_to_start_from_that_are_not_there_are_refused(tmp_path: Path) -> None:
     recipe = Recipe("embedded-student", images=16, seed=2, threads=1, start=tmp_path / "none")
     with pytest.raises(MissingFile, match="start from"):
-        embedded_clips.run(recipe, tmp_path)
+        recipes.run(recipe, tmp_path)
 
 
 def test_the_shipped_teacher_leads_the_shipped_student_by_five_points() -> None:

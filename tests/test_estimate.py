@@ -12,9 +12,9 @@ import tiny
 import trainings
 
 from pd_core.core.artifacts import read_json, write_json, write_sums
+from pd_core.core.config import StagePaths
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.core.options import TeacherMethod
-from pd_core.core.paths import StagePaths
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.evaluation import cross_validate, evaluate
 from pd_core.reporting import report

@@ -12,7 +12,7 @@ from trainings import fit
 
 from pd_core.core.errors import Diverged
 from pd_core.core.options import OnNonFinite, Precision
-from pd_core.training.loop.divergence import EVERY
+from pd_core.training.loop.fit import EVERY
 
 Step = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 

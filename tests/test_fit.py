@@ -15,9 +15,8 @@ from trainings import fit
 from pd_core.core.errors import BadParams, Diverged
 from pd_core.core.options import Precision
 from pd_core.models.precision import autocast, set_threads
-from pd_core.training.loop.divergence import EVERY
-from pd_core.training.loop.schedule import gaussian_weights, learning_rate
-from pd_core.training.loop.weight_averaging import WeightedSum
+from pd_core.training.loop.fit import EVERY
+from pd_core.training.loop.schedule import WeightedSum, gaussian_weights, learning_rate
 
 
 def network() -> nn.Module:

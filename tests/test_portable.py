@@ -21,8 +21,8 @@ from pd_core.mlops import bundle, predictor
 from pd_core.mlops.predictor import fold
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
+from pd_core.models.portable.network import normalised
 from pd_core.models.portable.pictures import BadPicture, centre_square
-from pd_core.models.portable.pixels import normalised
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student
 

@@ -22,7 +22,7 @@ from pd_core.pipeline.protocols import (
     ProtocolsParams,
     load_protocols,
 )
-from pd_core.pipeline.stages.layout import Job, inputs, output
+from pd_core.pipeline.stages.jobs import Job, inputs, output
 from pd_core.pipeline.stages.params import DATA, DatasetParams, Params
 
 ROOT = Path(__file__).parent.parent

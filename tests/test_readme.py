@@ -12,9 +12,10 @@ from readme import README, blocks, commands
 from typer.main import get_command
 
 from pd_core.cli.main import app
+from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import FOLDER, load_protocols
-from pd_core.reporting.results import KEYS, TITLES, WHO
+from pd_core.reporting.results import KEYS, WHO
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = (ROOT / "pd_core" / "models" / "weights" / "README.md").read_text()

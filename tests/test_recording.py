@@ -26,7 +26,7 @@ from pd_core.models import class_vectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.feature_cache import FeatureCache
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Run
 from pd_core.training.loop.views import TrainingViews, training_views
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student import targets

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageChops
 from rich.console import Console
 
+from pd_core.core import options
 from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadArtifact, MissingFile, PdError
 from pd_core.data.catalog import embedded
@@ -140,7 +141,7 @@ def test_80_columns_hold_the_names_of_the_embedded_data_sets() -> None:
 
 
 def test_a_name_that_is_too_long_for_80_columns_is_cut_and_no_number_is() -> None:
-    lines = _terminal({"greek": "Letters of an alphabet, " * 5}, results.BASELINE)
+    lines = _terminal({"greek": "Letters of an alphabet, " * 5}, options.BASELINE)
     assert max(map(len, lines)) <= 80
     (row,) = [line for line in lines if "Letters" in line]
     assert row.split()[-8:] == ["40.0", "→", "62.5", "40.0", "→", "40.0", "40.0", "+22.5"]

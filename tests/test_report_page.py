@@ -25,7 +25,7 @@ from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.pipeline.provenance import content_hash
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting.page import build, models, render
 from pd_core.reporting.page.build import Page, paper

@@ -14,6 +14,7 @@ import trainings
 from rich.console import Console
 from tiny import NAMES
 
+from pd_core.core import options
 from pd_core.core.errors import BadArtifact, BadData, MissingFile
 from pd_core.core.options import TeacherMethod
 from pd_core.data.loading.decode import ImageStore
@@ -22,12 +23,12 @@ from pd_core.evaluation import evaluate, tuned_student
 from pd_core.models import class_vectors
 from pd_core.models.teacher import Teacher
 from pd_core.pipeline.stages import jobs
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import DatasetRow, Params, load_params
 from pd_core.reporting import report, results
 from pd_core.reporting import report as report_pictures
 
-BASELINE = results.BASELINE
+BASELINE = options.BASELINE
 TITLES = {"dtd": "Textures", "pets": "Pets"}
 TUNING: dict[str, Any] = {
     "model": "tiny",

@@ -8,14 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pd_core.core.config import ClipConfig, Clips, Compute, Config
+from pd_core.core.config import ClipConfig, Clips, Compute, Config, StagePaths
 from pd_core.core.hooks import NO_HOOKS, Hooks
 from pd_core.core.options import OnCorrupt, Precision, TeacherMethod, TeacherWeighting
-from pd_core.core.paths import StagePaths
 from pd_core.data.loading.images import Batch
 from pd_core.data.loading.prepared import Prepared
 from pd_core.evaluation import evaluate
-from pd_core.evaluation.config import EvaluateConfig
+from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.models.class_vectors import Classifier, ClassVectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.student import Student
@@ -23,8 +22,7 @@ from pd_core.models.teacher import Teacher
 from pd_core.pipeline.stages.params import load_params
 from pd_core.training.loop import fit as loop
 from pd_core.training.loop.checkpoints import History
-from pd_core.training.loop.fit import Batches
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Batches, Run
 from pd_core.training.student import distillation
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student.config import FurtherTeacher, StudentConfig

@@ -20,7 +20,7 @@ from pd_core.data.catalog import fingerprint
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import protocols
 from pd_core.pipeline.settings import Settings, load_settings
-from pd_core.pipeline.stages.layout import Job, output
+from pd_core.pipeline.stages.jobs import Job, output
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:

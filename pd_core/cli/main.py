@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pd_core.cli import data, experiments, models, registry, reports
-from pd_core.cli.benchmark import benchmark
 from pd_core.cli.common import Reporter, Setting, note, register, setting_of
-from pd_core.cli.doctor.command import doctor
+from pd_core.cli.doctor import doctor
+from pd_core.cli.experiments import benchmark
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.core.hooks import Hooks
 from pd_core.data.loading.splits import Protocol
@@ -28,7 +28,7 @@ from pd_core.pipeline.processes import Member
 from pd_core.pipeline.redaction import masked, masked_tracebacks
 from pd_core.pipeline.settings import compute_with, load_settings, telemetry_off
 from pd_core.pipeline.stages import jobs
-from pd_core.pipeline.stages.layout import Job, inputs, output, tuning_of_student
+from pd_core.pipeline.stages.jobs import Job, inputs, output, tuning_of_student
 from pd_core.pipeline.stages.params import DATA, PARAMS
 
 if TYPE_CHECKING:

@@ -1,10 +1,7 @@
-"""Typed configurations: their base, the ranges of their numbers, and what many stages need.
-
-Unknown keys are refused, and nothing is converted: text where a number belongs is an error.
-Defaults live in ``params.yaml``, none here, so that every number has one home.
-"""
+"""Typed configurations: their base, the ranges of their numbers, and what many stages share."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -63,3 +60,22 @@ class Compute(ComputeConfig):
     """How a stage computes, and where its images are."""
 
     data_root: Path  # folder that holds the photo data sets
+
+
+@dataclass(frozen=True)
+class StagePaths:
+    """Folders of the stages of one data set, each written by the stage of its name.
+
+    Attributes:
+        prepared: by `prepare`.
+        teacher: by `teacher`.
+        vectors: by `class_vectors`.
+        student: by `student`.
+        evaluation: by `evaluate`.
+    """
+
+    prepared: Path
+    teacher: Path
+    vectors: Path
+    student: Path
+    evaluation: Path

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.atomic import write_folder
-from pd_core.core.config import Clips, Compute
+from pd_core.core.config import Clips, Compute, StagePaths
 from pd_core.core.hooks import NO_HOOKS, Hooks, OnNote
 from pd_core.core.options import Computed
-from pd_core.core.paths import StagePaths
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import (
@@ -36,10 +35,10 @@ from pd_core.data.loading.prepared import (
     write_prepared,
 )
 from pd_core.evaluation import evaluate
-from pd_core.evaluation.config import EvaluateConfig
+from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.models.class_vectors import logits_of
 from pd_core.models.precision import set_threads
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Run
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student.config import StudentConfig
 from pd_core.training.teacher import class_vectors

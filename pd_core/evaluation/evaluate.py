@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import write_json
 from pd_core.core.atomic import write_folder
-from pd_core.core.config import Clips, Compute
+from pd_core.core.config import Clips, Compute, StagePaths
 from pd_core.core.errors import BadArtifact, BadData
 from pd_core.core.hooks import Hooks
 from pd_core.core.options import Selection
-from pd_core.core.paths import StagePaths
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
 from pd_core.data.loading.splits import Protocol
-from pd_core.evaluation.config import EvaluateConfig
+from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
 from pd_core.models.class_vectors import Classifier, ClassVectors, distilled, logits_of, zero_shot
 from pd_core.models.clip import ClipTowers, load_clip

@@ -1,14 +1,24 @@
-"""Confusion, calibration and other counts of a classifier's predictions; pure functions.
-
-Shapes: N images, C classes.
-"""
+"""Configuration of the evaluation; confusion, calibration and other counts of predictions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+
+from pd_core.core.config import Config, Count
+
+
+class EvaluateConfig(Config):
+    """Accuracy of everybody."""
+
+    split: Literal["test", "val"]  # val: to choose recipes by
+    batch_size: Count  # images per step; memory only
+    folds: Annotated[int, Field(ge=2)]  # of the cross-validation, where no test image has a label
+
 
 Labels = NDArray[np.int64]  # (N,)
 BINS = 15  # of the confidence, as Guo et al. (ICML 2017, arXiv 1706.04599) use

@@ -9,11 +9,11 @@ from pathlib import Path
 from pd_core.core.artifacts import write_json
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.data.loading.prepared import read_prepared
-from pd_core.evaluation.config import EvaluateConfig
 from pd_core.evaluation.evaluate import judge
+from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.models.class_vectors import tuned
 from pd_core.training.loop.distributed import from_first
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Run
 from pd_core.training.teacher import stage as teacher_stage
 from pd_core.training.teacher.config import TeacherConfig
 

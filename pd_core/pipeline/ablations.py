@@ -15,7 +15,7 @@ from pd_core.core.atomic import write_folder
 from pd_core.core.config import Config, Count
 from pd_core.core.errors import BadParams, missing, unknown
 from pd_core.pipeline.stages import jobs
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import (
     DATA,
     DatasetParams,

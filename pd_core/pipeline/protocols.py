@@ -13,7 +13,7 @@ from pd_core.core.config import Config, Count
 from pd_core.core.errors import BadParams, unknown
 from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import (
     DATA,
     PARAMS,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pd_core.core.artifacts import read_json, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import BadArtifact, BadParams
-from pd_core.reporting import style
+from pd_core.reporting import results as style
 from pd_core.reporting.results import KEYS, Scores, Summary, average
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadArtifact, BadParams, PdError
+from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import base_count
 from pd_core.evaluation.significance import Paired, harmonic_mean_test, over_datasets, paired
-from pd_core.reporting.results import KEYS, TITLES, average, rounded
+from pd_core.reporting.results import KEYS, average, rounded
 
 Params = Mapping[str, Any]  # dotted name -> value
 Scores = Mapping[str, Mapping[str, float]]  # who -> metric -> percent

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile, UnknownName
+from pd_core.core.options import BASELINE, TITLES
 from pd_core.mlops import registry, tracking
 from pd_core.mlops.registry import Version, refusals
 from pd_core.mlops.tracking import runs as lookup
@@ -19,7 +20,7 @@ from pd_core.mlops.tracking.recorder import flat
 from pd_core.pipeline import dvc
 from pd_core.pipeline.provenance import commit_of, content_hash, contents, read_lock, read_yaml
 from pd_core.reporting.comparison import Measured, Predictions, Side
-from pd_core.reporting.results import BASELINE, ESTIMATES, TITLES
+from pd_core.reporting.results import ESTIMATES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

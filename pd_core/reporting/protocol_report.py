@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.core.artifacts import write_json, write_text
 from pd_core.core.atomic import write_folder
+from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting import style
+from pd_core.reporting import results
 from pd_core.reporting.protocol_results import (
     Run,
     averages,
@@ -23,7 +24,7 @@ from pd_core.reporting.protocol_results import (
     read,
     summarise,
 )
-from pd_core.reporting.results import TITLES, WHO, Scores, Summary, Titles, title
+from pd_core.reporting.results import WHO, Scores, Summary, Titles, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +54,8 @@ _WHOLE = "Accuracy over all classes."
 # Colour, mark, its size in points, rows downwards; the shapes tell them apart as well
 _SERIES = {
     "zero_shot_student": ("#666666", "s", 7.5, -0.28),
-    "teacher": (style.VERMILION, "D", 6.2, 0.0),
-    "student": (style.BLUE, "o", 8.0, 0.28),
+    "teacher": (results.VERMILION, "D", 6.2, 0.0),
+    "student": (results.BLUE, "o", 8.0, 0.28),
 }
 
 
@@ -92,12 +93,12 @@ def figure(summary: Summary, titles: Titles | None = None) -> bytes:
         for axes, (protocol, rows) in zip(places, panels.items(), strict=True):
             _draw(axes, rows)
             axes.set_xlim(limits)
-            axes.set_title(HEADINGS[protocol], loc="left", weight="bold", color=style.INK)
+            axes.set_title(HEADINGS[protocol], loc="left", weight="bold", color=results.INK)
             label = [_AXES[headline_of(protocol)], *_taught_by(summary, protocol, titles)]
-            axes.set_xlabel("\n".join(label), loc="right", color=style.INK)
+            axes.set_xlabel("\n".join(label), loc="right", color=results.INK)
         _legend(picture, several=len(summary["seeds"]) > 1, ringed=any(r.wild for r in everything))
 
-    return style.png(draw, height=0.8 + sum(heights) + _HEAD * len(panels), gap=0.08)
+    return results.png(draw, height=0.8 + sum(heights) + _HEAD * len(panels), gap=0.08)
 
 
 def _rows_of(protocol: Protocol, found: Summary, titles: Titles | None) -> list[_Row]:
@@ -129,10 +130,10 @@ def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
             axes.plot(list(values.values()), [y] * len(values), **_dot_style(colour))
             ringed = [value for seed, value in values.items() if (who, seed) in row.wild]
             axes.plot(ringed, [y] * len(ringed), **_RING)
-        style.write_gain(axes, place, row.mean("student") - row.mean("zero_shot_student"))
+        results.write_gain(axes, place, row.mean("student") - row.mean("zero_shot_student"))
     for place in range(0, len(rows) - 1, 2):
         axes.axhspan(place - 0.5, place + 0.5, color=_BAND, zorder=0)
-    style.name_rows(axes, [fill(row.title, _LINE) for row in rows])
+    results.name_rows(axes, [fill(row.title, _LINE) for row in rows])
 
 
 def _limits(rows: Sequence[_Row]) -> tuple[int, int]:
@@ -146,7 +147,7 @@ def _legend(picture: Figure, *, several: bool, ringed: bool) -> None:
 
     marks = [Line2D([], [], label=TITLES[who], **_mean_style(who)) for who in _SERIES]
     if several:
-        marks.append(Line2D([], [], label="single seeds", **_dot_style(style.INK)))
+        marks.append(Line2D([], [], label="single seeds", **_dot_style(results.INK)))
     if ringed:
         marks.append(Line2D([], [], label="outlier", **_RING))
     picture.legend(
@@ -216,7 +217,7 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
             [name, *(_all_numbers(protocol, row[who], who) for who in WHO)]
             for name, row in _rows(found, titles)
         )
-        lines += style.markdown_table(["data set", *(people[who] for who in WHO)], rows)
+        lines += results.markdown_table(["data set", *(people[who] for who in WHO)], rows)
         lines += ["", *(f"- {sentence}." for sentence in findings(protocol, found, titles))]
     return "\n".join(lines) + "\n"
 
@@ -241,7 +242,7 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
     """Return the headline numbers as a table for the terminal, with differences and outliers."""
     from rich.text import Text
 
-    shown = style.terminal_table(
+    shown = results.terminal_table(
         "data set", 36,
         title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}",
         caption=Text("\n".join(_notes(summary, titles))),

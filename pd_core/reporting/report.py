@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from pd_core.core.artifacts import check_sum, read_json, understood, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import missing
-from pd_core.reporting import style
+from pd_core.core.options import BASELINE, TITLES
+from pd_core.reporting import results
 from pd_core.reporting.results import (
-    BASELINE,
-    TITLES,
     Evaluation,
     Scores,
     Summary,
@@ -63,13 +62,13 @@ def figure(summary: Summary, titles: Titles | None = None) -> bytes:
         axes = picture.add_subplot()
         for place, (_, scores) in enumerate(rows):
             _dumbbells(axes, place, scores)
-        style.name_rows(axes, [name for name, _ in rows], average=len(rows) > count)
+        results.name_rows(axes, [name for name, _ in rows], average=len(rows) > count)
         axes.set_xlim(0, 100)
         label = ["harmonic mean of base and novel accuracy (%)", *cautions(summary, titles)]
-        axes.set_xlabel("\n".join(label), color=style.INK)
+        axes.set_xlabel("\n".join(label), color=results.INK)
         picture.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
 
-    return style.png(draw, height=1.7 + 0.42 * len(rows))
+    return results.png(draw, height=1.7 + 0.42 * len(rows))
 
 
 def samples(
@@ -105,7 +104,7 @@ def samples(
     pen = ImageDraw.Draw(sheet)
     for row, (name, label) in enumerate(zip(names, labels, strict=True)):
         top = _GAP + row * step
-        pen.text((_MARGIN, top + _SAMPLE // 2), label, fill=style.INK, font=font, anchor="lm")
+        pen.text((_MARGIN, top + _SAMPLE // 2), label, fill=results.INK, font=font, anchor="lm")
         for column, image in enumerate(_pictures(prepared / name, count)):
             sheet.paste(image, (left + column * step, top))
     data = io.BytesIO()
@@ -115,8 +114,8 @@ def samples(
 
 def _dumbbells(axes: Axes, place: int, scores: Evaluation) -> None:
     pairs = (
-        (place - 0.15, style.VERMILION, "zero_shot_teacher", "teacher"),
-        (place + 0.15, style.BLUE, "zero_shot_student", "student"),
+        (place - 0.15, results.VERMILION, "zero_shot_teacher", "teacher"),
+        (place + 0.15, results.BLUE, "zero_shot_student", "student"),
     )
     for y, colour, before, after in pairs:
         start, end = headline(scores[before]), headline(scores[after])
@@ -127,7 +126,7 @@ def _dumbbells(axes: Axes, place: int, scores: Evaluation) -> None:
                 markerfacecolor=fill, markeredgecolor=colour, markeredgewidth=1.6,
                 label=TITLES[who] if place == 0 else None,
             )  # fmt: skip
-    style.write_gain(axes, place, gain(scores))
+    results.write_gain(axes, place, gain(scores))
 
 
 def _pictures(folder: Path, count: int) -> list[Image.Image]:
@@ -238,7 +237,7 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
         "",
     ]
     if rows:
-        lines += style.markdown_table(["data set", *(TITLES[who] for who in shown)], rows)
+        lines += results.markdown_table(["data set", *(TITLES[who] for who in shown)], rows)
     lines += [f"\n{line}" for line in estimates(summary, titles)]
     return "\n".join(lines) + "\n"
 
@@ -257,7 +256,7 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
         *estimates(summary, titles),
     ]
     profile = f"PromptKD, {summary['profile']} profile"
-    shown = style.terminal_table("data set", 30, title=profile, caption=Text("\n".join(caption)))
+    shown = results.terminal_table("data set", 30, title=profile, caption=Text("\n".join(caption)))
     heads = [head for head, people in _COLUMNS.items() if people[-1] in columns(summary)]
     for head in (*heads, "gain"):
         weight = "bold" if head == "student" else ""

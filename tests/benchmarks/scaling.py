@@ -14,7 +14,7 @@ from benchmarks.timing import Line, Note, Turns, Work, take_turns
 from pd_core.core.options import Computed
 from pd_core.data.loading.prepared import read_unlabelled
 from pd_core.pipeline.stages import jobs
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 
 PROMPTSRC, ONLINE = "step of PromptSRC", "distillation, online"
 ONE = {"classes": "class", "pictures": "picture", "epochs": "epoch"}

@@ -18,8 +18,7 @@ from pd_core.data.loading.images import Batch
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
 from pd_core.training.loop.feature_cache import FeatureCache
-from pd_core.training.loop.fit import make_optimizer
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Run, make_optimizer
 from pd_core.training.loop.views import CachedViews, Source
 
 LARGE, SMALL = "ViT-L-14-quickgelu", "ViT-B-16-quickgelu"

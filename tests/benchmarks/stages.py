@@ -21,12 +21,11 @@ from pd_core.models.clip import ClipTowers, imagenet_templates, load_clip
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.pipeline.stages import jobs
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.training.loop.fit import make_optimizer, set_rate
-from pd_core.training.loop.schedule import gaussian_weights, learning_rate
+from pd_core.training.loop.schedule import WeightedSum, gaussian_weights, learning_rate
 from pd_core.training.loop.views import training_views
-from pd_core.training.loop.weight_averaging import WeightedSum
 from pd_core.training.student.targets import TEACHER_FILE
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from pd_core.models import class_vectors
 from pd_core.models.clip import imagenet_templates
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop import schedule
-from pd_core.training.loop.weight_averaging import WeightedSum
+from pd_core.training.loop.schedule import WeightedSum
 
 PHRASE = 4  # words of "a photo of a"; a longer context is random
 

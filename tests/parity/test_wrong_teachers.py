@@ -28,7 +28,7 @@ from pd_core.models.prompts import DeepPrompts, encode_image, encode_text
 from pd_core.models.teacher import Teacher
 from pd_core.models.text_batching import TextBatch, cut_after_end
 from pd_core.training.loop import fit, losses, schedule
-from pd_core.training.loop.weight_averaging import WeightedSum
+from pd_core.training.loop.schedule import WeightedSum
 
 promptsrc, fit_rate = losses.promptsrc, schedule.learning_rate
 make_optimizer, weighted = fit.make_optimizer, schedule.gaussian_weights

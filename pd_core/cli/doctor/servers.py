@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from pd_core.cli.doctor import Finding, ok, warning, wrong
+from pd_core.cli.doctor.local import Finding, ok, warning, wrong
 from pd_core.core.atomic import existing
 from pd_core.core.errors import PdError
 from pd_core.mlops import tracking

@@ -36,8 +36,8 @@ from torchvision.transforms import (
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
+from pd_core.models.portable.network import normalised
 from pd_core.models.portable.pictures import centre_square
-from pd_core.models.portable.pixels import normalised
 from pd_core.models.precision import to_device
 
 

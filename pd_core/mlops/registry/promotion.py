@@ -17,7 +17,6 @@ from pd_core.core.errors import BadArtifact, PdError, UnknownName
 from pd_core.mlops import registry
 from pd_core.mlops.registry import CHALLENGER, CHAMPION, Version
 from pd_core.mlops.registry.gate import Check, check_files
-from pd_core.mlops.registry.lock import Busy as Busy
 from pd_core.mlops.registry.lock import Held, promotion
 
 Examine = Callable[[Version, Version | None], Sequence[Check]]

@@ -26,7 +26,7 @@ from pd_core.mlops.registry import DISTILLED, FILES, KIND, model_name, refusals
 from pd_core.mlops.tracking.store import milliseconds
 from pd_core.models.portable.student import DESCRIPTION, PortableStudent
 from pd_core.pipeline import provenance
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

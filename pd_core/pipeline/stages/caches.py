@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pd_core.core.hooks import Hooks
 from pd_core.pipeline import code_hash, provenance
-from pd_core.pipeline.stages.layout import Job, inputs, output
+from pd_core.pipeline.stages.jobs import Job, inputs, output
 from pd_core.training.loop.checkpoints import Checkpoints
 from pd_core.training.loop.feature_cache import FeatureCache
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Run
 
 # Another version may compute other bits, so a training does not go on under it.
 _VERSIONS = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")

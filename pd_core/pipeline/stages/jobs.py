@@ -1,12 +1,155 @@
-"""From parameters to stages."""
+"""From parameters to stages: their folders, inputs and configurations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from pd_core.core.atomic import check_space
+from pd_core.core.config import ClipConfig, Clips, Compute, ComputeConfig, StagePaths
+from pd_core.core.errors import BadParams
 from pd_core.core.hooks import NO_HOOKS, Hooks, OnProgress
-from pd_core.pipeline.stages.layout import Job, output, tuning_of_student
+from pd_core.pipeline.stages.params import PARAMS, DatasetParams
+from pd_core.training.student.config import FurtherTeacher
+from pd_core.training.teacher.config import TeacherConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(StagePaths):
+    """One data set's parameters and folders, for one seed and one source of the teacher."""
+
+    params: DatasetParams
+    seed: int
+    device: str
+    data_root: Path
+    fingerprint: Path | None = None  # of the pictures, if they have to be what they were
+    checkpoints: Path | None = None  # None: a training that is stopped starts anew
+    features: Path | None = None  # of frozen towers, kept between runs; None: not kept
+
+    @classmethod
+    def at(
+        cls,
+        folder: Path,
+        params: DatasetParams,
+        *,
+        seed: int,
+        device: str,
+        data_root: Path,
+        fingerprint: Path | None = None,
+        checkpoints: Path | None = None,
+        features: Path | None = None,
+        suffix: str = "",
+        source: str | None = None,
+    ) -> Job:
+        """Lay a job out as the pipeline does: one folder a stage, one in it for the data set.
+
+        Args:
+            folder: holds the stages' folders.
+            params: of the data set.
+            seed: of the draws and the training.
+            device: where to compute.
+            data_root: folder that holds the photo data sets.
+            fingerprint: of the data set's pictures; None to compare them with none.
+            checkpoints: folder for the checkpoints of all stages, outside their outputs; None for
+                trainings that start anew when they were stopped.
+            features: folder for what frozen towers say, outside all outputs; None to keep nothing.
+            suffix: added to every name.
+            source: the data set whose teacher is used, if it is another one.
+        """
+        name = params.name
+        cross = f"{name}-from-{source}" if source else name
+        return cls(
+            params=params,
+            seed=seed,
+            device=device,
+            data_root=data_root,
+            prepared=folder / "prepare" / f"{name}{suffix}",
+            teacher=folder / "teacher" / f"{source or name}{suffix}",
+            vectors=folder / "class_vectors" / f"{cross}{suffix}",
+            student=folder / "student" / f"{cross}{suffix}",
+            evaluation=folder / "evaluate" / f"{cross}{suffix}",
+            fingerprint=fingerprint,
+            checkpoints=checkpoints,
+            features=features,
+        )
+
+    @property
+    def compute(self) -> Compute:
+        """How its stages compute."""
+        given = {key: getattr(self.params.run, key) for key in ComputeConfig.model_fields}
+        own = {"seed": self.seed, "device": self.device, "data_root": self.data_root}
+        return Compute(**{**given, **own})
+
+    @property
+    def clips(self) -> Clips:
+        """Its student's and its teacher's CLIP."""
+        return Clips(self.params.student, self.params.teacher)
+
+    @property
+    def tuned_student(self) -> Path:
+        """Folder of the paper's main baseline."""
+        return self.evaluation.parent.parent / "tuned_student" / self.prepared.name
+
+    @property
+    def baseline(self) -> Path:
+        """File with that baseline's accuracy."""
+        return self.evaluation.parent / "tuned_student" / f"{self.prepared.name}.json"
+
+
+def output(job: Job, stage: str) -> Path:
+    """Return the folder that a stage of a data set writes."""
+    return {
+        "prepare": job.prepared,
+        "teacher": job.teacher,
+        "class_vectors": job.vectors,
+        "student": job.student,
+        "tuned_student": job.tuned_student,
+        "evaluate": job.evaluation,
+    }[stage]
+
+
+def inputs(job: Job, stage: str) -> list[Path]:
+    """Return the files and folders that a stage of a data set reads, its code apart."""
+    params = job.params
+    match stage:
+        case "teacher":
+            return [job.prepared, *_weights(params.teacher)]
+        case "class_vectors":
+            return [job.prepared, job.teacher, *_weights(params.teacher)]
+        case "student":
+            further = params.student.further_teachers
+            return [
+                job.prepared, job.teacher, job.vectors,
+                *_weights(params.student, params.teacher, *further),
+                *(Path(one.folder) for one in further if one.folder),
+            ]  # fmt: skip
+        case "evaluate":
+            folders = [job.prepared, job.teacher, job.vectors, job.student]
+            return [*folders, *_weights(params.student, params.teacher)]
+        case "tuned_student":
+            return [job.prepared, *_weights(tuning_of_student(job))]
+        case _:
+            return []
+
+
+def tuning_of_student(job: Job) -> TeacherConfig:
+    """Return the numbers of the stage `tuned_student`.
+
+    Raises:
+        BadParams: the data set does not have it.
+    """
+    name, tuning = job.params.name, job.params.tuned_student
+    if tuning is None:
+        raise BadParams(f"{PARAMS}: tuned_student has no '{name}'; add `{name}: {{}}` to it")
+    return tuning
+
+
+def _weights(*models: ClipConfig | FurtherTeacher) -> list[Path]:
+    """Return the files that models are made of, where they are files and not tags."""
+    given = (Path(model.weights) for model in models if model.weights)
+    return sorted({path for path in given if path.is_file()})
+
 
 Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
 

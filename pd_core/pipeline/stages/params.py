@@ -24,7 +24,7 @@ from pd_core.core.options import TeacherMethod
 from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.catalog.prepare import PrepareConfig
 from pd_core.data.loading.splits import Protocol
-from pd_core.evaluation.config import EvaluateConfig
+from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.training.student.config import StudentConfig
 from pd_core.training.teacher.config import TeacherConfig
 

@@ -12,18 +12,19 @@ from typing import Any
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import PdError
+from pd_core.core.options import BASELINE
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.provenance import ABSENT, commit_tags, content_hash, read_lock, version
 from pd_core.pipeline.redaction import masked
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import PARAMS
 from pd_core.reporting.page import dataset
 from pd_core.reporting.page.dataset import DatasetPage
 from pd_core.reporting.page.models import AT_A_TIME, Speed, read_speed
 from pd_core.reporting.protocol_results import Seeds, read_summary
 from pd_core.reporting.report import read_titles
-from pd_core.reporting.results import BASELINE, Scores, Summary, read_evaluations, summarise
+from pd_core.reporting.results import Scores, Summary, read_evaluations, summarise
 
 ANSWERS = "answers"  # the folder beside the page
 

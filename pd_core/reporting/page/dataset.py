@@ -24,7 +24,7 @@ from pd_core.evaluation.metrics import (
 from pd_core.pipeline import code_hash
 from pd_core.pipeline.provenance import content_hash, params_hash
 from pd_core.pipeline.redaction import masked
-from pd_core.pipeline.stages.layout import Job, inputs
+from pd_core.pipeline.stages.jobs import Job, inputs
 from pd_core.reporting.page.models import PEOPLE, Answered, Cost, Gallery, answer
 
 Curve = tuple[Mapping[str, float], ...]  # an entry an epoch: loss, accuracy or agreement, ...

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 from pd_core.reporting.page.dataset import Curve, DatasetPage, read_stages
 from pd_core.reporting.page.models import PEOPLE
 from pd_core.reporting.protocol_report import HEADINGS, titles_of

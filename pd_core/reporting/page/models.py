@@ -40,7 +40,7 @@ from pd_core.models.prompts import ImagePrompts
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.pipeline.provenance import peak_memory
-from pd_core.pipeline.stages.layout import Job
+from pd_core.pipeline.stages.jobs import Job
 
 TEACHER_FILE = "teacher.safetensors"
 PEOPLE = ("teacher", "student")

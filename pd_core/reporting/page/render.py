@@ -23,6 +23,7 @@ from jinja2.nodes import EvalContext
 from markupsafe import Markup
 
 from pd_core.core.artifacts import write_json, write_text
+from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
 from pd_core.reporting.page import figures
 from pd_core.reporting.page.build import AVERAGE, Beside, Page, paper
@@ -31,7 +32,6 @@ from pd_core.reporting.page.models import PEOPLE, Cost, Speed
 from pd_core.reporting.protocol_report import HEADINGS, findings, heading, titles_of
 from pd_core.reporting.protocol_results import keys_of
 from pd_core.reporting.results import (
-    TITLES,
     WHO,
     Evaluation,
     Scores,

@@ -18,7 +18,7 @@ from pd_core.core.atomic import check_space
 from pd_core.core.errors import BadArtifact
 from pd_core.core.hooks import Metrics, OnNote
 from pd_core.training.loop.distributed import any_of, from_first, is_first
-from pd_core.training.loop.weight_averaging import BestState, WeightedSum, trained_parameters
+from pd_core.training.loop.schedule import BestState, WeightedSum, trained_parameters
 
 History = list[Metrics]
 

@@ -10,23 +10,145 @@ batch, and its step returns the scalars of the whole batch.
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from pd_core.core.errors import BadParams, Interrupted
-from pd_core.core.hooks import Metrics
+from pd_core.core.artifacts import write_json
+from pd_core.core.atomic import write_folder
+from pd_core.core.config import Compute
+from pd_core.core.errors import BadParams, Diverged, Interrupted
+from pd_core.core.hooks import NO_HOOKS, Hooks, Metrics
 from pd_core.core.options import OnNonFinite, Precision
 from pd_core.data.loading.images import Batch
-from pd_core.training.loop.checkpoints import History, TrainingState
+from pd_core.training.loop.checkpoints import Checkpoints, History, TrainingState
 from pd_core.training.loop.config import OptimConfig
-from pd_core.training.loop.distributed import average_gradients, from_first, gathered
-from pd_core.training.loop.divergence import LossWatch
-from pd_core.training.loop.run import Run
-from pd_core.training.loop.schedule import learning_rate
-from pd_core.training.loop.weight_averaging import BestState, WeightedSum
+from pd_core.training.loop.distributed import average_gradients, from_first, gathered, is_first
+from pd_core.training.loop.feature_cache import FeatureCache
+from pd_core.training.loop.schedule import BestState, WeightedSum, learning_rate
+
+EVERY = 50
+"""Steps between two looks: each look waits for the device."""
+
+OnLook = Callable[[int, int, float], None]
+
+_NAMED = 16  # pictures in a message, at most
+
+
+class LossWatch:
+    """Looks at the losses of many steps at a time, and knows which batch each belongs to."""
+
+    def __init__(
+        self,
+        names: Callable[[Sequence[int]], list[str]],
+        newest: Callable[[], Path | None] = lambda: None,
+        on_look: OnLook = lambda *_: None,
+    ) -> None:
+        """Start watching.
+
+        Args:
+            names: of pictures, by their positions in the list.
+            newest: the newest checkpoint.
+            on_look: called for each look that finds nothing wrong, with epoch and step of the last
+                loss looked at, and the mean of those since the look before.
+        """
+        self._names = names
+        self._newest = newest
+        self._on_look = on_look
+        self._waiting: list[tuple[int, int, Tensor, Tensor]] = []
+
+    def note(self, epoch: int, step: int, indices: Tensor, loss: Tensor) -> None:
+        """Take note of a step's batch (B,) and loss, a scalar; look if it is time.
+
+        Raises:
+            Diverged: as in `look`.
+        """
+        self._waiting.append((epoch, step, indices, loss.detach()))
+        if len(self._waiting) >= EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Look at the losses since the last time.
+
+        Raises:
+            Diverged: one is not finite.
+        """
+        if not self._waiting:
+            return
+        values = torch.stack([loss for *_, loss in self._waiting]).tolist()
+        for (epoch, step, indices, _), value in zip(self._waiting, values, strict=True):
+            if not math.isfinite(value):
+                raise self.error(f"the loss is {value}", epoch, step, indices)
+        last_epoch, last_step, *_ = self._waiting[-1]
+        self._waiting.clear()
+        self._on_look(last_epoch, last_step, fmean(values))
+
+    def error(self, what: str, epoch: int, step: int, indices: Tensor) -> Diverged:
+        """Make the error for a batch after which the numbers are not finite."""
+        names = self._names(indices[:_NAMED].tolist())
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        newest = self._newest()
+        good = f"'{newest}'" if newest else "none"
+        return Diverged(
+            f"{what} at epoch {epoch}, step {step}, on {', '.join(names)}{more};"
+            f" last good checkpoint: {good}; lower lr or the loss weights, set max_grad_norm, use"
+            " fp32, or leave such batches out by on_non_finite: skip"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """The surroundings of a training.
+
+    Attributes:
+        compute: seed, device, precision and the like.
+        hooks: callbacks.
+        checkpoints: keep the state; without them a training that is stopped starts anew.
+        features: cache of frozen towers' features, if any.
+    """
+
+    compute: Compute
+    hooks: Hooks = NO_HOOKS
+    checkpoints: Checkpoints | None = None
+    features: FeatureCache | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self.compute.device)
+
+    def required_features(self) -> FeatureCache:
+        """Return the cache that features computed beforehand need.
+
+        Raises:
+            BadParams: there is none.
+        """
+        if self.features is None:
+            raise BadParams(
+                "features computed beforehand need a store; give one, or compute online"
+            )
+        return self.features
+
+
+class _Model(Protocol):
+    def save(self, path: Path) -> None: ...
+
+
+def store(model: _Model, history: History, file: Path, run: Run) -> None:
+    """Write a model and, beside it, `history.json`; then its checkpoints are of no more use."""
+    if not is_first():
+        return
+    with write_folder(file.parent) as folder:
+        model.save(folder / file.name)
+        write_json(folder / "history.json", history)
+    if run.checkpoints is not None:
+        run.checkpoints.remove()
+
 
 # For fp16. torch's own 65,536 is meant for losses near 1; distillation's is weighted by 1000, so
 # that the first steps would overflow and be skipped.

@@ -20,8 +20,7 @@ from pd_core.data.loading.images import Batch, ImageBatches, Share, train_transf
 from pd_core.training.loop.config import ViewConfig
 from pd_core.training.loop.distributed import count, from_first, gathered, is_first, part, union
 from pd_core.training.loop.feature_cache import FeatureCache
-from pd_core.training.loop.fit import Batches
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Batches, Run
 
 Source = Callable[[Batch], Tensor]
 

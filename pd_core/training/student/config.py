@@ -5,14 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pd_core.core.config import ClipConfig, Config, Positive
-from pd_core.core.options import (
-    Computed,
-    Form,
-    Selection,
-    TeacherWeighting,
-    TextFeatures,
-    Trained,
-)
+from pd_core.core.options import Computed, Form, Selection, TeacherWeighting, TextFeatures, Trained
 from pd_core.training.loop.config import ImagePromptConfig, OptimConfig, ViewConfig
 
 LEAST_BATCH = 2  # of batch normalisation

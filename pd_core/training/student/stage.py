@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
-from pd_core.core.config import ClipConfig
+from pd_core.core.config import ClipConfig, StagePaths
 from pd_core.core.options import Computed, TeacherWeighting
-from pd_core.core.paths import StagePaths
 from pd_core.data.loading.prepared import image_root, read_unlabelled
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
 from pd_core.models.class_vectors import ClassVectors, distilled
@@ -14,11 +13,15 @@ from pd_core.models.precision import set_threads
 from pd_core.models.prompts import compile_blocks
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.training.loop.run import Run, store
+from pd_core.training.loop.fit import Run, store
 from pd_core.training.loop.views import training_views
 from pd_core.training.student.config import StudentConfig
-from pd_core.training.student.distillation import distill, untrained_student
-from pd_core.training.student.scoring import check_agreement, make_scorer
+from pd_core.training.student.distillation import (
+    check_agreement,
+    distill,
+    make_scorer,
+    untrained_student,
+)
 from pd_core.training.student.targets import (
     TEACHER_FILE,
     Ensemble,

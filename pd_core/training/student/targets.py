@@ -23,7 +23,7 @@ from pd_core.models.precision import autocast
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop import losses
 from pd_core.training.loop.feature_cache import identity
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Run
 from pd_core.training.loop.views import CachedViews, Source, TrainingViews, cached_views
 from pd_core.training.student.config import FurtherTeacher, StudentConfig
 

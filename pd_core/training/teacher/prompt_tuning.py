@@ -22,8 +22,7 @@ from pd_core.training.loop import losses
 from pd_core.training.loop.checkpoints import History
 from pd_core.training.loop.distributed import count, from_first, gathered, part
 from pd_core.training.loop.feature_cache import FeatureCache, identity
-from pd_core.training.loop.fit import Batches, fit
-from pd_core.training.loop.run import Run
+from pd_core.training.loop.fit import Batches, Run, fit
 from pd_core.training.loop.schedule import gaussian_weights
 from pd_core.training.loop.views import Source, TrainingViews, cached_views, remembered
 from pd_core.training.teacher.config import TeacherConfig

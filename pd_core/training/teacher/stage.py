@@ -15,7 +15,7 @@ from pd_core.models.prompts import compile_blocks
 from pd_core.models.published_checkpoint import import_teacher
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.checkpoints import History
-from pd_core.training.loop.run import Run, store
+from pd_core.training.loop.fit import Run, store
 from pd_core.training.loop.views import training_views
 from pd_core.training.teacher.config import OriginalParams, TeacherConfig
 from pd_core.training.teacher.prompt_tuning import frozen_features, tune

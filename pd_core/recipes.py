@@ -1,17 +1,14 @@
-"""The recipe behind the embedded CLIPs' weights: contrastive pre-training on drawn characters.
-
-``promptkd embedded pretrain NAME`` runs it. Both models get the same characters, names and
-images; what they are pre-trained on is the corpus below, apart from the benchmark's domains.
-"""
+"""Recipes behind the embedded CLIPs: contrastive pre-training, and their zero-shot table."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import open_clip
@@ -21,10 +18,18 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pd_core.core.artifacts import write_text, write_weights
+from pd_core.core.artifacts import write_json, write_text, write_weights
 from pd_core.core.errors import missing
+from pd_core.core.hooks import OnProgress
+from pd_core.core.options import Precision
 from pd_core.data.catalog import embedded
-from pd_core.models.clip import build_embedded, embedded_tokenizer
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform
+from pd_core.data.loading.prepared import read_prepared
+from pd_core.evaluation.evaluate import accuracy
+from pd_core.models.class_vectors import logits_of, zero_shot
+from pd_core.models.clip import build_embedded, embedded_tokenizer, load_clip
+from pd_core.models.precision import set_threads
 from pd_core.models.prompts import encode_text
 from pd_core.models.text_batching import cut_after_end
 
@@ -387,3 +392,75 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Store a model's tensors in half precision."""
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
     write_weights(path, tensors)
+
+
+Table = dict[str, dict[str, float]]  # data set -> model -> accuracy in percent
+
+
+def zero_shot_table(
+    prepared: Path,
+    out: Path,
+    *,
+    datasets: Sequence[str],
+    models: Mapping[str, Path | str | None],
+    threads: int,
+    batch_size: int = 256,
+    on_progress: OnProgress | None = None,
+) -> Table:
+    """Measure models zero-shot on all classes at once; write `zero_shot.json` and `zero_shot.md`.
+
+    Args:
+        prepared: folder of the `prepare` stage's outputs.
+        out: folder to write into.
+        datasets: the data sets, all prepared.
+        models: names of CLIPs, and their weights.
+        threads: CPU threads.
+        batch_size: images per step.
+        on_progress: called with data sets done and data sets in all.
+
+    Returns:
+        Top-1 accuracy in percent by data set and model, and a row `average`.
+
+    Raises:
+        MissingFile: a data set is not prepared, or weights are missing.
+    """
+    set_threads(threads)
+    towers = {name: load_clip(name, weights) for name, weights in models.items()}
+    table: Table = {}
+    for done, dataset in enumerate(datasets, start=1):
+        content = read_prepared(prepared / dataset)
+        size = next(iter(towers.values())).image_size
+        batches = ImageBatches(
+            ImageStore(content.images),
+            [path for path, _ in content.test],
+            eval_transform(size),
+            batch_size=batch_size,
+        )
+        classifiers = {name: zero_shot(tower, content.classes) for name, tower in towers.items()}
+        device = next(iter(towers.values())).device
+        logits = logits_of(classifiers, batches, device, Precision.FP32)
+        labels = np.array([label for _, label in content.test])
+        table[dataset] = {
+            name: round(accuracy(values, labels, content.base_count).all, 2)
+            for name, values in logits.items()
+        }
+        if on_progress is not None:
+            on_progress(done, len(datasets))
+    table["average"] = {
+        name: round(fmean(row[name] for row in table.values()), 2) for name in towers
+    }
+    write_json(out / "zero_shot.json", table)
+    write_text(out / "zero_shot.md", _markdown(table, list(towers)))
+    return table
+
+
+def _markdown(table: Table, models: list[str]) -> str:
+    lines = [
+        "Zero-shot accuracy on the test images, all classes at once, percent.",
+        "",
+        "| data set | " + " | ".join(models) + " |",
+        "|---|" + "---:|" * len(models),
+    ]
+    for dataset, row in table.items():
+        lines.append(f"| {dataset} | " + " | ".join(f"{row[name]:.1f}" for name in models) + " |")
+    return "\n".join(lines) + "\n"
