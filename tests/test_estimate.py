@@ -18,7 +18,7 @@ from pd_core.core.options import TeacherMethod
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.evaluation import cross_validate, evaluate
 from pd_core.reporting import report
-from pd_core.reporting.results import read_evaluations, summarise
+from pd_core.reporting.results import read_evaluations, summarise, with_estimate
 from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 from pd_core.training.teacher.config import OriginalParams
@@ -72,9 +72,10 @@ def run(stages: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
     )
     prepared, teacher, vectors, student = given["folders"]
     paths = StagePaths(prepared, teacher, vectors, student, out)
-    cross_validate.run(paths, recipe, NO_HOOKS)
-    content: dict[str, Any] = read_json(out / "metrics.json")
-    return content
+    evaluate.run_unlabelled(paths, evaluation, recipe.clips, trainings.COMPUTE, NO_HOOKS)
+    file = out.parent / "cross_validate" / f"{out.name}.json"
+    cross_validate.run(prepared, file, recipe, NO_HOOKS)
+    return {**with_estimate(read_json(out / "metrics.json"), file)}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import command
 import pytest
 import yaml
 from git_repository import commit, git
-from readme import blocks, commands
+from readme import README, blocks, commands
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
@@ -231,17 +231,21 @@ def test_own_pictures_become_a_registered_student_with_the_readmes_lines(tmp_pat
     row = blocks("yaml")[0].replace("\n  ", "\n").removeprefix("  ")
     shipped = yaml.safe_load(params.read_text())
     shipped["datasets"] |= yaml.safe_load(row)
+    shipped["cross_validate"] = {"my_digits": {}}
     params.write_text(yaml.safe_dump(shipped))
     programs = str(Path(sys.executable).parent)
     typed = [line for line in commands("(?:promptkd|dvc)") if "my_digits" in line]
+    (estimate,) = re.findall("`(dvc repro cross_validate@my_digits)`", README)
     assert len(typed) == 3
-    for line in typed:
+    for line in (*typed[:2], estimate, typed[2]):
         run(["bash", "-c", line], folder, PATH=f"{programs}:{os.environ['PATH']}")
 
     metrics = json.loads((folder / "data/evaluate/my_digits/metrics.json").read_text())
     assert metrics["accuracy"] == "unknown"
-    assert metrics["counts"] == {"unlabelled": 1797, "labels": 160, "folds": 4}
-    assert metrics["cross_validated"]["student"] > 20
+    assert metrics["counts"] == {"unlabelled": 1797, "labels": 160}
+    found = json.loads((folder / "data/evaluate/cross_validate/my_digits.json").read_text())
+    assert found["counts"] == {"labels": 160, "folds": 4}
+    assert found["cross_validated"]["student"] > 20
     tags = json.loads(run([sys.executable, "-W", "ignore", "-c", TAGS], folder))
     assert tags["accuracy"] == "unknown"
     assert not any(key.startswith("student.") for key in tags)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -16,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pd_core.core.errors import BadParams
-from pd_core.data.catalog import fingerprint
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import protocols
 from pd_core.pipeline.settings import Settings, load_settings
+from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.jobs import Job, output
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
@@ -49,7 +48,7 @@ class Setting:
 
     def label(self, stage: str) -> str:
         """Return what records and messages call the data set."""
-        name = output(self.job, stage).name
+        name = output(self.job, stage).stem
         return name if self.protocol is None else f"{self.protocol}/{name}"
 
     def open_store(self) -> str:
@@ -81,9 +80,10 @@ def setting_of(
         file = protocols.FOLDER / PARAMS
         raise BadParams(f"--source {source}: {file} names the source; leave it out")
     rules, profile = protocols.load_protocols(protocols.FOLDER)
-    mine = rules.for_dataset(profile, protocol, name)
-    lay = partial(protocols.job, rules, protocol, mine)
-    return _setting(profile, name, seed, lay, protocol)
+    settings = load_settings()
+    shared = jobs.shared(profile, name, seed, settings.device, settings.data_root)
+    job = protocols.job(rules, protocol, rules.for_dataset(profile, protocol, name), **shared)
+    return Setting(job, profile.profile.name, Path(profile.profile.root), settings, protocol)
 
 
 def settings_of(params: Params, names: Iterable[str]) -> dict[str, Setting]:
@@ -98,33 +98,11 @@ def settings_of(params: Params, names: Iterable[str]) -> dict[str, Setting]:
 def _setting_in(
     params: Params, name: str, seed: int | None = None, source: str | None = None
 ) -> Setting:
-    mine = params.for_dataset(name)
-    if source is not None:
-        params.for_dataset(source)  # refuses an unknown one
-    suffix = "" if seed is None else f"-{seed}"
-    checkpoints = DATA / "checkpoints"
-    lay = partial(Job.at, DATA, mine, checkpoints=checkpoints, suffix=suffix, source=source)
-    return _setting(params, name, seed, lay)
-
-
-def _setting(
-    params: Params,
-    name: str,
-    seed: int | None,
-    lay: Callable[..., Job],
-    protocol: Protocol | None = None,
-) -> Setting:
-    """Lay a job out with what all jobs of a data set share."""
     settings = load_settings()
-    root = Path(params.profile.root)
-    job = lay(
-        seed=params.run.seed if seed is None else seed,
-        device=settings.device or params.run.device,
-        data_root=settings.data_root or root / DATA / "raw",
-        fingerprint=fingerprint.path_of(name, root),
-        features=DATA / "features",
-    )
-    return Setting(job, params.profile.name, root, settings, protocol)
+    shared = jobs.shared(params, name, seed, settings.device, settings.data_root)
+    suffix = "" if seed is None else f"-{seed}"
+    job = jobs.job_of(params, name, suffix=suffix, source=source, **shared)
+    return Setting(job, params.profile.name, Path(params.profile.root), settings)
 
 
 def open_store() -> str:

@@ -122,6 +122,15 @@ def evaluate(
         register(setting, run.run_id)
 
 
+@app.command("cross-validate")
+def cross_validate(name: Name, seed: Seed = None) -> None:
+    """Stage: estimate the accuracy from the few labels, where no test picture has one."""
+    setting = setting_of(name, seed)
+    compute_with(setting.job.params.run.threads)
+    with _recorded("cross_validate", setting) as (run, _):
+        run.log_metrics(jobs.cross_validate(setting.job, Hooks(on_note=note)))
+
+
 @app.command("tuned-student")
 def tuned_student(name: Name, seed: Seed = None) -> None:
     """Stage: the paper's main baseline, prompts tuned on the student's own CLIP."""
@@ -224,7 +233,7 @@ def _recorded(
 
     job = setting.job
     out, label = output(job, stage), setting.label(stage)
-    block = getattr(job.params, stage)
+    block = getattr(job.params, "evaluate" if stage == "cross_validate" else stage)
     info = tracking.StageInfo(
         profile=setting.profile,
         dataset=label,

@@ -61,6 +61,7 @@ def report() -> None:
             profile=params.profile.name,
             datasets=list(params.datasets),
             baselines=list(params.tuned_student),
+            cross_validated=list(params.cross_validate),
         )
         run.log_metrics(stage.read_summary(folder)["average"])
         run.log_file(folder)

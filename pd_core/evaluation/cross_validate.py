@@ -1,9 +1,8 @@
-"""Cross-validation and agreement: the stage `evaluate` where no test image has a label.
+"""Stage `cross_validate`: accuracy estimated from the few labels, where no test image has one.
 
-How often the student agrees with its teacher is measured on the unlabelled pictures. Accuracy is
-estimated by cross-validation: the few labels are cut into folds, and teacher and student are made
-anew without the labels of one fold, on which they are then measured. Neither is the accuracy of
-the student that is deployed, so the metrics say `accuracy: unknown`.
+The few labels are cut into folds, and teacher and student are made anew without the labels of one
+fold, on which they are then measured. That is not the accuracy of the student that is deployed,
+which stays unknown.
 """
 
 from __future__ import annotations
@@ -15,17 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from pd_core.core.artifacts import read_json, write_json
-from pd_core.core.atomic import write_folder
 from pd_core.core.config import Clips, Compute, StagePaths
 from pd_core.core.hooks import NO_HOOKS, Hooks, OnNote
 from pd_core.core.options import Computed
-from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import (
     Labelled,
     image_root,
@@ -35,20 +27,14 @@ from pd_core.data.loading.prepared import (
     write_prepared,
 )
 from pd_core.evaluation import evaluate
+from pd_core.evaluation.evaluate import Scores, percent
 from pd_core.evaluation.metrics import EvaluateConfig
-from pd_core.models.class_vectors import logits_of
-from pd_core.models.precision import set_threads
 from pd_core.training.loop.fit import Run
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student.config import StudentConfig
 from pd_core.training.teacher import class_vectors
 from pd_core.training.teacher import stage as teacher_stage
 from pd_core.training.teacher.config import TeacherConfig
-
-UNKNOWN: dict[str, str] = {"accuracy": "unknown"}
-"""What `metrics.json` says besides its numbers."""
-
-Scores = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -85,64 +71,32 @@ class Recipe:
         return rows
 
 
-def run(paths: StagePaths, recipe: Recipe, hooks: Hooks) -> Scores:
-    """Write `metrics.json` and `predictions.json` of a data set without labelled test pictures.
+def run(prepared: Path, file: Path, recipe: Recipe, hooks: Hooks) -> Scores:
+    """Estimate accuracy from the few labels, and write it to a JSON file.
 
     Args:
-        paths: folders of the earlier stages, and of this one.
-        recipe: how they made teacher and student.
-        hooks: told of progress in images, of the agreement; of each fold beforehand.
+        prepared: folder written by the stage `prepare`.
+        file: to write.
+        recipe: how teacher and student are made.
+        hooks: told of each fold beforehand.
 
     Returns:
-        `agreement` -> who -> percent of the unlabelled pictures on which the best class is the
-        tuned teacher's; `cross_validated` -> who -> percent of the held-out labels that are met;
-        `counts` -> unlabelled pictures, labels, folds. There is no cross-validation without two
-        labels of each class, nor of an imported teacher, which may have seen them all.
+        `cross_validated` -> who -> percent of the held-out labels that are met; `counts` -> labels,
+        folds. There is no cross-validation without two labels of each class, nor of an imported
+        teacher, which may have seen them all.
 
     Raises:
-        MissingFile: pictures, weights or an earlier stage are missing.
-        BadArtifact: the artifacts of earlier stages do not fit together.
+        MissingFile: images or weights are missing.
+        BadArtifact: the prepared data set does not hold what it should.
     """
-    compute, config = recipe.compute, recipe.evaluation
-    set_threads(compute.threads)
-    content = read_prepared(paths.prepared, data_root=compute.data_root)
-    unlabelled = read_unlabelled(paths.prepared)
-    classifiers, student = evaluate.everybody(paths, content.classes, recipe.clips, compute)
-    batches = ImageBatches(
-        ImageStore(content.images),
-        unlabelled,
-        eval_transform(student.towers.image_size),
-        batch_size=config.batch_size,
-        workers=compute.workers,
-        on_corrupt=compute.on_corrupt,
-    )
-    device = torch.device(compute.device)
-    logits = logits_of(classifiers, batches, device, compute.precision, hooks.on_progress)
-    chosen = {who: values.argmax(axis=1) for who, values in logits.items()}
-    judged = [unlabelled[place] for place in batches.intact]
+    content = read_prepared(prepared, data_root=recipe.compute.data_root)
     parts: Sequence[Labelled] = ()
     if recipe.teacher.original is None:
-        parts = cut(content.few_shot, config.folds, random.Random(compute.seed))
-    scores: Scores = {
-        "agreement": {
-            who: _percent(labels == chosen["teacher"])
-            for who, labels in chosen.items()
-            if who != "teacher"
-        },
-        "counts": {
-            "unlabelled": len(judged), "labels": len(content.few_shot), "folds": len(parts),
-            **({"skipped": len(batches.skipped)} if batches.skipped else {}),
-        },
-    }  # fmt: skip
+        parts = cut(content.few_shot, recipe.evaluation.folds, random.Random(recipe.compute.seed))
+    scores: Scores = {"counts": {"labels": len(content.few_shot), "folds": len(parts)}}
     if parts:
-        scores["cross_validated"] = _cross_validate(paths.prepared, parts, recipe, hooks.on_note)
-    with write_folder(paths.evaluation) as folder:
-        write_json(folder / "metrics.json", {**UNKNOWN, **scores})
-        rows = [
-            {"path": path, **{who: int(labels[row]) for who, labels in chosen.items()}}
-            for row, path in enumerate(judged)
-        ]
-        write_json(folder / "predictions.json", rows)
+        scores["cross_validated"] = _cross_validate(prepared, parts, recipe, hooks.on_note)
+    write_json(file, scores)
     return scores
 
 
@@ -185,7 +139,7 @@ def _cross_validate(
             for row in recipe.follow(folder):
                 for who, found in hits.items():
                     found.append(row[who][1] == row["label"])
-    return {who: _percent(found) for who, found in hits.items()}
+    return {who: percent(found) for who, found in hits.items()}
 
 
 def _hold_out(held_out: Labelled, prepared: Path, out: Path, data_root: Path) -> None:
@@ -196,7 +150,3 @@ def _hold_out(held_out: Labelled, prepared: Path, out: Path, data_root: Path) ->
     content["few_shot"] = [row for row in content["few_shot"] if row[0] not in taken]
     content["test"] = [list(row) for row in held_out]
     write_prepared(out, content, read_unlabelled(prepared))
-
-
-def _percent(hits: Sequence[bool] | NDArray[np.bool_]) -> float:
-    return round(100 * float(np.mean(hits)), 4)

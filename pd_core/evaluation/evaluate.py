@@ -23,7 +23,12 @@ from pd_core.core.hooks import Hooks
 from pd_core.core.options import Selection
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
-from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
+from pd_core.data.loading.prepared import (
+    Labelled,
+    Prepared,
+    read_prepared,
+    read_unlabelled,
+)
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
@@ -36,6 +41,11 @@ from pd_core.models.teacher import Teacher
 WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 SELECTION = "selection"
 """Key of `metrics.json` that is there if the student's epoch was chosen on test images."""
+
+Scores = dict[str, dict[str, float]]
+
+UNKNOWN: dict[str, str] = {"accuracy": "unknown"}
+"""In `metrics.json` where no test image has a label."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,71 @@ class Judged:
             }
             for row, (path, label) in enumerate(self.items)
         ]
+
+
+def run_unlabelled(
+    paths: StagePaths, config: EvaluateConfig, clips: Clips, compute: Compute, hooks: Hooks
+) -> Scores:
+    """Write `metrics.json` and `predictions.json` of a data set without labelled test images.
+
+    How often the student agrees with its teacher is measured on the unlabelled images. That is no
+    accuracy, so the metrics have `accuracy: unknown`.
+
+    Args:
+        paths: folders of the earlier stages, and of this one.
+        config: batch size.
+        clips: of student and teacher.
+        compute: how to compute; damaged images that are skipped are counted.
+        hooks: told of progress in images.
+
+    Returns:
+        `agreement` -> who -> percent of the unlabelled images on which the best class is the tuned
+        teacher's; `counts` -> unlabelled images, labels.
+
+    Raises:
+        MissingFile: images, weights or an earlier stage are missing.
+        BadArtifact: the artifacts of earlier stages do not fit together.
+    """
+    set_threads(compute.threads)
+    content = read_prepared(paths.prepared, data_root=compute.data_root)
+    unlabelled = read_unlabelled(paths.prepared)
+    classifiers, student = everybody(paths, content.classes, clips, compute)
+    batches = ImageBatches(
+        ImageStore(content.images),
+        unlabelled,
+        eval_transform(student.towers.image_size),
+        batch_size=config.batch_size,
+        workers=compute.workers,
+        on_corrupt=compute.on_corrupt,
+    )
+    device = torch.device(compute.device)
+    logits = logits_of(classifiers, batches, device, compute.precision, hooks.on_progress)
+    chosen = {who: values.argmax(axis=1) for who, values in logits.items()}
+    judged = [unlabelled[place] for place in batches.intact]
+    scores: Scores = {
+        "agreement": {
+            who: percent(labels == chosen["teacher"])
+            for who, labels in chosen.items()
+            if who != "teacher"
+        },
+        "counts": {
+            "unlabelled": len(judged), "labels": len(content.few_shot),
+            **({"skipped": len(batches.skipped)} if batches.skipped else {}),
+        },
+    }  # fmt: skip
+    with write_folder(paths.evaluation) as folder:
+        write_json(folder / "metrics.json", {**UNKNOWN, **scores})
+        rows = [
+            {"path": path, **{who: int(labels[row]) for who, labels in chosen.items()}}
+            for row, path in enumerate(judged)
+        ]
+        write_json(folder / "predictions.json", rows)
+    return scores
+
+
+def percent(hits: Sequence[bool] | NDArray[np.bool_]) -> float:
+    """Return how many percent are true, with four decimals."""
+    return round(100 * float(np.mean(hits)), 4)
 
 
 def judge(

@@ -26,7 +26,7 @@ ROOMS = {
     "stages": ("pipeline/stages",),
     "protocols": ("pipeline/protocols.py",),
     "ablations": ("pipeline/ablations.py",),
-    "results": ("reporting/results.py", "reporting/style.py"),
+    "results": ("reporting/results.py",),
     "report": ("reporting/report.py",),
     "protocol_report": ("reporting/protocol_results.py", "reporting/protocol_report.py"),
     "ablation_report": ("reporting/ablation_report.py",),

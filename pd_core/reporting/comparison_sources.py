@@ -37,6 +37,7 @@ _PARAMETERS = {
 """Tags of a version that are parameters."""
 
 _METRICS = re.compile(r"data/evaluate/(?P<name>[^/]+)/metrics\.json")
+_ESTIMATES = re.compile(r"data/evaluate/cross_validate/(?P<name>[^/]+)\.json")
 _BASELINES = re.compile(rf"data/evaluate/{BASELINE}/(?P<name>[^/]+)\.json")
 _LACKING = (
     "the file is not in DVC's cache; get it with `dvc pull`, of an earlier revision with "
@@ -139,7 +140,7 @@ def _hashes(lock: bytes, name: str) -> dict[str, str]:
 def _metrics_files(hashes: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the paths of each data set's metrics, the baseline's last."""
     found: dict[str, list[str]] = {}
-    for pattern in (_METRICS, _BASELINES):
+    for pattern in (_METRICS, _ESTIMATES, _BASELINES):
         for path in hashes:
             if match := pattern.fullmatch(path):
                 found.setdefault(match["name"], []).append(path)

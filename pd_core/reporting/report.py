@@ -159,6 +159,7 @@ def run(
     profile: str,
     datasets: Sequence[str],
     baselines: Sequence[str] = (),
+    cross_validated: Sequence[str] = (),
 ) -> None:
     """Stage `report`: write the summary of all data sets, and a sheet of sample pictures.
 
@@ -172,6 +173,7 @@ def run(
         profile: `quickstart` or `paper`.
         datasets: the data sets to report.
         baselines: those of them that have the baseline `tuned_student`.
+        cross_validated: those of them whose accuracy is estimated by `cross_validate`.
 
     Raises:
         MissingFile: a data set has not been prepared or evaluated.
@@ -179,7 +181,9 @@ def run(
         PdError: the folder cannot be written.
     """
     titles = read_titles(prepared)
-    summary = summarise(profile, read_evaluations(evaluations, datasets, baselines))
+    summary = summarise(
+        profile, read_evaluations(evaluations, datasets, baselines, cross_validated)
+    )
     with write_folder(folder) as new:
         write_summary(summary, new, titles)
         bringing = [name for name in datasets if (prepared / name / PICTURES).is_file()]

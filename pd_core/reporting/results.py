@@ -107,7 +107,10 @@ Titles = Mapping[str, str]  # readable names of data sets, where there are any
 
 
 def read_evaluations(
-    folder: Path, datasets: Sequence[str] = (), baselines: Sequence[str] = ()
+    folder: Path,
+    datasets: Sequence[str] = (),
+    baselines: Sequence[str] = (),
+    cross_validated: Sequence[str] = (),
 ) -> dict[str, Evaluation]:
     """Read the `evaluate` stage's metrics.
 
@@ -115,6 +118,7 @@ def read_evaluations(
         folder: holds `<data set>/metrics.json` and `tuned_student/<data set>.json`.
         datasets: the data sets to read; all that are there by default.
         baselines: those of them that have the baseline `tuned_student`.
+        cross_validated: those of them whose accuracy is estimated by `cross_validate`.
 
     Returns:
         The scores by data set and by who, in percent.
@@ -133,7 +137,21 @@ def read_evaluations(
     for name in set(baselines) & set(found):
         file = folder / BASELINE / f"{name}.json"
         found[name] = {**found[name], **_read_scores(file, name, BASELINE, [BASELINE])}
+    for name in set(cross_validated) & set(found):
+        found[name] = with_estimate(found[name], folder / "cross_validate" / f"{name}.json")
     return found
+
+
+def with_estimate(scores: Evaluation, file: Path) -> Evaluation:
+    """Add what the stage `cross_validate` wrote to the scores of `evaluate`.
+
+    Raises:
+        MissingFile: the file is not there.
+        BadArtifact: it is no such file.
+    """
+    remedy = f"run `dvc repro cross_validate@{file.stem}`"
+    found = read_json(file, what="cross-validation", remedy=remedy)
+    return {**scores, **found, "counts": {**scores.get("counts", {}), **found["counts"]}}
 
 
 def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

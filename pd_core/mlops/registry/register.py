@@ -18,7 +18,7 @@ from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
-from pd_core.evaluation import cross_validate
+from pd_core.evaluation import evaluate
 from pd_core.mlops import bundle, predictor, tracking
 from pd_core.mlops.bundle import Metrics
 from pd_core.mlops.drift import Reference
@@ -269,6 +269,8 @@ def _metrics(job: Job) -> dict[str, Any]:
         what="evaluation",
         remedy=f"run `dvc repro evaluate@{job.evaluation.name}`",
     )
+    if "student" not in content and job.cross_validation.is_file():
+        content |= read_json(job.cross_validation, what="cross-validation")
     return {who: scores for who, scores in content.items() if isinstance(scores, Mapping)}
 
 
@@ -283,7 +285,7 @@ def _tags(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
         "seed": str(job.seed),
         "protocol": job.params.prepare.protocol,
         "selection": job.params.student.selection,
-        **({} if "student" in metrics else cross_validate.UNKNOWN),
+        **({} if "student" in metrics else evaluate.UNKNOWN),
         **provenance.hash_tags("out", outputs, Path()),
         **provenance.commit_tags(Path()),
     }

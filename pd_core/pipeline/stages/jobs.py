@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pd_core.core.atomic import check_space
 from pd_core.core.config import ClipConfig, Clips, Compute, ComputeConfig, StagePaths
 from pd_core.core.errors import BadParams
 from pd_core.core.hooks import NO_HOOKS, Hooks, OnProgress
-from pd_core.pipeline.stages.params import PARAMS, DatasetParams
+from pd_core.data.catalog import fingerprint
+from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params
 from pd_core.training.student.config import FurtherTeacher
 from pd_core.training.teacher.config import TeacherConfig
 
@@ -96,9 +98,50 @@ class Job(StagePaths):
         """File with that baseline's accuracy."""
         return self.evaluation.parent / "tuned_student" / f"{self.prepared.name}.json"
 
+    @property
+    def cross_validation(self) -> Path:
+        """File with the accuracy that was estimated from the few labels."""
+        return self.evaluation.parent / "cross_validate" / f"{self.evaluation.name}.json"
+
+
+def shared(
+    params: Params, name: str, seed: int | None, device: str | None, data_root: Path | None
+) -> dict[str, Any]:
+    """Return what all jobs of a data set have, by the names of `Job.at`.
+
+    Args:
+        params: of the profile.
+        name: of the data set.
+        seed: instead of `run.seed`.
+        device: instead of `run.device`.
+        data_root: folder of the photo data sets, instead of `data/raw` of the repository.
+    """
+    root = Path(params.profile.root)
+    return {
+        "seed": params.run.seed if seed is None else seed,
+        "device": device or params.run.device,
+        "data_root": data_root or root / DATA / "raw",
+        "fingerprint": fingerprint.path_of(name, root),
+        "features": DATA / "features",
+    }
+
+
+def job_of(
+    params: Params, name: str, *, suffix: str = "", source: str | None = None, **rest: Any
+) -> Job:
+    """Lay a job out for a data set of the profile; see `Job.at`.
+
+    Raises:
+        UnknownName: there is no such data set.
+    """
+    if source is not None:
+        params.for_dataset(source)  # refuses an unknown one
+    mine, checkpoints = params.for_dataset(name), DATA / "checkpoints"
+    return Job.at(DATA, mine, checkpoints=checkpoints, suffix=suffix, source=source, **rest)
+
 
 def output(job: Job, stage: str) -> Path:
-    """Return the folder that a stage of a data set writes."""
+    """Return the folder, or the one file, that a stage of a data set writes."""
     return {
         "prepare": job.prepared,
         "teacher": job.teacher,
@@ -106,6 +149,7 @@ def output(job: Job, stage: str) -> Path:
         "student": job.student,
         "tuned_student": job.tuned_student,
         "evaluate": job.evaluation,
+        "cross_validate": job.cross_validation,
     }[stage]
 
 
@@ -127,6 +171,8 @@ def inputs(job: Job, stage: str) -> list[Path]:
         case "evaluate":
             folders = [job.prepared, job.teacher, job.vectors, job.student]
             return [*folders, *_weights(params.student, params.teacher)]
+        case "cross_validate":
+            return [job.prepared, *_weights(params.student, params.teacher)]
         case "tuned_student":
             return [job.prepared, *_weights(tuning_of_student(job))]
         case _:
@@ -215,11 +261,18 @@ def evaluate(job: Job, hooks: Hooks = NO_HOOKS, who: Sequence[str] | None = None
     _check(job, "evaluate")
     config = job.params.evaluate
     if not stage.is_measurable(job.prepared, config.split):
-        from pd_core.evaluation import cross_validate
-
-        recipe = cross_validate.Recipe(job.params.teacher, job.params.student, config, job.compute)
-        return cross_validate.run(job, recipe, hooks)
+        return stage.run_unlabelled(job, config, job.clips, job.compute, hooks)
     return stage.run(job, config, job.clips, job.compute, hooks, who or stage.WHO)
+
+
+def cross_validate(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:
+    """Run the stage `cross_validate`."""
+    from pd_core.evaluation import cross_validate as stage
+
+    _check(job, "cross_validate")
+    params = job.params
+    recipe = stage.Recipe(params.teacher, params.student, params.evaluate, job.compute)
+    return stage.run(job.prepared, job.cross_validation, recipe, hooks)
 
 
 def tuned_student(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:

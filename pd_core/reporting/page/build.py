@@ -157,7 +157,9 @@ def gather(
     names = [job.evaluation.name for job in evaluated]
     evaluations = first.evaluation.parent
     having = [name for name in baselines if (evaluations / BASELINE / f"{name}.json").is_file()]
-    summary = summarise(profile, read_evaluations(evaluations, names, having) if names else {})
+    estimated = [job.evaluation.name for job in evaluated if job.cross_validation.is_file()]
+    found = read_evaluations(evaluations, names, having, estimated) if names else {}
+    summary = summarise(profile, found)
     several = read_summary(protocols)
     # several seeds stand beside the paper's if they were run wherever the single one was
     ours, seeds = several.protocols.get(Protocol.BASE_TO_NOVEL), several.seeds
