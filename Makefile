@@ -78,7 +78,7 @@ bench: install ## measure every step against a plain path (35 minutes on two qui
 	@cd tests && python3 -m benchmarks --only "$(ONLY)"
 
 load: install ## measure the service under load (nine minutes on two quiet cores), see reports/serving
-	@cd tests && python3 -m load
+	@cd tests && PYTHONPATH=support python3 -m load
 
 faults: install ## kill runs at 60 random times and start them again (an hour; goes on where it stopped)
 	@python3 tests/faults/faults.py
@@ -89,7 +89,7 @@ audit: audit-tools ## look for known vulnerabilities in the pinned versions (ask
 
 # All up to its last heading is written by hand.
 licences: audit-tools ## write the licences of the dependencies into THIRD_PARTY.md
-	@set -e; mkdir -p build; names=$$(python3 tests/supply_chain.py); \
+	@set -e; mkdir -p build; names=$$(python3 tests/support/supply_chain.py); \
 		{ sed '/^| Name /,$$d' THIRD_PARTY.md; pip-licenses -f markdown -s -nv -p $$names; } > build/THIRD_PARTY.md; \
 		mv build/THIRD_PARTY.md THIRD_PARTY.md
 

@@ -82,7 +82,7 @@ def in_a_process_of_its_own(part: str, given: argparse.Namespace) -> Outcome:
         command += ["--tiny"] if given.tiny else []
         command += ["--rounds", str(given.rounds)] if given.rounds is not None else []
         tests = ROOT / "tests"
-        paths = [str(ROOT), str(tests), os.environ.get("PYTHONPATH", "")]
+        paths = [str(ROOT), str(tests), str(tests / "support"), os.environ.get("PYTHONPATH", "")]
         found = os.pathsep.join(path for path in paths if path)
         subprocess.run(command, check=True, cwd=tests, env={**os.environ, "PYTHONPATH": found})
         return Outcome.from_json(json.loads(file.read_text(encoding="utf-8")))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from archive_files import tarred, zipped
 from corruption import (
     WRONG,
     Case,
@@ -28,8 +29,7 @@ from corruption import (
     turned,
 )
 from file_server import file_server
-from test_archives import tarred, zipped
-from test_sources import ARCHIVES, served
+from origins import ARCHIVES, served
 
 from pd_core.core.errors import BadArtifact, BadData, PdError
 from pd_core.data.acquire import sources

@@ -22,11 +22,11 @@ from agents import (
     wait_until,
     waiting_project,
 )
+from canary import CANARY, SECRETS, hostile_server, search, with_login
 from faults import SHORT
 from killed_runs import REPRO, copy_repository
 from moto.server import ThreadedMotoServer
 from s3_server import BUCKET, client
-from test_secrets import CANARY, SECRETS, hostile_server, search, with_login
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,0 +1,272 @@
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from pd_core.core.errors import BadData, MissingFile
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform, view
+
+RECORDED = Path(__file__).parents[1] / "parity" / "data" / "transforms"
+NAMES = tuple(f"{number}.png" for number in range(10))
+
+
+def picture(number: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def ramp() -> Image.Image:
+    """Dark on the left, light on the right."""
+    return Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (32, 1))).convert("RGB")
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, name in enumerate(NAMES):
+        (tmp_path / name).write_bytes(png(picture(number)))
+    return tmp_path
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        for number, name in enumerate(NAMES):
+            file.writestr(name, png(picture(number)))
+    return tmp_path / "images.zip"
+
+
+def batches(root: Path, *, seed: int = 1, workers: int = 0, size: int = 4) -> ImageBatches:
+    transform = train_transform(16, scale=(0.5, 1.0), flip=True)
+    return ImageBatches(
+        ImageStore(root), NAMES, transform, batch_size=size, seed=seed, workers=workers
+    )
+
+
+def same(left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, ...]]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, c) and torch.equal(b, d)
+        for (a, b, *_), (c, d, *_) in zip(left, right, strict=True)
+    )
+
+
+RECORDINGS = load_file(RECORDED / "transforms.safetensors")
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_eval_transform_gives_the_recorded_pixels(which: str, size: int) -> None:
+    image = Image.fromarray(RECORDINGS[f"input_u8/{which}"].numpy())
+
+    result = eval_transform(size)(image)
+
+    torch.testing.assert_close(result, RECORDINGS[f"test{size}/{which}"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_train_transform_gives_the_recorded_pixels_for_the_same_random_numbers(which: str) -> None:
+    image = Image.fromarray(RECORDINGS[f"input_u8/{which}"].numpy())
+    transform = train_transform(32, scale=(0.08, 1.0), flip=True)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        results = [transform(image) for _ in range(2)]
+
+    for number, result in enumerate(results):
+        recorded = RECORDINGS[f"train32_torchseed123/{which}/{number}"]
+        torch.testing.assert_close(result, recorded, rtol=0, atol=1e-6)
+
+
+def test_views_repeat_for_the_same_seed_epoch_and_image_and_differ_otherwise() -> None:
+    transform = train_transform(16, scale=(0.5, 1.0), flip=True)
+    image = picture(0)
+
+    first = view(transform, image, seed=1, epoch=2, index=3)
+
+    assert torch.equal(first, view(transform, image, seed=1, epoch=2, index=3))
+    assert not torch.equal(first, view(transform, image, seed=9, epoch=2, index=3))
+    assert not torch.equal(first, view(transform, image, seed=1, epoch=9, index=3))
+    assert not torch.equal(first, view(transform, image, seed=1, epoch=2, index=9))
+
+
+def test_views_are_the_same_on_every_machine() -> None:
+    transform = train_transform(8, scale=(0.5, 1.0), flip=True)
+
+    result = view(transform, picture(0), seed=1, epoch=1, index=0)
+
+    assert result.sum().item() == pytest.approx(32.7578, abs=1e-3)
+
+
+def test_flip_mirrors_half_of_the_views() -> None:
+    transform = train_transform(32, scale=(1.0, 1.0), flip=True)
+
+    results = [view(transform, ramp(), seed=1, epoch=1, index=k)[0] for k in range(100)]
+
+    mirrored = sum(bool(result[16, 0] > result[16, -1]) for result in results)
+    assert 30 < mirrored < 70
+
+
+def test_without_flip_no_view_is_mirrored() -> None:
+    transform = train_transform(32, scale=(0.5, 1.0), flip=False)
+
+    results = [view(transform, ramp(), seed=1, epoch=1, index=k)[0] for k in range(50)]
+
+    assert all(bool(result[16, 0] < result[16, -1]) for result in results)
+
+
+def test_an_epoch_is_shuffled_drops_the_last_batch_and_matches_single_views(folder: Path) -> None:
+    source = batches(folder)
+
+    drawn = list(source.epoch(3))
+
+    assert [len(indices) for indices, *_ in drawn] == [4, 4]
+    assert len(drawn) == source.steps
+    order = torch.cat([indices for indices, *_ in drawn]).tolist()
+    assert len(set(order)) == 8
+    assert order != sorted(order)
+    transform = train_transform(16, scale=(0.5, 1.0), flip=True)
+    for indices, images, *_ in drawn:
+        assert images.shape == (4, 3, 16, 16)
+        for index, image in zip(indices.tolist(), images, strict=True):
+            alone = view(transform, picture(index), seed=1, epoch=3, index=index)
+            assert torch.equal(image, alone)
+
+
+def test_an_epoch_is_the_same_whenever_it_is_asked_for(folder: Path) -> None:
+    source = batches(folder)
+    first = list(source.epoch(1))
+    torch.rand(7)
+
+    assert same(first, list(source.epoch(1)))
+    assert not same(first, list(source.epoch(2)))
+    assert not same(first, list(batches(folder, seed=2).epoch(1)))
+
+
+def test_the_global_random_state_is_left_alone(folder: Path) -> None:
+    before = torch.get_rng_state()
+
+    list(batches(folder).epoch(1))
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_in_order_gives_every_picture_once(folder: Path) -> None:
+    source = ImageBatches(ImageStore(folder), NAMES, eval_transform(32), batch_size=4)
+
+    drawn = list(source.in_order())
+
+    assert torch.cat([indices for indices, *_ in drawn]).tolist() == list(range(10))
+    assert [len(images) for _, images, *_ in drawn] == [4, 4, 2]
+    assert torch.equal(drawn[0][1][1], eval_transform(32)(picture(1)))
+
+
+def test_worker_processes_do_not_change_the_batches(archive: Path) -> None:
+    alone, shared = batches(archive), batches(archive, workers=2)
+    before = torch.get_rng_state()
+
+    for epoch in (1, 2):
+        assert same(list(shared.epoch(epoch)), list(alone.epoch(epoch)))
+    assert same(list(shared.in_order()), list(alone.in_order()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_picture_is_named_in_one_line(folder: Path, workers: int) -> None:
+    data = (folder / "5.png").read_bytes()
+    (folder / "5.png").write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(BadData, match=r"5\.png' is not a readable picture") as caught:
+        list(batches(folder, workers=workers, size=10).epoch(1))
+
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corrupt_picture_in_a_zip_is_named(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    data[data.find(b"IDAT") + 100] ^= 0xFF
+    archive.write_bytes(data)
+
+    with pytest.raises(BadData, match=r"0\.png' is not a readable picture"):
+        ImageStore(archive).open("0.png")
+
+
+def test_a_zip_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_text("not a zip")
+
+    with pytest.raises(BadData, match=r"images\.zip"):
+        ImageStore(tmp_path / "images.zip").open("0.png")
+
+
+@given(data=st.binary(max_size=64), at=st.integers(0, 4000))
+def test_damage_gives_a_picture_or_one_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "x.png"
+    good = png(picture(0))
+    file.write_bytes(good[:at] + data + good[at + len(data) :])
+
+    store = ImageStore(file.parent)
+    try:
+        decoded = store.open("x.png")
+    except BadData:
+        return
+    assert decoded.mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_a_missing_picture_is_named(kind: str, request: pytest.FixtureRequest) -> None:
+    store = ImageStore(request.getfixturevalue(kind))
+
+    with pytest.raises(MissingFile, match=r"no picture 'absent\.png'"):
+        store.open("absent.png")
+
+
+@pytest.mark.parametrize("name", ["absent", "absent.zip"])
+def test_a_missing_image_root_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MissingFile, match=name):
+        ImageStore(tmp_path / name)
+
+
+def test_kept_pictures_are_not_read_again_and_the_limit_is_kept(folder: Path) -> None:
+    store = ImageStore(folder, keep_bytes=3 * 32 * 32)
+    store.open("0.png")
+    store.open("1.png")
+    for name in ("0.png", "1.png"):
+        (folder / name).unlink()
+
+    assert store.open("0.png").size == (32, 32)
+    with pytest.raises(MissingFile):
+        store.open("1.png")
+
+
+def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
+    picture(0).convert("L").save(tmp_path / "grey.png")
+    picture(0).convert("RGBA").save(tmp_path / "clear.png")
+    store = ImageStore(tmp_path)
+
+    assert store.open("grey.png").mode == store.open("clear.png").mode == "RGB"
+
+
+def test_fewer_pictures_than_a_batch_takes_are_refused(folder: Path) -> None:
+    with pytest.raises(BadData, match="10 training pictures do not fill a batch of 16"):
+        batches(folder, size=16).epoch(1)
+
+
+def test_an_empty_list_is_refused(folder: Path) -> None:
+    with pytest.raises(BadData, match="list of pictures .* is empty"):
+        ImageBatches(ImageStore(folder), (), eval_transform(32), batch_size=4)

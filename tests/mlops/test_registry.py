@@ -1,0 +1,278 @@
+"""The registered student loads and predicts, is registered once, and tells its metrics."""
+
+import base64
+import shutil
+import subprocess
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import alone
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TinyStudent
+from PIL import Image
+
+from pd_core.core.errors import PdError
+from pd_core.mlops import predictor, tracking
+from pd_core.mlops.registry import fetch, find
+from pd_core.mlops.registry.register import Origin, Registered, register
+from pd_core.models.class_vectors import ClassVectors
+
+# MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+]
+
+METRICS = {
+    "student": {"base": 80.123, "novel": 70.0, "hm": 74.72},
+    "teacher": {"base": 82.0, "novel": 71.0, "hm": 76.1},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
+    monkeypatch.chdir(tmp_path)
+    return tracking.open_store(tmp_path)
+
+
+def _register(store: str, tiny: TinyStudent, picture: bytes, **changes: Any) -> Registered:
+    student = predictor.stand_alone(
+        tiny.folder / "student.safetensors", changes.pop("vectors", tiny.vectors), tiny.weights
+    )
+    usual: dict[str, Any] = {"profile": "quickstart", "dataset": "greek", "metrics": METRICS}
+    return register(store, student, Origin(**{**usual, **changes}), example=picture)
+
+
+def _load(store: str, registered: Registered) -> Any:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store)
+    try:
+        return mlflow.pyfunc.load_model(f"models:/{registered.name}/{registered.version}")
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_registered_student_answers_as_the_stages_student_does(
+    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(picture)
+    text = base64.b64encode(picture).decode()
+    model = _load(store, _register(store, tiny_student, picture))
+    student = predictor.load_student(tiny_student.folder, weights=tiny_student.weights)
+    expected = student.classify(picture)
+    for pictures in (
+        pd.DataFrame({"image": [text, str(path)]}),
+        pd.Series([text, str(path)]),
+        [text, text],
+        [picture, picture],
+    ):
+        answer = model.predict(pictures)
+        for row in range(2):
+            got = list(zip(answer["names"][row], answer["probabilities"][row], strict=True))
+            assert [name for name, _ in got] == [name for name, _ in expected]
+            assert dict(got) == pytest.approx(dict(expected), abs=1e-6)
+    assert len(model.predict([text], params={"top": 1})["names"][0]) == 1
+
+
+def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
+    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
+) -> None:
+    registered = _register(store, tiny_student, picture)
+    client = tracking.client(store)
+    version = client.get_model_version(registered.name, str(registered.version))
+    folder = Path(client.get_logged_model(version.tags["model_id"]).artifact_location)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "MLmodel",
+        "artifacts/student/README.md",
+        "artifacts/student/SHA256SUMS",
+        "artifacts/student/model.json",
+        "artifacts/student/promptkd_student/network.py",
+        "artifacts/student/student.onnx",
+        "artifacts/student/student.safetensors",
+        "input_example.json",
+        "requirements.txt",
+        "student_model.py",
+    } <= files
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
+    here = (str(tmp_path), str(Path(__file__).parents[2]), str(Path.home()), "/tmp/")
+    for name in files:
+        content = (folder / name).read_bytes()
+        assert not [path for path in here if path.encode() in content], name
+    from mlflow.models import Model
+
+    described = Model.load(str(folder))
+    assert described.signature.params.to_dict()[0]["name"] == "top"
+    assert described.signature.inputs is not None
+    assert described.signature.outputs.input_names() == ["names", "probabilities"]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_metrics_and_provenance_are_on_the_version_and_its_run(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    info = tracking.StageInfo(
+        profile="quickstart",
+        dataset="greek",
+        stage="evaluate",
+        params={},
+        deps=[],
+        outs=[],
+        seed=1,
+        protocol="base_to_novel",
+    )
+    with tracking.stage_run(store, info) as run:
+        pass
+    registered = _register(
+        store, tiny_student, picture, run_id=run.run_id, tags={"seed": "1", "git_commit": "abc"}
+    )
+    client = tracking.client(store)
+    version = client.get_model_version(registered.name, str(registered.version))
+    assert version.run_id == run.run_id
+    assert {
+        "student.hm": "74.72",
+        "student.base": "80.12",
+        "teacher.hm": "76.10",
+        "dataset": "greek",
+        "profile": "quickstart",
+        "seed": "1",
+        "git_commit": "abc",
+        "weights": registered.weights,
+    }.items() <= version.tags.items()
+    stored = client.get_run(str(run.run_id))
+    assert stored.data.metrics["student.base"] == 80.123
+    assert stored.info.status == "FINISHED"
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_the_same_weights_are_registered_once_other_weights_anew(
+    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
+) -> None:
+    first = _register(store, tiny_student, picture)
+    again = _register(store, tiny_student, picture)
+    assert (first.name, first.version, first.created) == ("promptkd-greek", 1, True)
+    assert (again.version, again.created) == (1, False)
+    vectors = ClassVectors.load(tiny_student.vectors).select([0, 1])
+    vectors.save(tmp_path / "two.safetensors")
+    other = _register(store, tiny_student, picture, vectors=tmp_path / "two.safetensors")
+    assert (other.version, other.created) == (2, True)
+    assert _register(store, tiny_student, picture).version == 1
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_each_data_set_has_its_own_name(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    for dataset in ("greek", "latin"):
+        registered = _register(store, tiny_student, picture, dataset=dataset)
+        assert (registered.name, registered.version) == (f"promptkd-{dataset}", 1)
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_bad_picture_is_the_callers_error(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    model = _load(store, _register(store, tiny_student, picture))
+    with pytest.raises(MlflowException, match="cannot be read") as caught:
+        model.predict(["no picture"])
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"  # MLflow's server answers 400
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_server_that_refuses_is_one_line(
+    tiny_student: TinyStudent, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(PdError, match="cannot register 'promptkd-greek'") as caught:
+        _register("http://127.0.0.1:9", tiny_student, picture)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_model_runs_where_there_is_nothing_but_its_requirements(
+    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
+) -> None:
+    registered = _register(store, tiny_student, picture)
+    version = find(store, f"greek/{registered.version}")
+    model = fetch(store, version, tmp_path / "model")
+    python = alone.environment(
+        tmp_path / "venv", (model / "requirements.txt").read_text().splitlines()
+    )
+    (tmp_path / "picture.png").write_bytes(picture)
+    code = (
+        "import importlib.util, sys, mlflow\n"
+        "assert not [name for name in ('pd_core', 'open_clip', 'torchvision')\n"
+        "            if importlib.util.find_spec(name)]\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "answer = model.predict([sys.argv[2]], params={'top': 1})\n"
+        "print(answer['names'][0][0], answer['probabilities'][0][0])"
+    )
+    done = subprocess.run(
+        [str(python), "-P", "-c", code, str(model), str(tmp_path / "picture.png")],
+        cwd=tmp_path,
+        env={"MLFLOW_DISABLE_TELEMETRY": "true", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    student = predictor.load_student(tiny_student.folder, weights=tiny_student.weights)
+    ((name, probability),) = student.classify(picture, top=1)
+    *words, value = done.stdout.split()
+    assert " ".join(words) == name
+    assert float(value) == pytest.approx(probability, abs=1e-6)
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_arrays_and_nested_lists_are_pictures_too(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    model = _load(store, _register(store, tiny_student, picture))
+    with Image.open(BytesIO(picture)) as image:
+        array = np.asarray(image.convert("RGB"))
+    expected = model.predict([picture])["names"][0]
+    frame = pd.DataFrame({"image": pd.Series([array, array.tolist()], dtype=object)})
+    assert [list(names) for names in model.predict(frame)["names"]] == [expected, expected]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_the_card_says_what_a_user_has_to_know(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    counts = {"classes": 3, "taught": 2, "labels": 32, "unlabelled": 300}
+    counts |= {"base": 100, "novel": 50, "all": 150}
+    tags = {"protocol": "base_to_novel", "seed": "1", "selection": "last", "git_commit": "abc"}
+    _register(store, tiny_student, picture, counts=counts, tags=tags)
+    text = tracking.client(store).get_model_version("promptkd-greek", "1").description
+    assert text is not None
+    for phrase in (
+        "the teacher saw 32 labelled pictures of 2 of 3 classes",
+        "the student 300 pictures without labels",
+        "| distilled student | 80.1 ± 7.8 | 70.0 ± 12.3 | 74.7 |",  # Wilson
+        "1 of the classes had no labels at all",
+        "Apache-2.0",
+        "`abc`",
+        "0. alpha",
+    ):
+        assert phrase in text
+    assert "\n\n\n" not in text
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_registering_again_brings_the_origin_up_to_date(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    _register(store, tiny_student, picture, tags={"git_dirty": "true", "seed": "1"})
+    _register(store, tiny_student, picture, tags={"git_dirty": "false", "seed": "2"})
+    tags = find(store, "greek").tags
+    assert (tags["git_dirty"], tags["seed"]) == ("false", "1")

@@ -1,0 +1,120 @@
+"""Processes that are started together end together, and what was wrong is said once."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from waiting import alive, wait_until
+
+from pd_core.cli import main
+from pd_core.core.errors import BadParams, FailedRun
+from pd_core.pipeline import processes
+
+ROOT = Path(__file__).parents[2]
+START = (
+    "import os, sys, time, signal; from pd_core.pipeline import processes as launch;"
+    " me = launch.member(); "
+)
+
+
+def member(code: str) -> list[str]:
+    """Make the command of a member that knows itself as `me`."""
+    return [sys.executable, "-c", START + code]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def test_each_is_told_which_one_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    note = f"open(f'{tmp_path}/{{me.number}}', 'w').write(f'{{me.processes}} {{me.gpu}}')"
+    assert processes.together(member(f"{note}; print('number', me.number)"), 3) == 0
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert [(tmp_path / str(number)).read_text() for number in range(3)] == ["3 0", "3 1", "3 2"]
+    assert capfd.readouterr().out == "number 0\n"
+
+
+def test_this_process_is_none_of_them() -> None:
+    assert processes.member() is None
+
+
+def test_others_than_the_parameters_say_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(BadParams, match=r"run\.processes = 3, but 2 were started; make them equal"),
+        main._joined(processes.member(), "cpu", 3),
+    ):
+        pass
+
+
+def test_what_another_than_the_first_says_is_shown_if_it_fails(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    lost = f"time.sleep(0.3) or sys.exit({processes.LOST})"
+    code = f"sys.exit({lost} if me.number == 0 else sys.stderr.write('error: no\\n') and 2)"
+    assert processes.together(member(code), 2) == 2
+    assert capfd.readouterr().err == "error: no\n"
+
+
+def test_what_all_say_is_shown_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert processes.together(member("sys.stderr.write('error: no\\n'); sys.exit(2)"), 2) == 2
+    assert capfd.readouterr().err == "error: no\n"
+
+
+def test_one_that_does_not_notice_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_RANK_GRACE", 0.2)
+    began = time.monotonic()
+    assert processes.together(member("sys.exit(2) if me.number == 0 else time.sleep(60)"), 2) == 2
+    assert time.monotonic() - began < 20
+
+
+def test_one_that_is_killed_is_named() -> None:
+    code = (
+        "os.kill(os.getpid(), 9) if me.number == 1 else "
+        f"time.sleep(0.3) or sys.exit({processes.LOST})"
+    )
+    with pytest.raises(FailedRun, match="process 1 of 2 was ended by SIGKILL; start the same"):
+        processes.together(member(code), 2)
+
+
+def started(folder: Path, code: str, *, first: str = "") -> subprocess.Popen[str]:
+    """Start two members from a process of its own, and wait until both are at work."""
+    ready = f"open('{folder}/' + str(os.getpid()), 'w'); "
+    parent = (
+        "import signal, sys; from pd_core.pipeline import processes as launch, signals;"
+        f" signals.end_at_once(); sys.exit(launch.together({member(first + ready + code)!r}, 2))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True)
+    while len(list(folder.iterdir())) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def test_being_told_to_end_is_passed_on(tmp_path: Path) -> None:
+    process = started(
+        tmp_path, "time.sleep(60)", first="signal.signal(15, lambda *_: sys.exit(75)); "
+    )
+    process.terminate()
+    assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == 75
+
+
+def test_members_that_were_not_ready_to_be_told_end_as_if_they_were(tmp_path: Path) -> None:
+    process = started(tmp_path, "time.sleep(60)")
+    process.terminate()
+    assert "Interrupted: told to end; start the same command again" in process.communicate()[1]
+
+
+def test_members_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    process = started(tmp_path, "launch.end_with_parent(); time.sleep(60)")
+    process.kill()
+    process.communicate()
+
+    members = [int(path.name) for path in tmp_path.iterdir()]
+    wait_until(lambda: not any(alive(member) for member in members))

@@ -1,0 +1,304 @@
+"""No secret leaves: not in output, logs, records, parameters, tracebacks or reports.
+
+Every secret gets a value of its own that occurs nowhere else; then real commands are run, many of
+which fail, and all that they printed and wrote is searched for these values.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import command
+import pytest
+import yaml
+from canary import CANARY, LOGIN, SECRETS, hostile_server, search, with_login
+
+from flows import pipeline
+from flows.commands import check_server
+from pd_core.cli import reports
+from pd_core.core.errors import BadParams, PdError
+from pd_core.mlops import tracking
+from pd_core.pipeline.redaction import MASK, masked, without_login
+from pd_core.pipeline.stages import jobs
+
+ROOT = Path(__file__).parents[2]
+NAME = "embedded_digits"
+
+QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with the embedded profile and a database for its runs."""
+    for variable in [name for name in os.environ if name.startswith("PD_")]:
+        monkeypatch.delenv(variable)
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("params.yaml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "fingerprints", folder / "fingerprints")
+    shutil.copyfile(empty_database, folder / tracking.DATABASE)
+    return folder
+
+
+def run(place: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with every secret set; make sure that no secret was printed."""
+    usual = {key: value for key, value in os.environ.items() if not key.startswith("PD_")}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=place,
+        env={**usual, **QUICK, **SECRETS, **changes, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert CANARY not in done.stdout + done.stderr
+    return done
+
+
+def promptkd(place: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb in this process with every secret set; make sure that no secret was printed."""
+    done = command.promptkd(place, *arguments, **{**QUICK, **SECRETS, **changes})
+    assert CANARY not in done.stdout + done.stderr
+    return done
+
+
+def dvc(place: Path, config: str = "") -> None:
+    """Make a folder a DVC project."""
+    (place / ".dvc" / "tmp").mkdir(parents=True)
+    (place / ".dvc" / "config").write_text(f"[core]\n    no_scm = True\n{config}")
+
+
+# What is masked
+
+
+def test_logins_and_query_passwords_of_addresses_are_masked_wherever_they_stand() -> None:
+    text = "no 'http://me:pa/ss@w@host/x' nor postgresql://me:pw@host/db?a=1&password=pw&b=2, no"
+
+    assert (
+        masked(text)
+        == f"no 'http://{MASK}@host/x' nor postgresql://{MASK}@host/db?a=1&password={MASK}&b=2, no"
+    )
+    assert masked("models:/promptkd-x@champion https://host/a") == (
+        "models:/promptkd-x@champion https://host/a"
+    )
+
+
+def test_values_of_secret_variables_are_masked_wherever_they_stand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOME_API_KEY", "hidden-word-and-more")
+    monkeypatch.setenv("SOME_TOKEN", "hidden-word")
+    monkeypatch.setenv("SOME_URL", "http://me:hid%20den%2Fpw@host")
+    Path(".env").write_text("PD_S3_SECRET_ACCESS_KEY=of-the-file\nOTHER=plain-value\n")
+
+    told = masked("hidden-word hidden-word-and-more hid%20den%2Fpw hid den/pw of-the-file")
+
+    assert told == " ".join([MASK] * 5)
+    assert masked("plain-value") == "plain-value"
+
+
+def test_what_requests_are_authorized_by_is_masked() -> None:
+    for told in ("Authorization: Basic bWU6cHc=", "{'authorization': 'Bearer ab.cd-ef'}"):
+        said = masked(f"{told} and more")
+        assert said.startswith(told[:20])
+        assert said.endswith(" and more")
+        assert said.count(MASK) == 1
+        assert "bWU6" not in said
+        assert "ab.cd" not in said
+
+
+def test_short_values_do_not_shred_ordinary_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", "run")
+
+    assert masked("this run") == "this run"
+
+
+def test_an_address_without_its_login_can_be_asked() -> None:
+    assert without_login("http://me:p@ss@host:1/a@b") == "http://host:1/a@b"
+    assert without_login("sqlite:///x.db") == "sqlite:///x.db"
+
+
+# What is printed and recorded
+
+
+def test_the_doctor_shows_none(place: Path) -> None:
+    with hostile_server(healthy=True) as server:
+        remotes = f"""
+            ['remote "s3"']
+            url = s3://bucket
+            endpointurl = {server}
+            access_key_id = canary-dvc-id
+            secret_access_key = canary-dvc
+            ['remote "web"']
+            url = {with_login(server)}
+        """
+        dvc(place, remotes)
+        done = promptkd(
+            place,
+            "doctor",
+            PD_MIRROR="s3://bucket/prefix",
+            PD_S3_ENDPOINT_URL=server,
+            PD_MLFLOW_TRACKING_URI=with_login(server),
+            PREFECT_API_URL=f"{with_login(server)}/api",
+        )
+
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert done.returncode == 1, done.stderr
+    assert "does not allow to" in lines["mirror:"]
+    assert f"the server at 'http://{MASK}@127" in lines["MLflow:"]
+    assert f"'http://{MASK}@127" in lines["Prefect:"]
+    assert not search(place / "fingerprints")
+
+
+def test_a_stage_records_none_whether_it_ends_well_or_not(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: Any, **__: Any) -> None:
+        secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+        raise RuntimeError("a bug" + secret[:0])
+
+    def telling(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug " + os.environ["AWS_SECRET_ACCESS_KEY"])
+
+    assert promptkd(place, "prepare", NAME).returncode == 0
+    for crash, said in ((silent, "a bug"), (telling, f"a bug {MASK}")):
+        monkeypatch.setattr(jobs, "prepare", crash)
+        done = promptkd(place, "prepare", NAME)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"RuntimeError: {said}\n")
+
+    client = tracking.client(f"sqlite:///{place / tracking.DATABASE}")
+    runs = client.search_runs(["1"], "tags.level = 'stage'")
+    assert [(run.info.status, run.data.tags.get("error")) for run in runs] == [
+        ("FAILED", f"RuntimeError: a bug {MASK}"),
+        ("FAILED", "RuntimeError: a bug"),
+        ("FINISHED", None),
+    ]
+    assert not search(place)
+
+
+def test_the_page_of_the_runs_is_shown_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for address in ("https://name:CANARY@host/mlflow", "postgresql://name:CANARY@host/mlflow"):
+        monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", address.replace("CANARY", CANARY))
+        assert CANARY not in reports._mlflow_page()
+        assert "host/mlflow" in reports._mlflow_page()
+
+
+@pytest.mark.parametrize("port", ["9", "port"], ids=["down", "malformed"])
+def test_a_tracking_server_that_is_not_there_gives_one_line_without_its_password(
+    place: Path, port: str
+) -> None:
+    uri = f"http://me:cana/ry@canary-login@127.0.0.1:{port}"
+
+    done = promptkd(place, "prepare", NAME, PD_MLFLOW_TRACKING_URI=uri)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: no MLflow server answers at 'http://{MASK}@127.0.0.1:")
+    assert done.stderr.count("\n") == 1
+    assert "cana" not in done.stderr  # a slash in the password ends no part of it
+    assert not search(place)
+
+
+def test_a_tracking_server_that_fails_after_the_work_gives_a_warning_without_its_password(
+    place: Path,
+) -> None:
+    with hostile_server(healthy=True) as server:
+        done = promptkd(place, "prepare", NAME, PD_MLFLOW_TRACKING_URI=with_login(server))
+
+    assert done.returncode == 0
+    assert f"is not recorded in 'http://{MASK}@127" in done.stderr
+    assert not search(place)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["weights", "mirror", "pull", "ViT-B-16.pt"], ["data", "mirror", "pull", "dtd"]],
+    ids=["weights", "data"],
+)
+def test_a_mirror_that_refuses_gives_one_line_without_credentials(
+    place: Path, verb: list[str]
+) -> None:
+    with hostile_server(healthy=False) as server:
+        done = promptkd(place, *verb, PD_MIRROR="s3://bucket", PD_S3_ENDPOINT_URL=server)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no rights for s3://bucket/")
+    assert not search(place)
+
+
+def test_addresses_of_s3_with_a_password_are_refused(place: Path) -> None:
+    for variable, address in (
+        ("PD_S3_ENDPOINT_URL", f"http://{LOGIN}@127.0.0.1:9"),
+        ("PD_MIRROR", f"s3://{LOGIN}@bucket/prefix"),
+    ):
+        done = promptkd(place, "weights", "mirror", "pull", **{variable: address})
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: environment variable {variable}: ")
+
+
+def test_the_prefect_server_is_not_given_a_password_in_its_address() -> None:
+    with pytest.raises(BadParams, match="PREFECT_API_AUTH_STRING") as caught:
+        check_server(f"http://{LOGIN}@127.0.0.1:9/api")
+
+    assert CANARY not in str(caught.value)
+
+
+def test_a_pipeline_that_dvc_refuses_is_quoted_without_secrets(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["AWS_SECRET_ACCESS_KEY"])
+    dvc(place)
+    stage = {"cmd": "x", SECRETS["AWS_SECRET_ACCESS_KEY"]: 1}
+    (place / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"a": stage}}))
+
+    with pytest.raises(PdError, match="DVC refuses") as caught:
+        pipeline.read_graph(place)
+
+    assert MASK in str(caught.value)
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_flow_records_no_secret_that_its_stages_print(place: Path) -> None:
+    dvc(place)
+    printed = "echo told: $AWS_SECRET_ACCESS_KEY $PD_MLFLOW_TRACKING_URI; mkdir -p out"
+    stage = f"{sys.executable} -m pd_core prepare {NAME}"
+    names = {"foreach": ["digits"]}
+    stages = {
+        "prepare": {**names, "do": {"cmd": printed, "outs": ["out"]}},
+        "evaluate": {**names, "do": {"cmd": stage, "deps": ["out"]}},
+    }
+    (place / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+    with hostile_server(healthy=False, status=404) as address:
+        done = run(
+            place,
+            "-m",
+            "flows.benchmark",
+            PREFECT_HOME=str(place / "prefect"),
+            PD_MLFLOW_TRACKING_URI=with_login(address),
+        )
+
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
+    assert f"told: {MASK} {address.replace('://', f'://{MASK}@')}" in output
+    assert "no MLflow server answers" in output
+    assert "error: digits: 'evaluate@digits' failed" in done.stderr
+    (database,) = (place / "prefect").glob("*.db")
+    assert b"told: " in b"".join(file.read_bytes() for file in database.parent.glob("*.db*"))
+    assert not search(place)
+
+
+def test_git_ignores_files_of_secrets_and_keeps_the_example() -> None:
+    for name, ignored in ((".env", 0), ("paper/.env", 0), (".env.example", 1)):
+        done = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT, check=False)
+        assert done.returncode == ignored, name

@@ -1,0 +1,159 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from pd_core.core.errors import BadParams
+from pd_core.pipeline.settings import (
+    TELEMETRY_OFF,
+    Settings,
+    load_settings,
+    telemetry_off,
+    variable_names,
+)
+
+
+@pytest.fixture(autouse=True)
+def _empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in [name for name in os.environ if name.startswith("PD_")]:
+        monkeypatch.delenv(variable)
+
+
+def test_without_an_environment_everything_is_inside_the_project() -> None:
+    settings = load_settings()
+
+    assert settings.data_root is None
+    assert settings.mlflow_tracking_uri is None
+    assert settings.device is None
+
+
+def test_variables_and_the_env_file_are_read_and_variables_win(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".env").write_text("PD_DATA_ROOT=from_file\nPD_MLFLOW_EXPERIMENT=from_file\nOTHER=1\n")
+    monkeypatch.setenv("PD_DATA_ROOT", "from_variable")
+
+    settings = load_settings()
+
+    assert settings.data_root == Path("from_variable")
+    assert settings.mlflow_experiment == "from_file"
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_S3_SECRET_ACCESS_KEY", "hidden-value")
+
+    settings = load_settings()
+
+    assert "hidden-value" not in f"{settings!r} {settings}"
+    assert settings.s3_secret_access_key is not None
+    assert settings.s3_secret_access_key.get_secret_value() == "hidden-value"
+
+
+def test_a_bad_device_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_DEVICE", "gpu")
+
+    with pytest.raises(BadParams, match="PD_DEVICE: give cpu, mps, cuda"):
+        load_settings()
+
+
+def test_telemetry_is_off_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in TELEMETRY_OFF:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "true")
+
+    telemetry_off()
+
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "true"
+
+
+def test_a_mirror_is_an_address_of_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_MIRROR", "s3://bucket/prefix")
+    assert load_settings().mirror == "s3://bucket/prefix"
+    monkeypatch.setenv("PD_MIRROR", "https://bucket/prefix")
+
+    with pytest.raises(BadParams, match="PD_MIRROR: give s3://<bucket>/<prefix>"):
+        load_settings()
+
+
+def test_an_address_of_s3_holds_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_S3_ENDPOINT_URL", "http://me:hidden-word@host")
+
+    with pytest.raises(
+        BadParams, match="PD_S3_ENDPOINT_URL: leave name and password out"
+    ) as caught:
+        load_settings()
+
+    assert "hidden-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/dvc", "s3://bucket", "/mnt/shared/dvc"])
+def test_a_dvc_remote_is_an_address_of_s3_or_a_whole_path(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PD_DVC_REMOTE", address)
+
+    assert load_settings().dvc_remote == address
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "reason"),
+    [
+        ("PD_DVC_REMOTE", "shared/dvc", "give s3://<bucket>/<prefix>, or a folder's whole path"),
+        ("PD_DVC_REMOTE", "https://bucket", "give s3://<bucket>/<prefix>, or a folder's whole"),
+        ("PD_DVC_REMOTE", "s3://me:hidden-word@bucket", "PD_S3_SECRET_ACCESS_KEY are for them"),
+        ("PD_PREFECT_API_URL", "127.0.0.1:4200", "give an address like http://127.0.0.1:4200/api"),
+        ("PD_PREFECT_API_URL", "http://me:hidden-word@host/api", "PREFECT_API_AUTH_STRING is for"),
+    ],
+)
+def test_addresses_that_cannot_be_or_hold_a_password_are_refused(
+    variable: str, address: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, address)
+
+    with pytest.raises(BadParams, match=f"{variable}: .*{reason}") as caught:
+        load_settings()
+
+    assert "hidden-word" not in str(caught.value)
+
+
+def test_the_tracking_address_may_hold_a_password_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", "http://me:hidden-word@host")
+
+    settings = load_settings()
+
+    assert "hidden-word" not in f"{settings!r} {settings}"
+    assert settings.mlflow_tracking_uri == "http://me:hidden-word@host"
+
+
+def test_the_line_feed_that_a_file_of_a_secret_ends_with_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PD_S3_ACCESS_KEY_ID", "hidden-word\n")
+
+    key = load_settings().s3_access_key_id
+
+    assert key is not None
+    assert key.get_secret_value() == "hidden-word"
+
+
+def test_an_env_file_that_cannot_be_read_is_one_line() -> None:
+    Path(".env").write_bytes(b"PD_DEVICE=\xff\xfe")
+
+    with pytest.raises(BadParams, match=r"'\.env' cannot be read \(it is not UTF-8\)"):
+        load_settings()
+
+
+def test_the_example_names_every_variable_and_sets_none() -> None:
+    example = Path(__file__).parents[2] / ".env.example"
+    lines = example.read_text().splitlines()
+    named = [line[2:].partition("=")[0] for line in lines if line.startswith("# PD_")]
+    assert sorted(named) == sorted(variable_names())
+    Path(".env").write_text(example.read_text())
+    assert load_settings() == Settings(_env_file=None)
+
+    Path(".env").write_text(example.read_text().replace("# PD_", "PD_"))
+    assert load_settings().mirror == "s3://bucket/prefix"

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pd_core
+
+PROJECT = Path(__file__).parents[2]
+HEAVY = ("torch", "torchvision", "open_clip", "mlflow", "prefect")
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level names of all modules that a fresh interpreter has after a statement."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import pd_core",
+        "import pd_core.pipeline.stages.params, pd_core.pipeline.settings",
+        "import pd_core.data.catalog.catalogue, pd_core.data.catalog.readers",
+        "import pd_core.data.loading.splits",
+        "import pd_core.data.catalog.embedded",
+        "import pd_core.core.options, pd_core.pipeline.stages.jobs, pd_core.pipeline.ablations",
+        "import pd_core.cli.main",
+    ],
+)
+def test_light_modules_import_nothing_heavy(statement: str) -> None:
+    assert imported_by(statement).isdisjoint(HEAVY)
+
+
+def test_public_names_are_exactly_these() -> None:
+    assert pd_core.__all__ == ["ClassVectors", "PdError", "Student", "Teacher", "load_student"]
+    assert dir(pd_core) == pd_core.__all__
+
+
+@pytest.mark.parametrize("name", pd_core.__all__)
+def test_public_names_lead_to_what_they_name(name: str) -> None:
+    assert getattr(pd_core, name).__name__ == name
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Studnet'"):
+        _ = pd_core.Studnet
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    pins = (PROJECT / "constraints.txt").read_text().splitlines()
+    pinned = {
+        name.replace("_", "-").lower() for name, _, _ in (pin.partition("==") for pin in pins)
+    }
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {
+        dependency.partition("==")[0].partition("[")[0].replace("_", "-").replace(".", "-").lower()
+        for dependency in wanted
+    }
+
+    assert all("==" in pin for pin in pins)
+    assert names <= pinned

@@ -1,0 +1,268 @@
+"""A Prefect server and agents, as processes, and projects for them to work on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DATASETS = ("embedded_arrows", "embedded_digits", "embedded_greek", "embedded_latin")
+STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
+DVC = (sys.executable, "-m", "dvc")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server, set up for the flows.
+
+    Attributes:
+        api: its address.
+        home: where it keeps its state.
+        code: the clone whose deployments it has.
+    """
+
+    api: str
+    home: Path
+    code: Path
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """Ask its API; while its database is busy, again, as Prefect's own client does."""
+        while True:
+            answer = requests.post(f"{self.api}{path}", json=body, timeout=30)
+            if answer.status_code != requests.codes.unavailable:
+                break
+            time.sleep(1)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Return all flow runs by name, the newest of each."""
+        return {run["name"]: run for run in self.ask("/flow_runs/filter", sort="START_TIME_ASC")}
+
+    def run(self, deployment: str, name: str, **parameters: Any) -> str:
+        """Start a run of a deployment, called `<flow>/<name>`; return its id."""
+        found = requests.get(f"{self.api}/deployments/name/{deployment}", timeout=30).json()
+        made = self.ask(
+            f"/deployments/{found['id']}/create_flow_run", name=name, parameters=parameters
+        )
+        return str(made["id"])
+
+    def state(self, run: str) -> dict[str, Any]:
+        """Return the state of a flow run."""
+        answer = requests.get(f"{self.api}/flow_runs/{run}", timeout=30).json()
+        return dict(answer["state"])
+
+    def ended(self, run: str, *, seconds: float = 300) -> dict[str, Any]:
+        """Wait until a flow run has ended; return its state."""
+        final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        wait_until(lambda: self.state(run)["type"] in final, f"run {run} ends", seconds=seconds)
+        return self.state(run)
+
+    def limits(self) -> dict[str, int]:
+        """Return how many slots of each concurrency limit are taken."""
+        found = self.ask("/v2/concurrency_limits/filter")
+        return {limit["name"]: limit["active_slots"] for limit in found}
+
+    def artifacts(self) -> dict[str, Any]:
+        """Return the data of all artifacts by key, the newest of each."""
+        found = self.ask("/artifacts/filter", sort="UPDATED_DESC", limit=200)
+        return {one["key"]: one["data"] for one in reversed(found)}
+
+    def log(self, run: str) -> list[str]:
+        """Return what a flow run has logged."""
+        wanted = {"flow_run_id": {"any_": [run]}}
+        found = self.ask("/logs/filter", logs=wanted, sort="TIMESTAMP_ASC", limit=200)
+        return [line["message"] for line in found]
+
+    def slot_times(self) -> dict[str, list[tuple[str, str]]]:
+        """Return when each slot was taken and freed, in order: (time, `acquired` or `released`)."""
+        prefix = "prefect.concurrency-limit."
+        names = [f"{prefix}acquired", f"{prefix}released"]
+        wanted = {"event": {"name": names}, "order": "ASC"}
+        page = self.ask("/events/filter", filter=wanted, limit=50)
+        times: dict[str, list[tuple[str, str]]] = {}
+        while page["events"]:
+            for event in page["events"]:
+                name = event["resource"]["prefect.resource.name"]
+                kind = event["event"].removeprefix(prefix)
+                times.setdefault(name, []).append((event["occurred"], kind))
+            if not page["next_page"]:
+                break
+            page = requests.get(page["next_page"], timeout=30).json()
+        return times
+
+
+@contextmanager
+def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Server]:
+    """Let a Prefect server run while the block does."""
+    port = free_port() if port is None else port
+    home = folder / "prefect"
+    command = [sys.executable, "-m", "flows.server", "--port", str(port)]
+    log = folder / "server.log"
+    before = log.read_text().count("\nready at") if log.is_file() else 0
+    with _process(command, code, log, PREFECT_HOME=str(home)) as process:
+        wait_until(
+            lambda: log.read_text().count("\nready at") > before,
+            f"the server is there, see {log}",
+            process,
+        )
+        yield Server(f"http://127.0.0.1:{port}/api", home, code)
+
+
+@contextmanager
+def agent(
+    clone: Path, api: str, *arguments: str, within: Sequence[str] = (), **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Let an agent work in a clone while the block runs; `within` is what its command follows."""
+    command = [*within, sys.executable, "-m", "flows.agent", *arguments]
+    log = clone.parent / f"{clone.name}-agent{''.join(arguments)}.log"
+    before = log.read_text().count("takes runs from") if log.is_file() else 0
+    home = str(clone.parent / f"{clone.name}-home")
+    address = {"PD_PREFECT_API_URL": api, "PREFECT_HOME": home}
+    with _process(command, clone, log, **address, **variables) as process:
+        wait_until(
+            lambda: log.read_text().count("takes runs from") > before,
+            f"the agent is there, see {log}",
+            process,
+        )
+        yield process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and everything that it started, at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.suspend()  # nobody sees another one die
+    for member in family:
+        member.kill()
+    process.wait()
+
+
+def environment(code: Path, **variables: str) -> dict[str, str]:
+    """Return variables for a process that runs a clone's code with this environment's programs."""
+    programs = str(Path(sys.executable).parent)
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PD_", "PREFECT_", "AWS_"))
+    }
+    return {
+        **clean,
+        "PATH": os.pathsep.join([programs, os.environ["PATH"]]),
+        "PYTHONPATH": str(code),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        **variables,
+    }
+
+
+def clone(source: Path, target: Path) -> Path:
+    """Clone a repository."""
+    subprocess.run(["git", "clone", "--quiet", str(source), str(target)], check=True)
+    return target
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit all that has changed."""
+    who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    subprocess.run(["git", "-C", str(folder), "add", "--all"], check=True)
+    subprocess.run(["git", "-C", str(folder), *who, "commit", "-qm", message], check=True)
+
+
+def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = None) -> Path:
+    """Clone this repository; four data sets have stages that wait instead of computing.
+
+    Args:
+        folder: where to.
+        seconds: that each stage waits.
+        first: that the first one waits instead.
+    """
+    clone(ROOT, folder)
+    stages: dict[str, Any] = {}
+    before = None
+    for stage in STAGES:
+        out = f"data/{stage}/${{key}}"
+        if before is None:
+            deps = ["fingerprints/${key}.json"]  # DVC shares no stage without dependencies
+            work = f"echo ${{key}} > {out}/value"
+        else:
+            deps = [f"data/{before}/${{key}}"]
+            work = f"cp {deps[0]}/value {out}/value"
+        wait = seconds if before or first is None else first
+        command = f"sleep {wait} && mkdir -p {out} && {work}"
+        stages[stage] = {
+            "foreach": dict.fromkeys(DATASETS, 1),
+            "do": {"cmd": command, "deps": deps, "outs": [out]},
+        }
+        before = stage
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {}}))
+    subprocess.run(["git", "-C", str(folder), "rm", "-rq", "data"], check=True)
+    with (folder / ".gitignore").open("a") as file:
+        file.write("/data/\n")
+    commit(folder, "Stages that wait")
+    return folder
+
+
+def wait_until(
+    is_so: Callable[[], bool],
+    what: str,
+    process: subprocess.Popen[Any] | None = None,
+    *,
+    seconds: float = 180,
+) -> float:
+    """Wait until something is so; return how many seconds it took."""
+    start = time.monotonic()
+    while not is_so():
+        passed = time.monotonic() - start
+        assert passed < seconds, f"not so after {seconds} seconds: {what}"
+        assert process is None or process.poll() is None, f"the process has ended before: {what}"
+        time.sleep(0.2)
+    return time.monotonic() - start
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def _process(
+    command: list[str], code: Path, log: Path, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=code,
+            env=environment(code, **variables),
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            for member in family:
+                if member.is_running():
+                    member.kill()

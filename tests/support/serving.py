@@ -1,0 +1,98 @@
+"""A project with a registered student, and its service as a process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from pd_core.mlops import tracking
+from pd_core.mlops.registry import CHAMPION, Version, find, set_alias
+from pd_core.mlops.registry.register import Origin, register
+from pd_core.models.portable.student import PortableStudent
+
+ROOT = Path(__file__).parents[2]
+DATASET = "greek"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service.
+
+    Attributes:
+        url: where it is.
+        process: it.
+        log: what it has written to stderr.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def post(self, path: str, body: Any = None, **rest: Any) -> requests.Response:
+        """Send something."""
+        return requests.post(self.url + path, data=body, timeout=60, **rest)
+
+    def get(self, path: str) -> requests.Response:
+        """Ask for something."""
+        return requests.get(self.url + path, timeout=60)
+
+
+def new_project(folder: Path, database: Path) -> str:
+    """Make a folder with parameters and an empty database; return the store."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copyfile(database, folder / tracking.DATABASE)
+    return tracking.open_store(folder)
+
+
+def champion(store: str, student: PortableStudent, picture: bytes, **rest: Any) -> Version:
+    """Register a student and make it champion."""
+    origin = Origin(profile="quickstart", dataset=DATASET)
+    made = register(store, student, origin, example=picture, **rest)
+    version = find(store, f"{DATASET}/{made.version}")
+    set_alias(store, version, CHAMPION)
+    return version
+
+
+def promptkd_serve(
+    project: Path, *arguments: str, log: Any, code: Path = ROOT
+) -> subprocess.Popen[str]:
+    """Start the command, with the code of this or of another clone."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pd_core", "serve", *arguments],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(code)},
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+
+
+@contextmanager
+def serving(
+    project: Path, *arguments: str, dataset: str = DATASET, code: Path = ROOT, status: int = 0
+) -> Iterator[Running]:
+    """Serve the champion while the block runs; then it has to end with a status when told to."""
+    path = project / "serve.log"
+    with path.open("w") as log:
+        process = promptkd_serve(project, dataset, "--port", "0", *arguments, log=log, code=code)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert " at http://" in line, path.read_text()
+    try:
+        yield Running(line.split()[-1], process, path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == status, path.read_text()
+    finally:
+        process.kill()
+        process.stdout.close()
