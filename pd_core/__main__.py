@@ -6,6 +6,6 @@ from pd_core.core.errors import require
 
 if __name__ == "__main__":
     require()
-    from pd_core.cli.main import main
+    from pd_core.cli.verbs import main
 
     main()

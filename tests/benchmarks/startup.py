@@ -53,7 +53,7 @@ class Size:
 
     bare: str = "import torch, open_clip"
     stage: str = (
-        "import pd_core.cli.main, pd_core.training.student.stage, "
+        "import pd_core.cli.verbs, pd_core.training.student.stage, "
         "pd_core.pipeline.settings, pd_core.mlops.tracking"
     )
     record: bool = True

@@ -141,11 +141,11 @@ def test_a_failure_is_an_error_and_the_same_command_goes_on(
 
 RUN = """
 from pathlib import Path
-from pd_core.cli import benchmark
+from pd_core.cli import experiments
 from pd_core.pipeline import signals
 
 signals.end_at_once()
-benchmark.run_all(["long"], jobs=1, logs=Path("logs"), on_change=lambda *_: None)
+experiments.run_all(["long"], jobs=1, logs=Path("logs"), on_change=lambda *_: None)
 """
 
 

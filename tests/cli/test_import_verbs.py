@@ -14,7 +14,7 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from pd_core.cli import main, models
+from pd_core.cli import models, verbs
 from pd_core.core.artifacts import file_hash
 from pd_core.core.options import TeacherMethod
 from pd_core.mlops import tracking
@@ -63,7 +63,7 @@ def promptkd(
 ) -> Verb:
     """Run verbs in a folder whose params.yaml names the tiny CLIP."""
     monkeypatch.chdir(tmp_path)
-    for module in (main, models):
+    for module in (verbs, models):
         monkeypatch.setattr(module, "compute_with", lambda _: None)  # it sets the environment
     monkeypatch.setattr(tracking, "open_store", lambda *_: None)
     clip = {"model": "tiny", "weights": str(tiny.weights(tmp_path)), "image_length": LENGTH}
@@ -76,7 +76,7 @@ def promptkd(
         monkeypatch.setattr(sys, "argv", ["promptkd", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            main.main()
+            verbs.main()
         return Done(end.value.code, *capsys.readouterr())
 
     return run

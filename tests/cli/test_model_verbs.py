@@ -10,7 +10,7 @@ import tiny
 import torch
 from PIL import Image
 
-from pd_core.cli import main
+from pd_core.cli import verbs
 from pd_core.core.artifacts import write_json
 from pd_core.core.errors import BadArtifact, MissingFile, PdError, UnknownName
 from pd_core.mlops import registry, tracking
@@ -69,7 +69,7 @@ def picture(project: Path) -> str:
 
 
 def promptkd(*arguments: str) -> None:
-    main.app(list(arguments), standalone_mode=False)
+    verbs.app(list(arguments), standalone_mode=False)
 
 
 def numbers(project: Path) -> list[int]:

@@ -29,7 +29,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from said import lines_but_counts
 
-from pd_core.cli import main, models
+from pd_core.cli import models, verbs
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.mlops import tracking
 from pd_core.reporting.results import KEYS, WHO
@@ -86,7 +86,7 @@ def promptkd(project: Path, *arguments: str) -> Done:
             contextlib.redirect_stderr(said),
             pytest.raises(SystemExit) as end,
         ):
-            main.main()
+            verbs.main()
     return Done(end.value.code, said.getvalue())
 
 
@@ -271,9 +271,9 @@ def in_process() -> Any:
         "evaluation.evaluate",
     )
     with tiny.quick_stages(*stages), pytest.MonkeyPatch.context() as change:
-        for module in (main, models):
+        for module in (verbs, models):
             change.setattr(module, "compute_with", lambda _: None)  # it sets the environment
-        change.setattr(main, "register", lambda *_: None)
+        change.setattr(verbs, "register", lambda *_: None)
         change.setattr(tracking, "open_store", lambda *_: None)
         with patch.dict("os.environ"):
             yield

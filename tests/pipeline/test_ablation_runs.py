@@ -100,7 +100,7 @@ def promptkd(*arguments: str) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["promptkd", "ablation", *arguments])
         with pytest.raises(SystemExit) as end:
-            main.main()
+            main()
     return end.value.code
 
 

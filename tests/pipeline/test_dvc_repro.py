@@ -24,7 +24,7 @@ stages:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pd_core.cli.main import main
+from pd_core.cli.verbs import main
 
 replace = Path.replace
 
@@ -72,7 +72,7 @@ child = subprocess.Popen([sys.executable, *sys.argv[1:]], env=environment, stdin
 print(child.pid, flush=True)
 child.wait()
 """
-PATIENT = "from pd_core.cli.main import main; from pd_core.pipeline import dvc; import sys; "
+PATIENT = "from pd_core.cli.verbs import main; from pd_core.pipeline import dvc; import sys; "
 PATIENT += "dvc._PATIENCE = 1.0; sys.argv = ['promptkd', 'repro']; main()"
 LEFT = f".{'A1b2C3d4E5' * 2}zz.tmp"
 

@@ -134,7 +134,10 @@ def output_hashes(folder: Path) -> dict[str, list[str]]:
 def test_every_data_set_has_its_five_stages(shipped: Path) -> None:
     listed = dvc(shipped, "stage", "list", "--name-only").split()
     names = yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]
-    assert set(listed) == {f"{stage}@{name}" for stage in STAGES for name in names} | {"report"}
+    assert set(listed) == {f"{stage}@{name}" for stage in STAGES for name in names} | {
+        "code",
+        "report",
+    }
 
 
 def test_the_baseline_of_a_data_set_is_one_more_stage(project: Path) -> None:
@@ -144,6 +147,7 @@ def test_the_baseline_of_a_data_set_is_one_more_stage(project: Path) -> None:
     path.write_text(text.replace("tuned_student: {}", f"tuned_student: {{{NAME}: {{}}}}"))
     edges = re.findall(r'"(\S+)" -> "(\S+)"', dvc(project, "dag", "--dot"))
     assert [edge for edge in edges if f"tuned_student@{NAME}" in edge] == [
+        ("code", f"tuned_student@{NAME}"),
         (f"prepare@{NAME}", f"tuned_student@{NAME}"),
         (f"tuned_student@{NAME}", "report"),
     ]
@@ -170,7 +174,10 @@ def test_the_papers_profile_validates_and_stops_where_data_are_missing(shipped: 
     names = yaml.safe_load((paper / "params.yaml").read_text())["datasets"]
     stages = (*STAGES, "tuned_student")
     assert len(names) == 11
-    assert set(listed) == {f"{stage}@{name}" for stage in stages for name in names} | {"report"}
+    assert set(listed) == {f"{stage}@{name}" for stage in stages for name in names} | {
+        "code",
+        "report",
+    }
     assert '"teacher@dtd" -> "class_vectors@dtd"' in dvc(paper, "dag", "--dot")
     done = command.dvc(paper, "repro", "prepare@dtd")
     assert done.returncode != 0

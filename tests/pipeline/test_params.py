@@ -372,7 +372,7 @@ def test_every_key_reaches_its_stage(block: str, key: str) -> None:
         assert key in inspect.signature(gate.Exam).parameters
     else:
         names = {"run": ("run", "compute"), "class_vectors": ()}.get(
-            block, ("config", "_config", block)
+            block, ("config", "_config", "evaluation", block)
         )
         assert {(name, key) for name in names} & _reads() or f"${{{block}.{key}}}" in pipeline
 

@@ -9,7 +9,7 @@ from facts import facts
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from pd_core.cli import main
+from pd_core.cli import verbs
 from pd_core.core.errors import BadParams, PdError, UnknownName
 from pd_core.data.catalog.embedded import VARIANTS
 from pd_core.data.loading.splits import Protocol
@@ -278,7 +278,7 @@ def test_a_data_set_of_another_protocol_is_refused(shipped: Loaded) -> None:
 def test_a_protocol_has_its_source_from_the_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(
-        main.app,
+        verbs.app,
         ["student", "embedded_greek", "--protocol", "cross_dataset", "--source", "embedded_latin"],
     )
     assert isinstance(done.exception, BadParams)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from waiting import alive, wait_until
 
-from pd_core.cli import main
+from pd_core.cli import verbs
 from pd_core.core.errors import BadParams, FailedRun
 from pd_core.pipeline import processes
 
@@ -47,7 +47,7 @@ def test_others_than_the_parameters_say_are_refused(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(BadParams, match=r"run\.processes = 3, but 2 were started; make them equal"),
-        main._joined(processes.member(), "cpu", 3),
+        verbs._joined(processes.member(), "cpu", 3),
     ):
         pass
 

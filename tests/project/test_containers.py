@@ -17,7 +17,7 @@ from container_files import LOGIN, OWN, ROOT, compose, instructions, is_left_out
 from readme import README
 from typer.main import get_command
 
-from pd_core.cli.main import app
+from pd_core.cli.verbs import app
 from pd_core.pipeline.settings import TELEMETRY_OFF, load_settings, variable_names
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

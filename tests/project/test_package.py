@@ -29,7 +29,7 @@ def imported_by(statement: str) -> set[str]:
         "import pd_core.data.loading.splits",
         "import pd_core.data.catalog.embedded",
         "import pd_core.core.options, pd_core.pipeline.stages.jobs, pd_core.pipeline.ablations",
-        "import pd_core.cli.main",
+        "import pd_core.cli.verbs",
     ],
 )
 def test_light_modules_import_nothing_heavy(statement: str) -> None:

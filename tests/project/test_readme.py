@@ -11,7 +11,7 @@ import yaml
 from readme import README, blocks, commands
 from typer.main import get_command
 
-from pd_core.cli.main import app
+from pd_core.cli.verbs import app
 from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import FOLDER, load_protocols

@@ -37,6 +37,7 @@ TRIED = {
     "dvc repro evaluate@embedded_greek": AS_IT_STANDS,
     "dvc repro": "dvc repro --dry evaluate@embedded_greek",
     "dvc exp run -S student.lr=0.001": "dvc exp run --help",
+    "dvc repro code && dvc status": AS_IT_STANDS,
     "dvc metrics show": AS_IT_STANDS,
     "dvc plots show": AS_IT_STANDS,
     "dvc plots diff HEAD~1 HEAD": AS_IT_STANDS,
@@ -62,6 +63,7 @@ TRIED = {
     "promptkd protocols show": AS_IT_STANDS,
     "promptkd data verify my_digits": AS_IT_STANDS,
     "promptkd data fingerprint my_digits": AS_IT_STANDS,
+    "dvc repro cross_validate@my_digits": "dvc stage list | grep cross_validate@my_digits",
     "dvc repro evaluate@my_digits": "dvc stage list | grep evaluate@my_digits",
     "promptkd data fetch dtd eurosat": "promptkd data fetch --plan dtd eurosat",
     "promptkd data verify dtd eurosat": "promptkd data verify --help",
@@ -178,7 +180,9 @@ def _with_example(place: Path, typed: str) -> str:
     row = blocks("yaml")[0]
     (name,) = yaml.safe_load(row)
     text = (place / "params.yaml").read_text()
-    (place / "params.own.yaml").write_text(text.replace("\ndatasets:\n", f"\ndatasets:\n{row}", 1))
+    text = text.replace("\ndatasets:\n", f"\ndatasets:\n{row}", 1)
+    text = text.replace("\ncross_validate: {}", f"\ncross_validate: {{{name}: {{}}}}", 1)
+    (place / "params.own.yaml").write_text(text)
     assert name in (place / "params.own.yaml").read_text()
     own = "cp params.yaml params.saved && cp params.own.yaml params.yaml"
     return f"{own}; ({typed}); status=$?; mv params.saved params.yaml; exit $status"

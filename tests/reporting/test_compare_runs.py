@@ -10,7 +10,7 @@ import pytest
 from compared import Evaluation, evaluate, evaluation, make_project
 from typer.testing import CliRunner
 
-from pd_core.cli import main
+from pd_core.cli import verbs
 from pd_core.core.errors import UnknownName
 from pd_core.mlops import tracking
 from pd_core.reporting.comparison import Comparison, compare
@@ -213,7 +213,7 @@ def test_the_verb_opens_the_store_of_the_project(
     shutil.copyfile(Path(__file__).parents[2] / "params.yaml", project.folder / "params.yaml")
     monkeypatch.chdir(project.folder)
     monkeypatch.delenv("PD_MLFLOW_TRACKING_URI", raising=False)
-    result = CliRunner().invoke(main.app, ["compare", *two_runs])
+    result = CliRunner().invoke(verbs.app, ["compare", *two_runs])
     assert result.exit_code == 0, result.output
     assert "student.lr  0.001  0.002" in result.stdout
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 import tiny
 
-from pd_core.cli.main import main as command_line
+from pd_core.cli.verbs import main as command_line
 
 
 def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
