@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 with contextlib.chdir("/"):  # where no `.env` is: flows read it when they are imported
     import flows  # noqa: F401
+from pd_core.cli import verbs
 from pd_core.mlops import tracking
 from pd_core.pipeline.settings import compute_with, telemetry_off
 
@@ -60,6 +61,7 @@ def _slow_things_once() -> Iterator[None]:
     """Parse the same parameters, make a tokenizer and the verbs once; wait little for workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pd_core.pipeline.stages.params.YAML", _Remembering)
+        verbs.add_groups()  # whichever verb comes first
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         if open_clip := sys.modules.get("open_clip"):
             patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))

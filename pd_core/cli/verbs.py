@@ -9,17 +9,15 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli import data, experiments, models, registry, reports
 from pd_core.cli.common import Reporter, Setting, note, register, setting_of
-from pd_core.cli.doctor import doctor
-from pd_core.cli.experiments import benchmark
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.core.hooks import Hooks
 from pd_core.data.loading.splits import Protocol
@@ -166,18 +164,31 @@ def _verbs(*verbs: Callable[..., None]) -> typer.Typer:
     return group
 
 
-# In the order of `promptkd --help`.
-app.command()(reports.report)
-app.command()(reports.show)
-app.add_typer(experiments.embedded, name="embedded")
-app.add_typer(models.app)
-app.add_typer(_verbs(models.serve, doctor))
-app.add_typer(experiments.ablation, name="ablation")
-app.add_typer(data.app, name="data")
-app.add_typer(data.weights, name="weights")
-app.add_typer(registry.app, name="registry")
-app.add_typer(_verbs(reports.page, benchmark, reports.compare))
-app.add_typer(experiments.protocol, name="protocols")
+@cache
+def add_groups() -> None:
+    """Add the verbs that are no stages, in the order of `promptkd --help`."""
+    from pd_core.cli import data, experiments, models, registry, reports
+    from pd_core.cli.doctor import doctor
+
+    app.command()(reports.report)
+    app.command()(reports.show)
+    app.add_typer(experiments.embedded, name="embedded")
+    app.add_typer(models.app)
+    app.add_typer(_verbs(models.serve, doctor))
+    app.add_typer(experiments.ablation, name="ablation")
+    app.add_typer(data.app, name="data")
+    app.add_typer(data.weights, name="weights")
+    app.add_typer(registry.app, name="registry")
+    app.add_typer(_verbs(reports.page, experiments.benchmark, reports.compare))
+    app.add_typer(experiments.protocol, name="protocols")
+
+
+def _is_stage(arguments: Sequence[str]) -> bool:
+    """Whether a verb of this file is called, for which the others need not be imported."""
+    verbs = {
+        info.name or info.callback.__name__ for info in app.registered_commands if info.callback
+    }
+    return bool(arguments) and arguments[0] in verbs
 
 
 def _train(stage: str, setting: Setting, work: Callable[[Job, Hooks], jobs.Metrics | None]) -> None:
@@ -289,6 +300,8 @@ def main() -> None:
     _spare_the_collector()
     telemetry_off()
     signals.end_at_once()
+    if not _is_stage(sys.argv[1:]):
+        add_groups()
     try:
         app()
     except Interrupted as stop:

@@ -21,10 +21,8 @@ import psutil
 from pd_core.core.atomic import sweep, write_bytes
 from pd_core.core.errors import Interrupted, PdError, missing
 from pd_core.pipeline import signals
+from pd_core.pipeline.processes import END_WITH_PARENT, own_programs_first
 from pd_core.pipeline.settings import Settings
-
-END_WITH_PARENT = "PROMPTKD_END_WITH_PARENT"
-"""Variable by which a process that may be killed asks for what `end_with_parent` does."""
 
 NAME = "shared"
 """What DVC calls the remote; it belongs to the settings, so nothing else is kept about it."""
@@ -35,14 +33,6 @@ _PAUSE = 0.05  # seconds between two looks
 
 # Under such a name DVC brings a file from its cache.
 _DVCS_TEMPORARY = re.compile(r"\.[0-9A-Za-z]{22}\.tmp")
-
-
-def own_programs_first(path: str) -> str:
-    """Return a PATH that begins with this Python's folder: DVC's stages are started by `python3`.
-
-    So they run in this environment, whether or not it is activated.
-    """
-    return os.pathsep.join([str(Path(sys.executable).parent), path])
 
 
 def end_with_parent() -> None:

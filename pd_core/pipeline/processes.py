@@ -18,12 +18,14 @@ from typing import IO
 
 from pd_core.core.errors import FailedRun, Interrupted
 from pd_core.pipeline import signals
-from pd_core.pipeline.dvc import END_WITH_PARENT, own_programs_first
 from pd_core.pipeline.redaction import masked, variables
 
 # The very programs of this environment, whether or not it is activated.
 PROMPTKD = (sys.executable, "-m", "pd_core")
 DVC = (sys.executable, "-m", "dvc")
+
+END_WITH_PARENT = "PROMPTKD_END_WITH_PARENT"
+"""Variable by which a process that may be killed asks for what `end_with_parent` does."""
 
 _WINDOW = 10.0  # seconds
 _MOST_LINES = 60  # in a window; every line is a row of the server's database
@@ -43,6 +45,14 @@ class Ended:
         """The first error that it named, or its last line."""
         named = [found[1] for line in self.output if (found := _REASON.match(line))]
         return named[0] if named else next(iter(self.output[::-1]), "it said nothing")
+
+
+def own_programs_first(path: str) -> str:
+    """Return a PATH that begins with this Python's folder: DVC's stages are started by `python3`.
+
+    So they run in this environment, whether or not it is activated.
+    """
+    return os.pathsep.join([str(Path(sys.executable).parent), path])
 
 
 def run(

@@ -10,7 +10,7 @@ from miniatures import prepare_config
 
 from pd_core.core.errors import BadParams, MissingFile, UnknownName
 from pd_core.data.catalog import embedded, prepare
-from pd_core.data.catalog.prepare import PrepareConfig
+from pd_core.data.catalog.catalogue import PrepareConfig
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.data.loading.splits import Protocol
 

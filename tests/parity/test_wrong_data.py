@@ -30,7 +30,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from variants import Patch, patch
 
 from pd_core.data.catalog import prepare
-from pd_core.data.catalog.prepare import PrepareConfig
+from pd_core.data.catalog.catalogue import PrepareConfig
 from pd_core.data.loading import images as transforms
 from pd_core.data.loading import splits
 from pd_core.data.loading.images import Transform

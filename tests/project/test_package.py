@@ -36,6 +36,14 @@ def test_light_modules_import_nothing_heavy(statement: str) -> None:
     assert imported_by(statement).isdisjoint(HEAVY)
 
 
+def test_a_stage_imports_few_of_our_modules() -> None:
+    stage = "pd_core.training.student.stage, pd_core.pipeline.stages.caches, pd_core.mlops.tracking"
+    code = f"import pd_core.cli.verbs, {stage}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours = [name for name in done.stdout.split() if name.split(".")[0] == "pd_core"]
+    assert len(ours) <= 70, sorted(ours)
+
+
 def test_public_names_are_exactly_these() -> None:
     assert pd_core.__all__ == ["ClassVectors", "PdError", "Student", "Teacher", "load_student"]
     assert dir(pd_core) == pd_core.__all__

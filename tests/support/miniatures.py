@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pd_core.data.catalog.annotations import class_folders, imagenet_names
-from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec
-from pd_core.data.catalog.prepare import PrepareConfig
+from pd_core.data.catalog.catalogue import DatasetSpec, Layout, PrepareConfig, dataset_spec
 from pd_core.data.loading.splits import Protocol
 
 PHOTOS = (

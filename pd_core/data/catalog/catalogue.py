@@ -17,8 +17,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pd_core.core.config import Config
+from pd_core.core.config import Config, Count
 from pd_core.core.errors import unknown
+from pd_core.data.loading.splits import Protocol
 
 
 class Layout(StrEnum):
@@ -65,6 +66,27 @@ class OwnImages(Config):
         """The folder below the data root that holds everything."""
         parents = [str(Path(path).parent) if is_list(path) else path for path in self.given]
         return os.path.commonpath(parents) if len(parents) > 1 else parents[0]
+
+
+class PrepareConfig(Config):
+    """The block `prepare` of `params.yaml`: few-shot lists, and which images are distilled on.
+
+    Attributes:
+        own: Where the user's own images are; None for a data set of the catalogue.
+        protocol: Which classes the teacher may see labels of.
+        shots: Labelled training images per class.
+        val_shots: Labelled validation images per class, at most `shots`.
+        unlabelled_per_class: How many training images of each class are listed; None: all.
+        transductive: List the test images instead, as the published code does for ImageNet's
+            variants, which have no others; the student then sees them, without labels, beforehand.
+    """
+
+    own: OwnImages | None
+    protocol: Protocol
+    shots: Count
+    val_shots: Count
+    unlabelled_per_class: Count | None
+    transductive: bool
 
 
 def is_list(path: str) -> bool:

@@ -23,6 +23,9 @@ from pd_core.core.errors import BadArtifact, BadData, MissingFile
 from pd_core.core.hooks import OnProgress
 from pd_core.data.loading.splits import is_picture
 
+FILE = "fingerprint.json"
+"""Beside a prepared data set: what its images have to be; not there for embedded ones."""
+
 FORMAT = 1
 """Version of the recorded form; another one gives other hashes for the same files."""
 

@@ -5,45 +5,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pd_core.core.atomic import write_folder
-from pd_core.core.config import Config, Count
 from pd_core.core.hooks import OnProgress
 from pd_core.data.catalog import fingerprint as prints
-from pd_core.data.catalog.catalogue import DatasetSpec, Layout, OwnImages, dataset_spec, own_spec
+from pd_core.data.catalog.catalogue import (
+    DatasetSpec,
+    Layout,
+    OwnImages,
+    PrepareConfig,
+    dataset_spec,
+    own_spec,
+)
 from pd_core.data.catalog.readers import image_root, own_unlabelled, read_splits, sources
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.data.loading.splits import (
     Item,
     Items,
-    Protocol,
     Splits,
     base_count,
     few_shot,
     few_shot_split,
 )
-
-FINGERPRINT = "fingerprint.json"
-"""What the pictures have to be whenever a stage uses them; not there for embedded ones."""
-
-
-class PrepareConfig(Config):
-    """The block `prepare` of `params.yaml`: few-shot lists, and which images are distilled on.
-
-    Attributes:
-        own: Where the user's own images are; None for a data set of the catalogue.
-        protocol: Which classes the teacher may see labels of.
-        shots: Labelled training images per class.
-        val_shots: Labelled validation images per class, at most `shots`.
-        unlabelled_per_class: How many training images of each class are listed; None: all.
-        transductive: List the test images instead, as the published code does for ImageNet's
-            variants, which have no others; the student then sees them, without labels, beforehand.
-    """
-
-    own: OwnImages | None
-    protocol: Protocol
-    shots: Count
-    val_shots: Count
-    unlabelled_per_class: Count | None
-    transductive: bool
 
 
 def run(
@@ -84,7 +65,7 @@ def run(
         if fingerprint is not None and not embedded:
             recorded = prints.read(fingerprint, dataset)
             _check(recorded, spec, root, on_progress)
-            prints.write(folder / FINGERPRINT, recorded)
+            prints.write(folder / prints.FILE, recorded)
         splits = read_splits(spec, root, on_progress=on_progress)
         drawn: Items = ()
         drawn_val: Items = ()
@@ -127,7 +108,7 @@ def check_pictures(prepared: Path, dataset: str, *, own: OwnImages | None, data_
         MissingFile: The images are not there.
         BadData: They are others.
     """
-    file = prepared / FINGERPRINT
+    file = prepared / prints.FILE
     if file.is_file():
         _check(prints.read(file, dataset), spec_of(dataset, own), data_root)
 

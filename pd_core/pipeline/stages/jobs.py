@@ -292,8 +292,10 @@ def _check(job: Job, name: str) -> None:
 
     They have to be those that were prepared.
     """
+    check_space(output(job, name), SPACE, f"the stage {name}")
+    if not (job.prepared / fingerprint.FILE).is_file():
+        return
     from pd_core.data.catalog import prepare as stage
 
-    check_space(output(job, name), SPACE, f"the stage {name}")
     own = job.params.prepare.own
     stage.check_pictures(job.prepared, job.params.name, own=own, data_root=job.data_root)

@@ -21,8 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pd_core.core.config import ComputeConfig, Config, Count, CountOrZero, Positive
 from pd_core.core.errors import BadParams, missing, unknown
 from pd_core.core.options import TeacherMethod
-from pd_core.data.catalog.catalogue import dataset_names
-from pd_core.data.catalog.prepare import PrepareConfig
+from pd_core.data.catalog.catalogue import PrepareConfig, dataset_names
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.training.student.config import StudentConfig
