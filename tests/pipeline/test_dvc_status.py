@@ -39,7 +39,7 @@ STATEMENTS = {
     "data/acquire/download.py": set(),
     "mlops/registry/gate.py": set(),
     "mlops/serving/app.py": set(),
-    "mlops/tracking/live.py": set(),
+    "mlops/tracking/recorder.py": set(),
     "pipeline/dvc.py": set(),
     "pipeline/settings.py": set(),
     "reporting/page/build.py": set(),
