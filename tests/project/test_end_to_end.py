@@ -178,7 +178,7 @@ def test_a_class_is_added_promoted_served_and_rolled_back(project: Path, service
 def test_code_that_is_not_committed_is_refused_and_the_champion_stays(
     project: Path, service: Running
 ) -> None:
-    code = project / "pd_core" / "losses.py"
+    code = project / "pd_core" / "training" / "loop" / "losses.py"
     before = code.read_text()
     code.write_text(before + "# edited\n")
     try:
