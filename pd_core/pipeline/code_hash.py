@@ -5,7 +5,7 @@ other stages depend; checkpoints and cached features are keyed by the same hashe
 """
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import md5, sha256
 from pathlib import Path
@@ -56,12 +56,12 @@ def write(folder: Path) -> None:
 
 def file_hashes(stage: str, folder: Path) -> dict[str, str]:
     """Return the MD5 of each of a stage's files as `write` writes them, by path."""
-    return {
-        (folder / f"{room}.txt").as_posix(): md5(
-            listing(room).encode(), usedforsecurity=False
-        ).hexdigest()
-        for room in STAGES[stage]
-    }
+    return {(folder / f"{room}.txt").as_posix(): md5_of(listing(room)) for room in STAGES[stage]}
+
+
+def md5_of(text: str) -> str:
+    """Return the MD5 that DVC has of a file with a text."""
+    return md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def of_rooms(rooms: Sequence[str]) -> dict[str, str]:
@@ -81,6 +81,26 @@ def listing(room: str) -> str:
     )
 
 
+def listing_of(room: str, package: Mapping[str, bytes]) -> str:
+    """Return the lines of a room of another state of the package, as `listing` does.
+
+    Args:
+        room: one of `ROOMS`.
+        package: content by the path of each file, which begins with `pd_core/`.
+    """
+    inside = sorted(Path(name) for name in package if _is_in(room, name))
+    hashes = {path.as_posix(): _digest(path, package[path.as_posix()]) for path in inside}
+    return "".join(f"{value}  {name}\n" for name, value in hashes.items())
+
+
+def _is_in(room: str, name: str) -> bool:
+    for entry in ROOMS[room]:
+        place = f"{PACKAGE.name}/{entry}"
+        if name == place or (name.startswith(f"{place}/") and name.endswith(".py")):
+            return True
+    return False
+
+
 def files(room: str) -> list[Path]:
     """Return the files of a room, sorted."""
     found: set[Path] = set()
@@ -92,7 +112,10 @@ def files(room: str) -> list[Path]:
 
 @cache
 def _hash(path: Path) -> str:
-    data = path.read_bytes()
+    return _digest(path, path.read_bytes())
+
+
+def _digest(path: Path, data: bytes) -> str:
     return sha256(_syntax(data).encode() if path.suffix == ".py" else data).hexdigest()
 
 

@@ -46,6 +46,17 @@ def contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str
                 yield path, content
 
 
+def files_of(project: Path, commit: str, folder: str) -> list[str]:
+    """List the files that a commit has in a folder; paths are seen from the project."""
+    top = _git(project, "rev-parse", "--show-toplevel") or ""
+    inside = os.path.relpath((project / folder).resolve(), top)
+    listed = (
+        git(project, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit, inside) or b""
+    )
+    names = listed.decode(errors="surrogateescape").split("\0")
+    return [f"{folder}{name.removeprefix(inside)}" for name in names if name]
+
+
 def read_lock(content: str | bytes, name: str) -> dict[str, Any]:
     """Read the stages of a `dvc.lock`, which errors call by a name.
 

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import git_repository
 import numpy as np
 import pytest
 import registered
@@ -16,6 +17,7 @@ from pd_core.core.errors import PdError
 from pd_core.mlops import registry
 from pd_core.mlops.registry import Version, origin
 from pd_core.mlops.registry.trial import Answers, Comparison, compare
+from pd_core.pipeline import code_hash
 
 __all__ = ["good", "own_project", "project", "store"]  # fixtures
 
@@ -127,6 +129,22 @@ def test_code_that_ran_uncommitted_is_a_fault_even_if_it_was_put_away(own_projec
     code.write_text(committed)
     (found,) = faults(own_project, registered.tags(own_project))
     assert "1 files, as train.py, were others when the stages ran" in found
+
+
+def test_hashes_of_code_are_compared_with_the_code_of_the_commit(tmp_path: Path) -> None:
+    git_repository.git(tmp_path, "init", "--quiet")
+    module = tmp_path / "pd_core" / "core" / "rates.py"
+    module.parent.mkdir(parents=True)
+    package = {"pd_core/core/rates.py": b"RATE = 1"}
+    hashed = code_hash.md5_of(code_hash.listing_of("core", package))
+    deps = {"data/code/core.txt": hashed, "data/prepare/greek": "1.dir"}
+    for text, changed in (
+        ("RATE = 1  # of learning", []),
+        ("RATE = 2", ["data/code/core.txt"]),
+    ):
+        module.write_text(text)
+        git_repository.commit(tmp_path)
+        assert origin._rooms(tmp_path, "HEAD", deps) == changed
 
 
 def test_parameters_other_than_the_commits_are_a_fault(own_project: Path) -> None:

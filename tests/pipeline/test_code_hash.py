@@ -212,6 +212,17 @@ def test_a_room_has_a_line_a_file_and_data_files_count_byte_by_byte(tmp_path: Pa
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(ROOMS)
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_code_of_a_commit_is_hashed_as_that_of_the_working_tree(room: str) -> None:
+    root = PACKAGE.parent
+    package = {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in PACKAGE.rglob("*")
+        if path.is_file()
+    }
+    assert code_hash.listing_of(room, package) == code_hash.listing(room)
+
+
 def test_runs_are_tagged_with_the_hashes_of_the_files_that_dvc_has(tmp_path: Path) -> None:
     code_hash.write(tmp_path)
     for path, value in code_hash.file_hashes("teacher", tmp_path).items():

@@ -14,11 +14,14 @@ from typing import Any
 from pd_core.core.errors import PdError
 from pd_core.mlops import registry
 from pd_core.mlops.registry import DISTILLED, KIND, Version
-from pd_core.pipeline import provenance
+from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.provenance import commit_of, contents, read_yaml
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 STAGES = ("prepare", "teacher", "class_vectors", "student")
+
+CODE = "data/code/"
+"""Where the hashes of the code lie, in place of which a commit has the code itself."""
 
 _AGAIN = "`promptkd registry register`"
 
@@ -118,11 +121,27 @@ def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str
         for path, content in contents(project, commit, sorted(deps))
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != deps[path]
     ]
+    changed += _rooms(project, commit, deps)
     if changed:
         yield (
             f"{len(changed)} files, as {changed[0]}, were others when the stages ran than in its "
             f"commit {commit[:12]}; run `dvc repro`, commit and {_AGAIN}"
         )
+
+
+def _rooms(project: Path, commit: str, deps: Mapping[str, Any]) -> list[str]:
+    """Return those files of hashed code that the code of a commit would not give."""
+    given = {path: md5 for path, md5 in deps.items() if path.startswith(CODE)}
+    if not given:
+        return []
+    names = provenance.files_of(project, commit, code_hash.PACKAGE.name)
+    package = dict(contents(project, commit, names))
+    return [
+        path
+        for path, value in given.items()
+        if Path(path).stem not in code_hash.ROOMS
+        or code_hash.md5_of(code_hash.listing_of(Path(path).stem, package)) != value
+    ]
 
 
 def _params(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str]:
