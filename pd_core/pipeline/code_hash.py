@@ -5,7 +5,7 @@ other stages depend; checkpoints and cached features are keyed by the same hashe
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from hashlib import md5, sha256
 from pathlib import Path
@@ -64,14 +64,9 @@ def md5_of(text: str) -> str:
     return md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def of_rooms(rooms: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of each of these rooms."""
-    return {room: sha256(listing(room).encode()).hexdigest() for room in rooms}
-
-
 def of_stage(stage: str) -> dict[str, str]:
     """Return the SHA-256 of each room of a stage."""
-    return of_rooms(STAGES[stage])
+    return {room: sha256(listing(room).encode()).hexdigest() for room in STAGES[stage]}
 
 
 def listing(room: str) -> str:

@@ -120,6 +120,11 @@ def test_every_module_that_decides_a_result_is_in_a_room() -> None:
             assert path in inside or not statements(path)
 
 
+def test_data_files_of_the_package_that_decide_a_result_are_in_a_room() -> None:
+    assert PACKAGE / "models" / "weights" / "merges.txt.gz" in files("models")
+    assert PACKAGE / "data" / "catalog" / "class_names.json" in files("catalog")
+
+
 def test_every_stage_that_computes_depends_on_its_weights() -> None:
     for name in ("teacher", "class_vectors", "student", "evaluate", "cross_validate"):
         assert "${teacher.weights}" in stage(name)["deps"]

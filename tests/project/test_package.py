@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import tomllib
@@ -42,6 +43,21 @@ def test_a_stage_imports_few_of_our_modules() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = [name for name in done.stdout.split() if name.split(".")[0] == "pd_core"]
     assert len(ours) <= 70, sorted(ours)
+
+
+def test_a_stage_loads_no_other_verbs(tmp_path: Path) -> None:
+    code = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules));"
+        "from pd_core.cli import main; sys.argv = ['promptkd', 'prepare', 'unknown']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "pd_core.cli.verbs" in done.stdout.split()
+    assert "pd_core.cli.registry" not in done.stdout.split()
 
 
 def test_public_names_are_exactly_these() -> None:

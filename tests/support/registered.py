@@ -96,16 +96,21 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def write_lock(folder: Path, params: Mapping[str, Any] | None = None) -> None:
-    """Write `dvc.lock` as DVC does after it has run the stages."""
+def write_lock(
+    folder: Path,
+    params: Mapping[str, Any] | None = None,
+    code: Mapping[str, str] | None = None,
+) -> None:
+    """Write `dvc.lock` as DVC does after it has run the stages; `code` are hashes by file."""
     hashes = {path: provenance.content_hash(folder / path) for path in (*OUTPUTS, "train.py")}
+    hashes |= code or {}
     used = {"params.yaml": {"run.seed": 1, "student.lr": 0.0006, **(params or {})}}
     stages: dict[str, Any] = {}
     for place, (stage, path) in enumerate(
         zip(("prepare", "teacher", "class_vectors", "student"), OUTPUTS, strict=True)
     ):
         stages[f"{stage}@tiny"] = {
-            "deps": [_entry(hashes, dep) for dep in ("train.py", *OUTPUTS[:place])],
+            "deps": [_entry(hashes, dep) for dep in ("train.py", *(code or ()), *OUTPUTS[:place])],
             "params": used,
             "outs": [_entry(hashes, path)],
         }
