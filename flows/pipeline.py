@@ -20,6 +20,7 @@ from prefect.states import Completed, Failed
 from flows import commands, slots
 from flows.tables import Row, metrics_of, row_of
 from pd_core.core.errors import MissingFile, PdError, unknown
+from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.processes import DVC, PROMPTKD, Ended, environment, run
 from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.signals import EXIT_STATUS
@@ -92,12 +93,15 @@ def choose(graph: Graph, datasets: Iterable[str] = ()) -> list[str]:
 
 
 def plan(graph: Graph, dataset: str) -> list[str]:
-    """Return the stages of a data set, each after those that it needs."""
+    """Return the stages of a data set, each after those that it needs.
+
+    Without `code`, which all data sets share: `promptkd repro` sees to it.
+    """
     ordered: dict[str, None] = {}  # a set that keeps its order
     for stage in sorted(graph, key=lambda stage: not stage.startswith(_GROUP)):
         if stage.endswith(f"@{dataset}"):
             _visit(stage, graph, ordered)
-    return list(ordered)
+    return [stage for stage in ordered if stage != CODE]
 
 
 def ends(graph: Graph, stages: Sequence[str]) -> list[str]:

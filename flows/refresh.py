@@ -28,6 +28,7 @@ from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import Layout
 from pd_core.data.catalog.prepare import spec_of
 from pd_core.data.catalog.readers import sources
+from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
@@ -74,7 +75,10 @@ def look(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
         Of each data set with a stage that is not up to date, why; and of each whose pictures are
         here and are not those of its fingerprint, what is different.
     """
-    names = pipeline.choose(pipeline.read_graph(profile_dir))
+    graph = pipeline.read_graph(profile_dir)
+    names = pipeline.choose(graph)
+    if CODE in graph:  # until it has run, no other stage is seen to have changed
+        pipeline.ask_dvc(profile_dir, "repro", "--single-item", CODE)
     params = load_params(profile_dir / PARAMS)
     changes = changed(json.loads(pipeline.ask_dvc(profile_dir, "status", "--json")), names)
     others = {name: why for name in names if (why := _other_pictures(name, params, profile_dir))}

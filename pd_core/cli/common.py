@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pd_core.core.errors import BadParams
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import protocols
+from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.settings import Settings, load_settings
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.jobs import Job, output
@@ -44,7 +45,7 @@ class Setting:
     @property
     def code(self) -> Path:
         """Folder of the hashes of the code."""
-        return (DATA if self.protocol is None else protocols.RESULTS) / "code"
+        return (DATA if self.protocol is None else protocols.RESULTS) / CODE
 
     def label(self, stage: str) -> str:
         """Return what records and messages call the data set."""

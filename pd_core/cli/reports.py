@@ -142,7 +142,7 @@ def _recorded(
         params={"datasets": list(params.datasets)},
         deps=deps,
         outs=outs,
-        code=code_hash.file_hashes("report", DATA / "code"),
+        code=code_hash.file_hashes("report", DATA / code_hash.CODE),
         seed=params.run.seed,
         protocol=params.prepare.protocol,
         experiment=load_settings().mlflow_experiment,

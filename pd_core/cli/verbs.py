@@ -67,7 +67,7 @@ InProtocol = Annotated[
 @app.command()
 def code() -> None:
     """Stage: hash the code behind the other stages, one file a room of the package."""
-    code_hash.write(DATA / "code")
+    code_hash.write(DATA / code_hash.CODE)
 
 
 @app.command()

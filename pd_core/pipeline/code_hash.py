@@ -12,6 +12,9 @@ from pathlib import Path
 
 from pd_core.core.atomic import write_folder
 
+CODE = "code"
+"""The stage's name, and its folder's."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 ROOMS = {
@@ -52,6 +55,14 @@ def write(folder: Path) -> None:
     with write_folder(folder) as new:
         for room in ROOMS:
             (new / f"{room}.txt").write_text(listing(room), encoding="utf-8")
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a folder holds what `write` would write."""
+    return all(
+        (file := folder / f"{room}.txt").is_file() and file.read_text("utf-8") == listing(room)
+        for room in ROOMS
+    )
 
 
 def file_hashes(stage: str, folder: Path) -> dict[str, str]:

@@ -17,15 +17,23 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import psutil
+from filelock import FileLock
 
 from pd_core.core.atomic import sweep, write_bytes
 from pd_core.core.errors import Interrupted, PdError, missing
 from pd_core.pipeline import signals
+from pd_core.pipeline.code_hash import CODE, is_current
 from pd_core.pipeline.processes import END_WITH_PARENT, own_programs_first
 from pd_core.pipeline.settings import Settings
 
 NAME = "shared"
 """What DVC calls the remote; it belongs to the settings, so nothing else is kept about it."""
+
+_REPRO = ("--wait-for-lock", "repro")
+_SINGLE = "--single-item"
+_WITHOUT_ORDER = {"-s", _SINGLE, "-f", "--force", "-i", "--interactive", "-q", "--quiet", "-v"}
+_WITHOUT_ORDER |= {"--verbose", "--pull", "--no-commit", "--no-run-cache"}
+"""Options of `dvc repro` that mean the same for a stage alone as for it among others."""
 
 _S3 = "s3://"
 _PATIENCE = 60.0  # seconds for a stage to save its checkpoint
@@ -71,7 +79,6 @@ def run(arguments: Sequence[str], data: Path) -> int:
         Interrupted: SIGTERM came; it was passed on to the stage, which has ended.
         MissingFile: this folder is in no DVC project.
     """
-    from dvc.cli import main
     from dvc.fs import LocalFileSystem
 
     plain = LocalFileSystem.open
@@ -91,7 +98,7 @@ def run(arguments: Sequence[str], data: Path) -> int:
         _clear(data, state / "lock")
         tell = threading.Thread(target=_pass_on, args=(below, ended), daemon=True)
         with signals.postponed(tell.start) as told:
-            status = int(main(["--wait-for-lock", "repro", *arguments]))
+            status = _repro(arguments, data / CODE, state)
             _wait(below)
     finally:
         ended.set()
@@ -99,6 +106,52 @@ def run(arguments: Sequence[str], data: Path) -> int:
     if status and told():
         raise Interrupted(signals.TOLD)
     return status
+
+
+def _repro(arguments: Sequence[str], code: Path, state: Path) -> int:
+    """Run `dvc repro` so that other ones can run stages of other data sets at the same time.
+
+    All of their stages read what the stage `code` writes. Before DVC looks at a stage it locks the
+    stage's outputs, and fails where another stage is reading them. So `code` is brought up to date
+    first, by one process at a time, and DVC gets the other stages by name. A run that names no
+    stage, or needs DVC's own order, is left to DVC.
+    """
+    from dvc.cli import main
+
+    options, targets = _parsed(arguments)
+    if not targets or CODE in targets or not options <= _WITHOUT_ORDER or not _has_code():
+        return int(main([*_REPRO, *arguments]))
+    with FileLock(state / "promptkd-code.lock"):
+        status = 0 if is_current(code) else int(main([*_REPRO, _SINGLE, CODE]))
+    stages = targets if options & {"-s", _SINGLE} else _steps(targets)
+    alone = [*options, _SINGLE, *(stage for stage in stages if stage != CODE)]
+    return status or int(main([*_REPRO, *alone]))
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
+    """Part options, none of which takes a value, from targets."""
+    options = {argument for argument in arguments if argument.startswith("-")}
+    return options, [argument for argument in arguments if argument not in options]
+
+
+def _has_code() -> bool:
+    file = Path("dvc.yaml")
+    return file.is_file() and re.search(rf"^  {CODE}:", file.read_text("utf-8"), re.M) is not None
+
+
+def _steps(targets: Sequence[str]) -> list[str]:
+    """Return stages and all that they need, in DVC's order."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    try:
+        with Repo() as repo:
+            graph = get_active_graph(repo.index.graph)
+            stages = plan_repro(graph, collect_stages(repo, targets))
+            return [stage.addressing for stage in stages]
+    except DvcException:
+        return [*targets]  # DVC reports it
 
 
 def works(process: psutil.Process) -> bool:

@@ -91,6 +91,11 @@ def test_each_stage_of_a_data_set_comes_after_those_it_needs() -> None:
     assert pipeline.plan(GRAPH, "b") == ["prepare@b", "student@b", "evaluate@b"]
 
 
+def test_the_code_that_all_data_sets_share_is_in_no_plan() -> None:
+    graph = {**GRAPH, "code": frozenset[str](), "prepare@a": frozenset({"code"})}
+    assert pipeline.plan(graph, "a") == pipeline.plan(GRAPH, "a")
+
+
 def test_the_ends_of_a_plan_are_what_no_other_stage_of_it_needs() -> None:
     assert pipeline.ends(GRAPH, pipeline.plan(GRAPH, "a")) == ["evaluate@a", "tuned_student@a"]
     assert pipeline.ends(GRAPH, []) == []

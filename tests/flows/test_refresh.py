@@ -46,6 +46,20 @@ def test_a_machine_without_the_pictures_has_nothing_to_compare(tmp_path: Path) -
     assert refresh.look(tmp_path)[1] == {}
 
 
+def test_changed_code_is_hashed_before_dvc_is_asked_what_changed(tmp_path: Path) -> None:
+    _own_pictures(tmp_path)
+    yaml = YAML()
+    pipeline = yaml.load(tmp_path / "dvc.yaml")
+    pipeline["stages"]["code"] = {"cmd": "cp source code", "deps": ["source"], "outs": ["code"]}
+    pipeline["stages"]["evaluate"]["do"]["deps"].append("code")
+    yaml.dump(pipeline, tmp_path / "dvc.yaml")
+    (tmp_path / "source").write_text("1")
+    assert dvc(tmp_path, "repro").returncode == 0
+    assert refresh.look(tmp_path)[0] == {}
+    (tmp_path / "source").write_text("2")
+    assert list(refresh.look(tmp_path)[0]) == ["mine"]
+
+
 def _refresh(folder: Path) -> str:
     """Run the flow without a server; return what it says."""
     done = subprocess.run(

@@ -214,3 +214,21 @@ def test_without_the_variable_it_does_not_mind_that_its_input_ends(project: Path
 def test_outside_a_project_it_is_refused_in_one_line(tmp_path: Path) -> None:
     done = promptkd(tmp_path, "repro")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_stages_that_read_the_same_code_run_at_a_time(project: Path, *, known: bool) -> None:
+    stage = "{{cmd: sleep 2 && echo {0} > data/{0}, deps: [data/code/core.txt], outs: [data/{0}]}}"
+    code = f"{{cmd: {sys.executable} -m pd_core code, outs: [data/code]}}"
+    (project / "dvc.yaml").write_text(
+        f"stages:\n  code: {code}\n  one: {stage.format('one')}\n  two: {stage.format('two')}\n"
+    )
+    if known:
+        assert promptkd(project, "repro", "code").returncode == 0
+    command = [sys.executable, "-m", "pd_core", "repro"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    running = [
+        subprocess.Popen([*command, name], cwd=project, env=environment) for name in ("one", "two")
+    ]
+    assert [process.wait(90) for process in running] == [0, 0]
+    assert all((project / "data" / name).is_file() for name in ("one", "two"))
