@@ -75,10 +75,10 @@ test-ci: install ## of these, run those that guard the main roads, as CI does
 
 # ONLY=distillation,startup measures these parts; the rows of the others stay.
 bench: install ## measure every step against a plain path (35 minutes on two quiet cores), see reports/bench
-	@cd tests && python3 -m benchmarks --only "$(ONLY)"
+	@python3 -m benchmarks --only "$(ONLY)"
 
 load: install ## measure the service under load (nine minutes on two quiet cores), see reports/serving
-	@cd tests && PYTHONPATH=support python3 -m load
+	@python3 -m benchmarks.load
 
 faults: install ## kill runs at 60 random times and start them again (an hour; goes on where it stopped)
 	@python3 tests/faults/faults.py
@@ -120,7 +120,7 @@ format: install ## format the code
 
 clean: ## remove caches of the tools (data, results and the environment stay)
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	@find pd_core flows tests -name __pycache__ -prune -exec rm -rf {} +
+	@find pd_core flows tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
 
 install: repository $(STAMP) ## set up the environment, if it is not
 

@@ -1,12 +1,13 @@
-"""Load from 64 connections, for a short time; `python -m load` measures at full length."""
+"""Load from 64 connections, for a short time; `make load` measures at full length."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from load import measure
-from load.measure import Target
-from load.students import EMBEDDED
+
+from benchmarks.load import measure
+from benchmarks.load.measure import Target
+from benchmarks.load.students import EMBEDDED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

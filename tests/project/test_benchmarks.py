@@ -13,13 +13,13 @@ import pytest
 import tiny
 import torch
 import trainings
-from benchmarks import outcome, promptsrc, reference, sizes, text_gradients
-from benchmarks.__main__ import PARTS, ROOT, main
+from torch import Tensor, nn
+
+from benchmarks import ROOT, outcome, promptsrc, reference, sizes, text_gradients
+from benchmarks.__main__ import PARTS, main
 from benchmarks.outcome import PICTURE, RESULTS, TABLE, Outcome, Row, Series
 from benchmarks.picture import draw
 from benchmarks.timing import Line, Turns, Work, check_agreement, take_turns
-from torch import Tensor, nn
-
 from pd_core.models import class_vectors
 from pd_core.models.clip import imagenet_templates
 from pd_core.models.student import Student
@@ -219,9 +219,7 @@ def test_a_line_says_how_well_it_fits() -> None:
 @pytest.mark.timeout(600)
 def test_all_parts_run_in_processes_of_their_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--tiny", "--out", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=ROOT / "tests", stderr=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
     assert list(outcome.read(tmp_path)) == list(PARTS)

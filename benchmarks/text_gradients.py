@@ -16,7 +16,7 @@ import torch
 import trainings
 from torch import Tensor
 
-from benchmarks import promptsrc, reference
+from benchmarks import ROOT, promptsrc, reference
 from benchmarks.outcome import Outcome, Row
 from benchmarks.sizes import LARGE, TINY_LARGE, build, class_names, images, optimizer
 from benchmarks.timing import Note, Work, check_agreement, take_turns
@@ -121,7 +121,7 @@ def train(size: Size, memory: int) -> float:
 def _in_a_process_of_its_own(size: Size, memory: int) -> tuple[float, float]:
     which = "tiny" if size.model == TINY.model else "real"
     command = [sys.executable, "-m", "benchmarks.text_gradients", which, str(memory)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found["peak"], found["seconds"]
 

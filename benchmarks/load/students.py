@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from benchmarks import sizes
 from torch.nn.functional import normalize
 
+from benchmarks import sizes
 from pd_core.mlops.predictor import fold
 from pd_core.models.clip import load_clip
 from pd_core.models.portable.student import PortableStudent

@@ -10,17 +10,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import ROOT
+from benchmarks.load import measure
+from benchmarks.load.students import EMBEDDED, PAPER
 from benchmarks.outcome import Row
 
-from load import measure
-from load.students import EMBEDDED, PAPER
-
-TABLE = Path(__file__).parents[2] / "reports" / "serving" / "table.md"
+TABLE = ROOT / "reports" / "serving" / "table.md"
 
 
 def main() -> None:
     """Measure, and say each number as soon as it is there."""
-    parser = argparse.ArgumentParser(prog="python -m load")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60, help="at saturation")
     parser.add_argument("--only", choices=["small", "large"])
@@ -58,7 +58,7 @@ def _table(rows: list[Row]) -> str:
         "",
         "64 connections on loopback; service, model and load generator share the cores. Random"
         " weights. A ratio is that of medians; the sides take turns, and the spread is from the"
-        " smallest to the largest ratio of a round. Written by `cd tests && python -m load`.",
+        " smallest to the largest ratio of a round. Written by `make load`.",
         "",
         f"Measured with: {os.cpu_count()} cores, Python {platform.python_version()}.",
         "",

@@ -13,7 +13,7 @@ from typing import Any
 import tiny
 import torch
 
-from benchmarks import reference
+from benchmarks import ROOT, reference
 from pd_core.core.artifacts import read_json
 from pd_core.data.loading.images import ImageBatches
 from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
@@ -28,7 +28,6 @@ from pd_core.training.loop.schedule import WeightedSum, gaussian_weights, learni
 from pd_core.training.loop.views import training_views
 from pd_core.training.student.targets import TEACHER_FILE
 
-ROOT = Path(__file__).parents[2]
 DATASET = "embedded_greek"
 
 

@@ -1,7 +1,7 @@
 """A load generator: a process that keeps many connections busy, as cheaply as Python allows.
 
-`python -m load.generator HOST PORT PATH FILE CONNECTIONS SECONDS` posts a file over and over and
-prints what came back as one line of JSON, see `Load`.
+`python -m benchmarks.load.generator HOST PORT PATH FILE CONNECTIONS SECONDS` posts a file over and
+over and prints what came back as one line of JSON, see `Load`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parents[1]
+from benchmarks import ROOT
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def start(
     """Start to load a service on loopback, in a process of its own."""
     arguments = ["127.0.0.1", port, path, file, connections, seconds]
     return subprocess.Popen(
-        [sys.executable, "-m", "load.generator", *map(str, arguments)],
-        cwd=HERE,
+        [sys.executable, "-m", "benchmarks.load.generator", *map(str, arguments)],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )

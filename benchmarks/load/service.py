@@ -1,6 +1,6 @@
 """The service of a student, as a process, with one more route: it decodes and does nothing else.
 
-`python -m load.service MODEL` prints its port.
+`python -m benchmarks.load.service MODEL` prints its port.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from load import students
+from benchmarks.load import students
 from pd_core.mlops.registry import Version
 from pd_core.mlops.serving import app as server
 from pd_core.mlops.serving import app as service

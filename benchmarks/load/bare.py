@@ -1,6 +1,6 @@
 """The bare loop that the service is compared with: batch after batch through the same student.
 
-`python -m load.bare MODEL BATCH SECONDS` prints pictures in a second.
+`python -m benchmarks.load.bare MODEL BATCH SECONDS` prints pictures in a second.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from load import students
+from benchmarks.load import students
 from pd_core.pipeline.settings import compute_with
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from benchmarks.outcome import Row
 from PIL import Image
 
-from load import generator
-from load.generator import HERE, Load
+from benchmarks import ROOT
+from benchmarks.load import generator
+from benchmarks.load.generator import Load
+from benchmarks.outcome import Row
 from pd_core.mlops.serving.requests import Limits
 
 CONNECTIONS = 64
@@ -56,7 +57,10 @@ class Target:
 def target(model: str) -> Iterator[Target]:
     """Serve a student, in a process, while the block runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "load.service", model], cwd=HERE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.load.service", model],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     try:
@@ -138,8 +142,15 @@ def saturation(running: Target, picture: Path, *, seconds: float) -> list[Row]:
 
 
 def _bare(model: str, seconds: float) -> float:
-    arguments = [sys.executable, "-m", "load.bare", model, str(Limits().batch), str(seconds)]
-    return float(subprocess.run(arguments, cwd=HERE, capture_output=True, check=True).stdout)
+    arguments = [
+        sys.executable,
+        "-m",
+        "benchmarks.load.bare",
+        model,
+        str(Limits().batch),
+        str(seconds),
+    ]
+    return float(subprocess.run(arguments, cwd=ROOT, capture_output=True, check=True).stdout)
 
 
 def _errors(loads: Sequence[Load]) -> int:

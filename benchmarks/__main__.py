@@ -7,7 +7,6 @@ rows of other parts stay. Ends with 0 even if a target is missed, which the tabl
 import argparse
 import importlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import outcome
+from benchmarks import ROOT, outcome
 from benchmarks.outcome import PICTURE, Outcome
 from benchmarks.timing import to_stderr
 
-ROOT = Path(__file__).parents[2]
 THREADS = 2
 
 PARTS = (
@@ -81,10 +79,7 @@ def in_a_process_of_its_own(part: str, given: argparse.Namespace) -> Outcome:
         command = [sys.executable, "-m", "benchmarks", "--child", part, "--out", str(file)]
         command += ["--tiny"] if given.tiny else []
         command += ["--rounds", str(given.rounds)] if given.rounds is not None else []
-        tests = ROOT / "tests"
-        paths = [str(ROOT), str(tests), str(tests / "support"), os.environ.get("PYTHONPATH", "")]
-        found = os.pathsep.join(path for path in paths if path)
-        subprocess.run(command, check=True, cwd=tests, env={**os.environ, "PYTHONPATH": found})
+        subprocess.run(command, check=True, cwd=ROOT)
         return Outcome.from_json(json.loads(file.read_text(encoding="utf-8")))
 
 
