@@ -1,4 +1,4 @@
-"""Prefect flows. They call DVC for the stages and do nothing else themselves."""
+"""Prefect flows around DVC's pipeline; every stage is run by DVC."""
 
 import os
 import sys
@@ -12,11 +12,8 @@ from pd_core.pipeline.redaction import masked  # noqa: E402
 from pd_core.pipeline.settings import load_settings, telemetry_off  # noqa: E402
 
 
-def _set_server() -> None:
-    """Set the server's address where Prefect looks for it, and how long it waits for its own.
-
-    Prefect itself ends in a traceback where `.env` cannot be read, so this says why before.
-    """
+def _configure_server() -> None:
+    """Pass the server's address on to Prefect, which ends in a traceback on an unreadable .env."""
     try:
         address = load_settings().prefect_api_url
     except BadParams as error:
@@ -24,10 +21,10 @@ def _set_server() -> None:
         raise SystemExit(2) from None
     if address:
         os.environ["PREFECT_API_URL"] = address
-    # Of the one that Prefect starts itself if none is set; 20 are too few for a busy machine.
+    # Of Prefect's temporary server; its default of 20 seconds is too short on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 
 # Prefect reads its settings when it is imported.
 telemetry_off()
-_set_server()
+_configure_server()

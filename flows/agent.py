@@ -1,8 +1,8 @@
-"""An agent: takes flow runs from the Prefect server and runs them in this clone.
+"""Agent that takes flow runs from the Prefect server and runs them in this clone.
 
 `python -m flows.agent --gpu 0` distils data sets on a GPU; `python -m flows.agent`, the
-coordinator, runs the flows that hand them out and all others. With `PD_DVC_REMOTE` each agent needs
-a clone of its own, at the commit that the coordinator is at; without it all share one.
+coordinator, runs all other flows, of which `benchmark` hands out data sets. With `PD_DVC_REMOTE`
+each agent needs a clone of its own, at the coordinator's commit; without it all share one.
 """
 
 from __future__ import annotations
@@ -30,46 +30,49 @@ from prefect.settings import (
 )
 from prefect.workers.process import ProcessWorker
 
-from flows import dispatch
+from flows import slots
 from flows.commands import check_server, command
-from flows.slots import HOST, VARIABLE, Slot, recover
+from flows.slots import Slot
 from pd_core.core.errors import BadParams, MissingFile, PdError
 from pd_core.pipeline.settings import load_settings
 
-CLONE = "PROMPTKD_CLONE"
-"""Tells a flow run where it belongs; Prefect starts it elsewhere."""
+_CLONE = "PROMPTKD_CLONE"  # variable with the folder of a flow run, which starts elsewhere
 
-# How Prefect works in the agent and in the runs that it starts.
+# Prefect's settings in the agent and in the runs that it starts.
 _SETTINGS: Mapping[Any, Any] = {
-    PREFECT_CLIENT_MAX_RETRIES: 10,  # a server that is started again is waited for
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30,  # seconds, the least; `flows.server` watches it
+    PREFECT_CLIENT_MAX_RETRIES: 10,  # enough for a restart of the server
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30,  # seconds, the least that Prefect allows
     PREFECT_WORKER_HEARTBEAT_SECONDS: 10,
     PREFECT_WORKER_QUERY_SECONDS: 2,
 }
 
 
 def use_clone() -> dict[str, str]:
-    """Go to the clone of the agent that runs this flow run; a pull step of `prefect.yaml`."""
-    os.chdir(os.environ[CLONE])
-    return {"directory": os.environ[CLONE]}
+    """Change to the clone of the run's agent; a pull step of `prefect.yaml`."""
+    os.chdir(os.environ[_CLONE])
+    return {"directory": os.environ[_CLONE]}
 
 
 @command
 def main(arguments: Sequence[str] | None) -> None:
-    """Work until told to end."""
+    """Work until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m flows.agent", description=__doc__)
     parser.add_argument(
-        "--gpu", type=int, nargs="+", metavar="N", help="its GPUs; without, the coordinator"
+        "--gpu",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="GPUs to use (default: none, as the coordinator)",
     )
-    given = parser.parse_args(arguments)
-    slot = Slot.of(given.gpu) if given.gpu else None
-    with _only_one(slot), temporary_settings(_SETTINGS):
+    gpus = parser.parse_args(arguments).gpu
+    slot = Slot.of(gpus) if gpus else None
+    with _locked(slot), temporary_settings(_SETTINGS):
         _prepare(slot)
         _work(slot)
 
 
-def _only_one(slot: Slot | None) -> FileLock:
-    """Return the lock of this agent, held; refuse a folder that is no clone, or another's."""
+def _locked(slot: Slot | None) -> FileLock:
+    """Acquire the lock of this agent; refuse a folder that is not a clone, or already in use."""
     folder = Path(".dvc", "tmp")
     if not folder.parent.is_dir():
         raise MissingFile("no '.dvc' in this folder; start agents in a clone of the repository")
@@ -84,25 +87,25 @@ def _only_one(slot: Slot | None) -> FileLock:
         remedy = f"{clone} there" if shared else "end it first"
         raise PdError(f"another agent is at work in this clone; {remedy}") from None
     if shared:
-        # DVC knows who died by its process id, which another process may have by now.
+        # DVC finds out by process ids that a holder died, and ids are reused.
         (folder / "rwlock").unlink(missing_ok=True)
     return lock
 
 
 def _prepare(slot: Slot | None) -> None:
-    """Put everything in place that runs need, here and on a server that `flows.server` set up."""
+    """Set the variables of runs, and make queue and limits on the server; recover killed runs."""
     address = PREFECT_API_URL.value()
     if not address:
         raise BadParams(
             "no Prefect server is set; set PD_PREFECT_API_URL, as http://127.0.0.1:4200/api"
         )
     check_server(address)
-    if not dispatch.has_pool():
+    if not slots.has_pool():
         raise PdError(
-            f"the Prefect server at '{address}' has no work pool '{dispatch.POOL}'; start it with "
+            f"the Prefect server at '{address}' has no work pool '{slots.POOL}'; start it with "
             "`python -m flows.server`"
         )
-    os.environ.update({CLONE: str(Path.cwd()), VARIABLE: slot.visible if slot else ""})
+    os.environ.update({_CLONE: str(Path.cwd()), slots.VARIABLE: slot.visible if slot else ""})
     paths = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ.update({setting.name: str(value) for setting, value in _SETTINGS.items()})
@@ -111,33 +114,31 @@ def _prepare(slot: Slot | None) -> None:
             for limit in slot.limits:
                 client.upsert_global_concurrency_limit_by_name(limit, 1)
             with suppress(ObjectAlreadyExists):
-                client.create_work_queue(
-                    slot.name, concurrency_limit=1, work_pool_name=dispatch.POOL
-                )
-        recover(client, _say)
+                client.create_work_queue(slot.name, concurrency_limit=1, work_pool_name=slots.POOL)
+        slots.recover(client, _print)
 
 
 def _work(slot: Slot | None) -> None:
-    queues = [dispatch.COORDINATOR_QUEUE] if slot is None else [slot.name, dispatch.GPU_QUEUE]
+    queues = [slots.COORDINATOR_QUEUE] if slot is None else [slot.name, slots.GPU_QUEUE]
     worker = ProcessWorker(
-        work_pool_name=dispatch.POOL,
+        work_pool_name=slots.POOL,
         work_queues=queues,
         name=_name(slot),
         limit=None if slot is None else 1,
         create_pool_if_not_found=False,
     )
-    _say(f"{_name(slot)} takes runs from {' and '.join(queues)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends its runs before itself
+    _print(f"{_name(slot)} takes runs from {' and '.join(queues)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the worker ends its runs first
     with suppress(KeyboardInterrupt):
         asyncio.run(worker.start())
-    _say(f"{_name(slot)} has ended")
+    _print(f"{_name(slot)} has ended")
 
 
 def _name(slot: Slot | None) -> str:
-    return slot.name if slot else f"{HOST}-coordinator"
+    return slot.name if slot else f"{slots.HOST}-coordinator"
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -1,7 +1,7 @@
 """The whole benchmark as a Prefect flow: `python -m flows.benchmark [DATA SET ...]`.
 
 With agents (`flows.agent`) the data sets run on their GPUs, as many at a time as there are agents,
-and their results are brought here; without, one after the other in this process. No server is
+and the results are brought here; without, one after the other in this process. No server is
 needed; if one is set (`PD_PREFECT_API_URL`), the run is recorded there.
 """
 
@@ -10,26 +10,42 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from prefect import State, flow, get_run_logger
+from prefect import State, flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Completed, Failed
+from prefect.states import Cancelling, Completed, Failed
 
-from flows import dispatch, pipeline, slots, tables
-from flows.commands import check_server, command
-from flows.datasets import DataSet
-from flows.dispatch import Outcome
-from flows.distill import distill_dataset, publish_page
+from flows import artifacts, pipeline, slots
+from flows.commands import DataSet, check_server, command
+from flows.distill import distill_dataset
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline import provenance
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import PARAMS, load_params
 
+_DEPLOYMENT = "distill-dataset/gpu"
+_POLL_SECONDS = 2.0
+_MAX_ATTEMPTS = 3  # at a data set whose agents die
 _FALLBACK = ("-c", "user.name=promptkd", "-c", "user.email=promptkd@localhost")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one data set: its last flow run, and the reason of a failure."""
+
+    dataset: str
+    run: UUID | None
+    reason: str = ""
 
 
 @flow(name="benchmark")
@@ -39,28 +55,28 @@ def benchmark(
     """Run all stages of some data sets, then the report over all of them.
 
     Args:
-        datasets: which; all by default.
+        datasets: their names; all by default.
         profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository.
-        report: whether to make the report; by default if no data sets are chosen.
+        report: make the report; by default if no data sets are chosen.
 
     Returns:
-        Completed; or failed if a data set failed, then the others have run all the same, and there
-        is no report.
+        Completed; or failed if a data set failed: the others have run all the same, and there is
+        no report.
     """
     report = not datasets if report is None else report
     try:
         graph = pipeline.read_graph(profile_dir)
         names = pipeline.choose(graph, datasets or ())
         shared = load_settings().dvc_remote is not None
-        by_agents = bool(PREFECT_API_URL.value()) and (slots.by_agent() or _is_served())
+        by_agents = bool(PREFECT_API_URL.value()) and (slots.by_agent() or _has_agents())
         commit = _commit() if by_agents and shared else None
-        with slots.noted():
+        with slots.recorded():
             if by_agents:
                 parameters = {"profile_dir": str(profile_dir), "commit": commit}
-                done = dispatch.distill(names, parameters, get_run_logger().info)
+                outcomes = _run_by_agents(names, parameters)
             else:
-                done = _here(names, profile_dir)
-            reasons = _conclude(graph, done, profile_dir, with_report=report)
+                outcomes = [_run_here(name, profile_dir) for name in names]
+            reasons = _conclude(graph, outcomes, profile_dir, with_report=report)
             if not reasons and commit is not None:
                 _commit_lock(profile_dir)
     except PdError as error:
@@ -74,62 +90,144 @@ def benchmark(
 def main(arguments: Sequence[str] | None) -> State[Any]:
     """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.benchmark", description=__doc__)
-    parser.add_argument("datasets", nargs="*", metavar="DATA_SET", help="all by default")
+    parser.add_argument("datasets", nargs="*", metavar="DATA_SET", help="(default: all)")
     parser.add_argument("--profile-dir", type=Path, default=Path(), help="folder of dvc.yaml")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     check_server(PREFECT_API_URL.value())
-    # Bad input, before Prefect starts.
-    pipeline.choose(pipeline.read_graph(given.profile_dir), given.datasets)
+    # Bad input is refused before Prefect starts.
+    pipeline.choose(pipeline.read_graph(options.profile_dir), options.datasets)
     load_settings()
-    return benchmark(given.datasets or None, given.profile_dir, return_state=True)
+    return benchmark(options.datasets or None, options.profile_dir, return_state=True)
 
 
-def _is_served() -> bool:
-    """Whether agents can be asked; if so, they are."""
-    if not dispatch.has_pool():
+def _has_agents() -> bool:
+    """Return True if there are agents with GPUs on the server."""
+    if not slots.has_pool():
         return False
-    found = dispatch.agents()
-    if not found:
+    agents = _agents()
+    if not agents:
         get_run_logger().warning("no agent has a GPU to offer; the stages run here")
-    return bool(found)
+    return bool(agents)
 
 
-def _here(names: Sequence[str], profile_dir: Path) -> list[Outcome]:
-    """Run the data sets in this process."""
-    done = []
-    for name in names:
-        distil = distill_dataset.with_options(flow_run_name=name)
-        state: State[Any] = distil(name, profile_dir, return_state=True)
-        reason = "" if state.is_completed() else str(state.message)
-        done.append(Outcome(name, state.state_details.flow_run_id, reason))
-    return done
+def _agents() -> list[str]:
+    """Return the names of the agents with GPUs that are online."""
+    with get_client(sync_client=True) as client:
+        response = client.request(
+            "POST",
+            "/work_pools/{work_pool_name}/workers/filter",
+            path_params={"work_pool_name": slots.POOL},
+            json={},
+        )
+    return sorted(
+        worker["name"]
+        for worker in response.json()
+        if worker["status"] == "ONLINE" and "-gpu-" in worker["name"]
+    )
+
+
+def _run_here(dataset: str, profile_dir: Path) -> Outcome:
+    distil = distill_dataset.with_options(flow_run_name=dataset)
+    state: State[Any] = distil(dataset, profile_dir, return_state=True)
+    reason = "" if state.is_completed() else str(state.message)
+    return Outcome(dataset, state.state_details.flow_run_id, reason)
+
+
+@dataclass
+class _Job:
+    """A data set that agents distil, and its current flow run."""
+
+    dataset: str
+    run: FlowRun
+    attempts: int = 1
+
+
+def _run_by_agents(datasets: Sequence[str], parameters: dict[str, Any]) -> list[Outcome]:
+    """Have agents distil data sets; wait until all have ended.
+
+    A data set whose agent dies is handed to another one. If this is interrupted, its runs are
+    cancelled.
+    """
+    jobs = [_Job(name, _submit(name, parameters, attempt=1)) for name in datasets]
+    agents = ", ".join(_agents()) or "agents, of which none is at work"
+    get_run_logger().info(f"{len(jobs)} data sets for {agents}")
+    with get_client(sync_client=True) as client:
+        try:
+            pending = jobs
+            while pending := [job for job in pending if not _has_ended(client, job)]:
+                for job in pending:
+                    if job.run.state is not None and job.run.state.is_crashed():
+                        job.attempts += 1
+                        job.run = _submit(job.dataset, parameters, attempt=job.attempts)
+                time.sleep(_POLL_SECONDS)
+        except BaseException:
+            for job in jobs:
+                state = client.read_flow_run(job.run.id).state
+                if state is not None and not state.is_final():
+                    client.set_flow_run_state(job.run.id, Cancelling())
+            raise
+    return [Outcome(job.dataset, job.run.id, _reason(job.run)) for job in jobs]
+
+
+def _submit(dataset: str, parameters: dict[str, Any], *, attempt: int) -> FlowRun:
+    """Create a flow run, or return the one that this flow created before it was cut off."""
+    return run_deployment(
+        _DEPLOYMENT,
+        parameters={**parameters, "dataset": dataset},
+        timeout=0,
+        flow_run_name=dataset if attempt == 1 else f"{dataset}, attempt {attempt}",
+        idempotency_key=f"{runtime.flow_run.get_id()}-{dataset}-{attempt}",
+        tags=[dataset],
+    )  # type: ignore[return-value]  # a coroutine only where there is an event loop
+
+
+def _has_ended(client: SyncPrefectClient, job: _Job) -> bool:
+    """Update a job's run, log a new state; return True if nothing more is to come of it."""
+    before = job.run.state_name
+    job.run = client.read_flow_run(job.run.id)
+    state, log = job.run.state, get_run_logger()
+    if state is None:
+        return False
+    if job.run.state_name != before:
+        log.info(f"{job.dataset}: {job.run.state_name}")
+    if state.is_crashed() and job.attempts < _MAX_ATTEMPTS:
+        log.info(f"{job.dataset}: its agent is gone, another one takes it")
+        return False
+    return state.is_final()
+
+
+def _reason(run: FlowRun) -> str:
+    state = run.state
+    if state is None or state.is_completed():
+        return ""
+    return state.message or f"its run is {run.state_name}"
 
 
 def _conclude(
-    graph: pipeline.Graph, done: Sequence[Outcome], profile_dir: Path, *, with_report: bool
+    graph: pipeline.Graph, outcomes: Sequence[Outcome], profile_dir: Path, *, with_report: bool
 ) -> list[str]:
-    """Gather what was computed, unless something failed, and publish it; return what failed."""
-    rows: list[tables.Row] = []
-    reasons = [f"{one.dataset}: {one.reason}" for one in done if one.reason]
+    """Gather and publish the results, unless a data set failed; return the reasons of failures."""
+    rows: list[artifacts.Row] = []
+    reasons = [f"{outcome.dataset}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     if not reasons:
-        names = [one.dataset for one in done]
+        names = [outcome.dataset for outcome in outcomes]
         rows, reasons = _gather(graph, names, profile_dir, with_report=with_report)
-    _publish(profile_dir, [*tables.stages_of(one.run for one in done), *rows])
+    _publish(profile_dir, [*artifacts.stages_of(outcome.run for outcome in outcomes), *rows])
     return reasons
 
 
 def _gather(
     graph: pipeline.Graph, names: Sequence[str], profile_dir: Path, *, with_report: bool
-) -> tuple[list[tables.Row], list[str]]:
-    """Bring here what was computed elsewhere, and make the report.
+) -> tuple[list[artifacts.Row], list[str]]:
+    """Fetch results that were computed elsewhere, and make the report.
 
     Returns:
-        What became of the stages, and why that failed.
+        Rows about the stages, and reasons of a failure.
     """
     planned = [stage for name in names for stage in pipeline.plan(graph, name)]
     report = [stage for stage in graph if "@" not in stage] if with_report else []
     groups = {"gather": pipeline.ends(graph, planned), "report": report}
-    rows: list[tables.Row] = []
+    rows: list[artifacts.Row] = []
     shared = load_settings().dvc_remote is not None
     failed = pipeline.first_failed(groups, profile_dir, rows, shared=shared)
     if failed is not None:
@@ -139,27 +237,27 @@ def _gather(
     ], []
 
 
-def _publish(profile_dir: Path, table: list[tables.Row]) -> None:
-    """Keep what there is to look at as artifacts."""
+def _publish(profile_dir: Path, table: list[artifacts.Row]) -> None:
+    """Publish the table of stages, the link to MLflow and the report as artifacts."""
     profile = load_params(profile_dir / PARAMS).profile.name
     create_table_artifact(
         table=table,
-        key=tables.key_of("stages", profile),
-        description="What became of each stage, and where.",
+        key=artifacts.key_of("stages", profile),
+        description="State of each stage, and the slot that it ran on.",
     )
-    publish_page(profile_dir)
+    artifacts.publish_mlflow(profile_dir)
     report = profile_dir / "reports" / profile / "summary.md"
     made = [row for row in table if row["stage"] == pipeline.REPORT and row["state"] != "failed"]
     if made and report.is_file():
         create_markdown_artifact(
-            key=tables.key_of("report", profile),
+            key=artifacts.key_of("report", profile),
             markdown=report.read_text("utf-8"),
             description=f"The report of {profile}.",
         )
 
 
 def _commit() -> str:
-    """Return the commit that agents are to work at; refuse files that differ from it."""
+    """Return the commit that agents have to be at; refuse a working tree that differs from it."""
     commit = provenance.code_commit(Path())
     if commit is None or provenance.commit_tags(Path()).get("git_dirty") != "false":
         raise BadParams(
@@ -175,14 +273,13 @@ def _commit_lock(profile_dir: Path) -> None:
     results = ("dvc.lock", f"reports/{load_params(profile_dir / PARAMS).profile.name}")
     paths = [path for path in results if (profile_dir / path).exists()]
     subprocess.run([*git, "add", "--", *paths], check=True, capture_output=True)
-    changed = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *paths])
-    if changed.returncode == 0:
+    if subprocess.run([*git, "diff", "--cached", "--quiet", "--", *paths]).returncode == 0:
         return
-    named = subprocess.run([*git, "config", "user.email"], capture_output=True)
-    who = () if named.returncode == 0 else _FALLBACK
+    has_identity = subprocess.run([*git, "config", "user.email"], capture_output=True)
+    identity = () if has_identity.returncode == 0 else _FALLBACK
     message = "Results of the benchmark"
     done = subprocess.run(
-        [*git, *who, "commit", "--quiet", "-m", message, "--", *paths],
+        [*git, *identity, "commit", "--quiet", "-m", message, "--", *paths],
         capture_output=True,
         text=True,
     )

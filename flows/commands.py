@@ -1,60 +1,64 @@
-"""Commands of the flows: how each ends, and which servers have to answer."""
+"""Parts that the flows' commands share: exit status, server checks, names of data sets."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import yaml
 from prefect import State
+from pydantic import WithJsonSchema
 
-from pd_core.core.errors import BadParams, PdError
+from pd_core.core.errors import BadParams, PdError, unknown
 from pd_core.pipeline.redaction import has_login, masked, masked_tracebacks, without_login
 from pd_core.pipeline.settings import REFUSED, load_settings, status_of
+from pd_core.pipeline.stages.params import PARAMS
 
-_SERVER_SECONDS = 5.0
-_PROXY = (502, 503, 504)  # statuses of a proxy before a server that is not there
+_PROFILES = (Path(), Path("paper"))  # folders of `params.yaml`, from the repository's root
+_TIMEOUT_SECONDS = 5.0
+_PROXY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is down
 
-Work = Callable[[Sequence[str] | None], State[Any] | int | None]
+Main = Callable[[Sequence[str] | None], State[Any] | int | None]
 
 
-def command(work: Work) -> Callable[..., int]:
-    """Turn a command's function into one that returns an exit status.
+def command(main: Main) -> Callable[..., int]:
+    """Decorate a command's function, so that it returns an exit status.
 
     Args:
-        work: takes the arguments, `sys.argv`'s if None; returns a flow's state, or a status.
+        main: takes the arguments (None for `sys.argv`'s); returns a flow's state, or a status.
 
     Returns:
-        The same, which returns 0, or 2 after one line on stderr.
+        The function, which returns 0, or 2 after one line on stderr.
     """
 
-    @wraps(work)
+    @wraps(main)
     @masked_tracebacks()
-    def main(arguments: Sequence[str] | None = None) -> int:
+    def wrapper(arguments: Sequence[str] | None = None) -> int:
         try:
-            ended = work(arguments)
+            result = main(arguments)
         except PdError as error:
-            return refuse(str(error))
-        if isinstance(ended, State) and not ended.is_completed():
-            return refuse(str(ended.message))
-        return ended if isinstance(ended, int) else 0
+            return _refuse(str(error))
+        if isinstance(result, State) and not result.is_completed():
+            return _refuse(str(result.message))
+        return result if isinstance(result, int) else 0
 
-    return main
+    return wrapper
 
 
-def refuse(message: str) -> int:
-    """Say in one line on stderr what is wrong, without secrets; return the exit status, 2."""
+def _refuse(message: str) -> int:
     sys.stderr.write(f"error: {masked(message)}\n")
     return 2
 
 
 def check_server(address: str | None) -> None:
-    """Make sure that the Prefect server answers, if one is set.
+    """Check that the Prefect server responds, if one is set.
 
     Raises:
-        BadParams: the address holds a password, which Prefect would show.
-        PdError: it does not answer.
+        BadParams: the address contains a password, which Prefect would show.
+        PdError: no response.
     """
     if not address:
         return
@@ -64,10 +68,10 @@ def check_server(address: str | None) -> None:
             "log; put name and password in PREFECT_API_AUTH_STRING, as <name>:<password>"
         )
     try:
-        status = status_of(f"{address.rstrip('/')}/health", seconds=_SERVER_SECONDS)
-        if status < 300 or status in REFUSED:  # it asks for a password, which Prefect will give
+        status = status_of(f"{address.rstrip('/')}/health", seconds=_TIMEOUT_SECONDS)
+        if status < 300 or status in REFUSED:  # Prefect will give the password
             return
-        reason = f"it answers {status}"
+        reason = f"status {status}"
     except PdError as error:
         reason = str(error)
     raise PdError(
@@ -77,15 +81,63 @@ def check_server(address: str | None) -> None:
     )
 
 
-def silent() -> list[str]:
-    """Return which of the servers that stages need do not answer: MLflow's, S3."""
+def unreachable() -> list[str]:
+    """Return the addresses of the stages' servers, MLflow and S3, that do not respond."""
     settings = load_settings()
-    used = (settings.mlflow_tracking_uri, settings.s3_endpoint_url)
-    return [masked(one) for one in used if one and one.startswith("http") and not _answers(one)]
+    addresses = (settings.mlflow_tracking_uri, settings.s3_endpoint_url)
+    return [masked(uri) for uri in addresses if uri and uri.startswith("http") and _is_down(uri)]
 
 
-def _answers(address: str) -> bool:
+def _is_down(address: str) -> bool:
     try:
-        return status_of(without_login(address), seconds=_SERVER_SECONDS) not in _PROXY
+        return status_of(without_login(address), seconds=_TIMEOUT_SECONDS) in _PROXY_ERRORS
     except PdError:
-        return False
+        return True
+
+
+def read_profiles(root: Path) -> dict[str, Path]:
+    """Return the folder of each data set's profile, relative to the repository's root.
+
+    Empty if a file cannot be read: the code that needs its parameters reports why.
+    """
+    folders: dict[str, Path] = {}
+    try:
+        for profile in _PROFILES:
+            content = yaml.safe_load((root / profile / PARAMS).read_text(encoding="utf-8"))
+            for name in content["datasets"]:
+                folders.setdefault(str(name), profile)
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return {}
+    return folders
+
+
+def type_of(names: tuple[str, ...]) -> Any:
+    """Return the type of a flow's parameter, for which a Prefect server accepts these names only.
+
+    Without names any is accepted, as for profiles elsewhere; the flows check it again.
+    """
+    return Annotated[str, WithJsonSchema({"type": "string", "enum": list(names)})] if names else str
+
+
+PROFILE_OF = read_profiles(Path(__file__).parents[1])
+
+if TYPE_CHECKING:
+    DataSet = str
+else:
+    DataSet = type_of(tuple(PROFILE_OF))
+
+
+def check_name(name: str) -> None:
+    """Refuse an unknown data set before Prefect does, with a guess.
+
+    Raises:
+        UnknownName: no profile has the data set.
+    """
+    if PROFILE_OF and name not in PROFILE_OF:
+        raise unknown("data set", name, PROFILE_OF)
+
+
+def profile_of(name: str) -> Path:
+    """Return the folder of a data set's profile: the current one, or one below it."""
+    folder = PROFILE_OF.get(name, Path())
+    return folder if (folder / PARAMS).is_file() else Path()

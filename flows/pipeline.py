@@ -1,6 +1,6 @@
-"""DVC's pipeline as the flows see it: which stages there are, in which order, and bringing one up.
+"""DVC's pipeline in the flows: its graph, and the task that reproduces stages.
 
-A stage run by a flow is `dvc repro` of that stage, so its bytes are those of a run by hand.
+The task runs `dvc repro`, so its results are those of a run by hand, byte for byte.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from prefect import State, Task, get_run_logger, task
-from prefect.client.schemas.objects import TaskRun
+from prefect import State, get_run_logger, task
 from prefect.states import Completed, Failed
 
-from flows import commands, slots
-from flows.tables import Row, metrics_of, row_of
+from flows import slots
+from flows.artifacts import Row, metrics_of, row_of
+from flows.commands import unreachable
 from pd_core.core.errors import MissingFile, PdError, unknown
 from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.processes import DVC, PROMPTKD, Ended, environment, run
@@ -31,20 +31,17 @@ REPORT = "report"
 _GROUP = "evaluate@"  # the last stage of a data set; the name is what follows
 _NODE = re.compile(r'^\s*"([^":]+)";$')
 _EDGE = re.compile(r'^\s*"([^":]+)" -> "([^":]+)";$')
-_CUT_OFF = re.compile(
-    rf"exited with (-\d+|{EXIT_STATUS}|137|143)\b"
-)  # 128 + the signal: by a shell
+# A shell reports 128 + the signal's number.
+_CUT_OFF = re.compile(rf"exited with (-\d+|{EXIT_STATUS}|137|143)\b")
 
+_TRANSIENT = "Passing"
+"""Name of a task's state after a failure that may be gone later: storage, network, a kill."""
 
-_PASSING = "Passing"
-"""Name of the state of a task whose failure may pass by itself: storage, network, a kill."""
-
-PAUSES = (5.0, 15.0, 60.0, 180.0, 600.0)
-"""Seconds before it is tried again."""
+_RETRY_SECONDS = [5.0, 15.0, 60.0, 180.0, 600.0]
 
 
 class How(StrEnum):
-    """How a stage came to be up to date."""
+    """Ways in which a stage can have come up to date."""
 
     COMPUTED = "computed"
     CACHED = "from the cache"
@@ -52,18 +49,24 @@ class How(StrEnum):
 
 
 def read_graph(profile_dir: Path) -> Graph:
-    """Ask DVC which stages the profile has and which of them each needs.
+    """Read the graph of a profile's stages from `dvc dag`.
 
     Raises:
         MissingFile: the folder has no `dvc.yaml`.
     """
     if not (profile_dir / "dvc.yaml").is_file():
         raise MissingFile(f"no 'dvc.yaml' in '{profile_dir}'; give a profile's folder")
-    return _parse(ask_dvc(profile_dir, "dag", "--dot", "dvc.yaml"))
+    needs: dict[str, set[str]] = {}
+    for line in ask_dvc(profile_dir, "dag", "--dot", "dvc.yaml").splitlines():
+        if node := _NODE.match(line):
+            needs.setdefault(node[1], set())
+        elif edge := _EDGE.match(line):
+            needs.setdefault(edge[2], set()).add(edge[1])
+    return {stage: frozenset(needed) for stage, needed in needs.items()}
 
 
 def ask_dvc(profile_dir: Path, *arguments: str) -> str:
-    """Return what a command of DVC's prints.
+    """Return the output of a DVC command.
 
     Raises:
         PdError: DVC refuses the pipeline.
@@ -79,25 +82,25 @@ def ask_dvc(profile_dir: Path, *arguments: str) -> str:
 
 
 def choose(graph: Graph, datasets: Iterable[str] = ()) -> list[str]:
-    """Return the chosen data sets, or all that there are.
+    """Return the given data sets, each once, or all of the graph.
 
     Raises:
-        UnknownName: there is no such data set.
+        UnknownName: the graph has no such data set.
     """
-    known = [stage.removeprefix(_GROUP) for stage in graph if stage.startswith(_GROUP)]
+    names = [stage.removeprefix(_GROUP) for stage in graph if stage.startswith(_GROUP)]
     chosen = list(dict.fromkeys(datasets))
     for name in chosen:
-        if name not in known:
-            raise unknown("data set", name, known)
-    return chosen or sorted(known)
+        if name not in names:
+            raise unknown("data set", name, names)
+    return chosen or sorted(names)
 
 
 def plan(graph: Graph, dataset: str) -> list[str]:
-    """Return the stages of a data set, each after those that it needs.
+    """Return the stages of a data set in topological order.
 
-    Without `code`, which all data sets share: `promptkd repro` sees to it.
+    Without `code`, which all data sets share and `promptkd repro` runs itself.
     """
-    ordered: dict[str, None] = {}  # a set that keeps its order
+    ordered: dict[str, None] = {}  # an ordered set
     for stage in sorted(graph, key=lambda stage: not stage.startswith(_GROUP)):
         if stage.endswith(f"@{dataset}"):
             _visit(stage, graph, ordered)
@@ -105,36 +108,26 @@ def plan(graph: Graph, dataset: str) -> list[str]:
 
 
 def ends(graph: Graph, stages: Sequence[str]) -> list[str]:
-    """Return those of some stages that none of the others needs: whoever has them has all."""
+    """Return those of some stages that none of the others depends on."""
     needed = frozenset[str]().union(*(graph[stage] for stage in stages))
     return [stage for stage in stages if stage not in needed]
 
 
 def how(stages: Iterable[str], output: Iterable[str]) -> dict[str, How]:
-    """Read from DVC's output how each stage came to be up to date."""
-    said = set(output)
-    found = dict.fromkeys(stages, How.CURRENT)
-    for stage in found:
-        if f"Running stage '{stage}':" in said:
-            found[stage] = How.COMPUTED
-        elif any(line.startswith(f"Stage '{stage}' is cached") for line in said):
-            found[stage] = How.CACHED
-    return found
+    """Read from DVC's output how each stage came up to date."""
+    lines = set(output)
+    states = dict.fromkeys(stages, How.CURRENT)
+    for stage in states:
+        if f"Running stage '{stage}':" in lines:
+            states[stage] = How.COMPUTED
+        elif any(line.startswith(f"Stage '{stage}' is cached") for line in lines):
+            states[stage] = How.CACHED
+    return states
 
 
 def was_cut_off(output: Iterable[str]) -> bool:
-    """Whether DVC says that the stage was killed, or told to end."""
+    """Return True if by DVC's output the stage was killed, or ended by a signal."""
     return any(_CUT_OFF.search(line) for line in output)
-
-
-def _parse(dot: str) -> Graph:
-    needs: dict[str, set[str]] = {}
-    for line in dot.splitlines():
-        if node := _NODE.match(line):
-            needs.setdefault(node[1], set())
-        elif edge := _EDGE.match(line):
-            needs.setdefault(edge[2], set()).add(edge[1])
-    return {stage: frozenset(needed) for stage, needed in needs.items()}
 
 
 def _visit(stage: str, graph: Graph, ordered: dict[str, None]) -> None:
@@ -144,15 +137,11 @@ def _visit(stage: str, graph: Graph, ordered: dict[str, None]) -> None:
     ordered[stage] = None
 
 
-def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    return state.name == _PASSING
-
-
 @task(
     name="stage",
-    retries=len(PAUSES),
-    retry_delay_seconds=list(PAUSES),
-    retry_condition_fn=_may_pass,
+    retries=len(_RETRY_SECONDS),
+    retry_delay_seconds=_RETRY_SECONDS,
+    retry_condition_fn=lambda _task, _run, state: state.name == _TRANSIENT,
 )
 def reproduce(
     stages: Sequence[str],
@@ -162,40 +151,42 @@ def reproduce(
     on_row: Callable[[Row], None],
     send: bool = False,
 ) -> State[Any]:
-    """Bring stages up to date, by one command; its output appears in the log as it comes.
+    """Reproduce stages by one DVC command, and log its output.
 
     Args:
         stages: their names.
         profile_dir: folder of the profile's `dvc.yaml`.
-        shared: whether there is a DVC remote: results are looked for there.
-        on_row: told what became of each stage.
-        send: whether to send them there.
+        shared: pull results from the DVC remote.
+        on_row: called with the artifact's row of each stage.
+        send: push results to the DVC remote.
 
     Returns:
-        Completed or failed. (An exception would fill the log with Prefect's own frames.)
+        Completed or failed: an exception would fill the log with Prefect's own frames.
     """
     start = time.monotonic()
+    own = slots.own()
+    slot = own.name if own else ""
     # With `--single-item` DVC would not look for what a stage needs in the remote.
     options = "--pull" if shared else "--single-item"
     ended = _run([*PROMPTKD, "repro", options, *stages], profile_dir)
     if send and ended.status == 0:
         pushed = _run([*PROMPTKD, "push", *stages], profile_dir)
         if pushed.status != 0:
-            why = _what_may_pass(pushed) or pushed.reason
-            return Failed(name=_PASSING, message=f"results are not sent: {why}")
+            reason = _transient_reason(pushed) or pushed.reason
+            return Failed(name=_TRANSIENT, message=f"results are not sent: {reason}")
     seconds = time.monotonic() - start
-    said = f"'{stages[0]}'" if len(stages) == 1 else f"{len(stages)} stages"
+    title = f"'{stages[0]}'" if len(stages) == 1 else f"{len(stages)} stages"
     if ended.status == 0:
         for stage, state in how(stages, ended.output).items():
             metrics = metrics_of(profile_dir, stage)
-            on_row(row_of(stage, state, seconds / len(stages), metrics, slots.name()))
-        return Completed(message=f"{said} brought up to date")
-    if passing := _what_may_pass(ended):
-        return Failed(name=_PASSING, message=f"{said}: {passing}")
+            on_row(row_of(stage, state, seconds / len(stages), metrics, slot))
+        return Completed(message=f"{title} brought up to date")
+    if reason := _transient_reason(ended):
+        return Failed(name=_TRANSIENT, message=f"{title}: {reason}")
     for stage in stages:
-        on_row(row_of(stage, "failed", seconds / len(stages), {}, slots.name()))
+        on_row(row_of(stage, "failed", seconds / len(stages), {}, slot))
     return Failed(
-        message=f"{said} failed with status {ended.status}: {ended.reason}; "
+        message=f"{title} failed with status {ended.status}: {ended.reason}; "
         f"`dvc repro {' '.join(stages)}` runs it again"
     )
 
@@ -214,7 +205,7 @@ def first_failed(
     shared: bool,
     send: bool = False,
 ) -> State[Any] | None:
-    """Bring named groups of stages up to date, in order, add to the rows; return what failed."""
+    """Reproduce named groups of stages in order, add to the rows; return the first failed state."""
     for title, group in groups.items():
         if not group:  # as in a profile without a report
             continue
@@ -226,9 +217,9 @@ def first_failed(
     return None
 
 
-def _what_may_pass(ended: Ended) -> str:
-    """Return why a command that failed may succeed the next time, or nothing."""
+def _transient_reason(ended: Ended) -> str:
+    """Return why a command that failed may succeed the next time, or an empty string."""
     if ended.status == EXIT_STATUS or ended.status < 0 or was_cut_off(ended.output):
         return "it was told to end"
-    silent = commands.silent()
-    return f"no answer from {' and '.join(silent)} ({ended.reason})" if silent else ""
+    servers = unreachable()
+    return f"no answer from {' and '.join(servers)} ({ended.reason})" if servers else ""

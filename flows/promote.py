@@ -19,9 +19,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows import tables
-from flows.commands import check_server, command
-from flows.datasets import DataSet, check_name, profile_of
+from flows import artifacts
+from flows.commands import DataSet, check_name, check_server, command, profile_of
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline.processes import PROMPTKD, run
 from pd_core.pipeline.redaction import masked, without_login
@@ -61,7 +60,9 @@ def promote(
     except PdError as error:
         return Failed(message=str(error))
     create_markdown_artifact(
-        key=tables.key_of("promotion", dataset), markdown=text, description=decision["conclusion"]
+        key=artifacts.key_of("promotion", dataset),
+        markdown=text,
+        description=decision["conclusion"],
     )
     state = Completed if decision["accepted"] else Failed
     return state(message=decision["conclusion"])
@@ -93,7 +94,7 @@ def describe(decision: Decision, tracking_uri: str | None) -> str:
         f"{conclusion[:1].upper()}{conclusion[1:]}.",
         *(["Nothing was changed: this was a dry run."] if decision["dry_run"] else []),
         *(["## Why not", "\n".join(reasons)] if reasons else []),
-        *(["## Checks", tables.markdown(head, rows)] if rows else []),
+        *(["## Checks", artifacts.markdown(head, rows)] if rows else []),
         f"In MLflow: {_place(decision, tracking_uri)}",
     ]
     return "\n\n".join(parts) + "\n"

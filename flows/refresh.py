@@ -1,7 +1,7 @@
-"""What has changed runs again, and nothing else: `python -m flows.refresh`, nightly by a schedule.
+"""Flow that reruns changed data sets only: `python -m flows.refresh`, nightly by a schedule.
 
-DVC says which stages are not up to date, by parameters, code and fingerprints. Pictures that are
-no longer those of their fingerprint are refused: somebody has to look at them, and to commit a new
+DVC finds the stages that are not up to date, by parameters, code and fingerprints. Images that
+differ from their fingerprint are refused: somebody has to look at them, and to commit a new
 fingerprint, before anything is computed from them.
 """
 
@@ -19,10 +19,10 @@ from prefect.artifacts import create_table_artifact
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows import pipeline, tables
+from flows import artifacts, pipeline
 from flows.benchmark import benchmark
 from flows.commands import check_server, command
-from flows.slots import noted
+from flows.slots import recorded
 from pd_core.core.errors import BadData, MissingFile, PdError
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import Layout
@@ -43,21 +43,21 @@ def refresh(profile_dir: Path = Path()) -> State[Any]:
         profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository.
 
     Returns:
-        Completed; or failed if a stage failed, or pictures are not those of their fingerprint. The
-        artifact says of each data set what has changed.
+        Completed; or failed if a stage failed, or images differ from their fingerprint. The
+        artifact lists the changes of each data set.
     """
     try:
-        changes, others = look(profile_dir)
-        rows = [{"data set": name, "changed": why} for name, why in {**changes, **others}.items()]
+        changes, refused = find_changes(profile_dir)
+        rows = [{"data set": name, "changed": why} for name, why in {**changes, **refused}.items()]
         create_table_artifact(
             table=rows,
-            key=tables.key_of("changes", load_params(profile_dir / PARAMS).profile.name),
-            description="What is not as it was when it was computed.",
+            key=artifacts.key_of("changes", load_params(profile_dir / PARAMS).profile.name),
+            description="Changes since the last computation.",
         )
-        wanted = [name for name in changes if name not in others]
-        failed = list(others.values())
+        wanted = [name for name in changes if name not in refused]
+        failed = list(refused.values())
         if wanted:
-            with noted():
+            with recorded():
                 state: State[Any] = benchmark(wanted, profile_dir, report=True, return_state=True)
             if not state.is_completed():
                 failed.append(str(state.message))
@@ -68,31 +68,31 @@ def refresh(profile_dir: Path = Path()) -> State[Any]:
     return Completed(message=f"{len(wanted)} data sets had changed, all is up to date")
 
 
-def look(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Find out what is not as it was.
+def find_changes(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Find changed data sets.
 
     Returns:
-        Of each data set with a stage that is not up to date, why; and of each whose pictures are
-        here and are not those of its fingerprint, what is different.
+        The reasons by data set: of those with a stage that is not up to date, and of those whose
+        images are present and differ from their fingerprint.
     """
     graph = pipeline.read_graph(profile_dir)
     names = pipeline.choose(graph)
-    if CODE in graph:  # until it has run, no other stage is seen to have changed
+    if CODE in graph:  # the other stages depend on its hashes
         pipeline.ask_dvc(profile_dir, "repro", "--single-item", CODE)
     params = load_params(profile_dir / PARAMS)
     changes = changed(json.loads(pipeline.ask_dvc(profile_dir, "status", "--json")), names)
-    others = {name: why for name in names if (why := _other_pictures(name, params, profile_dir))}
-    return changes, others
+    refused = {name: why for name in names if (why := _other_images(name, params, profile_dir))}
+    return changes, refused
 
 
 def changed(status: Mapping[str, Any], datasets: Sequence[str]) -> dict[str, str]:
-    """Read from the JSON of `dvc status` which data sets are not up to date, and why, in words."""
-    found: dict[str, dict[str, None]] = {}
+    """Return the reasons, by data set, of the stages in the JSON of `dvc status`."""
+    reasons: dict[str, dict[str, None]] = {}
     for stage, details in status.items():
         dataset = stage.partition("@")[2]
         if dataset in datasets:
-            found.setdefault(dataset, {}).update(dict.fromkeys(_reasons(details)))
-    return {name: _shortened(list(reasons)) for name, reasons in found.items()}
+            reasons.setdefault(dataset, {}).update(dict.fromkeys(_reasons(details)))
+    return {name: _shortened(list(words)) for name, words in reasons.items()}
 
 
 @command
@@ -100,22 +100,22 @@ def main(arguments: Sequence[str] | None) -> State[Any]:
     """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.refresh", description=__doc__)
     parser.add_argument("--profile-dir", type=Path, default=Path(), help="folder of dvc.yaml")
-    given = parser.parse_args(arguments)
+    profile_dir = parser.parse_args(arguments).profile_dir
     check_server(PREFECT_API_URL.value())
-    load_params(given.profile_dir / PARAMS)  # bad input, before Prefect starts
-    return refresh(given.profile_dir, return_state=True)
+    load_params(profile_dir / PARAMS)  # bad input is refused before Prefect starts
+    return refresh(profile_dir, return_state=True)
 
 
 def _reasons(details: Sequence[Any]) -> list[str]:
-    """Turn DVC's list for one stage into words: a path or key, and what is with it."""
+    """Flatten DVC's list for one stage to `<path or key> <state>`."""
     reasons = []
     for detail in details:
         if isinstance(detail, str):  # "changed command", for example
             reasons.append(detail)
             continue
         for paths in detail.values():
-            for path, what in paths.items():
-                keys = what.items() if isinstance(what, dict) else [(path, what)]
+            for path, value in paths.items():
+                keys = value.items() if isinstance(value, dict) else [(path, value)]
                 reasons += [f"{key} {state}" for key, state in keys]
     return reasons
 
@@ -126,20 +126,17 @@ def _shortened(reasons: Sequence[str]) -> str:
     return f"{shown} and {left} more" if left > 0 else shown
 
 
-def _other_pictures(name: str, params: Params, profile_dir: Path) -> str:
-    """Return in what a data set's pictures differ from its fingerprint; nothing if in none.
-
-    Machines without the pictures have nothing to compare.
-    """
+def _other_images(name: str, params: Params, profile_dir: Path) -> str:
+    """Describe how a data set's images differ from its fingerprint; empty if equal or absent."""
     root = profile_dir / params.profile.root
     spec = spec_of(name, params.for_dataset(name).prepare.own)
     file = fingerprint.path_of(name, root)
     if spec.layout is Layout.EMBEDDED or not file.is_file():
         return ""
-    place = load_settings().data_root or root / DATA / "raw"
+    images = load_settings().data_root or root / DATA / "raw"
     try:
         recorded = fingerprint.read(file, name)
-        fingerprint.check(recorded, sources(spec, place), place / spec.folder, name=name)
+        fingerprint.check(recorded, sources(spec, images), images / spec.folder, name=name)
     except MissingFile:
         return ""
     except BadData as error:

@@ -1,8 +1,8 @@
-"""The Prefect server with all that the flows need: `python -m flows.server`.
+"""Prefect server set up for the flows: `python -m flows.server`.
 
-It has a process work pool, with one queue for what needs a GPU, one for what does not, and one a
-GPU, which agents add as they come; the deployments of `prefect.yaml`; and an automation for runs
-whose machine has died.
+It has a process work pool with a queue for runs that need a GPU, one for all others, and one for
+each agent, which adds its own; the deployments of `prefect.yaml`; and an automation that marks runs
+as crashed whose machine has died.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.commands import check_server, command
-from flows.dispatch import COORDINATOR_QUEUE, GPU_QUEUE, POOL
-from flows.slots import SILENT
+from flows.slots import COORDINATOR_QUEUE, GPU_QUEUE, POOL, SILENT
 from pd_core.core.errors import MissingFile, PdError
 
 _PREFECT = (sys.executable, "-m", "prefect")
-_SECONDS = 180.0  # for a server to come up: its database is made, on slow disks
-_SILENT = timedelta(seconds=90)  # three heartbeats
-_WATCH = "runs whose machine is gone"
+_START_SECONDS = 180.0  # to create the database on a slow disk
+_SILENCE = timedelta(seconds=90)  # three heartbeats
+_AUTOMATION = "runs whose machine is gone"
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
-# What Prefect's server reads, unless the user said otherwise.
+# Defaults for the server; variables of the environment go first.
 _SETTINGS = {
-    # Leases outlive a restart, so that slots are freed all the same.
+    # Leases outlive a restart, so that slots are freed.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         "prefect.server.concurrency.lease_storage.filesystem"
     ),
@@ -49,20 +48,24 @@ _SETTINGS = {
 
 @command
 def main(arguments: Sequence[str] | None) -> int:
-    """Serve until told to end."""
+    """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m flows.server", description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
-    parser.add_argument("--port", type=int, default=4200, help="(%(default)s)")
-    given = parser.parse_args(arguments)
-    return serve(given.host, given.port)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=4200, help="port to listen on (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    return serve(options.host, options.port)
 
 
 def serve(host: str, port: int) -> int:
-    """Start a server, set it up, and return its exit status after its end.
+    """Run a server, set up for the flows; return its exit status.
 
     Raises:
         MissingFile: this folder has no `prefect.yaml`.
-        PdError: the server does not come up, or refuses a deployment.
+        PdError: the server does not start, or refuses a deployment.
     """
     if not Path("prefect.yaml").is_file():
         raise MissingFile("no 'prefect.yaml' in this folder; start the server in the repository")
@@ -90,7 +93,7 @@ def serve(host: str, port: int) -> int:
 
 
 def set_up(address: str) -> None:
-    """Make work pool, queues, automation and deployments, where they are not there.
+    """Create work pool, queues, automation and deployments, unless they exist.
 
     Raises:
         PdError: the server refuses a deployment.
@@ -101,8 +104,8 @@ def set_up(address: str) -> None:
         for queue in (GPU_QUEUE, COORDINATOR_QUEUE):
             with suppress(ObjectAlreadyExists):
                 client.create_work_queue(queue, work_pool_name=POOL)
-        if not client.read_automations_by_name(_WATCH):
-            client.create_automation(_watch())
+        if not client.read_automations_by_name(_AUTOMATION):
+            client.create_automation(_crash_automation())
     done = subprocess.run(
         [*_PREFECT, "--no-prompt", "deploy", "--all"],
         env={**os.environ, "PREFECT_API_URL": address},
@@ -114,29 +117,29 @@ def set_up(address: str) -> None:
 
 
 def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:
-    """Wait until the server answers; refuse one that ends, or takes too long."""
-    end = time.monotonic() + _SECONDS
+    """Wait until the server responds; refuse one that ends, or takes too long."""
+    deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
             return check_server(address)
         except PdError:
             if server.poll() is not None:
                 raise PdError(
-                    f"Prefect's server ended with status {server.returncode}; it said why above"
+                    f"Prefect's server ended with status {server.returncode}; see its log above"
                 ) from None
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
 
 
-def _watch() -> AutomationCore:
-    """Return what declares a run crashed that has been silent: its machine has died.
+def _crash_automation() -> AutomationCore:
+    """Return the automation that marks runs without heartbeat as crashed.
 
-    Whoever waits for it then hands its work to another agent.
+    The benchmark then hands their data set to another agent.
     """
     runs = "prefect.flow-run"
     return AutomationCore(
-        name=_WATCH,
+        name=_AUTOMATION,
         description="A run that sends no heartbeat any more has crashed.",
         trigger=EventTrigger(
             after={f"{runs}.heartbeat"},
@@ -145,7 +148,7 @@ def _watch() -> AutomationCore:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=_SILENT,
+            within=_SILENCE,
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=SILENT)],
     )

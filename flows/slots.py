@@ -1,9 +1,9 @@
-"""GPU slots, and the runs that hold them: each GPU is a concurrency limit of one on the server.
+"""The agents' work pool, its queues and GPU slots, and recovery of killed flow runs.
 
-A slot is held by a lease, which whoever holds it renews. When a machine dies nobody does, and the
-server frees the slot within a minute; an agent that is started again frees it at once: a run notes
-itself in a file of the clone while it lasts. If the file is there and its process is not, the run
-was killed: its slot is freed, and it is scheduled again, to go on where it was.
+Each GPU is a concurrency limit of one on the server. Whoever holds the slot renews a lease: the
+server frees the slot of a machine that died within a minute. An agent that is started again frees
+it at once, since each flow run records itself in a file of the clone: if the file is there and its
+process is not, the run was killed. Its slot is freed, and it is scheduled again, to resume.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uuid import UUID
 
 import psutil
 from prefect import runtime
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.concurrency.sync import concurrency
@@ -30,24 +30,25 @@ from pd_core.core.atomic import write_bytes
 from pd_core.core.errors import BadParams
 from pd_core.pipeline.dvc import works
 
+POOL = "promptkd"
+GPU_QUEUE = "gpu"  # for any agent with a GPU
+COORDINATOR_QUEUE = "coordinator"  # for the agent without one
+
 VARIABLE = "PROMPTKD_GPUS"
-"""Tells a flow run which GPUs its agent has, as `0` or `0,1`; only agents set it."""
+"""Environment variable with the GPUs of a flow run's agent, as `0` or `0,1`; set by agents only."""
 
 HOST = socket.gethostname().partition(".")[0].lower()
-"""The machine's name."""
 
-LEASE_SECONDS = 60  # the least that Prefect allows
-
-NOTES = Path(".dvc", "tmp", "promptkd-runs")
-"""Git ignores it, and DVC keeps what it does not know there."""
+_LEASE_SECONDS = 60  # the least that Prefect allows
+_RECORDS = Path(".dvc", "tmp", "promptkd-runs")  # ignored by Git, left alone by DVC
 
 SILENT = "it went silent, as if its machine had died"
-"""What `flows.server` says of a run that it declares crashed."""
+"""Message of a run that the server's automation has declared crashed."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The GPUs of one agent, by their numbers on the machine, in order."""
+    """GPUs of one agent, by their numbers on the machine, in order."""
 
     gpus: tuple[int, ...]
 
@@ -56,7 +57,7 @@ class Slot:
         """Make the slot of some GPUs of this machine.
 
         Raises:
-            BadParams: a number is below zero, or comes twice.
+            BadParams: a number is negative, or given twice.
         """
         if len(set(gpus)) < len(gpus) or min(gpus) < 0:
             given = " ".join(map(str, gpus))
@@ -65,62 +66,73 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """The name of the agent, and of the work queue that is its own."""
+        """Name of the agent, and of its own work queue."""
         return f"{HOST}-gpu-{'-'.join(map(str, self.gpus))}"
 
     @property
     def limits(self) -> list[str]:
-        """The names of the concurrency limits: one a GPU, whichever agents share it."""
+        """Names of the concurrency limits: one a GPU, whichever agents share it."""
         return [f"{HOST}-gpu-{gpu}" for gpu in self.gpus]
 
     @property
     def visible(self) -> str:
-        """The value of CUDA_VISIBLE_DEVICES."""
+        """Value of CUDA_VISIBLE_DEVICES."""
         return ",".join(map(str, self.gpus))
 
 
+def has_pool() -> bool:
+    """Return True if `flows.server` has set up the server."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            return False
+    return True
+
+
 def by_agent() -> bool:
-    """Whether an agent runs this process."""
+    """Return True if an agent runs this process."""
     return VARIABLE in os.environ
 
 
 def own() -> Slot | None:
-    """Return the slot that this flow run's agent has; None without an agent, or if it has none."""
-    told = os.environ.get(VARIABLE, "")
-    return Slot.of([int(gpu) for gpu in told.split(",")]) if told else None
-
-
-def name() -> str:
-    """Return the name of the slot that this flow run's agent has, or nothing."""
-    slot = own()
-    return slot.name if slot else ""
+    """Return the slot of this flow run's agent, if there is one."""
+    gpus = os.environ.get(VARIABLE, "")
+    return Slot.of([int(gpu) for gpu in gpus.split(",")]) if gpus else None
 
 
 @contextmanager
 def held(slot: Slot) -> Iterator[list[UUID]]:
-    """Hold a slot, by the leases that the block gets; wait until it is free.
+    """Wait for a slot and hold it during the block; yields its leases.
 
-    If the server cannot be reached for so long that it may have given the slot to another run,
-    the block is ended.
+    The block is ended if the server is out of reach for so long that it may have given the slot to
+    another run.
     """
     holder = ConcurrencyLeaseHolder(type="flow_run", id=UUID(runtime.flow_run.get_id()))
-    with concurrency(slot.limits, strict=True, lease_duration=LEASE_SECONDS, holder=holder):
+    with concurrency(slot.limits, strict=True, lease_duration=_LEASE_SECONDS, holder=holder):
         context = ConcurrencyContext.get()
         yield list(context.cleanup_lease_ids) if context else []
 
 
 @dataclass(frozen=True)
-class Note:
-    """A run that is at work."""
+class Record:
+    """A flow run in progress.
 
-    run: str  # id on the server
-    process: int  # id
-    started: float  # when the process started, since ids are used again
-    leases: Sequence[str] = ()  # by which it holds its slot
+    Attributes:
+        run: its id on the server.
+        process: process id.
+        started: start time of the process, since ids are reused.
+        leases: of its slot.
+    """
+
+    run: str
+    process: int
+    started: float
+    leases: Sequence[str] = ()
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process is still there."""
+        """True while the process is at work."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.process)
             return bool(process.create_time() == self.started) and works(process)
@@ -128,22 +140,22 @@ class Note:
 
 
 @contextmanager
-def noted() -> Iterator[Callable[[Sequence[UUID]], None]]:
-    """Note the flow run of this process while the block lasts, if an agent runs it.
+def recorded() -> Iterator[Callable[[Sequence[UUID]], None]]:
+    """Record the flow run of this process during the block, if an agent runs it.
 
     Yields:
-        What adds the leases that it has got.
+        A function that adds the leases of the run's slot.
     """
     if not by_agent():
         yield lambda _: None
         return
     process = psutil.Process(os.getpid())
     run = str(runtime.flow_run.get_id())
-    file = NOTES / f"{run}.json"
+    file = _RECORDS / f"{run}.json"
 
     def write(leases: Sequence[UUID] = ()) -> None:
-        note = Note(run, process.pid, process.create_time(), [str(lease) for lease in leases])
-        write_bytes(file, json.dumps(asdict(note)).encode())
+        record = Record(run, process.pid, process.create_time(), [str(lease) for lease in leases])
+        write_bytes(file, json.dumps(asdict(record)).encode())
 
     write()
     try:
@@ -152,37 +164,37 @@ def noted() -> Iterator[Callable[[Sequence[UUID]], None]]:
         file.unlink(missing_ok=True)
 
 
-def recover(client: SyncPrefectClient, say: Callable[[str], None]) -> None:
-    """Free the slots of runs of this clone that were killed; schedule them again, and say so."""
-    for file in sorted(NOTES.glob("*.json")):
-        note = Note(**json.loads(file.read_bytes()))
-        if note.is_alive:
+def recover(client: SyncPrefectClient, log: Callable[[str], None]) -> None:
+    """Free the slots of this clone's killed runs, and schedule these again; log each."""
+    for file in sorted(_RECORDS.glob("*.json")):
+        record = Record(**json.loads(file.read_bytes()))
+        if record.is_alive:
             continue
-        for lease in note.leases:
+        for lease in record.leases:
             with suppress(PrefectHTTPStatusError, ObjectNotFound):  # it has expired
                 client.release_concurrency_slots_with_lease(UUID(lease))
-        _schedule_again(client, UUID(note.run), say)
+        _reschedule(client, UUID(record.run), log)
         file.unlink(missing_ok=True)
 
 
-def _schedule_again(client: SyncPrefectClient, run: UUID, say: Callable[[str], None]) -> None:
+def _reschedule(client: SyncPrefectClient, run_id: UUID, log: Callable[[str], None]) -> None:
     try:
-        found = client.read_flow_run(run)
+        run = client.read_flow_run(run_id)
     except ObjectNotFound:  # the server has been emptied
         return
-    state = found.state
-    if state is None or found.deployment_id is None:
+    state = run.state
+    if state is None or run.deployment_id is None:
         return
-    # Declared crashed while its agent was away, and no other agent takes it, as one of a benchmark.
-    missed = state.is_crashed() and state.message == SILENT and found.parent_task_run_id is None
+    # Crashed for lack of its agent, and not part of a benchmark, which would hand it to another.
+    missed = state.is_crashed() and state.message == SILENT and run.parent_task_run_id is None
     if state.is_final() and not missed:
         return
     if state.is_cancelling():
-        client.set_flow_run_state(run, Cancelled(), force=True)
+        client.set_flow_run_state(run_id, Cancelled(), force=True)
         return
-    # No process of it is left; while the server thinks so, cancelling it would wait for one.
+    # Its process is gone; as long as the server has its id, cancelling would wait for it.
     client.request(
-        "PATCH", "/flow_runs/{id}", path_params={"id": run}, json={"infrastructure_pid": None}
+        "PATCH", "/flow_runs/{id}", path_params={"id": run_id}, json={"infrastructure_pid": None}
     )
-    client.set_flow_run_state(run, AwaitingRetry(), force=True)
-    say(f"run '{found.name}' was cut off and goes on")
+    client.set_flow_run_state(run_id, AwaitingRetry(), force=True)
+    log(f"run '{run.name}' was cut off and goes on")

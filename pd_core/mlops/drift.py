@@ -252,10 +252,10 @@ def verdict(tests: Mapping[str, Any], *, level: float = LEVEL) -> str:
     """
     if any(test["p"] is None for test in tests.values()):
         return TOO_FEW
-    return DRIFTED if apart(tests, level=level) else SAME
+    return DRIFTED if drifted(tests, level=level) else SAME
 
 
-def apart(tests: Mapping[str, Any], *, level: float = LEVEL) -> list[str]:
+def drifted(tests: Mapping[str, Any], *, level: float = LEVEL) -> list[str]:
     """Name the tests of a report that tell the window from the reference; see `verdict`."""
     return [
         name

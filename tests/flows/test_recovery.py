@@ -1,4 +1,4 @@
-"""How an agent tells a run that is at work from one that was killed."""
+"""An agent tells a flow run in progress from a killed one."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import psutil
 import pytest
 from waiting import alive, wait_until
 
-from flows.slots import Note
+from flows.slots import Record
 
 
 @pytest.fixture
@@ -18,30 +18,23 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         started.kill()
 
 
-def note(process: subprocess.Popen[bytes]) -> Note:
-    return Note("run", process.pid, psutil.Process(process.pid).create_time())
+def record(process: subprocess.Popen[bytes]) -> Record:
+    return Record("run", process.pid, psutil.Process(process.pid).create_time())
 
 
-def test_a_run_is_alive_while_its_process_is(process: subprocess.Popen[bytes]) -> None:
-    noted = note(process)
-    assert noted.is_alive
-    process.kill()
-    process.wait()
-    assert not noted.is_alive
-
-
-def test_a_killed_run_that_nobody_has_waited_for_is_not_alive(
-    process: subprocess.Popen[bytes],
-) -> None:
-    noted = note(process)
+def test_a_run_is_alive_until_its_process_is_a_zombie(process: subprocess.Popen[bytes]) -> None:
+    run = record(process)
+    assert run.is_alive
     process.kill()
     wait_until(lambda: not alive(process.pid))
     assert psutil.pid_exists(process.pid)
-    assert not noted.is_alive
+    assert not run.is_alive
+    process.wait()
+    assert not run.is_alive
 
 
 def test_another_process_with_the_id_of_a_killed_run_is_not_that_run(
     process: subprocess.Popen[bytes],
 ) -> None:
-    noted = note(process)
-    assert not Note(noted.run, noted.process, noted.started - 100).is_alive
+    run = record(process)
+    assert not Record(run.run, run.process, run.started - 100).is_alive

@@ -1,4 +1,4 @@
-"""What has changed runs again, and nothing else; pictures that nobody has looked at are refused."""
+"""The flow `refresh` reruns changed data sets only, and refuses changed images."""
 
 import re
 import subprocess
@@ -22,32 +22,30 @@ def test_only_the_data_set_that_has_changed_runs_again(tmp_path: Path) -> None:
     assert sorted(ran) == sorted(f"{stage}@{name}" for stage in STAGES for name in DATASETS)
     with (folder / "fingerprints" / "embedded_greek.json").open("a") as file:
         file.write("\n")
-    said = _refresh(folder)
-    assert _ran(said) == ["prepare@embedded_greek"]  # what it writes is as before
-    assert "1 data sets had changed, all is up to date" in said
-    said = _refresh(folder)
-    assert _ran(said) == []
-    assert "0 data sets had changed" in said
+    output = _refresh(folder)
+    assert _ran(output) == ["prepare@embedded_greek"]  # its output is as before
+    assert "1 data sets had changed" in output
+    output = _refresh(folder)
+    assert _ran(output) == []
+    assert "0 data sets had changed" in output
 
 
-def test_pictures_that_are_not_those_of_their_fingerprint_are_named(tmp_path: Path) -> None:
-    _own_pictures(tmp_path)
-    assert refresh.look(tmp_path)[1] == {}
+def test_images_that_differ_from_their_fingerprint_are_refused_where_they_are(
+    tmp_path: Path,
+) -> None:
+    _own_images(tmp_path)
+    assert refresh.find_changes(tmp_path)[1] == {}
     Image.new("RGB", (9, 9)).save(tmp_path / "data" / "raw" / "mine" / "a" / "new.png")
-    changes, others = refresh.look(tmp_path)
+    changes, refused = refresh.find_changes(tmp_path)
     assert list(changes) == ["mine"]  # it has never run
-    assert "data set 'mine' is not what its fingerprint says" in others["mine"]
-    assert "`promptkd data fingerprint mine` and commit it" in others["mine"]
-
-
-def test_a_machine_without_the_pictures_has_nothing_to_compare(tmp_path: Path) -> None:
-    _own_pictures(tmp_path)
+    assert "fingerprint" in refused["mine"]
+    assert "`promptkd data fingerprint mine`" in refused["mine"]
     (tmp_path / "data" / "raw" / "mine").rename(tmp_path / "elsewhere")
-    assert refresh.look(tmp_path)[1] == {}
+    assert refresh.find_changes(tmp_path)[1] == {}
 
 
 def test_changed_code_is_hashed_before_dvc_is_asked_what_changed(tmp_path: Path) -> None:
-    _own_pictures(tmp_path)
+    _own_images(tmp_path)
     yaml = YAML()
     pipeline = yaml.load(tmp_path / "dvc.yaml")
     pipeline["stages"]["code"] = {"cmd": "cp source code", "deps": ["source"], "outs": ["code"]}
@@ -55,13 +53,13 @@ def test_changed_code_is_hashed_before_dvc_is_asked_what_changed(tmp_path: Path)
     yaml.dump(pipeline, tmp_path / "dvc.yaml")
     (tmp_path / "source").write_text("1")
     assert dvc(tmp_path, "repro").returncode == 0
-    assert refresh.look(tmp_path)[0] == {}
+    assert refresh.find_changes(tmp_path)[0] == {}
     (tmp_path / "source").write_text("2")
-    assert list(refresh.look(tmp_path)[0]) == ["mine"]
+    assert list(refresh.find_changes(tmp_path)[0]) == ["mine"]
 
 
 def _refresh(folder: Path) -> str:
-    """Run the flow without a server; return what it says."""
+    """Run the flow without a server; return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "flows.refresh"],
         cwd=folder,
@@ -74,11 +72,11 @@ def _refresh(folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def _ran(said: str) -> list[str]:
-    return re.findall("Running stage '(.*)'", said)
+def _ran(output: str) -> list[str]:
+    return re.findall("Running stage '(.*)'", output)
 
 
-def _own_pictures(folder: Path) -> None:
+def _own_images(folder: Path) -> None:
     """Make a project with a data set of a user's, and its fingerprint."""
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
@@ -88,8 +86,8 @@ def _own_pictures(folder: Path) -> None:
     stage = {"cmd": "true", "deps": ["fingerprints/mine.json"]}
     yaml.dump({"stages": {"evaluate": {"foreach": {"mine": 1}, "do": stage}}}, folder / "dvc.yaml")
     for name in "ab":
-        place = folder / "data" / "raw" / "mine" / name
-        place.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(place / "old.png")
+        images = folder / "data" / "raw" / "mine" / name
+        images.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(images / "old.png")
     assert dvc(folder, "init", "-q", "--no-scm").returncode == 0
     assert promptkd(folder, "data", "fingerprint", "mine").returncode == 0

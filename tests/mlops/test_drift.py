@@ -68,7 +68,7 @@ def test_pictures_of_another_kind_are_drift() -> None:
     watched.observe(*World(seed=2).answers(60, shift=2.0))
     report = watched.report()["drift"]
     assert report["verdict"] == DRIFTED
-    assert "embeddings" in monitoring.apart(report["tests"])
+    assert "embeddings" in monitoring.drifted(report["tests"])
     assert report["tests"]["embeddings"]["distance"] > 0.4
 
 
@@ -76,7 +76,7 @@ def test_a_doubtful_student_is_drift_although_the_pictures_are_the_same() -> Non
     watched = monitor()
     watched.observe(*World(seed=2).answers(200, sharpness=0.6))
     report = watched.report()
-    assert monitoring.apart(report["drift"]["tests"]) == ["confidence"]
+    assert monitoring.drifted(report["drift"]["tests"]) == ["confidence"]
     confidence = report["confidence"]
     assert confidence["window"]["mean"] < confidence["reference"]["mean"]
     assert confidence["window"]["quantiles"]["0.5"] < confidence["reference"]["quantiles"]["0.5"]
@@ -86,7 +86,7 @@ def test_a_class_that_has_become_frequent_is_drift() -> None:
     watched = monitor()
     watched.observe(*World(seed=2).answers(200, mix=np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])))
     report = watched.report()
-    assert "classes" in monitoring.apart(report["drift"]["tests"])
+    assert "classes" in monitoring.drifted(report["drift"]["tests"])
     first = report["classes"][0]
     assert first["name"] == "alpha"
     assert first["window"] > 2 * first["reference"]
