@@ -2,18 +2,18 @@ import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
+from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from pd_core.core.errors import BadData, BadParams, MissingFile, PdError
 from pd_core.data.acquire.download import Part
-from pd_core.data.acquire.mirror import Mirror, has, open_mirror, pull, push
+from pd_core.data.acquire.mirror import Mirror, open_mirror
 
 CONTENT = random.Random(0).randbytes(13 * 2**20)
-CHECKSUM = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 PART = 5 * 2**20  # S3's smallest
 PATH = "archives/dtd/dtd.tar.gz"
 SECRET = "very-secret-value"
@@ -37,7 +37,7 @@ def mirror(endpoint: str, request: pytest.FixtureRequest) -> Mirror:
 
 
 def at(endpoint: str, location: str | None) -> Mirror:
-    return open_mirror(location, endpoint=endpoint, access_key="id", secret_key=SECRET)
+    return open_mirror(location, endpoint=endpoint, access_key="id", secret_key=SECRET, attempts=1)
 
 
 @pytest.fixture
@@ -46,188 +46,138 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "dtd.tar.gz"
 
 
-class Interrupting:
-    """A client that stops before the n-th part, as a killed process does."""
-
-    def __init__(self, client: Any, after: int) -> None:
-        self._client = client
-        self._left = after
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def upload_part(self, **arguments: Any) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise KeyboardInterrupt
-        return self._client.upload_part(**arguments)
-
-
-class Counting(Interrupting):
-    """A client that counts the parts it sends."""
-
-    def __init__(self, client: Any) -> None:
-        super().__init__(client, 1000)
-
-    @property
-    def sent(self) -> int:
-        return 1000 - self._left
-
-
-def with_client(mirror: Mirror, client: Any) -> Mirror:
-    return Mirror(client, mirror.bucket, mirror.prefix, mirror.endpoint)
+def put(mirror: Mirror, content: bytes, **metadata: str) -> None:
+    """Upload an object by other means than `push`."""
+    key = mirror.prefix + PATH
+    mirror.client.put_object(Bucket=mirror.bucket, Key=key, Body=content, Metadata=metadata)
 
 
 @pytest.mark.parametrize("part_size", [PART, 64 * 2**20], ids=["in parts", "at once"])
-def test_a_file_goes_to_the_mirror_and_comes_back(
+def test_a_file_is_pushed_and_pulled(
     part_size: int, mirror: Mirror, file: Path, tmp_path: Path
 ) -> None:
-    assert not has(mirror, PATH)
-    assert push(mirror, file, PATH, part_size=part_size)
-    assert has(mirror, PATH)
-
-    assert pull(mirror, PATH, tmp_path / "new" / "dtd.tar.gz", checksums=(CHECKSUM,))
-
-    assert (tmp_path / "new" / "dtd.tar.gz").read_bytes() == CONTENT
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["dtd.tar.gz"]
-
-
-def test_the_object_carries_its_checksum_and_s3_has_those_of_the_parts(
-    mirror: Mirror, file: Path
-) -> None:
-    push(mirror, file, PATH, part_size=PART)
-
-    head = mirror.client.head_object(
-        Bucket=mirror.bucket, Key=f"some/prefix/{PATH}", ChecksumMode="ENABLED"
+    progress: list[tuple[int, int]] = []
+    assert not mirror.has(PATH)
+    assert mirror.push(
+        file, PATH, part_size=part_size, on_progress=lambda *step: progress.append(step)
     )
-    assert head["Metadata"] == {"sha256": CHECKSUM.removeprefix("sha256:")}
+    assert mirror.has(PATH)
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
+
+    target = tmp_path / "new" / "dtd.tar.gz"
+    assert mirror.pull(PATH, target, checksums=(f"sha256:{SHA256}",))
+
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in target.parent.iterdir()] == ["dtd.tar.gz"]
+
+
+def test_an_object_carries_its_checksum(mirror: Mirror, file: Path) -> None:
+    mirror.push(file, PATH, part_size=PART)
+
+    head = mirror.client.head_object(Bucket=mirror.bucket, Key=f"some/prefix/{PATH}")
+    assert head["Metadata"] == {"sha256": SHA256}
     assert head["ETag"].endswith('-3"')
-    assert head["ChecksumSHA256"]
 
 
-def test_what_is_there_is_not_sent_or_fetched_again(
-    mirror: Mirror, file: Path, tmp_path: Path
-) -> None:
-    push(mirror, file, PATH)
+def test_every_request_is_signed_over_its_content(mirror: Mirror, file: Path) -> None:
+    hashes = []
+    mirror.client.meta.events.register(
+        "before-send.s3.*",
+        lambda request, **_: hashes.append(request.headers["X-Amz-Content-SHA256"]),
+    )
 
-    assert not push(mirror, file, PATH)
-    assert not pull(mirror, PATH, file)
+    mirror.push(file, PATH)
+
+    assert SHA256.encode() in hashes
+
+
+def test_equal_files_are_not_transferred_again(mirror: Mirror, file: Path, tmp_path: Path) -> None:
+    mirror.push(file, PATH)
+
+    assert not mirror.push(file, PATH)
+    assert not mirror.pull(PATH, file)
     file.write_bytes(b"another")
-    assert push(mirror, file, PATH)
-    assert pull(mirror, PATH, tmp_path / "new")
+    assert mirror.push(file, PATH)
+    assert mirror.pull(PATH, tmp_path / "new")
     assert (tmp_path / "new").read_bytes() == b"another"
 
 
-def test_an_interrupted_push_goes_on_with_the_parts_that_are_missing(
-    mirror: Mirror, file: Path, tmp_path: Path
+def test_an_interrupted_push_leaves_no_object(
+    mirror: Mirror, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        push(with_client(mirror, Interrupting(mirror.client, 2)), file, PATH, part_size=PART)
-    counting = Counting(mirror.client)
+    def fail(**_: object) -> None:
+        raise ClientError({"Error": {"Code": "InternalError"}}, "UploadPart")
 
-    assert push(with_client(mirror, counting), file, PATH, part_size=PART)
+    with monkeypatch.context() as change:
+        change.setattr(mirror.client, "upload_part", fail)
+        with pytest.raises(PdError, match="refused .*: UploadPart, InternalError"):
+            mirror.push(file, PATH, part_size=PART)
 
-    assert counting.sent == 1
-    pull(mirror, PATH, tmp_path / "new")
-    assert (tmp_path / "new").read_bytes() == CONTENT
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dtd.tar.gz", "new"]
+    assert not mirror.has(PATH)
+    assert "Uploads" not in mirror.client.list_multipart_uploads(Bucket=mirror.bucket)
+    assert mirror.push(file, PATH, part_size=PART)
 
 
-def test_after_a_change_an_interrupted_push_begins_anew(
-    mirror: Mirror, file: Path, tmp_path: Path
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_interrupted_pull_is_resumed_unless_the_object_changed(
+    changed: bool, mirror: Mirror, file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        push(with_client(mirror, Interrupting(mirror.client, 2)), file, PATH, part_size=PART)
-    file.write_bytes(CONTENT[::-1])
-
-    assert push(mirror, file, PATH, part_size=PART)
-
-    pull(mirror, PATH, tmp_path / "new")
-    assert (tmp_path / "new").read_bytes() == CONTENT[::-1]
-
-
-def test_an_upload_that_the_server_forgot_begins_anew(mirror: Mirror, file: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        push(with_client(mirror, Interrupting(mirror.client, 2)), file, PATH, part_size=PART)
-    key = mirror.key(PATH)
-    (upload,) = mirror.client.list_multipart_uploads(Bucket=mirror.bucket)["Uploads"]
-    mirror.client.abort_multipart_upload(Bucket=mirror.bucket, Key=key, UploadId=upload["UploadId"])
-
-    assert push(mirror, file, PATH, part_size=PART)
-
-
-def test_an_interrupted_pull_goes_on(mirror: Mirror, file: Path, tmp_path: Path) -> None:
-    push(mirror, file, PATH)
-    target = tmp_path / "new"
+    mirror.push(file, PATH)
+    target, received = tmp_path / "new", 10 * 2**20
     part = Part(target)
-    etag = mirror.client.head_object(Bucket=mirror.bucket, Key=mirror.key(PATH))["ETag"]
-    part.begin(f"s3://{mirror.bucket}/{mirror.key(PATH)}", etag)
-    part.file.write_bytes(CONTENT[: 10 * 2**20])
-    progress: list[tuple[int, int]] = []
+    etag = mirror.client.head_object(Bucket=mirror.bucket, Key=mirror.prefix + PATH)["ETag"]
+    part.begin(mirror.url(PATH), '"of another version"' if changed else etag)
+    part.file.write_bytes(bytes(received) if changed else CONTENT[:received])
+    progress: list[int] = []
 
-    pull(mirror, PATH, target, on_progress=lambda *step: progress.append(step))
+    mirror.pull(PATH, target, on_progress=lambda done, _: progress.append(done))
 
     assert target.read_bytes() == CONTENT
-    assert progress[0][0] > 10 * 2**20
+    assert (progress[0] > received) is not changed
 
 
-def test_a_pull_begins_anew_if_the_object_changed(
-    mirror: Mirror, file: Path, tmp_path: Path
-) -> None:
-    push(mirror, file, PATH)
-    part = Part(tmp_path / "new")
-    part.begin(f"s3://{mirror.bucket}/{mirror.key(PATH)}", '"of another version"')
-    part.file.write_bytes(bytes(10 * 2**20))
+def test_a_corrupt_object_is_refused(mirror: Mirror, tmp_path: Path) -> None:
+    put(mirror, b"corrupt", sha256=SHA256)
 
-    pull(mirror, PATH, tmp_path / "new")
-
-    assert (tmp_path / "new").read_bytes() == CONTENT
-
-
-def test_a_corrupted_object_is_refused(mirror: Mirror, tmp_path: Path) -> None:
-    mirror.client.put_object(
-        Bucket=mirror.bucket, Key=mirror.key(PATH), Body=b"corrupted",
-        Metadata={"sha256": CHECKSUM.removeprefix("sha256:")},
-    )  # fmt: skip
-
-    with pytest.raises(BadData, match=f"could not pull .*: checksum .* where {CHECKSUM} belongs"):
-        pull(mirror, PATH, tmp_path / "new")
+    with pytest.raises(BadData, match=f"could not pull .*: checksum .* expected sha256:{SHA256}"):
+        mirror.pull(PATH, tmp_path / "new")
 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_object_that_is_not_the_origins_file_is_refused(
+def test_an_object_that_is_not_the_file_of_its_origin_is_refused(
     mirror: Mirror, file: Path, tmp_path: Path
 ) -> None:
-    push(mirror, file, PATH)
+    mirror.push(file, PATH)
 
-    with pytest.raises(BadData, match="is not the file that its origin has"):
-        pull(mirror, PATH, tmp_path / "new", checksums=("md5:" + "0" * 32,))
+    with pytest.raises(BadData, match="is not the file of its origin"):
+        mirror.pull(PATH, tmp_path / "new", checksums=("md5:" + "0" * 32,))
 
     assert not (tmp_path / "new").exists()
 
 
-def test_an_object_without_any_checksum_is_refused(mirror: Mirror, tmp_path: Path) -> None:
-    mirror.client.put_object(Bucket=mirror.bucket, Key=mirror.key(PATH), Body=CONTENT)
+def test_an_object_needs_a_checksum_of_its_own_or_of_its_origin(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    put(mirror, CONTENT)
 
-    with pytest.raises(BadData, match="carries no checksum"):
-        pull(mirror, PATH, tmp_path / "new")
+    with pytest.raises(BadData, match="has no checksum"):
+        mirror.pull(PATH, tmp_path / "new")
 
-    assert pull(mirror, PATH, tmp_path / "new", checksums=(CHECKSUM,))
-
-
-def test_what_the_mirror_lacks_is_named(mirror: Mirror, tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match=r"has no 'archives/dtd/dtd.tar.gz'; push it"):
-        pull(mirror, PATH, tmp_path / "new")
+    assert mirror.pull(PATH, tmp_path / "new", checksums=(f"sha256:{SHA256}",))
 
 
-def test_a_bucket_that_is_not_there_is_named(endpoint: str, file: Path) -> None:
+def test_a_missing_object_or_bucket_is_named(
+    mirror: Mirror, endpoint: str, file: Path, tmp_path: Path
+) -> None:
     nowhere = at(endpoint, "s3://nowhere/prefix")
 
+    with pytest.raises(MissingFile, match=r"has no 'archives/dtd/dtd.tar.gz'; push it"):
+        mirror.pull(PATH, tmp_path / "new")
     with pytest.raises(MissingFile, match=f"no bucket 'nowhere' at {endpoint}; make it"):
-        push(nowhere, file, PATH)
+        nowhere.push(file, PATH)
     with pytest.raises(MissingFile, match="no bucket 'nowhere'"):
-        pull(nowhere, PATH, file)
+        nowhere.pull(PATH, file)
 
 
 def test_missing_rights_are_named_without_the_secret(
@@ -237,7 +187,7 @@ def test_missing_rights_are_named_without_the_secret(
     requests.post(f"{endpoint}/moto-api/reset-auth", data=b"0", timeout=5)
     try:
         with pytest.raises(PdError, match=r"no rights for s3://.*; check PD_S3") as caught:
-            push(mirror, file, PATH)
+            mirror.push(file, PATH)
     finally:
         requests.post(f"{endpoint}/moto-api/reset-auth", data=b"Infinity", timeout=5)
 
@@ -245,27 +195,16 @@ def test_missing_rights_are_named_without_the_secret(
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_that_does_not_answer_is_named(file: Path) -> None:
+def test_a_server_that_does_not_respond_is_named(file: Path) -> None:
     closed = "http://127.0.0.1:9"
 
-    mirror = open_mirror(
-        "s3://bucket", endpoint=closed, access_key="id", secret_key=SECRET, attempts=1
-    )
-
-    with pytest.raises(PdError, match=f"{closed} does not answer; check PD_S3_ENDPOINT_URL"):
-        push(mirror, file, PATH)
+    with pytest.raises(PdError, match=f"{closed} does not respond; check PD_S3_ENDPOINT_URL"):
+        at(closed, "s3://bucket").push(file, PATH)
 
 
-@pytest.mark.parametrize(
-    ("location", "message"),
-    [
-        (None, "PD_MIRROR is not set; set it to s3://<bucket>/<prefix>"),
-        ("https://host/bucket", "PD_MIRROR is 'https://host/bucket'; set it to s3://"),
-        ("s3://", "PD_MIRROR is 's3://'"),
-    ],
-)
-def test_a_missing_or_malformed_location_is_refused(location: str | None, message: str) -> None:
-    with pytest.raises(BadParams, match=message):
+@pytest.mark.parametrize("location", [None, "https://host/bucket", "s3://"])
+def test_a_missing_or_malformed_location_is_refused(location: str | None) -> None:
+    with pytest.raises(BadParams, match="PD_MIRROR is .*; set it to s3://<bucket>/<prefix>"):
         open_mirror(location)
 
 
@@ -274,7 +213,7 @@ def test_a_malformed_endpoint_is_refused() -> None:
         open_mirror("s3://bucket", endpoint="localhost")
 
 
-def test_without_credentials_the_message_says_which(
+def test_missing_credentials_are_named(
     endpoint: str, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -284,4 +223,4 @@ def test_without_credentials_the_message_says_which(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
 
     with pytest.raises(BadParams, match="no credentials for S3; set PD_S3_ACCESS_KEY_ID"):
-        push(open_mirror("s3://bucket", endpoint=endpoint), file, PATH)
+        open_mirror("s3://bucket", endpoint=endpoint).push(file, PATH)

@@ -46,7 +46,7 @@ def test_every_photo_data_set_and_variant_has_a_source() -> None:
 def test_files_end_where_the_catalogue_looks_for_them(name: str) -> None:
     source = source_of(name)
     placed = [
-        {item.placed for file in route for item in file.placements} for route in source.routes
+        {item.target for file in route for item in file.placements} for route in source.routes
     ]
 
     assert is_below(source.folder)

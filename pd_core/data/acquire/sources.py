@@ -1,4 +1,4 @@
-"""Files to download, one row each: addresses, checksums, and what they become."""
+"""Table of the files to download: addresses, checksums, and their place below the data root."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pd_core.core.errors import unknown
 
 
 class Origin(StrEnum):
-    """Who says that a file is at an address, and has that checksum."""
+    """Publication that an address and its checksum are taken from."""
 
     TORCHVISION = "torchvision"
     TENSORFLOW = "TensorFlow Datasets"
@@ -21,74 +21,74 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Address:
-    """One place where a file can be had."""
+    """Address of a file."""
 
     url: str
-    origin: Origin  # who says so
+    origin: Origin  # publication that it is taken from
     checksum: str = ""  # `md5:` or `sha256:` and hexadecimal digits; empty if none is known
-    unverified: bool = True  # nobody with authority published a checksum of what is there
+    unverified: bool = True  # no authority published a checksum
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What to take out of an archive, and where it goes.
+    """Wanted part of an archive, and its target.
 
     Attributes:
-        found: Path in the archive, looked for at the top and up to two folders below it, so that
-            a folder around everything does not matter; for a plain file its own name.
-        placed: Path below the folder of the data set; empty for the folder itself.
+        member: Path in the archive, at the top or up to two folders below it, so that a folder
+            around everything does not matter; for a plain file its own name.
+        target: Path below the folder of the data set; empty for the folder itself.
     """
 
-    found: str
-    placed: str
+    member: str
+    target: str
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to get."""
+    """File to download."""
 
-    name: str  # once it is here
-    addresses: tuple[Address, ...]  # best first; bytes may differ, what they unpack to may not
+    name: str  # local name
+    addresses: tuple[Address, ...]  # best first; bytes may differ, unpacked content may not
     placements: tuple[Placement, ...] = ()
-    nested: tuple[str, ...] = ()  # archives inside, by name, that are unpacked where they lie
+    nested: tuple[str, ...] = ()  # names of archives inside, which are unpacked where they are
 
     @property
     def is_archive(self) -> bool:
-        """Whether it has to be unpacked."""
+        """True if it has to be unpacked."""
         return self.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
 
     @property
     def checksums(self) -> tuple[str, ...]:
-        """The checksums that it may have, one an address; empty if an address has none."""
-        known = tuple(address.checksum for address in self.addresses)
-        return known if all(known) else ()
+        """Checksums of the addresses; empty if one of them has none."""
+        checksums = tuple(address.checksum for address in self.addresses)
+        return checksums if all(checksums) else ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a data set is got."""
+    """Download sources of a data set."""
 
-    name: str  # of the catalogue
+    name: str  # in the catalogue
     folder: str  # below the data root
-    routes: tuple[tuple[RemoteFile, ...], ...]  # sets of files, best first; each alone is enough
-    by_hand: str = ""  # what the user has to do first, with `{folder}` for the folder
-    needs: str = ""  # what is in the folder once that is done
+    routes: tuple[tuple[RemoteFile, ...], ...]  # sets of files, best first; each is sufficient
+    by_hand: str = ""  # manual step that has to come first, with `{folder}` for the folder
+    needs: str = ""  # name in the folder that exists once the manual step is done
 
 
-FOLDER = "weights"
-"""Folder of CLIP's weights, below the data root."""
+WEIGHTS = "weights"
+"""Folder of CLIP's weights below the data root."""
 
 
 def weight_names() -> tuple[str, ...]:
-    """Names of all files of weights."""
+    """Names of the weight files."""
     return tuple(_CLIP_ROWS)
 
 
 def weights_file(name: str) -> RemoteFile:
-    """Return the row of a file of weights.
+    """Return the row of a weight file.
 
     Raises:
-        UnknownName: There is none.
+        UnknownName: There is no such row.
     """
     if name not in _CLIP_ROWS:
         raise unknown("weights", name, _CLIP_ROWS)
@@ -96,12 +96,12 @@ def weights_file(name: str) -> RemoteFile:
 
 
 def source_names() -> tuple[str, ...]:
-    """Names of all data sets that have a source."""
+    """Names of the data sets that can be downloaded."""
     return tuple(_BY_NAME)
 
 
 def source_of(name: str) -> Source:
-    """Return how a data set is got.
+    """Return the sources of a data set.
 
     Raises:
         UnknownName: There is no such row.
@@ -112,39 +112,39 @@ def source_of(name: str) -> Source:
 
 
 def _openai(name: str, sha256: str) -> RemoteFile:
-    """Weights of OpenAI's; the address holds the checksum, and open_clip has both."""
+    """Weights of OpenAI; the address contains the checksum, and open_clip has both."""
     url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}"
     return RemoteFile(name, (Address(url, Origin.OPEN_CLIP, f"sha256:{sha256}", unverified=False),))
 
 
 def _torchvision(url: str, md5: str) -> Address:
-    """An address that torchvision has in its sources."""
+    """An address and checksum from the sources of torchvision."""
     return Address(url, Origin.TORCHVISION, f"md5:{md5}", unverified=False)
 
 
 def _tensorflow(url: str, sha256: str) -> Address:
-    """An address whose checksum TensorFlow Datasets recorded."""
+    """An address and checksum from TensorFlow Datasets."""
     return Address(url, Origin.TENSORFLOW, f"sha256:{sha256}", unverified=False)
 
 
 def _reported(url: str, checksum: str = "") -> Address:
-    """An address that users' scripts have."""
+    """An address from users' scripts."""
     return Address(url, Origin.REPORTED, checksum)
 
 
 def _drive(file_id: str) -> Address:
-    """An address of a small file on Google Drive that CoOp's instructions name."""
+    """A small file on Google Drive, from CoOp's instructions."""
     return Address(f"https://drive.google.com/uc?export=download&id={file_id}", Origin.COOP)
 
 
 def _drive_large(file_id: str, checksum: str = "") -> Address:
-    """An address that skips Google Drive's question whether to forgo the virus scan."""
+    """A large file on Google Drive, without the confirmation page of its virus scan."""
     host = "https://drive.usercontent.google.com"
     return _reported(f"{host}/download?id={file_id}&export=download&confirm=t", checksum)
 
 
 def _plain(name: str, *addresses: Address) -> RemoteFile:
-    """A file that is used as it is, in the data set's folder."""
+    """A file that goes as it is into the data set's folder."""
     return RemoteFile(name, addresses, (Placement(name, name),))
 
 
@@ -154,18 +154,18 @@ def _split(title: str, file_id: str) -> RemoteFile:
 
 
 def _packed(name: str, wanted: str, *addresses: Address, nested: str = "") -> RemoteFile:
-    """An archive; `wanted` are names in it that are kept, blanks between them."""
+    """An archive; `wanted` are the members to keep, separated by blanks."""
     placements = tuple(Placement(path, path) for path in wanted.split())
     return RemoteFile(name, addresses, placements, tuple(nested.split()))
 
 
-def _moved(name: str, found: str, placed: str, *addresses: Address) -> RemoteFile:
-    """An archive of which one folder is kept, in another place below the data set's folder."""
-    return RemoteFile(name, addresses, (Placement(found, placed),))
+def _moved(name: str, member: str, target: str, *addresses: Address) -> RemoteFile:
+    """An archive of which one folder is kept under another name."""
+    return RemoteFile(name, addresses, (Placement(member, target),))
 
 
 def _copy(name: str, wanted: str, *, sha256: str = "", reported: str = "") -> RemoteFile:
-    """The authors' copy of a whole data set; the checksum is theirs or one that users report."""
+    """The authors' copy of a data set, with their checksum or one that users report."""
     digits = sha256 or reported
     checksum = f"sha256:{digits}" if digits else ""
     address = Address(f"{_COPIES}/{name}", Origin.AUTHORS, checksum, unverified=not sha256)
@@ -175,7 +175,7 @@ def _copy(name: str, wanted: str, *, sha256: str = "", reported: str = "") -> Re
 def _source(
     name: str, folder: str, *files: RemoteFile, copy: RemoteFile | None = None, **by_hand: str
 ) -> Source:
-    """A data set from its origin or else, if there is one, the authors' copy."""
+    """A data set from its origin or else from the authors' copy, if there is one."""
     return Source(name, folder, (files, (copy,)) if copy else (files,), **by_hand)
 
 
