@@ -42,7 +42,8 @@ Reference = Annotated[
 _NONE = "–"
 _TESTS = """\
 p       of a data set: McNemar's test on its test pictures, for hm a permutation test;
-        of the average: Wilcoxon's test over the data sets; not corrected for the many rows"""
+        of the average: Wilcoxon's test over three data sets or more;
+        not corrected for the many rows"""
 _PIPED_WIDTH = 10_000  # columns: no line is broken where a program reads
 
 
@@ -71,10 +72,11 @@ def show() -> None:
     """Print the result table, and where to look further."""
     params = load_params(PARAMS)
     from pd_core.reporting import report as stage
+    from pd_core.reporting.results import read_titles
 
     folder = REPORTS / params.profile.name
     console = Console()
-    console.print(stage.table(stage.read_summary(folder), stage.read_titles(DATA / "prepare")))
+    console.print(stage.table(stage.read_summary(folder), read_titles(DATA / "prepare")))
     console.print(f"Report   {folder / 'summary.md'}, {folder / 'summary.png'}")
     if sys.prefix not in (sys.base_prefix, os.environ.get("VIRTUAL_ENV")):
         prefix, here = Path(sys.prefix), Path.cwd()

@@ -14,6 +14,9 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_DATASETS = 3
+"""Fewer data sets have no p-value: of two it is 0.5 or 1, whatever their differences are."""
+
 _EXACT = 13  # data sets: beyond, the signs of all differences are too many to go through
 _ROUNDING = 1e-9  # differences closer than this are the same
 
@@ -141,7 +144,7 @@ class OverDatasets:
     Attributes:
         datasets: how many there are.
         difference: the mean of their differences.
-        p: of Wilcoxon's signed-rank test that there is none; None for a single data set.
+        p: of Wilcoxon's signed-rank test that there is none; None of fewer than `LEAST_DATASETS`.
     """
 
     datasets: int
@@ -168,7 +171,7 @@ def over_datasets(
     if not shared:
         raise ValueError("the two methods share no data set")
     differences = [fmean(first[name]) - fmean(second[name]) for name in shared]
-    p = signed_ranks(differences) if len(shared) > 1 else None
+    p = signed_ranks(differences) if len(shared) >= LEAST_DATASETS else None
     return OverDatasets(len(shared), fmean(differences), p)
 
 

@@ -29,9 +29,9 @@ ROOMS = {
     "stages": ("pipeline/stages",),
     "protocols": ("pipeline/protocols.py",),
     "ablations": ("pipeline/ablations.py",),
-    "results": ("reporting/results.py",),
+    "results": ("reporting/results.py", "reporting/tables.py", "reporting/figures.py"),
     "report": ("reporting/report.py",),
-    "protocol_report": ("reporting/protocol_results.py", "reporting/protocol_report.py"),
+    "protocol_report": ("reporting/protocol_report.py",),
     "ablation_report": ("reporting/ablation_report.py",),
 }
 """The folders' modules and the single files, in the package, that each room is made of."""

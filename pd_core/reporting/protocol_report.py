@@ -1,173 +1,60 @@
-"""Stage `report` of the protocols: results over the seeds as JSON, Markdown and a figure."""
+"""Stage `report` of the protocols: mean, spread, outliers and significance over the seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, floor
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import sqrt
 from pathlib import Path
-from statistics import fmean
-from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from statistics import NormalDist, fmean, median
+from typing import Annotated, Any
 
-from pd_core.core.artifacts import write_json, write_text
+from pydantic import AllowInfNan, Field, TypeAdapter, ValidationError
+
+from pd_core.core.artifacts import read_json, understood, write_json, write_text
 from pd_core.core.atomic import write_folder
+from pd_core.core.errors import BadParams, PdError
 from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting import results
-from pd_core.reporting.protocol_results import (
-    Run,
-    averages,
-    headline_of,
+from pd_core.evaluation.significance import over_datasets
+from pd_core.pipeline.redaction import masked
+from pd_core.reporting.figures import single_seeds
+from pd_core.reporting.results import (
+    ACCURACY,
+    MODELS,
+    PROTOCOLS,
+    Scores,
+    Summary,
+    Titles,
+    average,
+    heading,
     keys_of,
+    mean_and_deviation,
+    p_value,
     protocols_of,
-    read,
-    summarise,
+    rounded,
+    scores_of,
+    title,
+    titles_of,
+    with_deviation,
 )
-from pd_core.reporting.results import WHO, Scores, Summary, Titles, title
+from pd_core.reporting.tables import Column, Kind, Row, Table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from rich.table import Table
+Run = Mapping[str, Scores]  # model -> the protocol's keys, in percent
+Runs = Mapping[str, Mapping[str, Run]]  # data set -> seed -> run
+Cell = Mapping[str, float]  # seed -> headline number
 
-_BAND = "#F5F5F5"
-_ROW, _HEAD = 0.44, 0.9  # inches: height of a data set, and of a panel's title and axis
-_LINE = 36  # characters of a title in a line, of which a row has room for two
-_RING: dict[str, Any] = {
-    "linestyle": "none", "marker": "o", "markersize": 9, "zorder": 4,
-    "markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4,
-}  # fmt: skip
-_AXES = {"hm": "harmonic mean of base and novel accuracy (%)", "accuracy": "accuracy (%)"}
-
-HEADINGS = {
-    Protocol.BASE_TO_NOVEL: "Base to novel",
-    Protocol.CROSS_DATASET: "Cross-data-set",
-    Protocol.DOMAIN_GENERALISATION: "Domain generalisation",
-    Protocol.ALL_CLASSES: "All classes",
-}
+COMPARED = (
+    ("student", "zero_shot_student"),
+    ("student", "teacher"),
+    ("teacher", "zero_shot_teacher"),
+    ("student", "zero_shot_teacher"),
+)
+NOT_RUN = "Not run. `cd protocols && dvc repro` runs every protocol over several seeds."
 
 _HALVES = "Base classes / novel classes / harmonic mean; differences and outliers are of the last."
 _WHOLE = "Accuracy over all classes."
-
-
-# Colour, mark, its size in points, rows downwards; the shapes tell them apart as well
-_SERIES = {
-    "zero_shot_student": ("#666666", "s", 7.5, -0.28),
-    "teacher": (results.VERMILION, "D", 6.2, 0.0),
-    "student": (results.BLUE, "o", 8.0, 0.28),
-}
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A data set, or the average: the headline number of each seed by who, and who is off."""
-
-    title: str
-    values: Mapping[str, Mapping[str, float]]
-    wild: frozenset[tuple[str, str]] = frozenset()  # who and seed
-
-    def mean(self, who: str) -> float:
-        return fmean(self.values[who].values())
-
-
-def figure(summary: Summary, titles: Titles | None = None) -> bytes:
-    """Draw one panel a protocol: each data set's seeds as dots on their mean's marker.
-
-    Data sets are in the order of the distilled student's mean; the average of the panel comes last.
-    Outliers are ringed. All panels have the same axis.
-
-    Returns:
-        A PNG picture, the same bytes for the same summary.
-    """
-    panels = {
-        protocol: _rows_of(protocol, found, titles)
-        for protocol, found in protocols_of(summary).items()
-    }
-    heights = [_ROW * len(rows) for rows in panels.values()]
-    everything = [row for rows in panels.values() for row in rows]
-    limits = _limits(everything)
-
-    def draw(picture: Figure) -> None:
-        places = picture.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
-        for axes, (protocol, rows) in zip(places, panels.items(), strict=True):
-            _draw(axes, rows)
-            axes.set_xlim(limits)
-            axes.set_title(HEADINGS[protocol], loc="left", weight="bold", color=results.INK)
-            label = [_AXES[headline_of(protocol)], *_taught_by(summary, protocol, titles)]
-            axes.set_xlabel("\n".join(label), loc="right", color=results.INK)
-        _legend(picture, several=len(summary["seeds"]) > 1, ringed=any(r.wild for r in everything))
-
-    return results.png(draw, height=0.8 + sum(heights) + _HEAD * len(panels), gap=0.08)
-
-
-def _rows_of(protocol: Protocol, found: Summary, titles: Titles | None) -> list[_Row]:
-    """Return the data sets by the distilled student's mean, then the average."""
-    key, runs = headline_of(protocol), found["runs"]
-    wild = {(one["dataset"], one["who"], str(one["seed"])) for one in found["outliers"]}
-    rows = [
-        _Row(
-            title(name, titles),
-            _by_who(seeds, key),
-            frozenset((who, seed) for off, who, seed in wild if off == name),
-        )
-        for name, seeds in runs.items()
-    ]
-    rows.sort(key=lambda row: (-row.mean("student"), row.title))
-    return [*rows, _Row("average", _by_who(averages(runs), key))]
-
-
-def _by_who(seeds: Mapping[str, Run], key: str) -> dict[str, dict[str, float]]:
-    return {who: {seed: run[who][key] for seed, run in seeds.items()} for who in _SERIES}
-
-
-def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
-    """Draw each one's mean as a pale marker, and its seeds as dots on it or beside it."""
-    for place, row in enumerate(rows):
-        for who, (colour, _, _, lift) in _SERIES.items():
-            y, values = place + lift, row.values[who]
-            axes.plot(row.mean(who), y, **_mean_style(who))
-            axes.plot(list(values.values()), [y] * len(values), **_dot_style(colour))
-            ringed = [value for seed, value in values.items() if (who, seed) in row.wild]
-            axes.plot(ringed, [y] * len(ringed), **_RING)
-        results.write_gain(axes, place, row.mean("student") - row.mean("zero_shot_student"))
-    for place in range(0, len(rows) - 1, 2):
-        axes.axhspan(place - 0.5, place + 0.5, color=_BAND, zorder=0)
-    results.name_rows(axes, [fill(row.title, _LINE) for row in rows])
-
-
-def _limits(rows: Sequence[_Row]) -> tuple[int, int]:
-    """Return the axis of all panels: whole tens around all seeds, with room for markers."""
-    values = [value for row in rows for seeds in row.values.values() for value in seeds.values()]
-    return max(0, 10 * floor(min(values) / 10 - 0.2)), min(100, 10 * ceil(max(values) / 10 + 0.2))
-
-
-def _legend(picture: Figure, *, several: bool, ringed: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    marks = [Line2D([], [], label=TITLES[who], **_mean_style(who)) for who in _SERIES]
-    if several:
-        marks.append(Line2D([], [], label="single seeds", **_dot_style(results.INK)))
-    if ringed:
-        marks.append(Line2D([], [], label="outlier", **_RING))
-    picture.legend(
-        handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=10,
-        handletextpad=0.2, columnspacing=1.4,
-    )  # fmt: skip
-
-
-def _mean_style(who: str) -> dict[str, Any]:
-    colour, marker, size, _ = _SERIES[who]
-    return {
-        "linestyle": "none", "marker": marker, "markersize": size, "zorder": 2,
-        "markerfacecolor": (colour, 0.3), "markeredgecolor": colour,
-    }  # fmt: skip
-
-
-def _dot_style(colour: str) -> dict[str, Any]:
-    return {
-        "linestyle": "none", "marker": "o", "markersize": 3, "zorder": 3, "color": colour,
-    }  # fmt: skip
 
 
 def run(
@@ -184,7 +71,7 @@ def run(
 
     Args:
         evaluations: holds `<protocol>/<run>/metrics.json`, see `read`.
-        folder: where the three files go, `reports/protocols`; replaced.
+        folder: output folder, `reports/protocols`; replaced.
         profile: `quickstart` or `paper`.
         datasets: by protocol, the data sets to report; a protocol without any is left out.
         seeds: the seeds to report.
@@ -202,87 +89,273 @@ def run(
     with write_folder(folder) as new:
         write_json(new / "summary.json", summary)
         write_text(new / "summary.md", markdown(summary, titles))
-        (new / "summary.png").write_bytes(figure(summary, titles))
+        (new / "summary.png").write_bytes(single_seeds(summary, titles))
     return summary
 
 
+def read(
+    evaluations: Path,
+    *,
+    datasets: Mapping[Protocol, Sequence[str]],
+    seeds: Sequence[int],
+    source: str | None = None,
+) -> dict[Protocol, Runs]:
+    """Read the metrics of all runs.
+
+    Args:
+        evaluations: holds `<protocol>/<data set>-<seed>/metrics.json`, or
+            `<data set>-from-<source>-<seed>` where the teacher was tuned on another data set.
+        datasets: by protocol, the data sets to read; a protocol without any is left out.
+        seeds: the seeds to read.
+        source: the data set that the teacher was tuned on, for the protocols with such a one.
+
+    Returns:
+        By protocol, data set, seed and model: base, novel and hm, or accuracy, in percent.
+
+    Raises:
+        BadParams: there is no data set, no seed, or no source where one is needed.
+        MissingFile: a run is missing.
+        BadArtifact: a file lacks a number.
+    """
+    wanted = {protocol: datasets[protocol] for protocol in Protocol if datasets.get(protocol)}
+    if not wanted or not seeds:
+        raise BadParams("the protocols need at least one data set and one seed")
+    return {
+        protocol: {
+            name: {
+                str(seed): _read_run(evaluations, protocol, name, seed, source)
+                for seed in sorted(seeds)
+            }
+            for name in sorted(names)
+        }
+        for protocol, names in wanted.items()
+    }
+
+
+def _read_run(
+    evaluations: Path, protocol: Protocol, name: str, seed: int, source: str | None
+) -> Run:
+    target = name
+    if protocol.has_source:
+        if source is None:
+            raise BadParams(f"protocol '{protocol}' needs a source; name one under `source`")
+        target = f"{name}-from-{source}"
+    path = evaluations / protocol / f"{target}-{seed}" / "metrics.json"
+    remedy = f"run `dvc repro {protocol}@{name}-{seed}` in protocols/"
+    content = read_json(path, what=f"result of {protocol} on '{name}', seed {seed}", remedy=remedy)
+    keys = keys_of(protocol)
+    if keys != (ACCURACY,):
+        return scores_of(content, MODELS, keys, path=path, remedy=remedy)
+    scores = scores_of(content, MODELS, ("all",), path=path, remedy=remedy)
+    return {model: {ACCURACY: row["all"]} for model, row in scores.items()}
+
+
+def summarise(
+    profile: str, measured: Mapping[Protocol, Runs], source: str | None = None
+) -> dict[str, Any]:
+    """Average over the seeds, compare, and name outliers.
+
+    Differences are of the headline number, paired by data set and seed: their mean over both, the
+    standard deviation over the seeds of the mean over the data sets, and Wilcoxon's p over the data
+    sets. (The difference of harmonic means so averaged is not exactly that of the averages'
+    harmonic means.)
+
+    Args:
+        profile: `quickstart` or `paper`.
+        measured: as `read` returns it.
+        source: the data set that the teacher was tuned on, where it is another.
+
+    Returns:
+        `profile`, `seeds`, `source` and `protocols.<protocol>` with `datasets`, `average`,
+        `differences`, `outliers` and `runs`; percent and points have two decimals, p has four
+        significant digits (None of too few data sets). `<key>_std` and `<key>_n` go with a mean
+        over several seeds.
+    """
+    runs = [run for protocol in measured.values() for run in protocol.values()]
+    summary: dict[str, Any] = {
+        "profile": profile,
+        "seeds": sorted({int(seed) for run in runs for seed in run}),
+        "protocols": {
+            str(protocol): _summarise(protocol, runs) for protocol, runs in measured.items()
+        },
+    }
+    if any(protocol.has_source for protocol in measured):
+        summary["source"] = source
+    return summary
+
+
+def _summarise(protocol: Protocol, runs: Runs) -> dict[str, Any]:
+    keys = keys_of(protocol)
+    headlines = {
+        model: {
+            name: {seed: run[model][keys[-1]] for seed, run in seeds.items()}
+            for name, seeds in runs.items()
+        }
+        for model in MODELS
+    }
+    averages = [
+        {model: average([run[seed][model] for run in runs.values()], keys) for model in MODELS}
+        for seed in next(iter(runs.values()))
+    ]
+    return {
+        "datasets": {name: _statistics(list(seeds.values())) for name, seeds in runs.items()},
+        "average": _statistics(averages),
+        "differences": [
+            {"first": first, "second": second, "key": keys[-1]}
+            | _difference(headlines[first], headlines[second])
+            for first, second in COMPARED
+        ],
+        "outliers": [
+            {
+                "dataset": outlier.cell,
+                "who": model,
+                "seed": int(outlier.seed),
+                "key": keys[-1],
+                "value": round(outlier.value, 2),
+                "others": round(outlier.others, 2),
+                "deviation": round(outlier.deviation, 2),
+            }
+            for model, cells in headlines.items()
+            for outlier in outliers(cells)
+        ],
+        "runs": {
+            name: {
+                seed: {model: rounded(scores) for model, scores in run.items()}
+                for seed, run in seeds.items()
+            }
+            for name, seeds in runs.items()
+        },
+    }
+
+
+def _statistics(seeds: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Return mean, standard deviation and count over the seeds, by model."""
+    return {
+        model: {
+            name: number
+            for key in seeds[0][model]
+            for name, number in spread(key, [run[model][key] for run in seeds]).items()
+        }
+        for model in MODELS
+    }
+
+
+def spread(key: str, values: Sequence[float]) -> dict[str, float]:
+    """Average a number over its seeds, of which there is at least one.
+
+    Returns:
+        The mean as `<key>`; of several seeds also the sample standard deviation as `<key>_std`, and
+        their count as `<key>_n`.
+    """
+    mean, deviation = mean_and_deviation(values)
+    if deviation is None:
+        return {key: mean}
+    return {key: mean, f"{key}_std": deviation, f"{key}_n": len(values)}
+
+
+def _difference(first: Mapping[str, Cell], second: Mapping[str, Cell]) -> dict[str, Any]:
+    overall = over_datasets(
+        *({name: list(cell.values()) for name, cell in cells.items()} for cells in (first, second))
+    )
+    seeds = next(iter(first.values()))
+    changes = [fmean(first[name][seed] - second[name][seed] for name in first) for seed in seeds]
+    _, deviation = mean_and_deviation(changes)
+    return {
+        "datasets": overall.datasets,
+        "seeds": len(seeds),
+        "difference": round(overall.difference, 2) + 0.0,  # a zero has no sign
+        **({} if deviation is None else {"difference_std": deviation}),
+        "p": None if overall.p is None else float(f"{overall.p:.4g}"),
+    }
+
+
+LEAST = 5.0
+"""A run that is less than so many points off is no outlier, however little the others vary."""
+
+_FAR = 4.0  # standard deviations of a seed's distance from the other seeds
+_PAIR = sqrt(2) * NormalDist().inv_cdf(0.75)  # median of |a - b|, in standard deviations
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A seed that lies far from the others of its cell.
+
+    Attributes:
+        cell: the cell's name.
+        seed: the seed that is off.
+        value: measured with it.
+        others: the median of the other seeds.
+    """
+
+    cell: str
+    seed: str
+    value: float
+    others: float
+
+    @property
+    def deviation(self) -> float:
+        """How far it lies above the other seeds (below: negative)."""
+        return self.value - self.others
+
+
+def outliers(cells: Mapping[str, Cell]) -> list[Outlier]:
+    """Name the seeds that lie far from the other seeds of their cell.
+
+    Three seeds say little about how much a number varies from seed to seed, so that is estimated
+    from all cells together: the median difference between two seeds of one cell, which is 0.954
+    standard deviations of a normal spread for any number of seeds. The pairs of the run under test
+    are left out, and other outliers move a median little, so that no outlier hides itself or
+    another. Named is a run that is farther from its cell's median than more than half of the cell's
+    runs (so not its neighbours, and none where two seeds merely differ), and whose distance from
+    the median of the others is at least four standard deviations of such a distance and at least
+    `LEAST` points: half of the ten by which single seeds go wrong. In simulated normal spreads of
+    eleven data sets and three seeds, a name is false in one table of twenty at most, and in none
+    where the standard deviation is a point; ten points are named where it is estimated to be below
+    two.
+
+    Args:
+        cells: of one protocol and one model, the headline number by data set and by seed.
+
+    Returns:
+        The outliers, in the order of `cells` and their seeds.
+    """
+    return [
+        run
+        for name, cell in cells.items()
+        for run in _far_from_most(name, cell)
+        if abs(run.deviation) >= max(LEAST, _FAR * _distance_deviation(cells, run))
+    ]
+
+
+def _far_from_most(name: str, cell: Cell) -> Iterator[Outlier]:
+    """Yield the runs that are farther from the cell's median than most of its runs."""
+    middle = median(cell.values())
+    distances = {seed: abs(value - middle) for seed, value in cell.items()}
+    for seed, value in cell.items():
+        closer = sum(distance < distances[seed] for distance in distances.values())
+        if closer > len(cell) / 2:
+            others = median(number for other, number in cell.items() if other != seed)
+            yield Outlier(name, seed, value, others)
+
+
+def _distance_deviation(cells: Mapping[str, Cell], run: Outlier) -> float:
+    """Return the standard deviation of a seed's distance from the other seeds, in points."""
+    differences = [
+        abs(value - other)
+        for name, cell in cells.items()
+        for (first, value), (second, other) in combinations(cell.items(), 2)
+        if name != run.cell or run.seed not in (first, second)
+    ]
+    seeds = len(cells[run.cell])
+    # the middle of the others varies as well, by about one in so many as they are
+    return median(differences) / _PAIR * sqrt(seeds / (seeds - 1))
+
+
 def markdown(summary: Summary, titles: Titles | None = None) -> str:
-    """Return the summary as Markdown: what was run, then one section per protocol."""
-    lines = _introduction(summary)
-    for protocol, found in protocols_of(summary).items():
-        people = titles_of(protocol)
-        lines += ["", f"## {heading(summary, protocol, titles)}", ""]
-        lines += [_HALVES if protocol is Protocol.BASE_TO_NOVEL else _WHOLE, ""]
-        rows = (
-            [name, *(_all_numbers(protocol, row[who], who) for who in WHO)]
-            for name, row in _rows(found, titles)
-        )
-        lines += results.markdown_table(["data set", *(people[who] for who in WHO)], rows)
-        lines += ["", *(f"- {sentence}." for sentence in findings(protocol, found, titles))]
-    return "\n".join(lines) + "\n"
-
-
-def heading(summary: Summary, protocol: Protocol, titles: Titles | None) -> str:
-    """Return a protocol's heading, with the source if the teacher is another data set's."""
-    return ", ".join([HEADINGS[protocol], *_taught_by(summary, protocol, titles)])
-
-
-def titles_of(protocol: Protocol) -> dict[str, str]:
-    """Return what people call those who are measured: most teachers know the data set itself."""
-    return TITLES | ({"teacher": "source's teacher"} if protocol.has_source else {})
-
-
-def findings(protocol: Protocol, found: Summary, titles: Titles | None = None) -> list[str]:
-    """Tell a protocol's differences and outliers, one line each."""
-    told = _differences(protocol, found, digits=2, over=_over(found))
-    return told + _outliers(protocol, found, titles)
-
-
-def table(summary: Summary, titles: Titles | None = None) -> Table:
-    """Return the headline numbers as a table for the terminal, with differences and outliers."""
-    from rich.text import Text
-
-    shown = results.terminal_table(
-        "data set", 36,
-        title=f"PromptKD, {summary['profile']} profile, {_seeds(summary)}",
-        caption=Text("\n".join(_notes(summary, titles))),
-        caption_justify="left",
-    )  # fmt: skip
-    for who in WHO:
-        weight = "bold" if who == "student" else ""
-        shown.add_column(
-            TITLES[who].replace(" ", "\n"), justify="right", style=weight, no_wrap=True
-        )
-    for protocol, found in protocols_of(summary).items():
-        shown.add_row(Text(heading(summary, protocol, titles), style="italic"))
-        rows, key = _rows(found, titles), headline_of(protocol)
-        for index, (name, row) in enumerate(rows, 1):
-            cells = [_spread(row[who], key, digits=1) for who in WHO]
-            label = Text(name, no_wrap=True, overflow="ellipsis")  # cut, not broken
-            shown.add_row(label, *cells, end_section=index >= len(rows) - 1)
-    return shown
-
-
-def _taught_by(summary: Summary, protocol: Protocol, titles: Titles | None) -> list[str]:
-    """Say whose teacher it is, if it is another data set's: one phrase, or none."""
-    return [f"teacher from {title(summary['source'], titles)}"] if protocol.has_source else []
-
-
-def _notes(summary: Summary, titles: Titles | None) -> list[str]:
-    """Say what the terminal's table shows, how large the differences are, and who is off."""
-    several = " ± standard deviation" if len(summary["seeds"]) > 1 else ""
-    lines = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
-    for protocol, found in protocols_of(summary).items():
-        lines += ["", f"{HEADINGS[protocol]},{_over(found)}:"]
-        lines += _differences(protocol, found, digits=1)
-        lines += _outliers(protocol, found, titles)
-    return lines
-
-
-def _introduction(summary: Summary) -> list[str]:
+    """Return the summary as Markdown: profile and seeds, then one section per protocol."""
     several = len(summary["seeds"]) > 1
     shown = "mean ± sample standard deviation over the seeds" if several else "of a single seed"
-    return [
+    lines = [
         f"# Protocols of the {summary['profile']} profile, {_seeds(summary)}",
         "",
         f"Accuracy in percent, {shown}.",
@@ -291,6 +364,42 @@ def _introduction(summary: Summary) -> list[str]:
         "Differences are paired by data set and seed; p is of Wilcoxon's signed-rank test over the",
         "data sets, each with the mean of its seeds.",
     ]
+    for protocol, part in protocols_of(summary).items():
+        names = titles_of(protocol)
+        rows = [
+            (name, *(_all_numbers(protocol, row[model], model) for model in MODELS))
+            for name, row in _rows(part, titles)
+        ]
+        lines += ["", f"## {heading(summary, protocol, titles)}", ""]
+        lines += [_HALVES if protocol is Protocol.BASE_TO_NOVEL else _WHOLE, ""]
+        lines += [Table(["data set", *(names[model] for model in MODELS)], rows).markdown()]
+        lines += ["", *(f"- {sentence}." for sentence in findings(protocol, part, titles))]
+    return "\n".join(lines) + "\n"
+
+
+def table(summary: Summary, titles: Titles | None = None) -> Table:
+    """Return the headline numbers, with differences and outliers as notes."""
+    several = " ± standard deviation" if len(summary["seeds"]) > 1 else ""
+    notes = [f"percent: harmonic mean of base and novel accuracy, or accuracy{several}"]
+    rows = []
+    for protocol, part in protocols_of(summary).items():
+        key = keys_of(protocol)[-1]
+        rows.append(Row((heading(summary, protocol, titles),), Kind.HEADING))
+        for name, row in _rows(part, titles):
+            kind = Kind.AVERAGE if row is part["average"] else Kind.PLAIN
+            rows.append(Row((name, *(_number(row[m], key, digits=1) for m in MODELS)), kind))
+        notes += ["", f"{PROTOCOLS[protocol]},{_over(part)}:"]
+        notes += _differences(protocol, part, digits=1)
+        notes += _outlier_lines(protocol, part, titles)
+    columns = [Column(TITLES[m].replace(" ", "\n"), bold=m == "student") for m in MODELS]
+    name = f"PromptKD, {summary['profile']} profile, {_seeds(summary)}"
+    return Table(["data set", *columns], rows, title=name, notes=notes, name_width=36)
+
+
+def findings(protocol: Protocol, part: Summary, titles: Titles | None = None) -> list[str]:
+    """Return a protocol's differences and outliers, one line each."""
+    differences = _differences(protocol, part, digits=2, over=_over(part))
+    return differences + _outlier_lines(protocol, part, titles)
 
 
 def _seeds(summary: Summary) -> str:
@@ -298,51 +407,161 @@ def _seeds(summary: Summary) -> str:
     return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
 
 
-def _rows(found: Summary, titles: Titles | None) -> list[tuple[str, Mapping[str, Scores]]]:
-    rows = [(title(name, titles), row) for name, row in sorted(found["datasets"].items())]
-    return [*rows, ("average", found["average"])]
+def _rows(part: Summary, titles: Titles | None) -> list[tuple[str, Mapping[str, Scores]]]:
+    rows = [(title(name, titles), row) for name, row in sorted(part["datasets"].items())]
+    return [*rows, ("average", part["average"])]
 
 
-def _all_numbers(protocol: Protocol, scores: Scores, who: str) -> str:
-    *others, headline = (_spread(scores, key, digits=2) for key in keys_of(protocol))
-    return " / ".join([*others, f"**{headline}**" if who == "student" else headline])
+def _all_numbers(protocol: Protocol, scores: Scores, model: str) -> str:
+    *others, headline = (_number(scores, key, digits=2) for key in keys_of(protocol))
+    return " / ".join([*others, f"**{headline}**" if model == "student" else headline])
 
 
-def _spread(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:
+def _number(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:
     number = f"{scores[key]:{sign}.{digits}f}"
-    std = scores.get(f"{key}_std")
-    return number if std is None else f"{number} ± {std:.{digits}f}"
+    return with_deviation(number, scores.get(f"{key}_std"), digits=digits)
 
 
-def _differences(protocol: Protocol, found: Summary, *, digits: int, over: str = "") -> list[str]:
-    """Tell the differences, one line each; `over` goes between the points and p."""
-    people = titles_of(protocol)
+def _differences(protocol: Protocol, part: Summary, *, digits: int, over: str = "") -> list[str]:
+    """Describe the differences, one line each; `over` goes between the points and p."""
+    names = titles_of(protocol)
     return [
-        f"{people[one['first']]} over {people[one['second']]}: "
-        f"{_spread(one, 'difference', digits=digits, sign='+')} points{over}, {_p(one['p'])}"
-        for one in found["differences"]
+        f"{names[row['first']]} over {names[row['second']]}: "
+        f"{_number(row, 'difference', digits=digits, sign='+')} points{over}, {p_value(row['p'])}"
+        for row in part["differences"]
     ]
 
 
-def _p(value: float | None) -> str:
-    return "too few for p" if value is None else f"p = {value:.2g}"
-
-
-def _over(found: Summary) -> str:
-    count = len(found["datasets"])
+def _over(part: Summary) -> str:
+    count = len(part["datasets"])
     return f" over {count} data set{'s' if count > 1 else ''}"
 
 
-def _outliers(protocol: Protocol, found: Summary, titles: Titles | None) -> list[str]:
+def _outlier_lines(protocol: Protocol, part: Summary, titles: Titles | None) -> list[str]:
     """Name the outliers, one line each, or say that there is none, or that none can be named."""
-    people = titles_of(protocol)
-    runs = [run for seeds in found["runs"].values() for run in seeds.values()]
-    seeds = len(next(iter(found["runs"].values())))
-    if seeds < 3:
+    names = titles_of(protocol)
+    seeds = [len(runs) for runs in part["runs"].values()]
+    if seeds[0] < 3:
         return ["outliers: none named, which takes three seeds"]
     return [
-        f"outlier: {title(one['dataset'], titles)}, {people[one['who']]}, seed {one['seed']}: "
-        f"{one['value']:.1f}, {one['deviation']:+.1f} points off the other seeds' "
-        f"{one['others']:.1f}"
-        for one in found["outliers"]
-    ] or [f"no outlier among {len(runs)} runs"]
+        f"outlier: {title(row['dataset'], titles)}, {names[row['who']]}, seed {row['seed']}: "
+        f"{row['value']:.1f}, {row['deviation']:+.1f} points off the other seeds' "
+        f"{row['others']:.1f}"
+        for row in part["outliers"]
+    ] or [f"no outlier among {sum(seeds)} runs"]
+
+
+_Number = Annotated[float, AllowInfNan(False)]
+_Model = Annotated[str, Field(pattern=f"^({'|'.join(MODELS)})$")]
+_Scores = dict[_Model, dict[str, _Number]]  # key -> percent
+
+
+@dataclass(frozen=True)
+class _Difference:
+    first: _Model
+    second: _Model
+    datasets: int
+    seeds: int
+    difference: _Number
+    p: _Number | None
+    difference_std: _Number | None = None
+
+
+@dataclass(frozen=True)
+class _Outlier:
+    dataset: str
+    who: _Model
+    seed: int
+    value: _Number
+    others: _Number
+    deviation: _Number
+
+
+@dataclass(frozen=True)
+class _Part:
+    datasets: dict[str, _Scores]
+    average: _Scores
+    differences: list[_Difference]
+    outliers: list[_Outlier]
+    runs: dict[str, dict[str, _Scores]]  # data set -> seed
+
+
+@dataclass(frozen=True)
+class _Summary:
+    seeds: Annotated[list[int], Field(min_length=1)]
+    protocols: dict[str, _Part]
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Results over several seeds.
+
+    Attributes:
+        summary: as `summarise` made it; empty if there is none.
+        note: why there is none; empty if there is one.
+    """
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were run."""
+        return tuple(self.summary.get("seeds", ()))
+
+    @property
+    def source(self) -> str | None:
+        """The data set whose teacher is measured on others; None if none is."""
+        return self.summary.get("source")
+
+    @property
+    def protocols(self) -> dict[Protocol, Summary]:
+        """The results by protocol."""
+        return protocols_of(self.summary) if self.summary else {}
+
+
+def read_summary(folder: Path) -> Seeds:
+    """Read the summary of a profile's protocols.
+
+    Args:
+        folder: where their report is.
+
+    Returns:
+        The summary; or, if there is none or the file is corrupt, a note that says so.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        return Seeds(note=NOT_RUN)
+    what, remedy = "summary of the protocols", "run `cd protocols && dvc repro report`"
+    try:
+        seeds = Seeds(read_json(path, what=what, remedy=remedy))
+        TypeAdapter(_Summary).validate_python(seeds.summary)
+        with understood(path, what=what, remedy=remedy):
+            _check_complete(seeds)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its top"
+        reason = f"{what} '{path}' is wrong at {where}: {first['msg']}; {remedy}"
+    except PdError as error:
+        reason = str(error)
+    else:
+        return seeds
+    return Seeds(note=f"Protocols and seeds are left out: {masked(reason)}.")
+
+
+def _check_complete(seeds: Seeds) -> None:
+    """Check that every model has every number.
+
+    Raises:
+        KeyError: a number, a seed of a data set or the teacher's source is missing.
+    """
+    for protocol, part in seeds.protocols.items():
+        if protocol.has_source and not seeds.source:
+            raise KeyError("source")
+        rows, runs = part["datasets"], part["runs"]
+        single = [runs[name][str(seed)] for name in rows for seed in seeds.seeds]
+        for row in (*rows.values(), part["average"], *single):
+            for model in MODELS:
+                if not row[model].keys() >= set(keys_of(protocol)):
+                    raise KeyError(f"{protocol}.{model}")

@@ -1,150 +1,49 @@
-"""Stage `report`: all data sets' results as JSON, Markdown, figures and a table."""
+"""Stage `report`: the results of all data sets as JSON, Markdown, figures and a table."""
 
 from __future__ import annotations
 
 import io
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pd_core.core.artifacts import check_sum, read_json, understood, write_json, write_text
+from pd_core.core.artifacts import read_json, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import missing
 from pd_core.core.options import BASELINE, TITLES
-from pd_core.reporting import results
+from pd_core.reporting import figures
 from pd_core.reporting.results import (
+    ACCURACY,
+    ALL,
+    ESTIMATES,
+    KEYS,
+    MODELS_AND_BASELINE,
     Evaluation,
     Scores,
     Summary,
     Titles,
-    cautions,
-    columns,
-    estimates,
+    average,
     gain,
     headline,
+    is_estimate,
+    keys_of_row,
     read_evaluations,
-    rows_of,
-    summarise,
+    read_titles,
+    rounded,
     title,
 )
+from pd_core.reporting.tables import Column, Kind, Row, Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from PIL import Image
-    from rich.table import Table
 
-PICTURES = "images.zip"
-"""Where a prepared data set that brings its pictures has them."""
+IMAGES = "images.zip"
+"""File of a prepared data set that brings its images."""
 
-_SAMPLE, _GAP, _MARGIN = 64, 4, 12  # pixels: side of a picture, space between, around the names
-
-
-def figure(summary: Summary, titles: Titles | None = None) -> bytes:
-    """Draw what tuning and distilling changed, data set by data set.
-
-    Each data set has two dumbbells on the axis of the harmonic mean (or of the accuracy on all
-    classes, if these were taught): the teacher's, from zero-shot to tuned, and the student's, from
-    zero-shot to distilled. Data sets are in the order of the distilled student's result; the
-    average, if there is one, comes last.
-
-    Returns:
-        A PNG picture, the same bytes for the same summary.
-    """
-    named = rows_of(summary, titles)
-    count = len(summary["datasets"])
-    rows = sorted(named[:count], key=lambda row: (-headline(row[1]["student"]), row[0]))
-    rows += named[count:]
-
-    def draw(picture: Figure) -> None:
-        axes = picture.add_subplot()
-        for place, (_, scores) in enumerate(rows):
-            _dumbbells(axes, place, scores)
-        results.name_rows(axes, [name for name, _ in rows], average=len(rows) > count)
-        axes.set_xlim(0, 100)
-        label = ["harmonic mean of base and novel accuracy (%)", *cautions(summary, titles)]
-        axes.set_xlabel("\n".join(label), color=results.INK)
-        picture.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
-
-    return results.png(draw, height=1.7 + 0.42 * len(rows))
-
-
-def samples(
-    prepared: Path,
-    datasets: Iterable[str],
-    *,
-    titles: Titles | None = None,
-    count: int = 10,
-) -> bytes:
-    """Draw a strip of test pictures of each data set.
-
-    Args:
-        prepared: holds `<data set>/split.json` and `images.zip`, the `prepare` stage's outputs.
-        datasets: the data sets, top to bottom.
-        titles: a readable name for each data set, where there is one.
-        count: pictures per data set, evenly spread over its test list.
-
-    Returns:
-        A PNG picture, the same bytes for the same data.
-
-    Raises:
-        MissingFile: a data set has not been prepared, or a picture is not there.
-    """
-    import matplotlib as mpl
-    from PIL import Image, ImageDraw, ImageFont
-
-    names = list(datasets)
-    step = _SAMPLE + _GAP
-    labels = [title(name, titles) for name in names]
-    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 15)
-    left = 2 * _MARGIN + math.ceil(max(map(font.getlength, labels), default=0))
-    sheet = Image.new("RGB", (left + count * step, len(names) * step + _GAP), "white")
-    pen = ImageDraw.Draw(sheet)
-    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
-        top = _GAP + row * step
-        pen.text((_MARGIN, top + _SAMPLE // 2), label, fill=results.INK, font=font, anchor="lm")
-        for column, image in enumerate(_pictures(prepared / name, count)):
-            sheet.paste(image, (left + column * step, top))
-    data = io.BytesIO()
-    sheet.save(data, format="PNG")
-    return data.getvalue()
-
-
-def _dumbbells(axes: Axes, place: int, scores: Evaluation) -> None:
-    pairs = (
-        (place - 0.15, results.VERMILION, "zero_shot_teacher", "teacher"),
-        (place + 0.15, results.BLUE, "zero_shot_student", "student"),
-    )
-    for y, colour, before, after in pairs:
-        start, end = headline(scores[before]), headline(scores[after])
-        axes.plot([start, end], [y, y], color=colour, alpha=0.35, linewidth=3, zorder=2)
-        for who, x, fill in ((before, start, "white"), (after, end, colour)):
-            axes.plot(
-                [x], [y], marker="o", linestyle="none", markersize=7, zorder=3,
-                markerfacecolor=fill, markeredgecolor=colour, markeredgewidth=1.6,
-                label=TITLES[who] if place == 0 else None,
-            )  # fmt: skip
-    results.write_gain(axes, place, gain(scores))
-
-
-def _pictures(folder: Path, count: int) -> list[Image.Image]:
-    from PIL import ImageOps
-
-    from pd_core.data.loading.decode import decode
-
-    remedy = f"run `dvc repro prepare@{folder.name}`"
-    split = read_json(folder / "split.json", what="prepared data set", remedy=remedy)
-    paths = [path for path, _ in split["test"]]
-    chosen = [paths[index * len(paths) // count] for index in range(min(count, len(paths)))]
-    if not (folder / PICTURES).is_file():
-        raise missing("pictures", folder / PICTURES, remedy)
-    with zipfile.ZipFile(folder / PICTURES) as archive:
-        return [ImageOps.fit(decode(archive.read(path)), (_SAMPLE, _SAMPLE)) for path in chosen]
-
-
-_COLUMNS = {  # of the terminal's table: whose numbers, before and after
+_SAMPLE, _GAP, _MARGIN = 64, 4, 12  # pixels: side of an image, space between, around the names
+_COLUMNS = {  # of the terminal's table: models before and after
     "student": ("zero_shot_student", "student"),
     "teacher": ("zero_shot_teacher", "teacher"),
     "tuned\nstudent": (BASELINE,),
@@ -161,15 +60,15 @@ def run(
     baselines: Sequence[str] = (),
     cross_validated: Sequence[str] = (),
 ) -> None:
-    """Stage `report`: write the summary of all data sets, and a sheet of sample pictures.
+    """Stage `report`: write the summary of all data sets, and a sheet of sample images.
 
-    Samples are shown of the data sets that bring their pictures, as the embedded ones do: a report
-    must not need the photos.
+    Samples are of the data sets that bring their images, as the embedded ones do: a report must
+    not need the photos.
 
     Args:
         evaluations: folder with `<data set>/metrics.json`, the `evaluate` stage's outputs.
         prepared: folder with `<data set>/split.json`, the `prepare` stage's outputs.
-        folder: where the files go, `reports/<profile>`.
+        folder: output folder, `reports/<profile>`.
         profile: `quickstart` or `paper`.
         datasets: the data sets to report.
         baselines: those of them that have the baseline `tuned_student`.
@@ -186,21 +85,55 @@ def run(
     )
     with write_folder(folder) as new:
         write_summary(summary, new, titles)
-        bringing = [name for name in datasets if (prepared / name / PICTURES).is_file()]
+        bringing = [name for name in datasets if (prepared / name / IMAGES).is_file()]
         if bringing:
             (new / "samples.png").write_bytes(samples(prepared, bringing, titles=titles))
 
 
-def read_titles(prepared: Path) -> dict[str, str]:
-    """Read the readable name of each prepared data set."""
-    titles = {}
-    for path in sorted(prepared.glob("*/split.json")):
-        remedy = f"run `dvc repro prepare@{path.parent.name}`"
-        split = read_json(path, what="prepared data set", remedy=remedy)
-        check_sum(path, what="prepared data set", remedy=remedy)
-        with understood(path, what="prepared data set", remedy=remedy):
-            titles[path.parent.name] = str(split["title"])
-    return titles
+def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Collect the scores of all data sets and their averages.
+
+    Data sets of which all classes were taught have no part in the average, see `average`.
+
+    Args:
+        profile: `quickstart` or `paper`.
+        evaluations: the scores by data set and model, in percent.
+
+    Returns:
+        `profile`, `datasets.<name>.<model>.{base,novel,hm}` (or `.all`, which is also called
+        `accuracy`, as that of every other protocol is) and `average.<model>.{base,novel,hm}`, in
+        percent with two decimals. The baseline has an average if all data sets have it. If there
+        are any, `accuracy_unknown.<name>` has the estimates without labelled test images, and
+        `chosen_on_test` lists the data sets whose student was chosen so.
+    """
+    rows = dict(sorted(evaluations.items()))
+    measured = {name: scores for name, scores in rows.items() if not is_estimate(scores)}
+    averaged = [scores for scores in measured.values() if keys_of_row(scores) == KEYS]
+    shared = [model for model in MODELS_AND_BASELINE if all(model in row for row in averaged)]
+    summary: dict[str, Any] = {
+        "profile": profile,
+        "datasets": {
+            name: {model: _scores(row, model) for model in MODELS_AND_BASELINE if model in row}
+            for name, row in measured.items()
+        },
+        "average": {model: rounded(average([row[model] for row in averaged])) for model in shared}
+        if averaged
+        else {},
+    }
+    if len(measured) < len(rows):
+        summary["accuracy_unknown"] = {
+            name: {key: rounded(scores[key]) for key in (*ESTIMATES, "counts") if key in scores}
+            for name, scores in rows.items()
+            if name not in measured
+        }
+    if chosen := [name for name, scores in rows.items() if "selection" in scores]:
+        summary["chosen_on_test"] = chosen
+    return summary
+
+
+def _scores(row: Evaluation, model: str) -> Scores:
+    numbers = rounded({key: row[model][key] for key in keys_of_row(row)})
+    return numbers | ({ACCURACY: numbers["all"]} if "all" in numbers else {})
 
 
 def write_summary(summary: Summary, folder: Path, titles: Titles | None = None) -> None:
@@ -225,11 +158,55 @@ def read_summary(folder: Path) -> Summary:
     return summary
 
 
+def rows_of(summary: Summary, titles: Titles | None) -> list[tuple[str, Evaluation]]:
+    """Return readable name and scores of each data set, then the average, if any."""
+    rows = [
+        (title(name, titles) + (" (all classes)" if keys_of_row(row) == ALL else ""), row)
+        for name, row in summary["datasets"].items()
+    ]
+    return [*rows, *([("average", summary["average"])] if summary["average"] else [])]
+
+
+def models_of(summary: Summary) -> list[str]:
+    """Return the models to show: the baseline only if some data set has it."""
+    rows = summary["datasets"].values()
+    return [model for model in MODELS_AND_BASELINE if any(model in row for row in rows)]
+
+
+def cautions(summary: Summary, titles: Titles | None) -> list[str]:
+    """Name the students that were chosen on test images: one line, or none."""
+    chosen = summary.get("chosen_on_test", [])
+    names = ", ".join(title(name, titles) for name in chosen)
+    return (
+        [f"Student's epoch chosen on test images, as in the published code: {names}."]
+        if chosen
+        else []
+    )
+
+
+def estimates(summary: Summary, titles: Titles | None) -> list[str]:
+    """Describe the students that no labelled test image measures: one line each."""
+    lines = []
+    for name, row in summary.get("accuracy_unknown", {}).items():
+        line = (
+            f"{title(name, titles)}: accuracy unknown, no labelled test images; the "
+            f"student agrees with its teacher on {row['agreement']['student']:.1f}% of "
+            f"{row['counts']['unlabelled']:.0f} unlabelled images"
+        )
+        if "cross_validated" in row:
+            line += (
+                f"; cross-validated on {row['counts']['labels']:.0f} labels, "
+                f"{row['cross_validated']['student']:.1f}% correct"
+            )
+        lines.append(f"{line}.")
+    return lines
+
+
 def markdown(summary: Summary, titles: Titles | None = None) -> str:
     """Return the summary as a Markdown table: base / novel / harmonic mean per cell."""
-    shown = columns(summary)
+    models = models_of(summary)
     rows = [
-        [name, *(_cell(scores.get(who), bold=who == "student") for who in shown)]
+        (name, *(_cell(scores.get(model), bold=model == "student") for model in models))
         for name, scores in rows_of(summary, titles)
     ]
     lines = [
@@ -241,47 +218,101 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
         "",
     ]
     if rows:
-        lines += results.markdown_table(["data set", *(TITLES[who] for who in shown)], rows)
+        lines.append(Table(["data set", *(TITLES[model] for model in models)], rows).markdown())
     lines += [f"\n{line}" for line in estimates(summary, titles)]
     return "\n".join(lines) + "\n"
-
-
-def table(summary: Summary, titles: Titles | None = None) -> Table:
-    """Return the harmonic means, before and after, as a table for the terminal, with the gain.
-
-    80 columns hold the embedded data sets' names; a longer one is cut, not broken.
-    """
-    from rich.text import Text
-
-    caption = [
-        "harmonic mean of base and novel accuracy, percent",
-        "student: zero-shot → distilled; teacher: zero-shot → tuned",
-        *cautions(summary, titles),
-        *estimates(summary, titles),
-    ]
-    profile = f"PromptKD, {summary['profile']} profile"
-    shown = results.terminal_table("data set", 30, title=profile, caption=Text("\n".join(caption)))
-    heads = [head for head, people in _COLUMNS.items() if people[-1] in columns(summary)]
-    for head in (*heads, "gain"):
-        weight = "bold" if head == "student" else ""
-        shown.add_column(head, justify="right", style=weight, no_wrap=True)
-    for index, (name, scores) in enumerate(rows_of(summary, titles), 1):
-        shown.add_row(
-            Text(name, no_wrap=True, overflow="ellipsis"),
-            *(_change(scores, _COLUMNS[head]) for head in heads),
-            f"{gain(scores):+.1f}",
-            end_section=index == len(summary["datasets"]),  # above the average
-        )
-    return shown
-
-
-def _change(scores: Evaluation, people: Iterable[str]) -> str:
-    return " → ".join(f"{headline(scores[who]):4.1f}" for who in people if who in scores)
 
 
 def _cell(scores: Scores | None, *, bold: bool) -> str:
     if scores is None:
         return ""
-    number = f"{headline(scores):.2f}"
-    shown = f"**{number}**" if bold else number
-    return f"{scores['base']:.2f} / {scores['novel']:.2f} / {shown}" if "hm" in scores else shown
+    number = f"**{headline(scores):.2f}**" if bold else f"{headline(scores):.2f}"
+    return f"{scores['base']:.2f} / {scores['novel']:.2f} / {number}" if "hm" in scores else number
+
+
+def table(summary: Summary, titles: Titles | None = None) -> Table:
+    """Return the headline numbers, before and after, and the gain."""
+    heads = [head for head, models in _COLUMNS.items() if models[-1] in models_of(summary)]
+    rows = []
+    for index, (name, scores) in enumerate(rows_of(summary, titles)):
+        changes = (
+            " → ".join(f"{headline(scores[m]):4.1f}" for m in _COLUMNS[head] if m in scores)
+            for head in heads
+        )
+        kind = Kind.PLAIN if index < len(summary["datasets"]) else Kind.AVERAGE
+        rows.append(Row((name, *changes, f"{gain(scores):+.1f}"), kind))
+    return Table(
+        ["data set", *(Column(head, bold=head == "student") for head in heads), "gain"],
+        rows,
+        title=f"PromptKD, {summary['profile']} profile",
+        notes=[
+            "harmonic mean of base and novel accuracy, percent",
+            "student: zero-shot → distilled; teacher: zero-shot → tuned",
+            *cautions(summary, titles),
+            *estimates(summary, titles),
+        ],
+        name_width=30,
+    )
+
+
+def figure(summary: Summary, titles: Titles | None = None) -> bytes:
+    """Draw what tuning and distillation changed, as a PNG image."""
+    rows, count = rows_of(summary, titles), len(summary["datasets"])
+    average_row = rows[-1] if len(rows) > count else None
+    return figures.dumbbells(rows[:count], average_row, cautions(summary, titles))
+
+
+def samples(
+    prepared: Path,
+    datasets: Iterable[str],
+    *,
+    titles: Titles | None = None,
+    count: int = 10,
+) -> bytes:
+    """Draw a strip of test images of each data set.
+
+    Args:
+        prepared: holds `<data set>/split.json` and `images.zip`, the `prepare` stage's outputs.
+        datasets: the data sets, top to bottom.
+        titles: a readable name for each data set, where there is one.
+        count: images per data set, evenly spread over its test list.
+
+    Returns:
+        A PNG image, the same bytes for the same data.
+
+    Raises:
+        MissingFile: a data set has not been prepared, or an image is not there.
+    """
+    import matplotlib as mpl
+    from PIL import Image, ImageDraw, ImageFont
+
+    names = list(datasets)
+    step = _SAMPLE + _GAP
+    labels = [title(name, titles) for name in names]
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 15)
+    left = 2 * _MARGIN + math.ceil(max(map(font.getlength, labels), default=0))
+    sheet = Image.new("RGB", (left + count * step, len(names) * step + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+        top = _GAP + row * step
+        pen.text((_MARGIN, top + _SAMPLE // 2), label, fill=figures.INK, font=font, anchor="lm")
+        for column, image in enumerate(_images(prepared / name, count)):
+            sheet.paste(image, (left + column * step, top))
+    data = io.BytesIO()
+    sheet.save(data, format="PNG")
+    return data.getvalue()
+
+
+def _images(folder: Path, count: int) -> list[Image.Image]:
+    from PIL import ImageOps
+
+    from pd_core.data.loading.decode import decode
+
+    remedy = f"run `dvc repro prepare@{folder.name}`"
+    split = read_json(folder / "split.json", what="prepared data set", remedy=remedy)
+    paths = [path for path, _ in split["test"]]
+    chosen = [paths[index * len(paths) // count] for index in range(min(count, len(paths)))]
+    if not (folder / IMAGES).is_file():
+        raise missing("images", folder / IMAGES, remedy)
+    with zipfile.ZipFile(folder / IMAGES) as archive:
+        return [ImageOps.fit(decode(archive.read(path)), (_SAMPLE, _SAMPLE)) for path in chosen]

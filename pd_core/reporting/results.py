@@ -1,109 +1,37 @@
-"""The results of all data sets: reading them, one summary, and the common look of reports."""
+"""Metrics of the stages: reading them, and averaging over data sets and seeds."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, harmonic_mean
-from typing import TYPE_CHECKING, Any
+from statistics import fmean, harmonic_mean, stdev
+from typing import Any
 
-from pd_core.core.artifacts import read_json
+from pd_core.core.artifacts import check_sum, read_json, understood
 from pd_core.core.errors import BadArtifact, missing
-from pd_core.core.options import BASELINE
+from pd_core.core.options import BASELINE, TITLES
+from pd_core.data.loading.splits import Protocol
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from rich.table import Table
-
-# Okabe and Ito's blue and vermilion, which colour-blind readers tell apart; ink for the rest
-BLUE, VERMILION, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
-
-_GAIN: dict[str, Any] = {"textcoords": "offset points", "color": BLUE, "fontsize": 10}
-
-
-def png(draw: Callable[[Figure], None], *, height: float, gap: float = 0.1) -> bytes:
-    """Draw a figure of ten inches' width.
-
-    Args:
-        draw: fills the figure.
-        height: of the figure, inches.
-        gap: above and below its axes, inches.
-
-    Returns:
-        A PNG image, the same bytes whatever the user's matplotlibrc.
-    """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        picture = Figure(figsize=(10, height), dpi=150)
-        FigureCanvasAgg(picture)
-        picture.set_layout_engine("constrained", h_pad=gap, w_pad=0.1)
-        draw(picture)
-        data = io.BytesIO()
-        picture.savefig(data, format="png", metadata={"Software": None})
-    return data.getvalue()
-
-
-def bare(axes: Axes, **grid: Any) -> None:
-    """Leave vertical grid lines and labels alone of the axes."""
-    axes.grid(axis="x", color=FAINT, **grid)
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[:].set_visible(False)
-
-
-def name_rows(axes: Axes, names: Sequence[str], *, average: bool = True) -> None:
-    """Name the rows of a figure of results, top to bottom, the last being the average, if any."""
-    last = len(names) - 1
-    axes.set_yticks(range(len(names)), names, fontsize=10.5, color=INK)
-    if average:
-        axes.get_yticklabels()[last].set_fontweight("bold")
-        axes.axhline(last - 0.5, color=INK, linewidth=0.8)
-    axes.set_ylim(last + 0.5, -0.5)
-    bare(axes, zorder=0)
-    axes.annotate("gain", (1.0, 1.0), (8, 2), xycoords="axes fraction", va="bottom", **_GAIN)
-
-
-def write_gain(axes: Axes, place: int, points: float) -> None:
-    """Write right of a row by how much distilling raised the student's number."""
-    beside: Any = ("axes fraction", "data")
-    axes.annotate(f"{points:+.1f}", (1.0, place), (8, 0), xycoords=beside, va="center", **_GAIN)
-
-
-def markdown_table(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return a table's lines; all columns but the first are flush right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def terminal_table(name: str, width: int, **options: Any) -> Table:
-    """Return an empty table for the terminal, with options of `rich.table.Table`.
-
-    Its first column has the name and at least the width, which leaves the caption room.
-    """
-    from rich.box import HORIZONTALS
-    from rich.table import Table
-
-    table = Table(box=HORIZONTALS, show_edge=False, padding=0, **options)
-    table.add_column(name, min_width=width)
-    return table
-
-
-WHO = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
-EVERYBODY = (*WHO, BASELINE)
+MODELS = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
+"""The models that the stage `evaluate` measures."""
+MODELS_AND_BASELINE = (*MODELS, BASELINE)
 KEYS = ("base", "novel", "hm")
-ALL = ("all",)  # what there is instead where all classes were taught
-ACCURACY = "accuracy"  # the same number, as a summary calls that of every other protocol
-ESTIMATES = ("agreement", "cross_validated")  # and where no test picture has a label
+ALL = ("all",)  # where all classes were taught
+ACCURACY = "accuracy"  # the same number by the name that every other protocol has for it
+ESTIMATES = ("agreement", "cross_validated")  # where no test image has a label
 
 Scores = Mapping[str, float]  # base, novel, hm, ... -> percent
-Evaluation = Mapping[str, Any]  # who -> scores; and "selection", if it was made on test images
-Summary = Mapping[str, Any]  # what `summarise` returns
+Evaluation = Mapping[str, Any]  # model -> scores; "selection" if it was made on test images
+Summary = Mapping[str, Any]  # a report's content
 Titles = Mapping[str, str]  # readable names of data sets, where there are any
+
+PROTOCOLS = {
+    Protocol.BASE_TO_NOVEL: "Base to novel",
+    Protocol.CROSS_DATASET: "Cross-data-set",
+    Protocol.DOMAIN_GENERALISATION: "Domain generalisation",
+    Protocol.ALL_CLASSES: "All classes",
+}
+"""Readable names of the protocols, in the order in which reports show them."""
 
 
 def read_evaluations(
@@ -115,84 +43,123 @@ def read_evaluations(
     """Read the `evaluate` stage's metrics.
 
     Args:
-        folder: holds `<data set>/metrics.json` and `tuned_student/<data set>.json`.
+        folder: holds `<data set>/metrics.json`, `tuned_student/<data set>.json` and
+            `cross_validate/<data set>.json`.
         datasets: the data sets to read; all that are there by default.
         baselines: those of them that have the baseline `tuned_student`.
         cross_validated: those of them whose accuracy is estimated by `cross_validate`.
 
     Returns:
-        The scores by data set and by who, in percent.
+        The scores by data set and model, in percent.
 
     Raises:
         MissingFile: there is none, or one of `datasets` is not there.
         BadArtifact: a file lacks a number.
     """
-    names = list(datasets) or sorted(path.parent.name for path in folder.glob("*/metrics.json"))
+    names = sorted(datasets or (path.parent.name for path in folder.glob("*/metrics.json")))
     if not names:
         raise missing("evaluation", folder, "run `dvc repro`")
-    found = {
-        name: _read_scores(folder / name / "metrics.json", name, "evaluate", WHO)
-        for name in sorted(names)
+    evaluations: dict[str, Evaluation] = {
+        name: _read_evaluation(folder / name / "metrics.json", name, "evaluate", MODELS)
+        for name in names
     }
-    for name in set(baselines) & set(found):
+    for name in set(baselines) & set(names):
         file = folder / BASELINE / f"{name}.json"
-        found[name] = {**found[name], **_read_scores(file, name, BASELINE, [BASELINE])}
-    for name in set(cross_validated) & set(found):
-        found[name] = with_estimate(found[name], folder / "cross_validate" / f"{name}.json")
-    return found
+        baseline = _read_evaluation(file, name, BASELINE, [BASELINE])
+        evaluations[name] = {**evaluations[name], **baseline}
+    for name in set(cross_validated) & set(names):
+        file = folder / "cross_validate" / f"{name}.json"
+        evaluations[name] = with_estimate(evaluations[name], file)
+    return evaluations
 
 
 def with_estimate(scores: Evaluation, file: Path) -> Evaluation:
-    """Add what the stage `cross_validate` wrote to the scores of `evaluate`.
+    """Add the metrics of the stage `cross_validate` to those of `evaluate`.
 
     Raises:
         MissingFile: the file is not there.
-        BadArtifact: it is no such file.
+        BadArtifact: the file is corrupt.
     """
     remedy = f"run `dvc repro cross_validate@{file.stem}`"
-    found = read_json(file, what="cross-validation", remedy=remedy)
-    return {**scores, **found, "counts": {**scores.get("counts", {}), **found["counts"]}}
+    estimate = read_json(file, what="cross-validation", remedy=remedy)
+    return {**scores, **estimate, "counts": {**scores.get("counts", {}), **estimate["counts"]}}
 
 
-def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Collect the scores of all data sets and their averages.
+def _read_evaluation(path: Path, name: str, stage: str, models: Sequence[str]) -> dict[str, Any]:
+    remedy = f"run `dvc repro {stage}@{name}`"
+    content = read_json(path, what=f"evaluation of '{name}'", remedy=remedy)
+    if not isinstance(content, dict):
+        raise BadArtifact(f"'{path}' holds no scores; {remedy}")
+    if is_estimate(content):
+        scores_of(content, ["agreement"], ["student"], path=path, remedy=remedy)
+    else:
+        scores_of(content, models, keys_of_row(content), path=path, remedy=remedy)
+    return content
 
-    Data sets of which all classes were taught have no part in the average, see `average`.
+
+def scores_of(
+    content: Any,
+    models: Iterable[str],
+    keys: Sequence[str],
+    *,
+    path: Path,
+    remedy: str,
+    seed: str = "",
+) -> dict[str, dict[str, float]]:
+    """Return the scores of models out of a metrics file's content, in percent.
 
     Args:
-        profile: `quickstart` or `paper`.
-        evaluations: the scores by data set and by who, in percent.
+        content: model -> key -> percent.
+        models: the models to read.
+        keys: the numbers to read of each.
+        path: named in errors.
+        remedy: named in errors.
+        seed: named in errors, if the file holds several.
 
-    Returns:
-        `profile`, `datasets.<name>.<who>.{base,novel,hm}` (or `.all`, which is also called
-        `accuracy`, as that of every other protocol is) and `average.<who>.{base,novel,hm}`, in
-        percent with two decimals. The baseline has an average if all data sets have it. If there
-        are any, `accuracy_unknown.<name>` has what was estimated without labelled test pictures,
-        and `chosen_on_test` lists the data sets whose student was chosen so.
+    Raises:
+        BadArtifact: a number is not there, or is no percentage.
     """
-    rows = dict(sorted(evaluations.items()))
-    known = {name: scores for name, scores in rows.items() if not _is_estimate(scores)}
-    averaged = [scores for scores in known.values() if _keys(scores) == KEYS]
-    everywhere = [who for who in EVERYBODY if all(who in row for row in averaged)]
-    summary: dict[str, Any] = {
-        "profile": profile,
-        "datasets": {
-            name: {who: _shown(scores[who], _keys(scores)) for who in EVERYBODY if who in scores}
-            for name, scores in known.items()
-        },
-        "average": {who: rounded(average([row[who] for row in averaged])) for who in everywhere}
-        if averaged
-        else {},
-    }
-    if len(known) < len(rows):
-        summary["accuracy_unknown"] = {
-            name: {key: rounded(scores[key]) for key in (*ESTIMATES, "counts") if key in scores}
-            for name, scores in rows.items()
-            if name not in known
-        }
-    if chosen := [name for name, scores in rows.items() if "selection" in scores]:
-        summary["chosen_on_test"] = chosen
-    return summary
+    scores: dict[str, dict[str, float]] = {}
+    for model in models:
+        scores[model] = {}
+        for key in keys:
+            name = ".".join(filter(None, (seed, model, key)))
+            try:
+                number = content[model][key]
+            except (KeyError, TypeError):
+                raise BadArtifact(f"'{path}' has no number '{name}'; {remedy}") from None
+            if type(number) not in (int, float) or not 0 <= number <= 100:
+                raise BadArtifact(f"'{name}' in '{path}' is '{number}'; {remedy}")
+            scores[model][key] = float(number)
+    return scores
+
+
+def read_titles(prepared: Path) -> dict[str, str]:
+    """Read the readable name of each prepared data set."""
+    titles = {}
+    for path in sorted(prepared.glob("*/split.json")):
+        remedy = f"run `dvc repro prepare@{path.parent.name}`"
+        split = read_json(path, what="prepared data set", remedy=remedy)
+        check_sum(path, what="prepared data set", remedy=remedy)
+        with understood(path, what="prepared data set", remedy=remedy):
+            titles[path.parent.name] = str(split["title"])
+    return titles
+
+
+def is_estimate(evaluation: Evaluation) -> bool:
+    """Return True if no labelled test image measures the accuracy."""
+    return evaluation.get(ACCURACY) == "unknown"
+
+
+def keys_of_row(row: Evaluation) -> tuple[str, ...]:
+    """Return the keys that all models of a data set have: base, novel and hm, or all."""
+    scores = [row[model] for model in MODELS_AND_BASELINE if isinstance(row.get(model), Mapping)]
+    return ALL if scores and all(set(of) - {ACCURACY} == set(ALL) for of in scores) else KEYS
+
+
+def keys_of(protocol: Protocol) -> tuple[str, ...]:
+    """Return the keys of a protocol's numbers; the last one is the headline number."""
+    return KEYS if protocol is Protocol.BASE_TO_NOVEL else (ACCURACY,)
 
 
 def average(rows: Sequence[Scores], keys: Sequence[str] = KEYS) -> dict[str, float]:
@@ -211,104 +178,56 @@ def rounded(scores: Scores) -> dict[str, float]:
     return {key: round(float(value), 2) for key, value in scores.items()}
 
 
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean over seeds and the sample standard deviation, to two decimals.
+
+    The deviation of a single seed is None; a zero has no sign.
+    """
+    deviation = round(stdev(values), 2) if len(values) > 1 else None
+    return round(fmean(values), 2) + 0.0, deviation
+
+
+def with_deviation(number: str, deviation: float | None, *, digits: int = 2) -> str:
+    """Write a number with its standard deviation, if there is one."""
+    return number if deviation is None else f"{number} ± {deviation:.{digits}f}"
+
+
+def p_value(p: float | None) -> str:
+    """Write the p-value of a test over data sets; None if there are too few of them."""
+    return "too few for p" if p is None else f"p = {p:.2g}"
+
+
+def headline(scores: Scores) -> float:
+    """Return the number that sums up a row: the harmonic mean, or the accuracy on all classes."""
+    return scores["hm"] if "hm" in scores else scores["all"]
+
+
+def gain(scores: Evaluation) -> float:
+    """Return by how many points distillation raised the student's headline number."""
+    return float(headline(scores["student"]) - headline(scores["zero_shot_student"]))
+
+
 def title(name: str, titles: Titles | None) -> str:
     """Return a data set's readable name, or its own where there is none."""
     return (titles or {}).get(name, name)
 
 
-def rows_of(summary: Summary, titles: Titles | None) -> list[tuple[str, Evaluation]]:
-    """Return the rows of a table: each data set by its readable name, then the average, if any."""
-    named = [
-        (title(name, titles) + (" (all classes)" if _keys(row) == ALL else ""), row)
-        for name, row in summary["datasets"].items()
-    ]
-    return [*named, *([("average", summary["average"])] if summary["average"] else [])]
+def protocols_of(summary: Summary) -> dict[Protocol, Summary]:
+    """Return a summary's protocols in the order in which they are shown."""
+    parts = summary["protocols"]
+    return {protocol: parts[protocol] for protocol in Protocol if protocol in parts}
 
 
-def columns(summary: Summary) -> list[str]:
-    """Name the columns: the baseline only if some data set has it."""
-    rows = summary["datasets"].values()
-    return [who for who in EVERYBODY if any(who in row for row in rows)]
+def titles_of(protocol: Protocol) -> dict[str, str]:
+    """Return readable names of the models, by protocol: some have another data set's teacher."""
+    return TITLES | ({"teacher": "source's teacher"} if protocol.has_source else {})
 
 
-def cautions(summary: Summary, titles: Titles | None) -> list[str]:
-    """Say which students were chosen on test images: one line, or none."""
-    chosen = summary.get("chosen_on_test", [])
-    names = ", ".join(title(name, titles) for name in chosen)
-    told = "Student's epoch chosen on test images, as in the published code"
-    return [f"{told}: {names}."] if chosen else []
+def heading(summary: Summary, protocol: Protocol, titles: Titles | None) -> str:
+    """Return a protocol's heading, with the source if the teacher is another data set's."""
+    return ", ".join([PROTOCOLS[protocol], *source_of(summary, protocol, titles)])
 
 
-def estimates(summary: Summary, titles: Titles | None) -> list[str]:
-    """Say what is known of students that no labelled test picture measures: one line each."""
-    return [
-        f"{title(name, titles)}: accuracy unknown, no labelled test images; the "
-        f"student agrees with its teacher on {row['agreement']['student']:.1f}% of "
-        f"{row['counts']['unlabelled']:.0f} unlabelled images" + _cross_validated(row) + "."
-        for name, row in summary.get("accuracy_unknown", {}).items()
-    ]
-
-
-def headline(scores: Scores) -> float:
-    """Return the one number that stands for all: the harmonic mean, or that of all classes."""
-    return scores["hm"] if "hm" in scores else scores["all"]
-
-
-def gain(scores: Evaluation) -> float:
-    """Return by how much distilling raised the student's headline number."""
-    return float(headline(scores["student"]) - headline(scores["zero_shot_student"]))
-
-
-def percent(value: Any, who: str, key: str, *, path: Path, remedy: str) -> float:
-    """Return somebody's number out of the content of a metrics file.
-
-    Raises:
-        BadArtifact: it is not there, or is no percentage; the message names path and remedy.
-    """
-    try:
-        number = value[who][key]
-    except (KeyError, TypeError):
-        raise BadArtifact(f"'{path}' has no number '{who}.{key}'; {remedy}") from None
-    if type(number) not in (int, float) or not 0 <= number <= 100:
-        raise BadArtifact(f"'{who}.{key}' in '{path}' is '{number}'; {remedy}")
-    return float(number)
-
-
-def _read_scores(path: Path, name: str, stage: str, everybody: Sequence[str]) -> Evaluation:
-    remedy = f"run `dvc repro {stage}@{name}`"
-    value = read_json(path, what=f"evaluation of '{name}'", remedy=remedy)
-    if not isinstance(value, dict):
-        raise BadArtifact(f"'{path}' holds no scores; {remedy}")
-    if _is_estimate(value):
-        everybody, keys = ["agreement"], ["student"]
-    else:
-        keys = list(_keys(value))
-    for who in everybody:
-        for key in keys:
-            percent(value, who, key, path=path, remedy=remedy)
-    return value
-
-
-def _is_estimate(value: Evaluation) -> bool:
-    return value.get("accuracy") == "unknown"
-
-
-def _keys(value: Evaluation) -> tuple[str, ...]:
-    """Name the numbers that everybody has: those of the protocol."""
-    rows = [row for who in EVERYBODY if isinstance(row := value.get(who), Mapping)]
-    return ALL if rows and all(set(row) - {ACCURACY} == set(ALL) for row in rows) else KEYS
-
-
-def _cross_validated(row: Evaluation) -> str:
-    if "cross_validated" not in row:
-        return ""
-    return (
-        f"; cross-validated on {row['counts']['labels']:.0f} labels, "
-        f"{row['cross_validated']['student']:.1f}% correct"
-    )
-
-
-def _shown(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of a protocol; without two halves there is one, by two names."""
-    numbers = rounded({key: scores[key] for key in keys})
-    return numbers | ({ACCURACY: numbers["all"]} if tuple(keys) == ALL else {})
+def source_of(summary: Summary, protocol: Protocol, titles: Titles | None) -> list[str]:
+    """Return which data set the teacher was tuned on, if it is another one: a phrase or none."""
+    return [f"teacher from {title(summary['source'], titles)}"] if protocol.has_source else []

@@ -32,7 +32,7 @@ from said import lines_but_counts
 from pd_core.cli import models, verbs
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.mlops import tracking
-from pd_core.reporting.results import KEYS, WHO
+from pd_core.reporting.results import KEYS, MODELS
 
 ROOT = Path(__file__).parents[2]
 OWN = "mine"
@@ -251,7 +251,7 @@ def pristine(base: Path) -> Path:
         metrics = project / "data" / "evaluate" / who / "metrics.json"
         metrics.parent.mkdir(exist_ok=True)
         scores = dict(zip((*KEYS, "all"), (60.0, 30.0, 40.0, 25.0), strict=True))
-        metrics.write_text(json.dumps(dict.fromkeys(WHO, scores), indent=2))
+        metrics.write_text(json.dumps(dict.fromkeys(MODELS, scores), indent=2))
     return project
 
 

@@ -26,7 +26,6 @@ from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import DatasetRow, Params, load_params
 from pd_core.reporting import report, results
-from pd_core.reporting import report as report_pictures
 
 BASELINE = options.BASELINE
 TITLES = {"dtd": "Textures", "pets": "Pets"}
@@ -166,7 +165,7 @@ def evaluations(tmp_path: Path) -> Path:
     """Write the results of two data sets; one of them has the baseline."""
     folder = tmp_path / "evaluate"
     for name, value in (("dtd", 60.0), ("pets", 80.0)):
-        write(folder / name / "metrics.json", dict.fromkeys(results.WHO, scores(value)))
+        write(folder / name / "metrics.json", dict.fromkeys(results.MODELS, scores(value)))
     write(baseline(folder, "dtd"), {BASELINE: scores(71.25)})
     return folder
 
@@ -185,7 +184,7 @@ def baseline(folder: Path, name: str) -> Path:
 
 
 def summary_of(folder: Path, *baselines: str) -> dict[str, Any]:
-    return results.summarise("paper", results.read_evaluations(folder, ["dtd", "pets"], baselines))
+    return report.summarise("paper", results.read_evaluations(folder, ["dtd", "pets"], baselines))
 
 
 def terminal(summary: dict[str, Any]) -> str:
@@ -239,7 +238,7 @@ def test_without_the_baseline_no_report_names_it(evaluations: Path) -> None:
     assert BASELINE not in json.dumps(summary)
     assert "tuned student" not in report.markdown(summary)
     assert terminal(summary).count("tuned") == 1  # the teacher's
-    assert all(len(row) == len(results.WHO) for row in cells(summary).values())
+    assert all(len(row) == len(results.MODELS) for row in cells(summary).values())
 
 
 def test_the_report_reads_the_baselines_that_it_is_told_of(
@@ -283,5 +282,5 @@ def test_every_report_names_the_data_sets_whose_student_was_chosen_on_test_image
         assert (line in " ".join(text.split())) is bool(chosen)
         assert ("chosen" in text) is bool(chosen)
     assert {**summary, "chosen_on_test": 0} == {**before, "chosen_on_test": 0}  # no number changes
-    pictures = [report_pictures.figure(one, TITLES) for one in (summary, before)]
+    pictures = [report.figure(one, TITLES) for one in (summary, before)]
     assert (pictures[0] != pictures[1]) is bool(chosen)

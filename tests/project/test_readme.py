@@ -15,7 +15,7 @@ from pd_core.cli.verbs import app
 from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import FOLDER, load_protocols
-from pd_core.reporting.results import KEYS, WHO
+from pd_core.reporting.results import KEYS, MODELS
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = (ROOT / "pd_core" / "models" / "weights" / "README.md").read_text()
@@ -66,13 +66,13 @@ def committed(path: str) -> Any:
     return json.loads(subprocess.check_output(["git", "show", f"HEAD:{path}"], cwd=ROOT))
 
 
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", MODELS)
 def test_the_table_of_one_seed_is_the_reports(who: str) -> None:
     average = committed("reports/quickstart/summary.json")["average"]
     assert f"| {' | '.join(f'{average[who][key]:.1f}' for key in KEYS)} |" in table(0)[TITLES[who]]
 
 
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", MODELS)
 def test_the_table_of_the_protocols_is_the_reports_with_its_spread(who: str) -> None:
     protocols = committed("reports/protocols/summary.json")["protocols"]
     cells = []

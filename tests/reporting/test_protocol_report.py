@@ -15,8 +15,8 @@ from rich.console import Console
 from pd_core.core.errors import MissingFile
 from pd_core.data.loading.splits import Protocol
 from pd_core.reporting import protocol_report
-from pd_core.reporting.protocol_report import figure
-from pd_core.reporting.results import WHO
+from pd_core.reporting.figures import single_seeds as figure
+from pd_core.reporting.results import MODELS
 
 TITLES = {"latin": "Latin letters, faded photo", "greek": "Greek letters, neon"}
 
@@ -31,7 +31,7 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing, where nobody looks at it: it takes most of a report's time."""
-    monkeypatch.setattr(protocol_report, "figure", lambda *_: b"no figure")
+    monkeypatch.setattr(protocol_report, "single_seeds", lambda *_: b"no figure")
 
 
 def run(results: Path, name: str = "report", **changes: Any) -> dict[str, Any]:
@@ -256,6 +256,6 @@ def test_the_figure_shows_single_seeds_and_not_their_mean_alone(results: Path, w
 def test_numbers_at_the_ends_of_the_scale_are_drawn(results: Path) -> None:
     for name in DATASETS[Protocol.CROSS_DATASET]:
         for seed in SEEDS:
-            scores = {who: {"all": 100.0 if who == "student" else 0.0} for who in WHO}
+            scores = {who: {"all": 100.0 if who == "student" else 0.0} for who in MODELS}
             put(results, (Protocol.CROSS_DATASET, name, seed), scores)
     assert figure(run(results, datasets={Protocol.CROSS_DATASET: DATASETS[Protocol.CROSS_DATASET]}))

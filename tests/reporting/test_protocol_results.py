@@ -11,8 +11,8 @@ from scipy import stats
 
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting import protocol_results
-from pd_core.reporting.results import WHO
+from pd_core.reporting import protocol_report
+from pd_core.reporting.results import MODELS
 
 Written = dict[Run, dict[str, Scores]]
 KEYS = ("base", "novel", "hm")
@@ -28,13 +28,13 @@ def written(folder: Path) -> Written:
     return write_all(folder)
 
 
-def read(folder: Path, **changes: Any) -> dict[Protocol, protocol_results.Runs]:
+def read(folder: Path, **changes: Any) -> dict[Protocol, protocol_report.Runs]:
     options: dict[str, Any] = {"datasets": DATASETS, "seeds": SEEDS, "source": SOURCE}
-    return protocol_results.read(folder, **options | changes)
+    return protocol_report.read(folder, **options | changes)
 
 
 def summary(folder: Path, **changes: Any) -> dict[str, Any]:
-    return protocol_results.summarise("quickstart", read(folder, **changes), SOURCE)
+    return protocol_report.summarise("quickstart", read(folder, **changes), SOURCE)
 
 
 def numbers(written: Written, protocol: Protocol, who: str, key: str) -> NDArray[np.float64]:
@@ -57,7 +57,7 @@ def test_the_summary_has_the_documented_keys(folder: Path, written: Written) -> 
         assert list(part["datasets"]) == list(part["runs"]) == sorted(names)
         keys = KEYS if protocol is Protocol.BASE_TO_NOVEL else ("accuracy",)
         for row in (*part["datasets"].values(), part["average"]):
-            assert list(row) == list(WHO)
+            assert list(row) == list(MODELS)
             every = {f"{key}{more}" for key in keys for more in ("", "_std", "_n")}
             assert all(set(scores) == every for scores in row.values())
         for seeds in part["runs"].values():
@@ -72,7 +72,7 @@ def test_mean_and_deviation_of_a_data_set_are_over_its_seeds(
     folder: Path, written: Written
 ) -> None:
     part = summary(folder)["protocols"]["base_to_novel"]
-    for who in WHO:
+    for who in MODELS:
         for key in KEYS:
             values = numbers(written, Protocol.BASE_TO_NOVEL, who, key)
             for row, name in zip(values, sorted(DATASETS[Protocol.BASE_TO_NOVEL]), strict=True):
@@ -112,7 +112,7 @@ def test_the_averages_harmonic_mean_is_that_of_the_papers_table_1(folder: Path) 
     halves = {"arrows": (90.0, 80.0, 84.71), "greek": (83.92, 81.46, 1.0)}
     for name, values in halves.items():
         scores = dict(zip(KEYS, values, strict=True))
-        put(folder, (Protocol.BASE_TO_NOVEL, name, 1), dict.fromkeys(WHO, scores))
+        put(folder, (Protocol.BASE_TO_NOVEL, name, 1), dict.fromkeys(MODELS, scores))
     found = summary(folder, datasets={Protocol.BASE_TO_NOVEL: list(halves)}, seeds=[1])
     average = found["protocols"]["base_to_novel"]["average"]
     assert average["student"] == {"base": 86.96, "novel": 80.73, "hm": 83.73}
@@ -188,7 +188,7 @@ def test_a_seed_ten_points_off_is_named_with_what_the_others_say(
 
 def test_runs_are_kept_with_two_decimals(folder: Path, written: Written) -> None:
     found = summary(folder)["protocols"]["all_classes"]["runs"]["latin"]["3"]
-    for who in WHO:
+    for who in MODELS:
         expected = round(written[Protocol.ALL_CLASSES, "latin", 3][who]["all"], 2)
         assert found[who] == {"accuracy": expected}
 

@@ -17,13 +17,12 @@ from pd_core.core.errors import BadArtifact, MissingFile, PdError
 from pd_core.data.catalog import embedded
 from pd_core.data.catalog.catalogue import dataset_spec
 from pd_core.reporting import report, results
-from pd_core.reporting import report as report_pictures
 
 
 def _write(folder: Path, name: str, base: float, novel: float) -> None:
     scores = {"base": base, "novel": novel, "hm": 2 * base * novel / (base + novel), "all": 50.0}
     (folder / name).mkdir(parents=True)
-    (folder / name / "metrics.json").write_text(json.dumps(dict.fromkeys(results.WHO, scores)))
+    (folder / name / "metrics.json").write_text(json.dumps(dict.fromkeys(results.MODELS, scores)))
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def evaluations(tmp_path: Path) -> Path:
 
 
 def test_the_summary_has_the_documented_keys_and_two_decimals(evaluations: Path) -> None:
-    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
+    summary = report.summarise("quickstart", results.read_evaluations(evaluations))
     assert set(summary) == {"profile", "datasets", "average"}
     assert summary["profile"] == "quickstart"
     assert list(summary["datasets"]) == ["arrows", "greek"]
@@ -55,15 +54,15 @@ def test_the_averages_harmonic_mean_is_that_of_the_averages_as_in_the_paper() ->
         {"base": 83.92, "novel": 81.46, "hm": 1.0},
     ]
     evaluations = {
-        str(number): dict.fromkeys(results.WHO, row) for number, row in enumerate(halves)
+        str(number): dict.fromkeys(results.MODELS, row) for number, row in enumerate(halves)
     }
-    average = results.summarise("paper", evaluations)["average"]
+    average = report.summarise("paper", evaluations)["average"]
     assert average["student"] == {"base": 86.96, "novel": 80.73, "hm": 83.73}
 
 
 def test_nothing_right_at_all_is_an_average_of_zero() -> None:
     row = {"base": 0.0, "novel": 50.0, "hm": 0.0}
-    average = results.summarise("paper", {"dtd": dict.fromkeys(results.WHO, row)})["average"]
+    average = report.summarise("paper", {"dtd": dict.fromkeys(results.MODELS, row)})["average"]
     assert average["teacher"]["hm"] == 0.0
 
 
@@ -72,7 +71,7 @@ def test_writing_twice_gives_the_same_bytes_whatever_the_users_matplotlib_style(
 ) -> None:
     import matplotlib as mpl
 
-    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
+    summary = report.summarise("quickstart", results.read_evaluations(evaluations))
     report.write_summary(summary, tmp_path / "first")
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
         report.write_summary(summary, tmp_path / "second")
@@ -85,8 +84,8 @@ def test_writing_twice_gives_the_same_bytes_whatever_the_users_matplotlib_style(
 
 
 def test_the_figure_names_no_program_and_is_wide_enough_to_read(evaluations: Path) -> None:
-    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
-    with Image.open(BytesIO(report_pictures.figure(summary))) as image:
+    summary = report.summarise("quickstart", results.read_evaluations(evaluations))
+    with Image.open(BytesIO(report.figure(summary))) as image:
         assert image.format == "PNG"
         assert image.width >= 1200
         assert "Software" not in image.info
@@ -94,13 +93,13 @@ def test_the_figure_names_no_program_and_is_wide_enough_to_read(evaluations: Pat
 
 def test_the_figure_changes_with_the_numbers(evaluations: Path) -> None:
     scores = results.read_evaluations(evaluations)
-    before = report_pictures.figure(results.summarise("quickstart", scores))
+    before = report.figure(report.summarise("quickstart", scores))
     changed = {**scores, "greek": scores["arrows"]}
-    assert report_pictures.figure(results.summarise("quickstart", changed)) != before
+    assert report.figure(report.summarise("quickstart", changed)) != before
 
 
 def test_the_markdown_table_has_a_row_per_data_set_and_the_average(evaluations: Path) -> None:
-    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
+    summary = report.summarise("quickstart", results.read_evaluations(evaluations))
     lines = report.markdown(summary, {"greek": "Greek, chalk board"}).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == [
@@ -115,9 +114,9 @@ def test_the_markdown_table_has_a_row_per_data_set_and_the_average(evaluations: 
 def _terminal(titles: Mapping[str, str], *people: str) -> list[str]:
     """Show data sets whose student gained 22.5 points in a terminal of 80 columns."""
     weak, strong = ({"base": value, "novel": value, "hm": value} for value in (40.0, 62.5))
-    scores = {**dict.fromkeys([*results.WHO, *people], weak), "student": strong}
+    scores = {**dict.fromkeys([*results.MODELS, *people], weak), "student": strong}
     console = Console(width=80, record=True, file=StringIO())
-    summary = results.summarise("quickstart", dict.fromkeys(titles, scores))
+    summary = report.summarise("quickstart", dict.fromkeys(titles, scores))
     console.print(report.table(summary, titles))
     return console.export_text().splitlines()
 
@@ -151,11 +150,11 @@ def test_a_name_that_is_too_long_for_80_columns_is_cut_and_no_number_is() -> Non
 def test_a_data_set_of_which_all_classes_were_taught_has_one_number_and_no_part_in_the_average(
     evaluations: Path,
 ) -> None:
-    scores = {who: {"all": 70.0 + place} for place, who in enumerate(results.WHO)}
+    scores = {who: {"all": 70.0 + place} for place, who in enumerate(results.MODELS)}
     (evaluations / "parts").mkdir()
     (evaluations / "parts" / "metrics.json").write_text(json.dumps(scores))
-    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
-    before = results.summarise(
+    summary = report.summarise("quickstart", results.read_evaluations(evaluations))
+    before = report.summarise(
         "quickstart", results.read_evaluations(evaluations, ["greek", "arrows"])
     )
     assert summary["datasets"]["parts"]["student"] == {"all": 73.0, "accuracy": 73.0}
@@ -168,11 +167,11 @@ def test_a_data_set_of_which_all_classes_were_taught_has_one_number_and_no_part_
 
 
 def test_such_data_sets_alone_have_a_figure_without_an_average() -> None:
-    scores = {"parts": {who: {"all": 70.0} for who in results.WHO}}
-    summary = results.summarise("quickstart", scores)
+    scores = {"parts": {who: {"all": 70.0} for who in results.MODELS}}
+    summary = report.summarise("quickstart", scores)
     assert summary["average"] == {}
     assert "average" not in report.markdown(summary).split("---:")[1]
-    with Image.open(BytesIO(report_pictures.figure(summary))) as image:
+    with Image.open(BytesIO(report.figure(summary))) as image:
         assert image.format == "PNG"
 
 
@@ -219,7 +218,7 @@ def test_a_missing_number_is_named(evaluations: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(evaluations: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    summary = results.summarise("quickstart", results.read_evaluations(evaluations))
+    summary = report.summarise("quickstart", results.read_evaluations(evaluations))
     with pytest.raises(PdError, match="cannot write"):
         report.write_summary(summary, tmp_path / "file" / "out")
 
@@ -242,7 +241,7 @@ def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> N
     colours = {"red": (200, 0, 0), "blue": (0, 0, 200)}
     for name, colour in colours.items():
         _prepare(tmp_path, name, colour)
-    with Image.open(BytesIO(report_pictures.samples(tmp_path, colours, count=3))) as sheet:
+    with Image.open(BytesIO(report.samples(tmp_path, colours, count=3))) as sheet:
         pixels = [sheet.getpixel((sheet.width - 30, y)) for y in (36, 104)]
     assert pixels == list(colours.values())
 
@@ -250,7 +249,7 @@ def test_samples_show_a_strip_of_test_pictures_per_data_set(tmp_path: Path) -> N
 @pytest.mark.parametrize("title", ["red", "Armenian, Georgian and Hebrew letters, embroidery"])
 def test_no_name_runs_under_the_pictures_beside_it(title: str, tmp_path: Path) -> None:
     _prepare(tmp_path, "red", (200, 0, 0))
-    samples = report_pictures.samples(tmp_path, ["red"], titles={"red": title}, count=2)
+    samples = report.samples(tmp_path, ["red"], titles={"red": title}, count=2)
     with Image.open(BytesIO(samples)) as sheet:
         left = next(x for x in range(sheet.width) if sheet.getpixel((x, 36)) == (200, 0, 0))
         name = ImageChops.invert(sheet.crop((0, 0, left, sheet.height))).getbbox()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pd_core.reporting.protocol_results import LEAST, outliers, spread
+from pd_core.reporting.protocol_report import LEAST, outliers, spread
 
 SEEDS = 3
 

@@ -17,7 +17,8 @@ from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting.page import build
 from pd_core.reporting.page.build import Page
-from pd_core.reporting.protocol_results import keys_of, summarise
+from pd_core.reporting.protocol_report import summarise
+from pd_core.reporting.results import keys_of
 from pd_core.training.teacher import class_vectors as vectors_stage
 
 ROOT = Path(__file__).parents[2]

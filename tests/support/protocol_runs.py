@@ -8,7 +8,7 @@ from statistics import harmonic_mean
 import numpy as np
 
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting.results import WHO
+from pd_core.reporting.results import MODELS
 
 SEEDS = (1, 2, 3)
 SOURCE = "latin"
@@ -18,7 +18,7 @@ DATASETS = {
     Protocol.DOMAIN_GENERALISATION: ("latin_chalk", "latin_neon", "latin_stamp", "latin_blueprint"),
     Protocol.ALL_CLASSES: ("latin",),
 }
-LEVELS = dict(zip(WHO, (45.0, 55.0, 72.0, 70.0), strict=True))
+LEVELS = dict(zip(MODELS, (45.0, 55.0, 72.0, 70.0), strict=True))
 
 Scores = dict[str, float]
 Run = tuple[Protocol, str, int]  # protocol, data set, seed

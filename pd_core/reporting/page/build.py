@@ -22,9 +22,9 @@ from pd_core.pipeline.stages.params import PARAMS
 from pd_core.reporting.page import dataset
 from pd_core.reporting.page.dataset import DatasetPage
 from pd_core.reporting.page.models import AT_A_TIME, Speed, read_speed
-from pd_core.reporting.protocol_results import Seeds, read_summary
-from pd_core.reporting.report import read_titles
-from pd_core.reporting.results import Scores, Summary, read_evaluations, summarise
+from pd_core.reporting.protocol_report import Seeds, read_summary
+from pd_core.reporting.report import summarise
+from pd_core.reporting.results import Scores, Summary, read_evaluations, read_titles
 
 ANSWERS = "answers"  # the folder beside the page
 
@@ -98,7 +98,7 @@ class Page:
         seed: of the runs.
         datasets: all of the profile, run or not.
         titles: readable names, also of data sets that are not the profile's.
-        summary: what `results.summarise` made of those that were run.
+        summary: what `report.summarise` made of those that were run.
         seeds: what was measured by protocol over several seeds.
         beside: by who, our accuracies from base to novel classes and the paper's.
         beside_seeds: of ours there: several, or the one of the runs.
@@ -218,7 +218,7 @@ def beside(
     """Put our accuracies beside the paper's.
 
     Args:
-        summary: `datasets` and `average`, as of `results.summarise`, of what was run.
+        summary: `datasets` and `average`, as of `report.summarise`, of what was run.
         datasets: all data sets, run or not.
         protocol: which of the paper's tables.
 

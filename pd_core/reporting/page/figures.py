@@ -18,8 +18,7 @@ from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.reporting.page.dataset import Curve, DatasetPage, read_stages
 from pd_core.reporting.page.models import PEOPLE
-from pd_core.reporting.protocol_report import HEADINGS, titles_of
-from pd_core.reporting.protocol_results import headline_of
+from pd_core.reporting.results import PROTOCOLS, keys_of, titles_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,7 +139,7 @@ def _shares(page: DatasetPage, who: str) -> NDArray[np.float64]:
 
 def seeds(page: Page, protocol: Protocol) -> str:
     """Draw the headline number of each seed as a dot around their mean, a row a data set."""
-    key, runs = headline_of(protocol), page.seeds.protocols[protocol]["runs"]
+    key, runs = keys_of(protocol)[-1], page.seeds.protocols[protocol]["runs"]
     people, height = titles_of(protocol), 0.75 + 0.36 * len(runs)
 
     def draw(figure: Figure) -> None:
@@ -164,7 +163,7 @@ def seeds(page: Page, protocol: Protocol) -> str:
         figure.legend(loc="upper center", ncols=3, handletextpad=0, columnspacing=0.8)
         figure.subplots_adjust(left=0.31, right=0.97, top=1 - 0.3 / height, bottom=0.45 / height)
 
-    label = f"Single seeds, {HEADINGS[protocol]}"
+    label = f"Single seeds, {PROTOCOLS[protocol]}"
     return _svg(draw, height=height, key=f"seeds-{protocol}", label=label)
 
 

@@ -29,18 +29,18 @@ from pd_core.reporting.page import figures
 from pd_core.reporting.page.build import AVERAGE, Beside, Page, paper
 from pd_core.reporting.page.dataset import DatasetPage
 from pd_core.reporting.page.models import PEOPLE, Cost, Speed
-from pd_core.reporting.protocol_report import HEADINGS, findings, heading, titles_of
-from pd_core.reporting.protocol_results import keys_of
+from pd_core.reporting.protocol_report import findings
+from pd_core.reporting.report import cautions, estimates, models_of, rows_of
 from pd_core.reporting.results import (
-    WHO,
+    MODELS,
+    PROTOCOLS,
     Evaluation,
     Scores,
-    cautions,
-    columns,
-    estimates,
+    heading,
     headline,
-    rows_of,
+    keys_of,
     title,
+    titles_of,
 )
 
 NAME = "report"  # of the three files
@@ -111,7 +111,7 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     own = {name: value for name, value in globals().items() if not name.startswith("_")}
-    imported = {"figures": figures, "heading": heading, "keys_of": keys_of, "HEADINGS": HEADINGS}
+    imported = {"figures": figures, "heading": heading, "keys_of": keys_of, "HEADINGS": PROTOCOLS}
     found.globals |= own | imported
     return found
 
@@ -147,7 +147,7 @@ class Table:
 
 def summary_table(page: Page, key: str) -> Table:
     """Return everybody's accuracy on each data set: `base`, `novel` or `hm`."""
-    shown = columns(page.summary) or list(TITLES)[:4]
+    shown = models_of(page.summary) or list(TITLES)[:4]
     rows = [
         (name, *(_score(row, who, key) for who in shown))
         for name, row in rows_of(page.summary, page.titles)
@@ -170,11 +170,11 @@ def seeds_table(page: Page, protocol: Protocol, key: str) -> Table:
     """Return everybody's mean over seeds on each data set of a protocol, with its spread."""
     measured = page.seeds.protocols[protocol]
     rows = [
-        (title(name, page.titles), *(spread(row[who], key) for who in WHO))
+        (title(name, page.titles), *(spread(row[who], key) for who in MODELS))
         for name, row in measured["datasets"].items()
     ]
-    average = tuple(spread(measured[AVERAGE][who], key) for who in WHO)
-    heads = ("data set", *(titles_of(protocol)[who] for who in WHO))
+    average = tuple(spread(measured[AVERAGE][who], key) for who in MODELS)
+    heads = ("data set", *(titles_of(protocol)[who] for who in MODELS))
     rows.append((f"average of all {len(rows)}", *average))
     return Table(f"{NAMES[key]}, %", heads, tuple(rows), strong=True)
 
