@@ -1,8 +1,7 @@
 """Stage `cross_validate`: accuracy estimated from the few labels, where no test image has one.
 
-The few labels are cut into folds, and teacher and student are made anew without the labels of one
-fold, on which they are then measured. That is not the accuracy of the student that is deployed,
-which stays unknown.
+The labels are cut into folds; teacher and student are trained without each fold in turn and
+measured on it. The accuracy of the deployed student stays unknown.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from pd_core.training.teacher.config import TeacherConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """How teacher and student were made, to make them again."""
+    """Configurations of teacher, student and evaluation, to repeat them on a fold."""
 
     teacher: TeacherConfig
     student: StudentConfig
@@ -52,11 +51,11 @@ class Recipe:
         return Clips(self.student, self.teacher)
 
     def follow(self, folder: Path) -> list[dict[str, Any]]:
-        """Make both from `folder / "prepared"` and return what they say about its test pictures."""
+        """Train and evaluate on `folder / "prepared"`; return the rows of `predictions.json`."""
         names = ("prepared", "teacher", "vectors", "student", "evaluation")
         paths = StagePaths(*(folder / name for name in names))
         compute = self.compute.model_copy(update={"compile": False})
-        # Nothing comes twice in the folds, so nothing is worth storing.
+        # No view comes twice in the folds, so caching gains nothing.
         tuning = self.teacher.model_copy(update={"frozen_features": Computed.ONLINE})
         distillation = self.student.model_copy(update={"teacher_targets": Computed.ONLINE})
         teacher_stage.run(paths.prepared, paths.teacher, tuning, Run(compute))
@@ -75,19 +74,19 @@ def run(prepared: Path, file: Path, recipe: Recipe, hooks: Hooks) -> Scores:
     """Estimate accuracy from the few labels, and write it to a JSON file.
 
     Args:
-        prepared: folder written by the stage `prepare`.
-        file: to write.
-        recipe: how teacher and student are made.
-        hooks: told of each fold beforehand.
+        prepared: output folder of the stage `prepare`.
+        file: that is written.
+        recipe: of teacher and student.
+        hooks: a note announces each fold.
 
     Returns:
-        `cross_validated` -> who -> percent of the held-out labels that are met; `counts` -> labels,
-        folds. There is no cross-validation without two labels of each class, nor of an imported
-        teacher, which may have seen them all.
+        `cross_validated` -> model -> accuracy on the held-out labels, percent; `counts` -> labels,
+        folds. There are no folds without two labels of each class, nor for an imported teacher,
+        which may have seen all labels.
 
     Raises:
         MissingFile: images or weights are missing.
-        BadArtifact: the prepared data set does not hold what it should.
+        BadArtifact: the prepared data set is invalid.
     """
     content = read_prepared(prepared, data_root=recipe.compute.data_root)
     parts: Sequence[Labelled] = ()
@@ -101,15 +100,15 @@ def run(prepared: Path, file: Path, recipe: Recipe, hooks: Hooks) -> Scores:
 
 
 def cut(items: Labelled, folds: int, rng: random.Random) -> tuple[Labelled, ...]:
-    """Cut labelled pictures into folds of nearly equal size, each class spread over all of them.
+    """Cut labelled images into stratified folds of nearly equal size.
 
     Args:
-        items: path and label of each picture.
-        folds: how many; no more than the rarest class has pictures.
+        items: path and label of each image.
+        folds: number of folds; at most the images of the rarest class.
         rng: source of the draw.
 
     Returns:
-        The folds; none if a class has a single picture.
+        The folds; none if a class has a single image.
     """
     members: dict[int, list[str]] = {}
     for path, label in items:
@@ -118,32 +117,32 @@ def cut(items: Labelled, folds: int, rng: random.Random) -> tuple[Labelled, ...]
     if folds < 2:
         return ()
     parts: list[list[tuple[str, int]]] = [[] for _ in range(folds)]
-    place = 0  # runs on from class to class, so that what is left over is spread too
+    position = 0  # goes on from class to class, so that remainders are spread too
     for label in sorted(members):
         for path in rng.sample(members[label], len(members[label])):
-            parts[place % folds].append((path, label))
-            place += 1
+            parts[position % folds].append((path, label))
+            position += 1
     return tuple(map(tuple, parts))
 
 
 def _cross_validate(
     prepared: Path, parts: Sequence[Labelled], recipe: Recipe, on_note: OnNote
 ) -> dict[str, float]:
-    """Make teacher and student without each fold's labels; return how many of these they met."""
-    hits: dict[str, list[bool]] = {who: [] for who in evaluate.WHO}
+    """Return each model's accuracy on the folds it was trained without, percent."""
+    hits: dict[str, list[bool]] = {model: [] for model in evaluate.MODELS}
     for number, held_out in enumerate(parts, start=1):
         on_note(f"cross-validation: fold {number} of {len(parts)}")
         with TemporaryDirectory() as scratch:
             folder = Path(scratch)
             _hold_out(held_out, prepared, folder / "prepared", recipe.compute.data_root)
             for row in recipe.follow(folder):
-                for who, found in hits.items():
-                    found.append(row[who][1] == row["label"])
-    return {who: percent(found) for who, found in hits.items()}
+                for model, correct in hits.items():
+                    correct.append(row[model][1] == row["label"])
+    return {model: percent(correct) for model, correct in hits.items()}
 
 
 def _hold_out(held_out: Labelled, prepared: Path, out: Path, data_root: Path) -> None:
-    """Write the prepared data set anew: some of its few labels are for testing only."""
+    """Write a copy of the prepared data set with some of its few labels as its test images."""
     content = read_split(prepared)
     content["images"] = str(image_root(prepared, data_root=data_root).resolve())
     taken = {path for path, _ in held_out}

@@ -98,8 +98,8 @@ def test_metrics_agree_with_the_predictions_that_are_kept(stages: dict[str, Any]
     rows = json.loads((stages["out"] / "predictions.json").read_text())
     split = json.loads((stages["prepared"] / "split.json").read_text())
     assert [row["path"] for row in rows] == [path for path, _ in split["test"]]
-    assert set(metrics) == set(evaluate.WHO)
-    for who in evaluate.WHO:
+    assert set(metrics) == set(evaluate.MODELS)
+    for who in evaluate.MODELS:
         base = [row[who][0] == row["label"] for row in rows if row["label"] < 3]
         everywhere = [row[who][1] == row["label"] for row in rows]
         assert metrics[who]["base"] == pytest.approx(100 * np.mean(base), abs=1e-3)

@@ -171,7 +171,7 @@ def test_the_base_has_lists_teacher_and_vectors_of_every_seed(world: Path) -> No
 @pytest.mark.parametrize(
     ("name", "stages", "who", "pictures"),
     [
-        ("promptkd", ["student", "evaluate"], evaluate.WHO, 20),
+        ("promptkd", ["student", "evaluate"], evaluate.MODELS, 20),
         ("fast", ["student", "evaluate"], ["student"], 20),
         ("best_on_test", ["student", "evaluate"], ["student", "selection"], 20),
         ("images_1", ["prepare", "student", "evaluate"], ["student"], 5),

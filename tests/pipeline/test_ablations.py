@@ -118,9 +118,9 @@ def test_who_is_shown_is_measured(title: str, row: dict[str, Any]) -> None:
     keys = VARIANTS[row["variant"]]
     measured = ["student", *(["teacher"] if "teacher" in keys else [])]
     if not keys:
-        measured = list(evaluate.WHO)
+        measured = list(evaluate.MODELS)
     elif keys.get("baseline"):
-        measured = [tuned_student.WHO]
+        measured = [tuned_student.MODEL]
     assert row.get("who", "student") in measured, title
 
 

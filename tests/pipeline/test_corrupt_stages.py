@@ -236,7 +236,7 @@ def test_evaluation_leaves_damaged_pictures_out_of_every_number(
     rows = json.loads((tmp_path / "e" / "predictions.json").read_text())
     assert rows == [row for row in whole if row["path"] not in damaged]
     assert metrics["skipped"] == 4
-    for who in evaluate.WHO:
+    for who in evaluate.MODELS:
         hits = [row[who][1] == row["label"] for row in rows]
         assert metrics[who]["all"] == pytest.approx(100 * np.mean(hits), abs=1e-3)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import write_json
 from pd_core.data.loading.splits import Protocol
-from pd_core.evaluation.evaluate import Judged
+from pd_core.evaluation.evaluate import Predictions
 
 CLASSES, FIRST_NOVEL, EACH = 5, 3, 20
 LABELS = np.repeat(np.arange(CLASSES), EACH)
@@ -52,7 +52,7 @@ def evaluation(
     """
     logits = {"student": _logits(skill, seed), "teacher": _logits(2.0, 0)}
     items = tuple((f"test/{place:03}.png", int(label)) for place, label in enumerate(LABELS))
-    judged = Judged(items, logits, FIRST_NOVEL, protocol)
+    judged = Predictions(items, logits, FIRST_NOVEL, protocol)
     return Evaluation(judged.metrics(), judged.rows())
 
 

@@ -220,7 +220,7 @@ def run_evaluate(
     weights: Path | str | None,
     teacher_model: str,
     teacher_weights: Path | str | None,
-    who: Sequence[str] = evaluate.WHO,
+    who: Sequence[str] = evaluate.MODELS,
     **values: Any,
 ) -> dict[str, dict[str, float]]:
     """Run the stage `evaluate`."""
@@ -233,9 +233,9 @@ def run_evaluate(
 
 def judge(
     classifiers: Mapping[str, Classifier], prepared: Prepared, image_size: int
-) -> evaluate.Judged:
+) -> evaluate.Predictions:
     """Let classifiers judge the test images."""
-    return evaluate.judge(
+    return evaluate.predict(
         classifiers, prepared, image_size, evaluate_config(split="test"), COMPUTE, NO_HOOKS
     )
 

@@ -51,7 +51,9 @@ def test_one_that_is_right_more_often_than_chance_passes(supervisor: LiveTeacher
 def test_one_that_guesses_is_a_failed_run(supervisor: LiveTeacher) -> None:
     torch.manual_seed(0)
 
-    with pytest.raises(FailedRun, match=r"agrees .* on [\d.]+% of 200 .* by chance .*not a model"):
+    with pytest.raises(
+        FailedRun, match=r"agrees .* on [\d.]+% of 200 images.* by chance .*not a model"
+    ):
         judged(supervisor, lambda images: torch.randn(len(images), 16))
 
 
@@ -87,7 +89,7 @@ def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
         trainings.run_teacher(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
         vectors_stage.run(prepared, tmp_path / "teacher", tmp_path / "vectors", **clip)
         folders = [tmp_path / name for name in ("teacher", "vectors", "student")]
-        with pytest.raises(FailedRun, match="20 pictures"):
+        with pytest.raises(FailedRun, match="20 images"):
             trainings.run_student(
                 prepared, *folders, model="tiny", weights=small, teacher_model="tiny",
                 teacher_weights=large, epochs=1, batch_size=4,

@@ -22,11 +22,12 @@ def test_a_single_epoch_is_all_warm_up() -> None:
     assert rates(1) == [1e-5]
 
 
-def test_without_warm_up_the_first_epoch_has_the_peak() -> None:
-    expected = [0.05 * (1 + math.cos(math.pi * done / 4)) for done in range(4)]
+@pytest.mark.parametrize("warm", [0, 1, 2])
+def test_after_the_warm_up_comes_a_cosine_stretched_over_all_epochs(warm: int) -> None:
+    cosine = [0.05 * (1 + math.cos(math.pi * done / 20)) for done in range(20 - warm)]
 
-    assert rates(4, warmup_epochs=0) == pytest.approx(expected)
-    assert rates(4, warmup_epochs=0)[0] == pytest.approx(0.1)
+    assert rates(20, warmup_epochs=warm) == pytest.approx([1e-5] * warm + cosine)
+    assert rates(20, warmup_epochs=warm)[-1] > 1e-5
 
 
 @examples

@@ -262,7 +262,7 @@ def evaluate(job: Job, hooks: Hooks = NO_HOOKS, who: Sequence[str] | None = None
     config = job.params.evaluate
     if not stage.is_measurable(job.prepared, config.split):
         return stage.run_unlabelled(job, config, job.clips, job.compute, hooks)
-    return stage.run(job, config, job.clips, job.compute, hooks, who or stage.WHO)
+    return stage.run(job, config, job.clips, job.compute, hooks, who or stage.MODELS)
 
 
 def cross_validate(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:

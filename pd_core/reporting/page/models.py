@@ -29,7 +29,7 @@ from pd_core.core.artifacts import read_json, understood, write_json
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import Labelled, Prepared
-from pd_core.evaluation.evaluate import judge
+from pd_core.evaluation.evaluate import predict
 from pd_core.evaluation.metrics import Calibration, calibration
 from pd_core.mlops.predictor import STUDENT_FILE
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
@@ -236,7 +236,7 @@ def answer(job: Job, prepared: Prepared, rows: Sequence[Mapping[str, Any]]) -> A
     # The page is no result: its last bits do not matter.
     set_threads(max(1, (os.cpu_count() or 1) // AT_A_TIME))
     loaded = {who: load(job, who) for who in PEOPLE}
-    judged = judge(
+    judged = predict(
         {who: one.classifier for who, one in loaded.items()},
         prepared,
         loaded["student"].image_size,

@@ -16,7 +16,7 @@ from torch.optim import SGD
 from pd_core.core.artifacts import read_tensors, write_tensors
 from pd_core.core.atomic import check_space
 from pd_core.core.errors import BadArtifact
-from pd_core.core.hooks import Metrics, OnNote
+from pd_core.core.hooks import NO_HOOKS, Metrics, OnNote
 from pd_core.training.loop.distributed import any_of, from_first, is_first
 from pd_core.training.loop.schedule import BestState, WeightedSum, trained_parameters
 
@@ -25,19 +25,19 @@ History = list[Metrics]
 
 @dataclass
 class TrainingState:
-    """What changes while a module is trained.
+    """Everything that changes during a training.
 
     Attributes:
-        module: what is trained.
+        module: the trained module.
         optimizer: its optimiser.
-        scaler: of the loss.
-        average: the weighted sum of epochs, if there is one.
-        best: the best epoch so far, if it is kept.
-        epoch: the one that is going on, from 1.
-        done: batches of it that have been gone through.
-        counted: how many of them were trained on.
-        skipped_steps: how many had a loss that was not finite.
-        sums: of each scalar over the epoch's steps.
+        scaler: loss scaler of mixed precision.
+        average: weighted sum over the epochs, if any.
+        best: the best epoch so far, if one is selected.
+        epoch: the current one, from 1.
+        done: batches of it that were read.
+        counted: batches of it that were trained on.
+        skipped_steps: batches of it whose loss or gradient was not finite.
+        sums: sum of each scalar over the epoch's steps.
         history: metrics of the epochs before.
     """
 
@@ -54,10 +54,7 @@ class TrainingState:
     history: History = field(default_factory=list)
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add a step's scalars.
-
-        They are kept as tensors: reading a number would wait for the device at every step.
-        """
+        """Add a step's scalars; as tensors, since reading a number would wait for the device."""
         self.counted += 1
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
@@ -70,20 +67,20 @@ class TrainingState:
         return metrics
 
     def size(self) -> int:
-        """Return the bytes that `tensors` will have at most."""
+        """Return the upper limit of the bytes in `tensors`."""
         module = sum(value.nbytes for value in self.module.state_dict().values())
         trained = sum(value.nbytes for _, value in trained_parameters(self.module))
         averaged = trained if self.average is not None else 0
-        kept = module if self.best is not None else 0
-        return int(module + trained + averaged + kept)
+        best = module if self.best is not None else 0
+        return int(module + trained + averaged + best)
 
     def is_finite(self) -> bool:
-        """Whether all numbers of the module are."""
+        """Return True if all numbers of the module are finite."""
         values = self.module.state_dict().values()
         return all(bool(torch.isfinite(value).all()) for value in values)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors to store, random states included."""
+        """Return the tensors of a checkpoint, random states included."""
         tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
         for name, value in trained_parameters(self.module):
             buffer = self.optimizer.state[value].get("momentum_buffer")
@@ -91,8 +88,8 @@ class TrainingState:
                 tensors[f"momentum.{name}"] = buffer
         for name, total in (self.average.sums if self.average else {}).items():
             tensors[f"average.{name}"] = total
-        for name, kept in (self.best.state if self.best else {}).items():
-            tensors[f"best.{name}"] = kept
+        for name, tensor in (self.best.state if self.best else {}).items():
+            tensors[f"best.{name}"] = tensor
         tensors |= {f"sum.{name}": value for name, value in self.sums.items()}
         tensors["random.cpu"] = torch.get_rng_state()
         if self._device.type == "cuda":
@@ -100,13 +97,13 @@ class TrainingState:
         return tensors
 
     def metadata(self) -> dict[str, str]:
-        """Return the rest of what is to be stored."""
-        numbers = ("epoch", "done", "counted", "skipped_steps", "history")
-        content: dict[str, Any] = {name: getattr(self, name) for name in numbers}
+        """Return the metadata of a checkpoint: counters, history and loss scale."""
+        names = ("epoch", "done", "counted", "skipped_steps", "history")
+        content: dict[str, Any] = {name: getattr(self, name) for name in names}
         return {"state": json.dumps({**content, "scaler": self.scaler.state_dict()})}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Take up a stored state."""
+        """Restore the state from a checkpoint."""
         content = json.loads(metadata["state"])
         self.scaler.load_state_dict(content.pop("scaler"))
         for name, value in content.items():
@@ -135,85 +132,73 @@ class TrainingState:
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the tensors whose names start with a prefix, by what follows it."""
+    """Return the tensors whose names have a prefix, by the rest of the name."""
     return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
 
 
 KEPT = 2
-"""The last ones are kept, in case that the newest is damaged."""
+"""Checkpoints that stay on disk: an older one too, in case the newest is corrupt."""
 
 _NAME = re.compile(r"checkpoint-\d+-\d+\.safetensors")
 _ASIDE = "set-aside"
 _KEY = "run"
 
 
+@dataclass
 class Checkpoints:
-    """The checkpoints of one training, in a folder of their own.
+    """The checkpoints of one training.
 
     Attributes:
-        folder: where they are.
-        key: hash of all that decides the weights: code, data, parameters.
+        folder: their folder, outside the outputs of the stage.
+        key: hash of all that determines the weights: code, data, parameters. Only checkpoints
+            with the same key are restored.
+        minutes: one is due after each epoch, and within an epoch after so many minutes.
+        interrupted: returns True when the training is to save its state and stop.
+        on_note: called with a line for each checkpoint that is restored or cannot be.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        key: str,
-        minutes: float = 5.0,
-        interrupted: Callable[[], bool] | None = None,
-        on_note: OnNote | None = None,
-    ) -> None:
-        """Describe them; nothing is read yet.
-
-        Args:
-            folder: where they go, outside the outputs of the stage.
-            key: as above; only checkpoints with the same one are taken up.
-            minutes: one is due after each epoch, and when so many minutes have passed.
-            interrupted: whether the run is to save and end now.
-            on_note: called with a line about each checkpoint that is taken up or cannot be.
-        """
-        self.folder = folder
-        self.key = key
-        self._seconds = 60 * minutes
-        self._interrupted = interrupted or (lambda: False)
-        self._note = on_note or (lambda _: None)
-        self._last = time.monotonic()
+    folder: Path
+    key: str
+    minutes: float = 5.0
+    interrupted: Callable[[], bool] = NO_HOOKS.interrupted
+    on_note: OnNote = NO_HOOKS.on_note
+    _last: float = field(default_factory=lambda: time.monotonic(), init=False)
 
     def due(self) -> bool:
-        """Whether it is time for one within an epoch."""
-        return any_of(self._interrupted() or time.monotonic() - self._last >= self._seconds)
+        """Return True if it is time for a checkpoint within an epoch, in any process."""
+        overdue = time.monotonic() - self._last >= 60 * self.minutes
+        return any_of(self.interrupted() or overdue)
 
-    def interrupted(self) -> bool:
-        """Whether the run is to save and end now."""
-        return any_of(self._interrupted())
+    def stop_requested(self) -> bool:
+        """Return True if the training is to save its state and stop, in any process."""
+        return any_of(self.interrupted())
 
     def newest(self) -> Path | None:
-        """Return the file of the newest one; None if there is none."""
+        """Return the file of the newest checkpoint, if any."""
         return max(self._files(), default=None)
 
     def require_space(self, size: int) -> None:
-        """Make sure that there is room for them, each of `size` bytes.
+        """Check that the disk has room for the checkpoints, each of `size` bytes.
 
         Raises:
-            NoSpace: there is not.
+            NoSpace: it has not.
         """
-        # One more than are kept: an old one goes when the new one is there.
+        # One more than are kept: an old one is deleted after the new one is written.
         check_space(self.folder, (KEPT + 1) * size, "training (checkpoints)")
 
     def save(
         self, epoch: int, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
-        """Write one, and delete all but the last two.
+        """Write a checkpoint, and delete all but the last two.
 
         Args:
-            epoch: that is going on.
+            epoch: the current one.
             step: batches of it that are done.
-            tensors: any shapes.
+            tensors: of any shapes.
             metadata: strings.
 
         Raises:
-            PdError: the folder cannot be written; those before are still there.
+            PdError: the folder cannot be written; earlier checkpoints are intact.
         """
         if is_first():
             path = self.folder / f"checkpoint-{epoch:06}-{step:09}.safetensors"
@@ -223,36 +208,36 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Read the newest one that is whole.
+        """Read the newest intact checkpoint.
 
-        Those of another run are set aside, and so are damaged ones if there is no other.
+        Those of another run are set aside; so are corrupt ones, if no other is left.
 
         Returns:
-            Tensors and metadata as given to `save`; None if training starts anew.
+            Tensors and metadata as given to `save`; None if the training starts anew.
         """
-        return from_first(self._newest_whole)
+        return from_first(self._read_newest)
 
     def remove(self) -> None:
-        """Delete them, when what they led to has been written."""
+        """Delete the checkpoints, once the result of the training is written."""
         for entry in self.folder.glob("*"):
             if entry.name != _ASIDE:
                 entry.unlink()
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _newest_whole(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    def _read_newest(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         for path in reversed(self._files()):
             try:
                 tensors, metadata = read_tensors(
                     path, what="checkpoint", remedy="it is not taken up"
                 )
             except BadArtifact as error:
-                self._note(str(error))
+                self.on_note(str(error))
                 continue
             if metadata.pop(_KEY, None) != self.key:
                 self._set_aside("of other code, data or parameters")
                 return None
-            self._note(f"continues from checkpoint '{path}'")
+            self.on_note(f"continues from checkpoint '{path}'")
             return tensors, metadata
         if self._files():
             self._set_aside("damaged")
@@ -262,10 +247,10 @@ class Checkpoints:
         """Return the files, oldest first."""
         return sorted(path for path in self.folder.glob("*") if _NAME.fullmatch(path.name))
 
-    def _set_aside(self, why: str) -> None:
+    def _set_aside(self, reason: str) -> None:
         aside = self.folder / _ASIDE
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         for path in self._files():
             path.rename(aside / path.name)
-        self._note(f"checkpoints {why} are set aside in '{aside}'; training starts anew")
+        self.on_note(f"checkpoints {reason} are set aside in '{aside}'; training starts anew")

@@ -1,4 +1,4 @@
-"""Configuration of the training loop, and of the views that it is given."""
+"""Configuration of the training loop, and of the views it trains on."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from pd_core.core.options import OnNonFinite
 
 
 class OptimConfig(Config):
-    """Plain SGD, and how long it goes on."""
+    """SGD and its schedule."""
 
     epochs: Count
     view_epochs: Count | None  # after so many epochs their batches come again; None: never
@@ -24,11 +24,11 @@ class OptimConfig(Config):
 
     @property
     def distinct_epochs(self) -> int:
-        """How many epochs have views of their own."""
+        """Number of epochs with views of their own."""
         return self.epochs if self.view_epochs is None else min(self.epochs, self.view_epochs)
 
     def source_epoch(self, epoch: int) -> int:
-        """Return the epoch, from 1, whose views an epoch shows."""
+        """Return the epoch, from 1, whose views are shown in an epoch."""
         return epoch if self.view_epochs is None else (epoch - 1) % self.view_epochs + 1
 
 
@@ -44,7 +44,7 @@ class ViewConfig(Config):
 
     batch_size: Count  # images per step, of all processes together
     crop_scale: Annotated[tuple[float, float], AfterValidator(_ordered)]  # part of an image shown
-    flip: bool  # whether half of the views are mirrored
+    flip: bool  # mirror half of the views
 
 
 class ImagePromptConfig(Config):

@@ -1,7 +1,8 @@
 """On-disk cache of frozen-encoder features.
 
-A tensor is known by everything that decides it. The store is no output of a stage: whatever is
-not there, or damaged, is computed anew, so its folder may be deleted at any time.
+A tensor's folder is named by a hash of everything that determines the tensor. The cache is no
+output of a stage: entries that are missing or corrupt are computed again, so its folder may be
+deleted at any time.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -16,71 +18,56 @@ from torch import Tensor
 from pd_core.core.artifacts import file_hash, read_tensors, write_tensors
 from pd_core.core.atomic import check_space, readable
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
-from pd_core.core.hooks import OnNote
+from pd_core.core.hooks import NO_HOOKS, OnNote
 
 _NAME = "features"
 
 
+@dataclass(frozen=True)
 class FeatureCache:
-    """A folder of tensors, kept below a limit.
+    """Tensors on disk, up to a limit of bytes.
 
     Attributes:
-        folder: where they are, one folder for those that belong together.
-        limit: bytes that they may take.
-        half: whether what is large is stored in half precision.
+        folder: holds one folder for the tensors that belong together.
+        limit: bytes that all of them may take.
+        key: hash of what determines every tensor: code, versions, device.
+        half: store large tensors in half precision.
+        on_note: called with a line for what is recorded, and what cannot be read.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        key: str = "",
-        limit: int,
-        half: bool = False,
-        on_note: OnNote | None = None,
-    ) -> None:
-        """Describe the store; nothing is read yet.
-
-        Args:
-            folder: as above.
-            key: of what decides every tensor beside its own `decisive`: code, versions, device.
-            limit: as above.
-            half: as above.
-            on_note: called with a line about what is recorded, and what cannot be read.
-        """
-        self.folder = folder
-        self.limit = limit
-        self.half = half
-        self.note = on_note or (lambda _: None)
-        self._key = key
+    folder: Path
+    limit: int
+    key: str = ""
+    half: bool = False
+    on_note: OnNote = NO_HOOKS.on_note
 
     def place(self, kind: str, decisive: Mapping[str, object]) -> Path:
         """Return the folder for tensors of a kind.
 
         Args:
-            kind: what they are, for people to read.
-            decisive: everything that decides them, as JSON has it.
+            kind: readable part of the folder's name.
+            decisive: cache key, JSON values: everything that determines the tensors beside `key`.
         """
-        text = json.dumps([self._key, decisive], sort_keys=True, default=str)
+        text = json.dumps([self.key, decisive], sort_keys=True, default=str)
         return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def read(self, place: Path, name: str) -> Tensor | None:
-        """Read a tensor onto the CPU; None if it is not there. A damaged one is removed."""
+        """Read a tensor onto the CPU; None if there is none. A corrupt file is removed."""
         try:
             tensors, _ = read_tensors(
                 _file(place, name), what="stored features", remedy="they are computed anew"
             )
-            place.touch()  # what has been used lately goes last
+            place.touch()  # the least recently used are removed first
             return tensors[_NAME]
         except MissingFile:
             return None
         except (BadArtifact, KeyError) as error:
-            self.note(str(error))
+            self.on_note(str(error))
             _file(place, name).unlink(missing_ok=True)
             return None
 
     def write(self, place: Path, name: str, tensor: Tensor) -> None:
-        """Store a tensor, whole or not at all.
+        """Write a tensor atomically.
 
         Raises:
             PdError: the folder cannot be written.
@@ -88,16 +75,16 @@ class FeatureCache:
         write_tensors(_file(place, name), {_NAME: tensor}, {})
 
     def make_room(self, place: Path, size: int, *, what: str, remedy: str) -> None:
-        """Make sure that tensors fit; of others, those that were used longest ago go.
+        """Make room for tensors: the least recently used ones of other folders are removed.
 
         Args:
-            place: where they will go.
-            size: bytes that all in `place` will take.
-            what: what they are, for the messages.
-            remedy: how to need less.
+            place: their folder.
+            size: bytes of all tensors in it.
+            what: name of the tensors, for messages.
+            remedy: advice in the error if they are too large.
 
         Raises:
-            BadParams: they alone take more than the limit.
+            BadParams: they alone exceed the limit.
             NoSpace: the disk has no room for them.
         """
         if size > self.limit:
@@ -111,21 +98,21 @@ class FeatureCache:
                 break
             shutil.rmtree(oldest, ignore_errors=True)
             del others[oldest]
-            self.note(f"removed '{oldest}' to stay below {readable(self.limit)}")
+            self.on_note(f"removed '{oldest}' to stay below {readable(self.limit)}")
         check_space(self.folder, size, what)
 
 
 def identity(model: str, weights: Path | str | None) -> list[str]:
-    """Say which CLIP this is: its name, and the hash of its weights' file, or their tag."""
+    """Return the identity of a CLIP: its name, and the hash of its weights' file, or their tag."""
     path = Path(weights) if weights is not None else None
     return [model, file_hash(path) if path is not None and path.is_file() else str(weights)]
 
 
 def _size(place: Path) -> int:
-    """Return the bytes of the files in a folder, as far as no other process is at work there."""
+    """Return the bytes of a folder's files."""
     total = 0
     for file in place.glob("*"):
-        with suppress(FileNotFoundError):  # it had a temporary name, or has been removed
+        with suppress(FileNotFoundError):  # another process has renamed or removed it
             total += file.stat().st_size
     return total
 

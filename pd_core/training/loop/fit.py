@@ -1,16 +1,15 @@
 """The one training loop: optimiser, mixed precision, averaging, checkpoints.
 
-A training run is a module that owns what is trained, and a step that turns a
-batch into a loss. Everything random is decided by (seed, epoch) outside, so a
-run that was interrupted ends with the same weights as one that was not. Several
-processes may train together (see `distributed`): each is given its part of every
-batch, and its step returns the scalars of the whole batch.
+A training is a module that owns what is trained, and a step that computes a batch's loss. All
+randomness is determined by (seed, epoch) outside, so an interrupted training ends with the same
+weights as one that was not. Several processes may train together (see `distributed`): each gets
+its part of every batch, and its step returns the scalars of the whole batch.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
@@ -33,72 +32,41 @@ from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.schedule import BestState, WeightedSum, learning_rate
 
 EVERY = 50
-"""Steps between two looks: each look waits for the device."""
+"""Steps between two checks of the losses: reading a loss waits for the device."""
 
-OnLook = Callable[[int, int, float], None]
+# For fp16. torch's own 65,536 is meant for losses near 1; distillation's is weighted by 1000, so
+# that the first steps would overflow and be skipped.
+INITIAL_LOSS_SCALE = 64.0
 
-_NAMED = 16  # pictures in a message, at most
+_NAMED = 16  # images in a message, at most
+
+Step = Callable[[Batch], Mapping[str, Tensor]]
+Score = Callable[[], float]
 
 
-class LossWatch:
-    """Looks at the losses of many steps at a time, and knows which batch each belongs to."""
+class Batches(Protocol):
+    """A source of batches, which are the same whenever an epoch is read again."""
 
-    def __init__(
-        self,
-        names: Callable[[Sequence[int]], list[str]],
-        newest: Callable[[], Path | None] = lambda: None,
-        on_look: OnLook = lambda *_: None,
-    ) -> None:
-        """Start watching.
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
 
-        Args:
-            names: of pictures, by their positions in the list.
-            newest: the newest checkpoint.
-            on_look: called for each look that finds nothing wrong, with epoch and step of the last
-                loss looked at, and the mean of those since the look before.
+    @property
+    def damaged(self) -> set[int]:
+        """Positions of the corrupt images so far, which are left out."""
+
+    @property
+    def left_out(self) -> int:
+        """Number of corrupt images in the last epoch that was read."""
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch without the first `start` ones.
+
+        Corrupt images make a batch smaller, or empty.
         """
-        self._names = names
-        self._newest = newest
-        self._on_look = on_look
-        self._waiting: list[tuple[int, int, Tensor, Tensor]] = []
 
-    def note(self, epoch: int, step: int, indices: Tensor, loss: Tensor) -> None:
-        """Take note of a step's batch (B,) and loss, a scalar; look if it is time.
-
-        Raises:
-            Diverged: as in `look`.
-        """
-        self._waiting.append((epoch, step, indices, loss.detach()))
-        if len(self._waiting) >= EVERY:
-            self.look()
-
-    def look(self) -> None:
-        """Look at the losses since the last time.
-
-        Raises:
-            Diverged: one is not finite.
-        """
-        if not self._waiting:
-            return
-        values = torch.stack([loss for *_, loss in self._waiting]).tolist()
-        for (epoch, step, indices, _), value in zip(self._waiting, values, strict=True):
-            if not math.isfinite(value):
-                raise self.error(f"the loss is {value}", epoch, step, indices)
-        last_epoch, last_step, *_ = self._waiting[-1]
-        self._waiting.clear()
-        self._on_look(last_epoch, last_step, fmean(values))
-
-    def error(self, what: str, epoch: int, step: int, indices: Tensor) -> Diverged:
-        """Make the error for a batch after which the numbers are not finite."""
-        names = self._names(indices[:_NAMED].tolist())
-        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
-        newest = self._newest()
-        good = f"'{newest}'" if newest else "none"
-        return Diverged(
-            f"{what} at epoch {epoch}, step {step}, on {', '.join(names)}{more};"
-            f" last good checkpoint: {good}; lower lr or the loss weights, set max_grad_norm, use"
-            " fp32, or leave such batches out by on_non_finite: skip"
-        )
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Return the names of images by their positions in the list, for messages."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +76,7 @@ class Run:
     Attributes:
         compute: seed, device, precision and the like.
         hooks: callbacks.
-        checkpoints: keep the state; without them a training that is stopped starts anew.
+        checkpoints: store the state; without them a training that is stopped starts anew.
         features: cache of frozen towers' features, if any.
     """
 
@@ -119,11 +87,11 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the training."""
         return torch.device(self.compute.device)
 
     def required_features(self) -> FeatureCache:
-        """Return the cache that features computed beforehand need.
+        """Return the feature cache.
 
         Raises:
             BadParams: there is none.
@@ -140,7 +108,7 @@ class _Model(Protocol):
 
 
 def store(model: _Model, history: History, file: Path, run: Run) -> None:
-    """Write a model and, beside it, `history.json`; then its checkpoints are of no more use."""
+    """Write a model and, beside it, `history.json`; then delete the checkpoints."""
     if not is_first():
         return
     with write_folder(file.parent) as folder:
@@ -148,39 +116,6 @@ def store(model: _Model, history: History, file: Path, run: Run) -> None:
         write_json(folder / "history.json", history)
     if run.checkpoints is not None:
         run.checkpoints.remove()
-
-
-# For fp16. torch's own 65,536 is meant for losses near 1; distillation's is weighted by 1000, so
-# that the first steps would overflow and be skipped.
-INITIAL_LOSS_SCALE = 64.0
-
-Step = Callable[[Batch], Mapping[str, Tensor]]
-Score = Callable[[], float]
-
-
-class Batches(Protocol):
-    """A source of batches, the same ones whenever an epoch is asked for again."""
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-
-    @property
-    def damaged(self) -> set[int]:
-        """Positions of the images found damaged so far, to be left out."""
-
-    @property
-    def left_out(self) -> int:
-        """Damaged images of the last epoch that was gone through."""
-
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch without the first `start` ones.
-
-        Damaged images make a batch smaller, or empty.
-        """
-
-    def names(self, indices: Sequence[int]) -> list[str]:
-        """Return the names of images by their positions in the list, for messages."""
 
 
 def make_optimizer(
@@ -191,7 +126,7 @@ def make_optimizer(
 
 
 def set_rate(optimizer: SGD, rate: float) -> None:
-    """Give an optimiser its learning rate for the coming epoch."""
+    """Set the learning rate of an optimiser."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -211,28 +146,25 @@ def fit(
 
     Args:
         module: all of its parameters are trained.
-        step: from a batch on the device to scalars by name, of the batch of all processes; the one
-            called "loss" is minimised. It chooses itself what it computes in.
-        batches: where the batches of an epoch come from.
+        step: from a batch on the device to scalars by name, of the batch of all processes; the
+            one called "loss" is minimised. The precision is up to it.
+        batches: source of the batches.
         config: of optimiser and schedule.
-        run: the surroundings. If its checkpoints hold a state of this very run, training goes on
-            from there. Epochs are reported with the mean of every scalar, "lr" and, if there are
-            any, "skipped" (damaged images that were left out), "non_finite" (batches that were)
-            and "score"; the mean loss every `divergence.EVERY` steps, before a checkpoint and at
-            an epoch's end.
-        averaging: one weight per epoch; the module ends as the weighted sum of
-            its states after each epoch. None keeps the last state.
-        score: called after each epoch, with the module in evaluation mode; the
-            module ends as it was after the epoch with the highest score.
-        least_batch: batches with fewer images are passed over.
+        run: the surroundings. If its checkpoints hold a state of this training, it is resumed.
+        averaging: one weight per epoch; the module ends as the weighted sum of its states after
+            each epoch. None keeps the last state.
+        score: called after each epoch, with the module in evaluation mode; the module ends with
+            its state after the epoch with the highest score.
+        least_batch: smaller batches are skipped.
 
     Returns:
-        The metrics of each epoch.
+        The metrics of each epoch: the mean of every scalar, "lr" and, if there are any, "skipped"
+        (corrupt images), "non_finite" (batches left out) and "score".
 
     Raises:
         BadParams: an epoch without any batch.
         Diverged: a loss is not finite, or more than half of an epoch's are.
-        Interrupted: the run was told to end; its state is saved.
+        Interrupted: the training was stopped; its state is saved.
         NoSpace: there is no room for checkpoints.
     """
     optimizer = make_optimizer(
@@ -271,7 +203,7 @@ def fit(
             best.offer(module, history[-1]["score"])
         loop.save()
         run.hooks.on_epoch(epoch, history[-1])
-        loop.end_if_told()
+        loop.stop_if_requested()
     if average is not None:
         average.copy_to(module)
     if best is not None:
@@ -280,8 +212,55 @@ def fit(
     return history
 
 
+@dataclass
+class _LossWatch:
+    """Checks the losses of many steps at a time; reports their mean, or names the bad batch."""
+
+    batches: Batches
+    run: Run
+    waiting: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, epoch: int, step: int, indices: Tensor, loss: Tensor) -> None:
+        """Add a step's batch (B,) and loss, a scalar; check all if it is time.
+
+        Raises:
+            Diverged: a loss is not finite.
+        """
+        self.waiting.append((epoch, step, indices, loss.detach()))
+        if len(self.waiting) >= EVERY:
+            self.check()
+
+    def check(self) -> None:
+        """Check the losses since the last time.
+
+        Raises:
+            Diverged: one is not finite.
+        """
+        if not self.waiting:
+            return
+        values = torch.stack([loss for *_, loss in self.waiting]).tolist()
+        for (epoch, step, indices, _), value in zip(self.waiting, values, strict=True):
+            if not math.isfinite(value):
+                raise self.error(f"the loss is {value}", epoch, step, indices)
+        epoch, step, *_ = self.waiting[-1]
+        self.waiting.clear()
+        self.run.hooks.on_loss((epoch - 1) * self.batches.steps + step, fmean(values))
+
+    def error(self, what: str, epoch: int, step: int, indices: Tensor) -> Diverged:
+        """Make the error for a batch after which the numbers are not finite."""
+        names = self.batches.names(indices[:_NAMED].tolist())
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        newest = self.run.checkpoints.newest() if self.run.checkpoints is not None else None
+        good = f"'{newest}'" if newest else "none"
+        return Diverged(
+            f"{what} at epoch {epoch}, step {step}, on {', '.join(names)}{more};"
+            f" last good checkpoint: {good}; lower lr or the loss weights, set max_grad_norm, use"
+            " fp32, or leave such batches out by on_non_finite: skip"
+        )
+
+
 class _Loop:
-    """Changes a training state step by step."""
+    """Advances a training state step by step."""
 
     def __init__(
         self,
@@ -296,17 +275,12 @@ class _Loop:
         self._batches = batches
         self._state = state
         self._config = config
-        self._hooks = run.hooks
+        self._run = run
         self._checkpoints = run.checkpoints
-        self._device = run.device
         self._least_batch = least_batch
         self._skips = config.on_non_finite is OnNonFinite.SKIP
         self._added = 0  # batches whose gradients wait for the step
-        self._watch = LossWatch(
-            batches.names,
-            run.checkpoints.newest if run.checkpoints is not None else lambda: None,
-            self._report_loss,
-        )
+        self._watch = _LossWatch(batches, run)
 
     def run_epoch(self) -> None:
         """Train for the rest of the state's epoch."""
@@ -317,19 +291,19 @@ class _Loop:
             shown = gathered(batch.indices)
             if len(shown) < self._least_batch:
                 continue
-            self._train_on(batch.to(self._device), shown)
+            self._train_on(batch.to(self._run.device), shown)
             done = (state.epoch - 1) * steps + state.done
-            self._hooks.on_progress(done, self._config.epochs * steps)
+            self._run.hooks.on_progress(done, self._config.epochs * steps)
             # Between two steps of the optimiser only, since gradients are not stored.
             if self._added == 0 and self._checkpoints is not None and self._checkpoints.due():
                 self.save(shown)
-                self.end_if_told()
+                self.stop_if_requested()
 
     def finish_epoch(self) -> Metrics:
-        """Return the epoch's metrics; the next one begins."""
+        """Return the epoch's metrics, and begin the next epoch."""
         if self._added and not self._update():
             self._state.skipped_steps += 1
-        self._watch.look()
+        self._watch.check()
         state = self._state
         if state.counted == 0:
             raise BadParams(
@@ -346,29 +320,29 @@ class _Loop:
         """Store the state, if its numbers are finite; `indices` are those of the last batch."""
         if self._checkpoints is None:
             return
-        self._watch.look()
+        self._watch.check()
         state = self._state
         if not state.is_finite():
-            seen = torch.empty(0, dtype=torch.int64) if indices is None else indices
-            raise self._watch.error("a weight is not finite", state.epoch, state.done, seen)
+            last = torch.empty(0, dtype=torch.int64) if indices is None else indices
+            raise self._watch.error("a weight is not finite", state.epoch, state.done, last)
         damaged = json.dumps(sorted(self._batches.damaged))
         metadata = {**state.metadata(), "damaged": damaged}
         self._checkpoints.save(state.epoch, state.done, state.tensors(), metadata)
 
     def resume(self) -> None:
-        """Take up the state of this very run, if there is one."""
+        """Restore the newest matching checkpoint, if any."""
         if self._checkpoints is None:
             return
         self._checkpoints.require_space(self._state.size())
-        found = self._checkpoints.latest()
-        if found is not None:
-            tensors, metadata = found
+        checkpoint = self._checkpoints.latest()
+        if checkpoint is not None:
+            tensors, metadata = checkpoint
             self._state.restore(tensors, metadata)
             self._batches.damaged.update(json.loads(metadata["damaged"]))
 
-    def end_if_told(self) -> None:
-        """Raise `Interrupted` if the run is to end now; its state has been stored."""
-        if self._checkpoints is not None and self._checkpoints.interrupted():
+    def stop_if_requested(self) -> None:
+        """Raise `Interrupted` if the training is to stop; its state has been stored."""
+        if self._checkpoints is not None and self._checkpoints.stop_requested():
             raise Interrupted(
                 f"told to end at epoch {self._state.epoch}, after {self._state.done} of its"
                 f" {self._batches.steps} steps; the state is in"
@@ -389,20 +363,20 @@ class _Loop:
             self._leave_out(shown, values["loss"])
             return
         self._state.add(values)
-        self._watch.note(self._state.epoch, self._state.done, shown, values["loss"])
+        self._watch.add(self._state.epoch, self._state.done, shown, values["loss"])
 
     def _update(self) -> bool:
-        """Let the optimiser take a step; return whether the gradients could be used."""
+        """Take a step of the optimiser; return False if the gradients could not be used."""
         self._added = 0
         average_gradients(self._state.module.parameters())
-        if not self._clipped():
+        if not self._clip():
             return False
         self._state.scaler.step(self._state.optimizer)
         self._state.scaler.update()
         return True
 
-    def _clipped(self) -> bool:
-        """Scale the gradients down; return whether they can be used."""
+    def _clip(self) -> bool:
+        """Scale the gradients down; return False if they cannot be used."""
         scaler = self._state.scaler
         if self._config.max_grad_norm is None and not self._skips:
             return True
@@ -412,16 +386,12 @@ class _Loop:
         # With fp16 the scaler leaves such a step out itself, and lowers its scale.
         return not self._skips or scaler.is_enabled() or math.isfinite(norm)
 
-    def _report_loss(self, epoch: int, step: int, mean: float) -> None:
-        self._hooks.on_loss((epoch - 1) * self._batches.steps + step, mean)
-
     def _leave_out(self, indices: Tensor, loss: Tensor) -> None:
-        self._state.skipped_steps += 1
-        if 2 * self._state.skipped_steps > self._batches.steps:
+        state = self._state
+        state.skipped_steps += 1
+        if 2 * state.skipped_steps > self._batches.steps:
             raise self._watch.error(
                 f"the loss is {float(loss.detach())}, and more than half of the epoch's batches"
                 " were left out,",
-                self._state.epoch,
-                self._state.done,
-                indices,
-            )
+                state.epoch, state.done, indices,
+            )  # fmt: skip

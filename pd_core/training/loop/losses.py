@@ -1,4 +1,4 @@
-"""The losses of the method, as pure functions of features and logits.
+"""Losses of the method, as pure functions of features and logits.
 
 Shapes: B images, C classes, D the joint width.
 """
@@ -47,11 +47,10 @@ def promptsrc(
     image_weight: float,
     logits_weight: float,
 ) -> PromptSRCLoss:
-    """Compute the self-regulating loss that tunes the teacher.
+    """Compute PromptSRC's self-regulating loss, by which the teacher is tuned.
 
-    Cross entropy, plus what keeps the prompted model near the frozen one
-    (PromptSRC, ICCV 2023, arXiv 2307.06948, equations 3 to 5; PromptKD takes
-    its teacher from there, section 3.2).
+    Cross entropy, plus terms that keep the prompted model near the frozen one (PromptSRC, ICCV
+    2023, arXiv 2307.06948, equations 3 to 5; PromptKD, section 3.2).
 
     Args:
         logits: (B, C) of the prompted model.
@@ -61,9 +60,9 @@ def promptsrc(
         frozen_text: (C, D) frozen text features, unit length.
         image: (B, D) prompted image features, unit length.
         frozen_image: (B, D) frozen image features, unit length.
-        text_weight: weight of the text term.
-        image_weight: weight of the image term.
-        logits_weight: weight of the divergence.
+        text_weight: of the text term.
+        image_weight: of the image term.
+        logits_weight: of the divergence.
 
     Returns:
         The terms, weighted. The divergence is divided by B x C, not by B.
@@ -81,16 +80,12 @@ def promptsrc(
 
 
 def distillation(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    temperature: float,
-    weight: float,
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weight: float
 ) -> Tensor:
-    """Compute the divergence of the student's predictions from the teacher's.
+    """Compute the divergence of the student's predictions from the teacher's (equation 4).
 
-    Paper, equation 4. As in the published code it is divided by all B x C
-    elements, so with more classes the same weight pulls less.
+    As in the published code it is divided by all B x C elements, so that the same weight has less
+    effect with more classes.
 
     Args:
         student_logits: (B, C).
@@ -110,9 +105,9 @@ def distillation(
 
 
 def feature_distance(student: Tensor, teacher: Tensor, *, squared: bool, weight: float) -> Tensor:
-    """Compute how far the student's image features are from the teacher's.
+    """Compute the distance of the student's image features from the teacher's.
 
-    The alternatives to predictions in the paper's ablation of the distillation form.
+    The paper's ablation of the distillation form compares it with the divergence of predictions.
 
     Args:
         student: (B, D), unit length.
@@ -132,9 +127,9 @@ def ensemble(logits: Sequence[Tensor], *, by_confidence: bool, temperature: floa
 
     Args:
         logits: (B, C) of each teacher.
-        by_confidence: weigh each teacher, image by image, by the probability of
-            its own best class; otherwise all count the same.
-        temperature: at which the predictions are made and averaged.
+        by_confidence: weight each teacher, image by image, by its largest probability; otherwise
+            all weights are equal.
+        temperature: of the softmax before averaging.
 
     Returns:
         (B, C) logits whose softmax at `temperature` is the average.

@@ -12,17 +12,17 @@ from pd_core.core.errors import BadParams
 def learning_rate(
     epoch: int, *, epochs: int, peak: float, warmup_epochs: int, warmup_lr: float
 ) -> float:
-    """Compute the learning rate of an epoch: constant at first, then half a cosine.
+    """Compute the learning rate of an epoch: a constant warm-up, then half a cosine.
 
-    The cosine starts at its peak after the warm-up but is still stretched over
-    all epochs, so it never reaches zero (as published).
+    The cosine starts after the warm-up but is stretched over all epochs, so that it never reaches
+    zero (as published).
 
     Args:
         epoch: from 1.
         epochs: number of epochs.
         peak: the highest rate.
-        warmup_epochs: how many epochs keep `warmup_lr`.
-        warmup_lr: rate of those.
+        warmup_epochs: number of epochs at `warmup_lr`.
+        warmup_lr: constant rate of the warm-up.
     """
     if epoch <= warmup_epochs:
         return warmup_lr
@@ -30,21 +30,18 @@ def learning_rate(
 
 
 def gaussian_weights(epochs: int, *, mean: float, deviation: float) -> tuple[float, ...]:
-    """Compute the weight of each epoch in PromptSRC's Gaussian averaging.
-
-    PromptSRC, section 3.2.2 ("self-ensembling").
+    """Compute the weight of each epoch in PromptSRC's Gaussian averaging (section 3.2.2).
 
     Args:
-        epochs: number of epochs; they are counted from 1.
-        mean: the epoch with the largest weight.
+        epochs: number of epochs.
+        mean: the epoch, from 1, with the largest weight.
         deviation: in epochs.
 
     Returns:
         One weight per epoch, with sum 1.
 
     Raises:
-        BadParams: the deviation is not positive, or the mean is so far from all
-            epochs that every weight vanishes.
+        BadParams: the deviation is not positive, or the mean so far away that all weights vanish.
     """
     if deviation <= 0:
         raise BadParams(f"averaging deviation = {deviation}; give a number above 0")
@@ -59,10 +56,9 @@ def gaussian_weights(epochs: int, *, mean: float, deviation: float) -> tuple[flo
 
 
 class WeightedSum:
-    """Adds up a module's parameters over the epochs, each with its weight.
+    """Weighted sum of a module's trained parameters over the epochs.
 
-    Only what the module owns is averaged: frozen towers would only collect
-    rounding errors.
+    Frozen towers are left out: they would only collect rounding errors.
 
     Attributes:
         sums: the running sums, by parameter name.
@@ -81,35 +77,35 @@ class WeightedSum:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Put the sums in place of the parameters."""
+        """Set the parameters to the sums."""
         for name, value in trained_parameters(module):
             value.copy_(self.sums[name])
 
 
 class BestState:
-    """Remembers a module as it was after its best epoch.
+    """Copy of a module's state after its best epoch.
 
     Attributes:
         state: the module's tensors, by name.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Remember the module as it is now, until an epoch is better."""
+        """Start with the module's current state."""
         self.state = _copy(module)
         self._score = -math.inf
 
     def offer(self, module: nn.Module, score: float) -> None:
-        """Remember the module if it is better than all before; of equals the first is kept."""
+        """Copy the module's state if its score is the highest so far."""
         if score > self._score:
             self.state, self._score = _copy(module), score
 
     def resume(self, state: Mapping[str, Tensor], scores: Iterable[float]) -> None:
-        """Go on from a stored state and the scores of the epochs so far."""
+        """Restore a stored state and the scores of the epochs so far."""
         self.state, self._score = dict(state), max(scores, default=-math.inf)
 
 
 def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters that are trained, by name."""
+    """Return the names and values of the trained parameters."""
     return [(name, value) for name, value in module.named_parameters() if value.requires_grad]
 
 

@@ -1,10 +1,10 @@
-"""Batches of views, and the cached features of views that come again in an epoch or a run.
+"""Batches of views, and the cached features of views that are shown again.
 
-Shapes: B images of a batch, N of the list, K numbers that a frozen tower gives for each.
+Shapes: B images of a batch, N of the list, K features or logits of each.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,15 +27,15 @@ Source = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True)
 class TrainingViews:
-    """The batches of a training, and what decides every view in them.
+    """Batches of a training.
 
     Attributes:
         batches: of the list of N images.
-        decisive: as JSON has it; beside the epoch.
+        key: cache key of the views, JSON values: all that determines them but the epoch.
     """
 
     batches: ImageBatches
-    decisive: Mapping[str, object]
+    key: Mapping[str, object]
 
 
 def training_views(
@@ -46,15 +46,15 @@ def training_views(
     config: ViewConfig,
     compute: Compute,
 ) -> TrainingViews:
-    """Describe the batches of a training; no image is read yet.
+    """Make the batches of a training; no image is read yet.
 
     Args:
-        prepared: folder written by the stage `prepare`.
+        prepared: output folder of the stage `prepare`.
         root: folder or archive of the images.
-        paths: of the N images, seen from there.
+        paths: of the N images, relative to it.
         image_size: of the views, pixels.
         config: of the views.
-        compute: seed of order and views, and how images are read.
+        compute: seed of order and views, and settings of the reading.
 
     Raises:
         BadData: the list is empty.
@@ -72,81 +72,74 @@ def training_views(
         batch_size=config.batch_size, seed=compute.seed, workers=compute.workers,
         on_corrupt=compute.on_corrupt, share=Share(part, union),
     )  # fmt: skip
-    decisive = {
+    key = {
         "prepared": file_hash(prepared / SUMS), "paths": paths, "image_size": image_size,
         "batch_size": config.batch_size, "crop_scale": config.crop_scale, "flip": config.flip,
         "seed": compute.seed, "on_corrupt": compute.on_corrupt,
     }  # fmt: skip
-    return TrainingViews(batches, decisive)
+    return TrainingViews(batches, key)
 
 
 def remembered(compute: Source) -> Source:
-    """Keep what is computed for a batch, for epochs that come again."""
-    known: dict[tuple[int, int], Tensor] = {}
+    """Cache the results of a function of batches in memory, for epochs that come again."""
+    results: dict[tuple[int, int], Tensor] = {}
 
     def recall(batch: Batch) -> Tensor:
         key = batch.epoch, batch.number
-        if key not in known:
-            known[key] = compute(batch)
-        return known[key]
+        if key not in results:
+            results[key] = compute(batch)
+        return results[key]
 
     return recall
 
 
+@dataclass
 class CachedViews:
-    """Features or logits of every view of a training, from the feature cache.
+    """Features or logits of every view of a training, in the feature cache.
 
-    That works since a view is decided by seed, epoch and image alone.
+    A view is determined by seed, epoch and image alone, so they hold for every run.
+
+    Attributes:
+        store: the cache.
+        place: folder in it, named by the cache key.
+        count: N.
+        width: K.
+        device: of the tensors that `at` returns.
     """
 
-    def __init__(
-        self, store: FeatureCache, place: Path, *, count: int, width: int, device: torch.device
-    ) -> None:
-        """Describe the record; nothing is read yet.
+    store: FeatureCache
+    place: Path
+    count: int
+    width: int
+    device: torch.device
+    _open: tuple[int, Tensor] | None = field(default=None, init=False)
 
-        Args:
-            store: where it is kept.
-            place: its folder there, which stands for all that decides it, the views included.
-            count: N.
-            width: K.
-            device: where its numbers are needed.
-        """
-        self._store = store
-        self._place = place
-        self._count = count
-        self._width = width
-        self._device = device
-        self._dtype = torch.float16 if store.half else torch.float32
-        self._open: tuple[int, Tensor] | None = None
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float16 if self.store.half else torch.float32
 
     def missing(self, epochs: int) -> list[int]:
-        """Return which of the first epochs are not recorded, or damaged."""
+        """Return which of the first epochs are missing or corrupt."""
         every = range(1, epochs + 1)
-        return [epoch for epoch in every if self._store.read(self._place, _name(epoch)) is None]
+        return [epoch for epoch in every if self.store.read(self.place, _name(epoch)) is None]
 
     def complete(
-        self,
-        epochs: int,
-        batches: Batches,
-        source: Callable[[], Source],
-        run: Run,
-        *,
-        what: str,
+        self, epochs: int, batches: Batches, source: Callable[[], Source], run: Run, *, what: str
     ) -> None:
-        """Record those of the first epochs that are missing; say beforehand what they will take.
+        """Compute and store what is missing of the first epochs.
 
         Args:
-            epochs: with views of their own.
+            epochs: number of epochs with views of their own.
             batches: those of the training.
-            source: makes what goes from a batch on the device to (B, K); called only if something
-                is missing.
-            run: told of progress in batches; its checkpoints say whether it is to end.
-            what: that is, for the messages.
+            source: makes the function from a batch on the device to (B, K); called only if
+                something is missing.
+            run: the surroundings; progress is in batches.
+            what: name of the data, for messages.
 
         Raises:
-            BadParams: it is more than the store may take.
-            NoSpace: the disk has no room.
-            Interrupted: the run was told to end; finished epochs are kept.
+            BadParams: the data exceed the cache's limit.
+            NoSpace: the disk has no room for them.
+            Interrupted: the training was stopped; finished epochs are stored.
         """
         missing = from_first(lambda: self.missing(epochs))
         if not missing:
@@ -156,62 +149,55 @@ class CachedViews:
         self._record(missing, batches, source(), run)
 
     def _make_room(self, epochs: int, what: str) -> None:
-        size = epochs * self._count * self._width * self._dtype.itemsize
-        self._store.make_room(
-            self._place, size, what=what, remedy="set view_epochs, or have them computed online"
+        size = epochs * self.count * self.width * self._dtype.itemsize
+        self.store.make_room(
+            self.place, size, what=what, remedy="set view_epochs, or have them computed online"
         )
-        self._store.note(
-            f"records {what}: {epochs} epochs of {self._count} images, {self._width} numbers each,"
-            f" {readable(size)} in '{self._place}'"
+        self.store.on_note(
+            f"records {what}: {epochs} epochs of {self.count} images, {self.width} numbers each,"
+            f" {readable(size)} in '{self.place}'"
         )
 
     @torch.no_grad()
-    def _record(
-        self,
-        epochs: Sequence[int],
-        batches: Batches,
-        source: Source,
-        run: Run,
-    ) -> None:
-        """Go through epochs as the training will, and store what the tower gives."""
+    def _record(self, epochs: Sequence[int], batches: Batches, source: Source, run: Run) -> None:
         total = len(epochs) * batches.steps
         for number, epoch in enumerate(epochs):
-            # An image that no batch shows has no numbers, and must not be asked for.
-            table = torch.full((self._count, self._width), torch.nan, dtype=self._dtype)
+            # NaN where no batch shows an image: such a row must not be read.
+            table = torch.full((self.count, self.width), torch.nan, dtype=self._dtype)
             for batch in batches.epoch(epoch):
                 shown = gathered(batch.indices)
                 if len(shown):
-                    numbers = gathered(source(batch.to(self._device)))
-                    table[shown] = numbers.cpu().to(self._dtype)
+                    values = gathered(source(batch.to(self.device)))
+                    table[shown] = values.cpu().to(self._dtype)
                 run.hooks.on_progress(number * batches.steps + batch.number + 1, total)
-                if run.checkpoints is not None and run.checkpoints.interrupted():
+                if run.checkpoints is not None and run.checkpoints.stop_requested():
                     raise Interrupted(
                         f"told to end while views of epoch {epoch} were recorded; start the same"
                         " command again to go on with this epoch"
                     )
-            from_first(partial(self._store.write, self._place, _name(epoch), table))
+            from_first(partial(self.store.write, self.place, _name(epoch), table))
 
     def at(self, batch: Batch) -> Tensor:
-        """Return the numbers of a batch on the device: (B, K), fp32, on the device.
+        """Return the features or logits of a batch on the device: (B, K), fp32, on the device.
 
         Raises:
-            MissingFile: its epoch is not recorded, or not any more.
+            MissingFile: its epoch is not in the cache, or no longer.
         """
         if self._open is None or self._open[0] != batch.epoch:
-            table = self._store.read(self._place, _name(batch.epoch))
+            table = self.store.read(self.place, _name(batch.epoch))
             if table is None:
                 raise MissingFile(
-                    f"views of epoch {batch.epoch} are not in '{self._place}'; start the same"
+                    f"views of epoch {batch.epoch} are not in '{self.place}'; start the same"
                     " command again, which records what is missing"
                 )
-            self._open = (batch.epoch, table.to(self._device))
+            self._open = (batch.epoch, table.to(self.device))
         return self._open[1][batch.indices].float()
 
 
 def cached_views(
     views: TrainingViews,
     kind: str,
-    decisive: Mapping[str, object],
+    key: Mapping[str, object],
     source: Callable[[], Source],
     run: Run,
     *,
@@ -219,24 +205,24 @@ def cached_views(
     width: int,
     what: str,
 ) -> CachedViews:
-    """Make sure that the run's feature cache has what a frozen tower gives for all views.
+    """Fill the run's feature cache with what a frozen tower computes for all views.
 
     Args:
         views: those of the training; the shape of their batches decides the last bits.
-        kind: what is recorded, for people to read.
-        decisive: what decides it beside the views.
+        kind: readable part of the folder's name.
+        key: what determines the data beside the views, JSON values.
         source: as in `CachedViews.complete`.
         run: the surroundings.
-        epochs: with views of their own.
+        epochs: number of epochs with views of their own.
         width: K.
-        what: that is, for the messages.
+        what: name of the data, for messages.
 
     Raises:
-        BadParams: there is no cache, or it is more than the cache may take.
+        BadParams: there is no cache, or the data exceed its limit.
         NoSpace, Interrupted: as in `CachedViews.complete`.
     """
     store = run.required_features()
-    place = store.place(kind, {"views": views.decisive, "half": store.half, **decisive})
+    place = store.place(kind, {"views": views.key, "half": store.half, **key})
     record = CachedViews(store, place, count=views.batches.count, width=width, device=run.device)
     record.complete(epochs, views.batches, source, run, what=what)
     return record

@@ -12,24 +12,24 @@ LEAST_BATCH = 2  # of batch normalisation
 
 
 class FurtherTeacher(Config):
-    """A teacher beside the first; a key left out is that of the first, or the zero-shot model."""
+    """A teacher beside the first; keys left out are the first teacher's, or zero-shot."""
 
-    folder: str | None = None  # with its `teacher.safetensors`
+    folder: str | None = None  # of a `teacher.safetensors`
     model: str | None = None
     weights: str | None = None
 
 
 class StudentConfig(ImagePromptConfig, OptimConfig, ViewConfig, ClipConfig):
-    """The student's prompts and projector, distilled on unlabelled pictures."""
+    """The student's prompts and projector, distilled on unlabelled images."""
 
     batch_size: Annotated[int, Field(ge=LEAST_BATCH)]
-    form: Form  # what the student imitates
+    form: Form  # of the targets
     temperature: Positive  # of both softmaxes
     kd_weight: Positive  # of the loss
     trained: Trained
-    text_features: TextFeatures  # what the student is compared with
-    projector_layers: Annotated[int, Field(ge=1, le=3)]  # linear ones
+    text_features: TextFeatures  # that the student is compared with
+    projector_layers: Annotated[int, Field(ge=1, le=3)]  # linear
     further_teachers: tuple[FurtherTeacher, ...]
     teacher_weighting: TeacherWeighting
-    teacher_targets: Computed  # when the teachers see the views
+    teacher_targets: Computed  # when they are computed
     selection: Selection  # of the epoch

@@ -1,4 +1,4 @@
-"""Distilling a teacher into a student, without any label; scores that watch and select it."""
+"""Distillation of a teacher into a student without labels; selection and check of the student."""
 
 import math
 from collections.abc import Callable
@@ -27,35 +27,35 @@ from pd_core.training.loop.views import Source, remembered
 from pd_core.training.student.config import LEAST_BATCH, StudentConfig
 from pd_core.training.student.targets import TargetSource
 
-SAMPLE = 256  # pictures; the teacher has to look at them once more
+SAMPLE = 256  # images; the teacher has to see them once more
 
 _DEVIATIONS = 2.0  # above chance; a student that guesses is 2 above it in one of 44 runs
+
+_BATCH = 256  # memory only, not the result
+
+Scorer = Callable[[Student, ClassVectors], float]
 
 
 @torch.no_grad()
 def check_agreement(
-    student: Classifier,
-    targets: TargetSource,
-    batches: Batches,
-    compute: Compute,
+    student: Classifier, targets: TargetSource, batches: Batches, compute: Compute
 ) -> None:
     """Refuse a student that agrees with its teacher no better than chance.
 
-    Chance is how often two judges agree who give each class as often as these do, but without
-    looking at the pictures (as in Cohen's kappa): a student that names one class whatever it sees
-    is no better.
+    Chance is the agreement of two raters with these class frequencies who rate independently, as
+    in Cohen's kappa: a student that predicts one class for every image is no better.
 
     Args:
-        student: in evaluation mode, as it will be used.
-        targets: its teacher, or several.
-        batches: views of unlabelled pictures; the first of an epoch are looked at.
+        student: in evaluation mode.
+        targets: the teacher, or several.
+        batches: views of unlabelled images; the first of an epoch are used.
         compute: device and precision of the towers.
 
     Raises:
-        FailedRun: it does not.
+        FailedRun: it does not agree better.
     """
     device = torch.device(compute.device)
-    mine, theirs, seen = [], [], 0
+    predicted, expected, seen = [], [], 0
     for batch in batches.epoch(1):
         shown = len(gathered(batch.indices))
         if shown == 0:
@@ -63,51 +63,46 @@ def check_agreement(
         on_device = batch.to(device)
         with autocast(device, compute.precision):
             logits = student.logits(on_device.images)  # (B, C)
-        mine.append(gathered(logits.argmax(dim=1)).cpu())
-        theirs.append(gathered(targets.logits(on_device).argmax(dim=1)).cpu())
+        predicted.append(gathered(logits.argmax(dim=1)).cpu())
+        expected.append(gathered(targets.logits(on_device).argmax(dim=1)).cpu())
         seen += shown
         if seen >= SAMPLE:
             break
-    agreement, chance = _agreement(torch.cat(mine), torch.cat(theirs))
+    agreement, chance = _agreement(torch.cat(predicted), torch.cat(expected))
     least = chance + _DEVIATIONS * math.sqrt(chance * (1 - chance) / seen)
     if agreement < 1 and agreement <= least:
         raise FailedRun(
-            f"the student agrees with its teacher on {100 * agreement:.1f}% of {seen} pictures,"
+            f"the student agrees with its teacher on {100 * agreement:.1f}% of {seen} images,"
             f" and by chance it would on {100 * chance:.1f}%: this is not a model; lower"
             " student.lr, give it more epochs, or look at its teacher"
         )
 
 
 def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Return how often two judges chose the same (N,), and how often they would by chance."""
+    """Return the share of equal labels (N,), and the share expected by chance."""
     same = float((first == second).double().mean())
     classes = int(torch.maximum(first, second).max()) + 1
-    shares = [torch.bincount(one, minlength=classes).double() / len(one) for one in (first, second)]
+    shares = [torch.bincount(x, minlength=classes).double() / len(x) for x in (first, second)]
     return same, float((shares[0] * shares[1]).sum())
-
-
-Scorer = Callable[[Student, ClassVectors], float]
-
-_BATCH = 256  # memory only, not the result
 
 
 def make_scorer(
     prepared: Path, selection: Selection, image_size: int, compute: Compute
 ) -> Scorer | None:
-    """Make what scores a student after each epoch, by accuracy on labelled images.
+    """Make the function that scores a student after each epoch, by accuracy on labelled images.
 
-    Only the classes that the teacher was taught are told apart, as in the
-    published code, which looks at the base classes' test images.
+    Only the classes of the few labels are compared, as in the published code, which uses the base
+    classes' test images.
 
     Args:
-        prepared: folder written by the stage `prepare`; not read for `last`.
-        selection: which images are looked at.
-        image_size: of the student's tower, in pixels.
-        compute: precision of the tower, and how images are read; a skipped one is not looked at.
+        prepared: output folder of the stage `prepare`; not read for `last`.
+        selection: which labelled images are used.
+        image_size: of the student's tower, pixels.
+        compute: precision of the tower, and settings of the reading.
 
     Returns:
-        A function of the student and the vectors that it is compared with, to
-        percent; None if the last epoch is kept.
+        A function from the student and the vectors that it is compared with to percent; None if
+        the last epoch is kept.
 
     Raises:
         BadData: there are no such images.
@@ -119,13 +114,9 @@ def make_scorer(
     labels = np.array([label for _, label in items])
     taught = range(len(content.taught))
     batches = ImageBatches(
-        ImageStore(content.images),
-        [path for path, _ in items],
-        eval_transform(image_size),
-        batch_size=_BATCH,
-        workers=compute.workers,
-        on_corrupt=compute.on_corrupt,
-    )
+        ImageStore(content.images), [path for path, _ in items], eval_transform(image_size),
+        batch_size=_BATCH, workers=compute.workers, on_corrupt=compute.on_corrupt,
+    )  # fmt: skip
 
     def score(student: Student, vectors: ClassVectors) -> float:
         classifier = Classifier(student, vectors.select(taught), student.logit_scale)
@@ -137,12 +128,13 @@ def make_scorer(
 
 
 def _held_out(prepared: Prepared, selection: Selection) -> Labelled:
-    what = "validation" if selection is Selection.BEST_ON_VAL else "test"
-    found = prepared.few_shot_val if selection is Selection.BEST_ON_VAL else prepared.test
-    items = tuple((path, label) for path, label in found if label < len(prepared.taught))
+    validation = selection is Selection.BEST_ON_VAL
+    rows = prepared.few_shot_val if validation else prepared.test
+    items = tuple((path, label) for path, label in rows if label < len(prepared.taught))
     if not items:
         raise BadData(
-            f"data set '{prepared.dataset}' has no labelled {what} images to choose an epoch by;"
+            f"data set '{prepared.dataset}' has no labelled"
+            f" {'validation' if validation else 'test'} images to choose an epoch by;"
             " add some, or set student.selection: last"
         )
     return items
@@ -150,7 +142,7 @@ def _held_out(prepared: Prepared, selection: Selection) -> Labelled:
 
 @dataclass(frozen=True)
 class DistillationStep:
-    """What one step of distillation computes.
+    """Result of one step of distillation.
 
     Attributes:
         loss: scalar to minimise.
@@ -170,7 +162,7 @@ def untrained_student(
 
     Args:
         towers: its frozen CLIP.
-        vectors: the teacher's class vectors, into whose space it projects unless its own text
+        vectors: the teacher's class vectors; it projects into their space, unless its own text
             features are used.
         config: of the student.
         seed: of prompts and projector.
@@ -205,15 +197,15 @@ def distillation_step(
 
     Args:
         student: in training mode, so that batch norm uses the batch's statistics.
-        images: (B, 3, H, W), augmented views; or this process's part of them.
-        targets: (B, C) the teacher's logits on these views; or (B, D) its features. Of the whole
+        images: (B, 3, H, W), augmented views; this process's part of them.
+        targets: (B, C) the teacher's logits on these views, or (B, D) its features; of the whole
             batch, as all that follows.
-        vectors: what the student is compared with, of base and novel classes.
+        vectors: class vectors of base and novel classes that the student is compared with.
         config: form, temperature and weight of the loss.
-        precision: what the tower computes in; the loss is always fp32.
+        precision: of the tower; the loss is always fp32.
 
     Returns:
-        The loss and the logits that it is made of.
+        The loss and the logits behind it.
     """
     with autocast(images.device, precision):
         features = student.project(gathered(student.encode(images)))  # (B, D)
@@ -248,16 +240,15 @@ def distill(
         targets: the teacher, or several.
         batches: views of the unlabelled images.
         config: of the student.
-        run: the surroundings. The scalars of an epoch are "loss", "agreement" (how often student
-            and teacher choose the same class, percent, on the training views) and, with a scorer,
-            "score".
-        scorer: scores the student after each epoch, for a choice other than the last.
+        run: the surroundings.
+        scorer: scores the student after each epoch, for a selection other than the last.
 
     Returns:
-        The metrics of each epoch.
+        The metrics of each epoch: "loss", "agreement" (of student and teacher on the best class,
+        percent, on the training views) and, with a scorer, "score".
 
     Raises:
-        BadParams: a choice of the epoch and no scorer, or the reverse.
+        BadParams: a selection of the epoch without a scorer, or the reverse.
         Diverged, Interrupted: as in `fit`.
     """
     if (scorer is None) is not (config.selection is Selection.LAST):

@@ -38,14 +38,12 @@ FILE = "student.safetensors"
 
 
 def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run) -> Student:
-    """Stage `student`: distil the teacher on a data set's unlabelled pictures.
+    """Distil the teacher on a data set's unlabelled images, and store the student.
 
-    Of the prepared data set only the list of unlabelled pictures and their
-    place are read: no label can get in, unless labels are to choose the epoch.
+    No label is read, unless labels are to select the epoch.
 
     Args:
-        paths: folders of the earlier stages, and of this one, into which `student.safetensors` and
-            `history.json` are written.
+        paths: folders of the stages; `student.safetensors` and `history.json` are written.
         config: of the student.
         teacher: the teacher's CLIP.
         run: the surroundings; its checkpoints are outside the outputs.
@@ -54,8 +52,8 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
         The student that was stored.
 
     Raises:
-        MissingFile: pictures, weights or an earlier stage are missing.
-        BadData: a picture is damaged.
+        MissingFile: images, weights or an earlier stage's output are missing.
+        BadData: an image is corrupt.
         BadArtifact: the artifacts of earlier stages do not fit together.
         BadParams: a number is out of range, or two options exclude each other.
         Diverged, Interrupted: as in `fit`.
@@ -93,8 +91,8 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
         run,
         scorer=make_scorer(paths.prepared, config.selection, towers.image_size, compute),
     )
-    judge, plain = distilled(student, vectors), Ensemble(teachers, 1.0, TeacherWeighting.EQUAL)
-    check_agreement(judge, plain, views.batches, compute)
+    unweighted = Ensemble(teachers, 1.0, TeacherWeighting.EQUAL)
+    check_agreement(distilled(student, vectors), unweighted, views.batches, compute)
     store(student, history, paths.student / FILE, run)
     return student
 
@@ -107,7 +105,7 @@ def _load_teachers(
     image_size: int,
     run: Run,
 ) -> list[LiveTeacher]:
-    """Load all teachers, and refuse those that look at images of another size."""
+    """Load all teachers; refuse those whose images are of another size than the student's."""
     compute = run.compute
     large = load_clip(clip.model, clip.weights, device=compute.device)
     remedy = f"run `dvc repro teacher@{paths.teacher.name}`"

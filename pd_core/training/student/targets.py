@@ -31,14 +31,14 @@ TEACHER_FILE = "teacher.safetensors"
 
 
 class TargetSource(Protocol):
-    """A teacher, or several; what it gives is without gradient, fp32."""
+    """A teacher, or several; logits and features are fp32 and without gradient."""
 
     @property
     def vectors(self) -> ClassVectors:
         """Its class vectors, of C classes."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logits (B, C) of the very views that the student sees."""
+        """Return the logits (B, C) of the views that the student sees."""
 
     def features(self, batch: Batch) -> Tensor:
         """Return their image features (B, D), unit length."""
@@ -46,7 +46,7 @@ class TargetSource(Protocol):
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """A teacher with its own class vectors, whose tower sees every batch."""
+    """A teacher with its own class vectors, whose tower encodes every batch."""
 
     teacher: Teacher
     vectors: ClassVectors
@@ -79,7 +79,7 @@ class LiveTeacher:
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """A teacher whose features or logits of all views of a training were computed before."""
+    """A teacher whose features or logits of all views are in the feature cache."""
 
     views: CachedViews
     vectors: ClassVectors
@@ -91,18 +91,18 @@ class CachedTeacher:
         return self.vectors.logits(values) if self.holds_features else values
 
     def features(self, batch: Batch) -> Tensor:
-        """See `TargetSource`; only where features are stored."""
+        """See `TargetSource`; only where features are cached."""
         return self.views.at(batch)
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Several teachers, whose predictions are averaged.
+    """Average of the predictions of several teachers.
 
     Attributes:
         teachers: at least one.
-        temperature: at which they are averaged.
-        weighting: how.
+        temperature: of the softmax before averaging.
+        weighting: of the teachers.
     """
 
     teachers: Sequence[TargetSource]
@@ -128,7 +128,7 @@ class Ensemble:
 
 
 def check_form(config: StudentConfig) -> None:
-    """Refuse features as targets where there is no one feature to imitate.
+    """Refuse features as targets where no single feature can be imitated.
 
     Raises:
         BadParams: the student has a space of its own, or there are several teachers.
@@ -148,13 +148,12 @@ def check_form(config: StudentConfig) -> None:
 
 
 def check_views(teachers: Sequence[LiveTeacher], image_size: int) -> None:
-    """Refuse teachers that cannot look at the student's views.
+    """Refuse teachers that cannot encode the student's views.
 
     Raises:
         BadParams: a teacher's images are of another size.
     """
-    for each in teachers:
-        towers = each.teacher.towers
+    for towers in (each.teacher.towers for each in teachers):
         if towers.image_size != image_size:
             raise BadParams(
                 f"teacher '{towers.name}' looks at {towers.image_size} pixels, the student at"
@@ -168,40 +167,37 @@ def load_further(
     """Load further teachers and compute the class vectors of each.
 
     Args:
-        wanted: which.
+        wanted: their configurations.
         names: C class names, by label.
         first: the first teacher's CLIP.
-        compute: where and in what precision.
+        compute: device and precision.
 
     Raises:
         MissingFile: a teacher or its weights are missing.
         BadArtifact: a teacher does not fit its model.
         BadParams: weights without a model.
     """
-    return [_load(each, names, first, compute) for each in wanted]
-
-
-def _load(
-    wanted: FurtherTeacher, names: Sequence[str], first: ClipTowers, compute: Compute
-) -> LiveTeacher:
-    if wanted.model is None and wanted.weights is not None:
-        raise BadParams(
-            f"further teacher with weights '{wanted.weights}' and no model; name its model"
-        )
-    towers = first
-    if wanted.model is not None:
-        towers = load_clip(wanted.model, wanted.weights, device=compute.device)
-    teacher = Teacher(towers).eval()
-    if wanted.folder is not None:
-        remedy = "give the folder of a tuned or imported teacher"
-        teacher = Teacher.load(Path(wanted.folder) / TEACHER_FILE, towers, remedy=remedy)
-    return LiveTeacher(teacher, build(teacher, names), compute.precision)
+    teachers = []
+    for config in wanted:
+        if config.model is None and config.weights is not None:
+            raise BadParams(
+                f"further teacher with weights '{config.weights}' and no model; name its model"
+            )
+        towers = first
+        if config.model is not None:
+            towers = load_clip(config.model, config.weights, device=compute.device)
+        teacher = Teacher(towers).eval()
+        if config.folder is not None:
+            remedy = "give the folder of a tuned or imported teacher"
+            teacher = Teacher.load(Path(config.folder) / TEACHER_FILE, towers, remedy=remedy)
+        teachers.append(LiveTeacher(teacher, build(teacher, names), compute.precision))
+    return teachers
 
 
 def identities(
     first: ClipConfig, teacher: Path, vectors: Path, further: Sequence[FurtherTeacher]
 ) -> list[list[str]]:
-    """Return what decides each teacher's targets, beside the classes' names.
+    """Return what determines each teacher's targets beside the classes' names, for cache keys.
 
     Args:
         first: the first teacher's CLIP.
@@ -210,12 +206,12 @@ def identities(
         further: the other teachers.
     """
     clip = identity(first.model, first.weights)
-    found = [[*clip, file_hash(teacher), file_hash(vectors)]]
+    teachers = [[*clip, file_hash(teacher), file_hash(vectors)]]
     for each in further:
         own = identity(each.model, each.weights) if each.model else clip
         tuned = [] if each.folder is None else [file_hash(Path(each.folder) / TEACHER_FILE)]
-        found.append([*own, *tuned])
-    return found
+        teachers.append([*own, *tuned])
+    return teachers
 
 
 def cached_teachers(
@@ -226,12 +222,11 @@ def cached_teachers(
     config: StudentConfig,
     run: Run,
 ) -> list[CachedTeacher]:
-    """Make sure that the feature cache has every teacher's targets for all views.
+    """Fill the feature cache with every teacher's targets for all views.
 
-    Logits are stored where there are fewer classes than features have numbers, and if there are
-    several teachers; features otherwise, and if they are what is imitated. In half precision
-    logits are stored relative to the largest, which no softmax notices and which keeps those that
-    matter precise.
+    Logits are stored if there are fewer classes than feature dimensions, or several teachers;
+    features otherwise, and if the student imitates them. In half precision logits are stored
+    relative to the largest: no softmax notices it, and the large ones stay precise.
 
     Args:
         load: loads the teachers; called only if targets are missing.
@@ -242,9 +237,9 @@ def cached_teachers(
         run: the surroundings.
 
     Raises:
-        BadParams: they take more than the cache may.
+        BadParams: they exceed the cache's limit.
         NoSpace: the disk has no room for them.
-        Interrupted: the run was told to end.
+        Interrupted: the training was stopped.
     """
     classes, width = len(vectors.names), vectors.vectors.shape[1]
     features = config.form is not Form.LOGITS_KL or (len(teachers) == 1 and classes > width)

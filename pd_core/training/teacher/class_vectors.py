@@ -1,4 +1,4 @@
-"""Stage `class_vectors`: the text features of all classes, by the tuned teacher."""
+"""Stage `class_vectors`: text features of all classes, by the tuned teacher."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ def run(
     """Compute and store the vectors of all classes.
 
     Args:
-        prepared: folder written by the stage `prepare`; only its class names are used.
-        teacher: folder written by the stage `teacher`.
-        out: folder to write `class_vectors.safetensors` into.
+        prepared: output folder of the stage `prepare`; only its class names are used.
+        teacher: output folder of the stage `teacher`.
+        out: folder that `class_vectors.safetensors` is written to.
         model: name of the teacher's CLIP.
         weights: of the teacher's CLIP.
-        threads: CPU threads; they decide the last bits.
-        device: where to compute.
+        threads: CPU threads; they determine the last bits.
+        device: of the computation.
         on_progress: called with classes done and classes in all.
 
     Returns:

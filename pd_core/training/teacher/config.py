@@ -16,7 +16,7 @@ def _with_gap(template: str) -> str:
 
 
 class OriginalParams(Config):
-    """A teacher's checkpoint of the published code."""
+    """A teacher checkpoint of the published code."""
 
     path: Annotated[str, Field(min_length=1)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # DVC does not watch the file
@@ -25,8 +25,8 @@ class OriginalParams(Config):
 class TeacherConfig(ImagePromptConfig, OptimConfig, ViewConfig, ClipConfig):
     """The teacher's prompts, tuned on few-shot labels."""
 
-    method: TeacherMethod  # which prompts there are, and what regularises them
-    original: OriginalParams | None  # taken instead of a training
+    method: TeacherMethod
+    original: OriginalParams | None  # imported instead of a training
     template: Annotated[str, AfterValidator(_with_gap)]  # text of a class
     text_length: Count  # prompts per layer of the text tower
     text_depth: Count  # layers of the text tower with prompts
@@ -37,6 +37,6 @@ class TeacherConfig(ImagePromptConfig, OptimConfig, ViewConfig, ClipConfig):
     gpa_std: Positive  # how fast the others count less, in epochs
     templates: Count  # of OpenAI's, that the frozen text features average
     text_memory_gb: Positive
-    """GiB that the text tower may keep for its gradients, in each process; what takes more is
-    computed twice. The gradients are exact in any case."""
-    frozen_features: Computed  # when the frozen image tower sees the views
+    """GiB for the text tower's activations in each process; what takes more is recomputed in the
+    backward pass. The gradients are exact in any case."""
+    frozen_features: Computed  # when those of the images are computed

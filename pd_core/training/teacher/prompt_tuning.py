@@ -1,7 +1,7 @@
-"""Tuning a teacher's prompts with few labels: PromptSRC, and the methods it is compared with.
+"""Prompt tuning of a teacher with few labels: PromptSRC, and the methods it is compared with.
 
-Shapes: B images, C classes, L tokens, D the joint width. Of processes that train together each
-sends its part of the images and of the classes through the towers; losses are those of all.
+Shapes: B images, C classes, L tokens, D the joint width. Of several processes each encodes its
+part of the images and of the classes; losses are those of the whole batch.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from pd_core.training.teacher.config import TeacherConfig
 
 @dataclass(frozen=True)
 class PromptSRCStep:
-    """What one step of PromptSRC computes.
+    """Result of one step of PromptSRC.
 
     Attributes:
         loss: the weighted terms; `loss.total` is minimised.
@@ -64,16 +64,16 @@ def promptsrc_step(
 
     Args:
         teacher: with prompts in both towers.
-        images: (B, 3, H, W), augmented views; or this process's part of them.
+        images: (B, 3, H, W), augmented views; this process's part of them.
         labels: (B,) class numbers, of the whole batch.
         tokens: (C, L) of the teacher's own texts, or a plan of them.
         frozen_text: (C, D) features of the frozen model, unit length.
         frozen_image: (B, D) the same of these images.
         config: weights of the terms.
-        precision: what the towers compute in; the loss is always fp32.
+        precision: of the towers; the loss is always fp32.
 
     Returns:
-        The loss, and the features and logits that it is made of.
+        The loss, and the features and logits behind it.
     """
     with autocast(images.device, precision):
         image = gathered(teacher.image_features(images))  # (B, D)
@@ -82,17 +82,11 @@ def promptsrc_step(
     logits = teacher.logit_scale * image @ text.T  # (B, C)
     zero_shot_logits = teacher.logit_scale * frozen_image @ frozen_text.T  # (B, C)
     loss = losses.promptsrc(
-        logits,
-        labels,
-        zero_shot_logits=zero_shot_logits,
-        text=text,
-        frozen_text=frozen_text,
-        image=image,
-        frozen_image=frozen_image,
-        text_weight=config.text_loss_weight,
-        image_weight=config.image_loss_weight,
+        logits, labels, zero_shot_logits=zero_shot_logits,
+        text=text, frozen_text=frozen_text, image=image, frozen_image=frozen_image,
+        text_weight=config.text_loss_weight, image_weight=config.image_loss_weight,
         logits_weight=config.logits_loss_weight,
-    )
+    )  # fmt: skip
     return PromptSRCStep(loss, logits, zero_shot_logits, text, image, frozen_image)
 
 
@@ -111,7 +105,7 @@ def cross_entropy_step(
         images: (B, 3, H, W), augmented views.
         labels: (B,) class numbers.
         tokens: (C, L) of the teacher's own texts, or a plan of them.
-        precision: what the towers compute in; the loss is always fp32.
+        precision: of the towers; the loss is always fp32.
 
     Returns:
         The cross entropy, a scalar, and the logits (B, C).
@@ -125,7 +119,7 @@ def cross_entropy_step(
 
 @dataclass(frozen=True)
 class Frozen:
-    """The frozen CLIP's features, which PromptSRC keeps the prompted ones near to.
+    """The frozen CLIP's features, which regularise PromptSRC.
 
     Attributes:
         text: (C, D), unit length, on the towers' device.
@@ -145,18 +139,18 @@ def frozen_features(
 ) -> Frozen:
     """Return the frozen CLIP's features of all classes and views.
 
-    Those of the texts come from the run's feature cache, if there is one, in full precision; those
-    of the images if they are to be computed beforehand.
+    Those of the texts are cached if the run has a feature cache, those of the images if the
+    configuration says so.
 
     Raises:
-        BadParams: they take more than the cache may, or there is none.
+        BadParams: they exceed the cache's limit, or there is no cache.
         NoSpace: the disk has no room for them.
-        Interrupted: the run was told to end.
+        Interrupted: the training was stopped.
     """
     text = (
         frozen_text_features(towers, names, config.templates)
         if run.features is None
-        else _stored_text(run.features, towers, names, config)
+        else _cached_text(run.features, towers, names, config)
     )
     live = image = live_frozen_images(towers, run.compute.precision)
     if config.frozen_features is Computed.CACHED:
@@ -171,7 +165,7 @@ def frozen_features(
 
 
 def live_frozen_images(towers: ClipTowers, precision: Precision) -> Source:
-    """Return what sends batches through the frozen image tower: (B, D), unit length."""
+    """Return the function from a batch to features of the frozen image tower, unit length."""
     zero_shot = Teacher(towers).eval()
 
     def encode(batch: Batch) -> Tensor:
@@ -182,34 +176,34 @@ def live_frozen_images(towers: ClipTowers, precision: Precision) -> Source:
 
 
 def frozen_text_features(towers: ClipTowers, names: Sequence[str], templates: int) -> Tensor:
-    """Compute what PromptSRC's text term pulls towards: (C, D), unit length.
+    """Compute the frozen text features of PromptSRC's text term: (C, D), unit length.
 
     Args:
         towers: the frozen CLIP.
         names: C names of the classes.
-        templates: how many of OpenAI's templates are averaged.
+        templates: number of OpenAI's templates that are averaged.
     """
     means = template_features(Teacher(towers), names, imagenet_templates(templates))
     return F.normalize(means, dim=-1)
 
 
-def _stored_text(
+def _cached_text(
     store: FeatureCache, towers: ClipTowers, names: Sequence[str], config: TeacherConfig
 ) -> Tensor:
     clip, templates = identity(config.model, config.weights), config.templates
-    decisive = {"clip": clip, "names": list(names), "templates": templates}
-    place = store.place("frozen-text", decisive)
+    key = {"clip": clip, "names": list(names), "templates": templates}
+    place = store.place("frozen-text", key)
 
-    def find() -> Tensor:
-        known = store.read(place, "all")
-        if known is None:
-            known = frozen_text_features(towers, names, templates).cpu()
+    def read_or_compute() -> Tensor:
+        features = store.read(place, "all")
+        if features is None:
+            features = frozen_text_features(towers, names, templates).cpu()
             what = "the frozen text features"
-            store.make_room(place, known.nbytes, what=what, remedy="free some")
-            store.write(place, "all", known)
-        return known
+            store.make_room(place, features.nbytes, what=what, remedy="free some")
+            store.write(place, "all", features)
+        return features
 
-    return from_first(find).to(towers.device)
+    return from_first(read_or_compute).to(towers.device)
 
 
 def tune(
@@ -233,13 +227,13 @@ def tune(
         labels: (N,) class number of each image, by its position in the list.
         names: C names of the classes that are taught, by label.
         config: of the teacher.
-        run: the surroundings. The scalars of an epoch are "loss", "accuracy" (percent, on the
-            training views) and, for PromptSRC, "cross_entropy", "text", "image" and "logits",
-            which add up to the loss.
+        run: the surroundings.
         frozen: the frozen CLIP's features, for PromptSRC alone.
 
     Returns:
-        The tuned teacher, in evaluation mode, and the metrics of each epoch.
+        The tuned teacher, in evaluation mode, and the metrics of each epoch: "loss", "accuracy"
+        (percent, on the training views) and, for PromptSRC, "cross_entropy", "text", "image" and
+        "logits", which add up to the loss.
 
     Raises:
         BadParams: a number is out of range.
@@ -267,14 +261,14 @@ def tune(
         frozen_image = remembered(frozen_image)
 
     def step(batch: Batch) -> dict[str, Tensor]:
-        chosen = labels[gathered(batch.indices)]
+        shown = labels[gathered(batch.indices)]
         if frozen is None or frozen_image is None:
             loss, logits = cross_entropy_step(
-                teacher, batch.images, chosen, tokens=tokens, precision=precision
+                teacher, batch.images, shown, tokens=tokens, precision=precision
             )
-            return {"loss": loss, "accuracy": _accuracy(logits, chosen)}
+            return {"loss": loss, "accuracy": _accuracy(logits, shown)}
         result = promptsrc_step(
-            teacher, batch.images, chosen, tokens=tokens, frozen_text=frozen.text,
+            teacher, batch.images, shown, tokens=tokens, frozen_text=frozen.text,
             frozen_image=frozen_image(batch), config=config, precision=precision,
         )  # fmt: skip
         return {
@@ -283,7 +277,7 @@ def tune(
             "text": result.loss.text,
             "image": result.loss.image,
             "logits": result.loss.logits,
-            "accuracy": _accuracy(result.logits, chosen),
+            "accuracy": _accuracy(result.logits, shown),
         }
 
     averaging = None

@@ -24,14 +24,13 @@ FILE = "teacher.safetensors"
 
 
 def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
-    """Stage `teacher`: read a prepared data set, make its teacher, store it.
+    """Make the teacher of a prepared data set, and store it.
 
-    Of the pictures only the few-shot ones are read; in the protocol
-    base-to-novel they are all of base classes.
+    Only the few-shot images are read; in the protocol base-to-novel all are of base classes.
 
     Args:
-        prepared: folder written by the stage `prepare`.
-        out: folder to write `teacher.safetensors` and `history.json` into.
+        prepared: output folder of the stage `prepare`.
+        out: folder that `teacher.safetensors` and `history.json` are written to.
         config: of the teacher.
         run: the surroundings; its checkpoints are outside `out`.
 
@@ -39,8 +38,8 @@ def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
         The teacher that was stored.
 
     Raises:
-        MissingFile: pictures, weights or an earlier stage are missing.
-        BadData: a picture is damaged.
+        MissingFile: images, weights or an earlier stage's output are missing.
+        BadData: an image is corrupt.
         BadParams: a number is out of range.
         Diverged, Interrupted: as in `fit`.
     """
@@ -71,23 +70,18 @@ def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
 def _imported(
     original: OriginalParams, towers: ClipTowers, config: TeacherConfig, on_note: OnNote
 ) -> Teacher:
-    """Read a teacher of the published code, whose prompts are as large as the parameters say."""
+    """Import a checkpoint of the published code, whose prompts have the configured sizes."""
     path = Path(original.path)
-    found = file_hash(path)
-    if found != original.sha256:
+    sha256 = file_hash(path)
+    if sha256 != original.sha256:
         raise BadArtifact(
-            f"'{path}' has the hash {found}, not {original.sha256}; give the file that was"
+            f"'{path}' has the hash {sha256}, not {original.sha256}; give the file that was"
             " meant, or this hash as teacher.original.sha256"
         )
     imported = import_teacher(
-        path,
-        towers,
-        text_depth=config.text_depth,
-        text_length=config.text_length,
-        image_depth=config.image_depth,
-        image_length=config.image_length,
-        template=config.template,
-    )
+        path, towers, text_depth=config.text_depth, text_length=config.text_length,
+        image_depth=config.image_depth, image_length=config.image_length, template=config.template,
+    )  # fmt: skip
     for note in imported.notes:
         on_note(note)
     return imported.model
