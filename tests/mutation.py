@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPY = ROOT / "build" / "mutation"
-COPIED = ("pd_core", "tests", "pyproject.toml", "params.yaml")
+COPIED = ("pd_core", "tests", "pyproject.toml", "params.yaml", "paper/params.yaml")
 
 LEAST_COVERAGE = 95  # percent of the lines
 LEAST_SCORE = 85  # percent of the mutants

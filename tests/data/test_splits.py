@@ -16,6 +16,7 @@ from pd_core.data.loading.splits import (
     check_paths_disjoint,
     few_shot,
     few_shot_split,
+    is_picture,
     train_val,
     train_val_test,
 )
@@ -241,3 +242,8 @@ def test_an_image_in_two_lists_is_named_with_both() -> None:
 
     with pytest.raises(BadData, match=r"'0/[01]\.png' is in both train and test"):
         check_paths_disjoint({"train": shared, "test": shared})
+
+
+def test_images_are_known_by_their_suffix_and_hidden_files_are_none() -> None:
+    names = ["a.JPG", "b.png", ".c.png", "d.txt", "png"]
+    assert [name for name in names if is_picture(name)] == ["a.JPG", "b.png"]

@@ -1,5 +1,6 @@
 """The training loop trains a real network: reports, precision, resumption in fp16."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from tiny import Batches, checkpoints
 from torch import Tensor, nn
-from trainings import fit
+from trainings import fit, run_of
 
 from pd_core.core.errors import BadParams
 from pd_core.core.options import Precision
 from pd_core.models.precision import autocast, set_threads
-from pd_core.training.loop.fit import EVERY
+from pd_core.training.loop.feature_cache import FeatureCache
+from pd_core.training.loop.fit import EVERY, store
 from pd_core.training.loop.schedule import WeightedSum, learning_rate
 
 
@@ -120,3 +122,28 @@ def test_no_step_waits_for_the_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
     assert len(waits) == count
+
+
+def test_a_model_is_stored_with_its_history_and_its_checkpoints_go(tmp_path: Path) -> None:
+    class Model:
+        def save(self, path: Path) -> None:
+            path.write_text("weights")
+
+    kept = checkpoints(tmp_path)
+    kept.folder.mkdir(parents=True)
+    (kept.folder / "1.safetensors").write_text("state")
+    run = run_of({"checkpoints": kept})
+
+    store(Model(), [{"loss": 0.5}], tmp_path / "out" / "model.safetensors", run)
+
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "weights"
+    assert json.loads((tmp_path / "out" / "history.json").read_text()) == [{"loss": 0.5}]
+    assert not kept.folder.exists()
+
+
+def test_features_that_a_training_needs_but_has_no_cache_for_are_refused(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, limit=1000)
+
+    assert run_of({"features": cache}).required_features() is cache
+    with pytest.raises(BadParams, match="compute online"):
+        run_of({}).required_features()
