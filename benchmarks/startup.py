@@ -24,7 +24,8 @@ import json, sys, time
 from pathlib import Path
 import torch
 from pd_core.pipeline.settings import telemetry_off
-from pd_core.mlops.tracking import StageInfo, open_store, stage_run
+from pd_core.mlops.tracking import open_store
+from pd_core.mlops.tracking.recorder import StageInfo, stage_run
 
 telemetry_off()
 project = Path(sys.argv[1])

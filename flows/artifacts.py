@@ -113,9 +113,8 @@ def _mlflow_page(profile_dir: Path, profile: str, dataset: str) -> str:
     if not uri or not uri.startswith("http"):
         return f"mlflow ui --backend-store-uri {masked(uri or 'sqlite:///mlflow.db')}"
     from pd_core.mlops import tracking
-    from pd_core.mlops.tracking.runs import page_of
 
-    return page_of(
+    return tracking.page_of(
         tracking.open_store(profile_dir, uri),
         f"{settings.mlflow_experiment}-{profile}",
         provenance.commit_tags(profile_dir)["git_commit"],

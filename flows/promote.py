@@ -1,8 +1,7 @@
-"""A version through the gate: `python -m flows.promote DATA_SET[/VERSION]`.
+"""Flow that puts a version through the gate: `python -m flows.promote DATA_SET[/VERSION]`.
 
-The flow runs `promptkd registry promote`, keeps the decision as an artifact, and fails if the
-version is refused. No server is needed; if one is set (`PD_PREFECT_API_URL`), run and artifact are
-kept there.
+It runs `promptkd registry promote`, publishes the decision as an artifact, and fails if the version
+is refused. No server is needed; if one is set (`PD_PREFECT_API_URL`), it holds run and artifact.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from pd_core.pipeline.processes import PROMPTKD, run
 from pd_core.pipeline.redaction import masked, without_login
 from pd_core.pipeline.settings import load_settings
 
-_DECIDED = (0, 2)  # statuses of the verb: yes, and no or what the user can put right
+_DECIDED = (0, 2)  # exit statuses: accepted, and refused or an error of the user's
 
 Decision = Mapping[str, Any]
-"""What `promptkd registry promote --json` says."""
+"""JSON of `promptkd registry promote --json`."""
 
 
 @flow(name="promote")
@@ -42,20 +41,21 @@ def promote(
     """Make a version the champion, if it passes the gate.
 
     Args:
-        dataset: whose student it is.
-        version: its number; the newest by default.
-        accept_unknown: even if its accuracy cannot be measured.
-        dry_run: change nothing, only say what would be decided.
+        dataset: the student's data set.
+        version: its number (default: the newest).
+        accept_unknown: accept an accuracy that cannot be measured.
+        dry_run: change nothing.
 
     Returns:
         Completed; or failed if the version is refused, or could not be examined. The artifact has
         all checks.
     """
     log = get_run_logger()
-    chosen = {"--accept-unknown": accept_unknown, "--dry-run": dry_run}
-    options = [option for option, wanted in chosen.items() if wanted]
+    flags = {"--accept-unknown": accept_unknown, "--dry-run": dry_run}
+    options = [flag for flag, is_set in flags.items() if is_set]
+    verb = ("promote", _reference(dataset, version), "--json", *options)
     try:
-        decision = decide(dataset, version, options, lambda line: log.info("%s", line))
+        decision = _registry(verb, dataset, lambda line: log.info("%s", line))
         text = describe(decision, load_settings().mlflow_tracking_uri)
     except PdError as error:
         return Failed(message=str(error))
@@ -68,20 +68,8 @@ def promote(
     return state(message=decision["conclusion"])
 
 
-def decide(
-    dataset: str, version: int | None, options: Sequence[str], say: Callable[[str], None]
-) -> Decision:
-    """Put a version, or the newest, through the gate; `say` gets each line of its progress.
-
-    Raises:
-        PdError: nothing could be decided.
-    """
-    arguments = ("promote", _reference(dataset, version), "--json", *options)
-    return dict(_registry(arguments, dataset, say))
-
-
 def describe(decision: Decision, tracking_uri: str | None) -> str:
-    """Write a decision down for people, as Markdown, with a link to MLflow's server, if any."""
+    """Return a decision as Markdown, with a link to MLflow's server, if there is one."""
     conclusion = decision["conclusion"]
     reasons = [f"- {reason}" for reason in decision["reasons"]]
     rows = [
@@ -95,7 +83,7 @@ def describe(decision: Decision, tracking_uri: str | None) -> str:
         *(["Nothing was changed: this was a dry run."] if decision["dry_run"] else []),
         *(["## Why not", "\n".join(reasons)] if reasons else []),
         *(["## Checks", artifacts.markdown(head, rows)] if rows else []),
-        f"In MLflow: {_place(decision, tracking_uri)}",
+        f"In MLflow: {_link(decision, tracking_uri)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -105,59 +93,57 @@ def main(arguments: Sequence[str] | None) -> State[Any]:
     """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.promote", description=__doc__)
     parser.add_argument(
-        "reference", metavar="DATA_SET[/VERSION]", help="the newest version by default"
+        "reference", metavar="DATA_SET[/VERSION]", help="version to promote (default: the newest)"
     )
     parser.add_argument(
-        "--accept-unknown", action="store_true", help="even if its accuracy cannot be measured"
+        "--accept-unknown",
+        action="store_true",
+        help="accept an accuracy that cannot be measured",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, change nothing"
-    )
-    given = parser.parse_args(arguments)
-    dataset, version = _parsed(given.reference)
+    parser.add_argument("--dry-run", action="store_true", help="print the outcome, change nothing")
+    options = parser.parse_args(arguments)
+    dataset, slash, number = options.reference.partition("/")
+    if slash and not number.isdecimal():
+        raise BadParams(
+            f"'{options.reference}' names no version; give {dataset}/<number>, or {dataset}"
+        )
+    version = int(number) if slash else None
     check_server(PREFECT_API_URL.value())
     check_name(dataset)  # bad input, before Prefect starts
     _registry(("show", _reference(dataset, version), "--json"), dataset, lambda _: None)
-    return promote(dataset, version, given.accept_unknown, given.dry_run, return_state=True)
-
-
-def _parsed(reference: str) -> tuple[str, int | None]:
-    dataset, slash, version = reference.partition("/")
-    if slash and not version.isdecimal():
-        raise BadParams(f"'{reference}' names no version; give {dataset}/<number>, or {dataset}")
-    return dataset, int(version) if slash else None
+    return promote(dataset, version, options.accept_unknown, options.dry_run, return_state=True)
 
 
 def _reference(dataset: str, version: int | None) -> str:
     return dataset if version is None else f"{dataset}/{version}"
 
 
-def _registry(arguments: Sequence[str], dataset: str, say: Callable[[str], None]) -> Any:
-    """Return what a verb of the registry answers as JSON, without secrets.
+def _registry(arguments: Sequence[str], dataset: str, on_line: Callable[[str], None]) -> Any:
+    """Return the JSON of a command `promptkd registry`, without secrets.
 
     Raises:
-        PdError: it answers nothing.
+        PdError: it prints none.
     """
     with TemporaryFile("w+", encoding="utf-8") as result:
         command = [*PROMPTKD, "registry", *arguments]
-        ended = run(command, profile_of(dataset), say, result=result)
+        ended = run(command, profile_of(dataset), on_line, result=result)
         result.seek(0)
-        answer = result.read()
-    if ended.status not in _DECIDED or not answer.strip():
+        text = result.read()
+    if ended.status not in _DECIDED or not text.strip():
         raise PdError(ended.reason)
-    return json.loads(masked(answer))
+    return json.loads(masked(text))
 
 
 def _numbers(check: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the number that decided, and what it was compared with."""
+    """Return the number that decided, and its limit."""
     if (measure := check["measure"]) is None:
         return "", ""
     value, limit = (f"{measure[key]:.4g} {measure['unit']}".strip() for key in ("value", "limit"))
     return value, f"{measure['wanted']} {limit}"
 
 
-def _place(decision: Decision, tracking_uri: str | None) -> str:
-    """Return where MLflow shows a version: a link to its server, or what its API calls it."""
+def _link(decision: Decision, tracking_uri: str | None) -> str:
+    """Return a link to a version's page on MLflow's server, or the version's URI."""
     if not (tracking_uri or "").startswith("http"):
         return f"`{decision['uri']}`"
     server = without_login(tracking_uri or "").rstrip("/")

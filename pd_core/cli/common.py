@@ -25,7 +25,7 @@ from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
     from pd_core.mlops.registry.register import Registered
-    from pd_core.mlops.tracking import StageRun
+    from pd_core.mlops.tracking.recorder import StageRun
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -237,6 +237,7 @@ def _embed(version: Version, student: PortableStudent) -> Embed:
 
 def _original(version: Version, folder: Path, stage: str) -> Path:
     """Return the file of a stage that a version was made with."""
+    from pd_core.mlops import registry
     from pd_core.pipeline.provenance import content_hash
 
     file, remedy = folder / f"{stage}.safetensors", f"dvc pull {stage}@{folder.name}"
@@ -244,11 +245,11 @@ def _original(version: Version, folder: Path, stage: str) -> Path:
         raise MissingFile(
             f"new class vectors need '{file}', which is not here; get it with `{remedy}`"
         )
-    wanted = version.tags.get(f"out:{file.as_posix()}")
-    if wanted != content_hash(file):
+    lineage = registry.lineage(open_store(), version)
+    if lineage.outs.get(file.as_posix()) != content_hash(file):
         raise BadArtifact(
             f"'{file}' is not what version {version.number} of '{version.name}' was made with; get "
-            f"it with `{remedy}` at commit {version.tags.get('git_commit', 'of that version')}"
+            f"it with `{remedy}` at commit {lineage.git_commit}"
         )
     return file
 

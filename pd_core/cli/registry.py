@@ -1,9 +1,7 @@
-"""The verbs of the model registry: what it holds, and who is champion."""
+"""Commands for the model registry."""
 
 from __future__ import annotations
 
-import getpass
-import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,60 +25,69 @@ if TYPE_CHECKING:
     from pd_core.mlops.registry.gate import Exam
     from pd_core.mlops.registry.promotion import Decision, Entry
 
-app = typer.Typer(help="The registered students, and which of them is champion.")
+app = typer.Typer(help="Manage registered students and their champions.")
 
-Name = Annotated[str, typer.Argument(help="A data set, or promptkd-<data set>.")]
-Reference = Annotated[str, typer.Argument(help="A data set, with /<version> or @<alias> or not.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")]
+_ACCURACY = ("student/hm", "student/all", "student.hm", "accuracy")  # with a dot: older versions
+
+Name = Annotated[str, typer.Argument(help="Data set, or promptkd-<data set>.")]
+Reference = Annotated[
+    str, typer.Argument(help="Data set, data set/version or data set@alias (default: newest).")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the outcome, change nothing.")]
 
 
 @app.command("register")
 def register_(
-    name: Annotated[str | None, typer.Argument(help="A data set; all by default.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Data set (default: all).")] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Register the students that DVC holds, each once; fills an empty store."""
+    """Register the evaluated students in DVC's workspace, each once."""
     params = load_params(PARAMS)
     settings = settings_of(params, [name] if name else params.datasets)
-    there = [one for one in settings.values() if (one.job.evaluation / "metrics.json").is_file()]
-    if not there:
+    evaluated = [
+        setting
+        for setting in settings.values()
+        if (setting.job.evaluation / "metrics.json").is_file()
+    ]
+    if not evaluated:
         raise missing("evaluation", DATA / "evaluate", "run `dvc repro`, or `dvc pull`")
-    for setting in there:
+    for setting in evaluated:
         model = f"promptkd-{setting.job.student.name}"
         if dry_run:
             say(f"{model}  would be registered, if it is not")
             continue
-        made = register(setting)
-        say(f"{model}  version {made.version}, {'new' if made.created else 'there already'}")
-    if len(there) < len(settings):
-        note(f"{len(settings) - len(there)} data sets have no evaluated student here")
+        version = register(setting)
+        say(f"{model}  version {version.version}, {'new' if version.created else 'there already'}")
+    if len(evaluated) < len(settings):
+        note(f"{len(settings) - len(evaluated)} data sets have no evaluated student here")
 
 
 @app.command("list")
 def list_(
-    name: Annotated[str | None, typer.Argument(help="Only the versions of this data set.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Data set to list the versions of.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show all models, or the versions of one."""
+    """List all models, or the versions of one."""
     store = open_store()
     from pd_core.mlops import registry
 
     names = registry.models(store) if name is None else [registry.model_name(name)]
-    known = {one: registry.versions(store, one) for one in names}
+    models = {name: registry.versions(store, name) for name in names}
     if as_json:
-        every = [version for versions in known.values() for version in versions]
+        every = [version for versions in models.values() for version in versions]
         print_json([_described(version) for version in every])
-    elif not known:
+    elif not models:
         say("no student is registered; run `promptkd registry register`")
     else:
-        Console().print(_models_table(known) if name is None else _versions_table(known[names[0]]))
+        Console().print(_models_table(models) if name is None else _versions_table(models))
 
 
 @app.command()
 def show(reference: Reference, as_json: AsJson = False) -> None:
-    """Show all that is known of a version; by default the newest."""
+    """Show the tags, the lineage and the last decision of a version."""
     store = open_store()
     from pd_core.mlops import registry
+    from pd_core.mlops.registry import promotion
 
     version = registry.find(store, reference)
     if as_json:
@@ -91,8 +98,17 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
     table.add_row("aliases", ", ".join(version.aliases))
     table.add_row("created", _clock(version.created))
     for key, value in sorted(version.tags.items()):
-        if not key.startswith("decision."):  # see `history`
+        if not key.startswith("decision."):  # the journal, see `history`
             table.add_row(key, value)
+    lineage = registry.lineage(store, version)
+    table.add_row("git_commit", lineage.git_commit)
+    for path, digest in lineage.outs.items():
+        table.add_row(path, digest)
+    history = promotion.history(store, version.name)
+    decisions = [entry for entry in history if entry.version == version.number]
+    for entry in decisions[:1]:
+        for name, finding in entry.findings.items():
+            table.add_row(f"gate.{name}", finding)
     Console().print(table)
 
 
@@ -100,11 +116,11 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
 def promote(
     reference: Annotated[
         str | None,
-        typer.Argument(help="A version; of a data set alone the newest. Needed if there are two."),
+        typer.Argument(help="Data set, or data set/version (default: newest of the only model)."),
     ] = None,
     dry_run: DryRun = False,
     accept_unknown: Annotated[
-        bool, typer.Option("--accept-unknown", help="Even if its accuracy cannot be measured.")
+        bool, typer.Option("--accept-unknown", help="Accept an accuracy that cannot be measured.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -135,7 +151,7 @@ def promote(
 
 @app.command()
 def rollback(name: Name, dry_run: DryRun = False) -> None:
-    """Make the champion before the present one the champion again."""
+    """Make the previous champion the champion again."""
     store = open_store()
     from pd_core.mlops.registry import promotion
 
@@ -149,7 +165,7 @@ def rollback(name: Name, dry_run: DryRun = False) -> None:
 
 @app.command()
 def history(name: Name, as_json: AsJson = False) -> None:
-    """Show what was decided about a model's versions, the newest first."""
+    """List the decisions about a model's versions, the newest first."""
     store = open_store()
     from pd_core.mlops.registry import promotion
 
@@ -163,7 +179,7 @@ def history(name: Name, as_json: AsJson = False) -> None:
 
 
 def _exam(dataset: str, accept_unknown: bool) -> Exam:
-    """Collect what a data set's versions are examined with."""
+    """Return the data and limits that a data set's versions are examined with."""
     from pd_core.mlops.registry.gate import Exam
 
     params, settings = load_params(PARAMS), load_settings()
@@ -182,23 +198,21 @@ def _exam(dataset: str, accept_unknown: bool) -> Exam:
 
 def _only_model(names: Sequence[str]) -> str:
     if len(names) != 1:
-        raise BadParams(f"say which model: {', '.join(names) or 'none is registered'}")
+        raise BadParams(f"give a model: {', '.join(names) or 'none is registered'}")
     return names[0]
 
 
 def _who() -> str:
-    """Say who decides: user and machine, and the name in git."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        user = str(os.getuid())
-    answers = [git(Path(), "config", key) or b"" for key in ("user.name", "user.email")]
-    known = " ".join(filter(None, (answer.decode().strip() for answer in answers)))
-    return f"{user}@{socket.gethostname()} ({known or 'no name in git'})"
+    """Return user and machine, and the name in git."""
+    from pd_core.mlops.tracking.recorder import user_name
+
+    values = [git(Path(), "config", key) or b"" for key in ("user.name", "user.email")]
+    name = " ".join(filter(None, (value.decode().strip() for value in values)))
+    return f"{user_name()}@{socket.gethostname()} ({name or 'no name in git'})"
 
 
 def _conclusion(decision: Decision, *, dry_run: bool) -> str:
-    """Return in one line what was decided."""
+    """Return the decision in one line."""
     version = decision.version
     name = f"version {version.number} of '{version.name}'"
     if not decision.checks:
@@ -234,25 +248,24 @@ def _described(version: Version) -> dict[str, Any]:
     return {**asdict(version), "uri": version.uri}
 
 
-def _models_table(known: Mapping[str, Sequence[Version]]) -> Table:
+def _models_table(models: Mapping[str, Sequence[Version]]) -> Table:
     table = Table("model", "versions", "champion", "challenger")
-    for name, versions in known.items():
+    for name, versions in models.items():
         holders = {alias: str(version.number) for version in versions for alias in version.aliases}
-        table.add_row(
-            name, str(len(versions)), holders.get("champion", ""), holders.get("challenger", "")
-        )
+        aliases = (holders.get(alias, "") for alias in ("champion", "challenger"))
+        table.add_row(name, str(len(versions)), *aliases)
     return table
 
 
-def _versions_table(known: Sequence[Version]) -> Table:
+def _versions_table(models: Mapping[str, Sequence[Version]]) -> Table:
     table = Table("version", "alias", "kind", "student's hm", "created", "decision")
-    for version in known:
+    for version in (version for versions in models.values() for version in versions):
         tags = version.tags
         table.add_row(
             str(version.number),
             ", ".join(version.aliases),
             tags.get("kind", ""),
-            tags.get("student.hm", tags.get("accuracy", "")),
+            next((tags[key] for key in _ACCURACY if key in tags), ""),
             _clock(version.created),
             tags.get("decision", ""),
         )

@@ -25,7 +25,7 @@ from pd_core.pipeline.settings import compute_with, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
-    from pd_core.mlops.tracking import StageRun
+    from pd_core.mlops.tracking.recorder import StageRun
     from pd_core.reporting.comparison import Comparison, MetricDifference, Side
 
 REPORTS = Path("reports")
@@ -135,9 +135,9 @@ def _recorded(
     stage: str, params: Params, store: str | None, *, deps: Sequence[Path], outs: Sequence[Path]
 ) -> AbstractContextManager[StageRun]:
     """Surround work over all data sets with its run, in a store or nowhere."""
-    from pd_core.mlops import tracking
+    from pd_core.mlops.tracking import recorder
 
-    info = tracking.StageInfo(
+    info = recorder.StageInfo(
         profile=params.profile.name,
         dataset="",
         stage=stage,
@@ -149,7 +149,7 @@ def _recorded(
         protocol=params.prepare.protocol,
         experiment=load_settings().mlflow_experiment,
     )
-    return tracking.stage_run(store, info)
+    return recorder.stage_run(store, info)
 
 
 def compare(first: Reference, second: Reference, as_json: AsJson = False) -> None:

@@ -30,7 +30,7 @@ from pd_core.pipeline.stages.jobs import Job, inputs, output, tuning_of_student
 from pd_core.pipeline.stages.params import DATA, PARAMS
 
 if TYPE_CHECKING:
-    from pd_core.mlops.tracking import DataInput, StageRun
+    from pd_core.mlops.tracking.recorder import DataInput, StageRun
 
 DVCS_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -240,12 +240,12 @@ def _recorded(
 
     A server that is down is refused before the stage starts.
     """
-    from pd_core.mlops import tracking
+    from pd_core.mlops.tracking import recorder
 
     job = setting.job
     out, label = output(job, stage), setting.label(stage)
     block = getattr(job.params, "evaluate" if stage == "cross_validate" else stage)
-    info = tracking.StageInfo(
+    info = recorder.StageInfo(
         profile=setting.profile,
         dataset=label,
         stage=stage,
@@ -261,7 +261,7 @@ def _recorded(
         inputs=_data_inputs(stage, job),
         experiment=setting.settings.mlflow_experiment,
     )
-    with tracking.stage_run(setting.open_store(), info) as run:
+    with recorder.stage_run(setting.open_store(), info) as run:
         with Reporter(f"{stage.replace('_', ' ')} {label}", unit, record=run) as report:
             yield run, report
         if (history := out / "history.json").is_file():
@@ -276,7 +276,7 @@ def _figures(job: Job) -> dict[str, str]:
 
 def _data_inputs(stage: str, job: Job) -> list[DataInput]:
     """Return the data set that a stage reads: what `prepare` made of it, or its fingerprint."""
-    from pd_core.mlops.tracking import DataInput
+    from pd_core.mlops.tracking.recorder import DataInput
 
     name = job.params.name
     if stage == "prepare":

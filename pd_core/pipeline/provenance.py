@@ -1,4 +1,4 @@
-"""Where a result comes from: git revision, hashes of files and parameters, versions, memory."""
+"""Provenance of a result: git commit, hashes of files and parameters, package versions, memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pd_core.core.errors import BadData
 
@@ -98,6 +99,9 @@ _WRITTEN_BY_STAGES = [
 ABSENT = "absent"
 """The hash recorded for a path that does not exist."""
 
+NO_COMMIT = "none"
+"""The commit recorded outside a git repository."""
+
 
 def content_hash(path: Path) -> str:
     """Return the hash that DVC gives a file or folder.
@@ -126,18 +130,52 @@ def params_hash(params: Mapping[str, object]) -> str:
     return _md5(json.dumps(params, sort_keys=True, default=str).encode())
 
 
-def hash_tags(
-    kind: str, paths: Iterable[Path], project: Path, known: Mapping[str, str] | None = None
+def hashes(
+    paths: Iterable[Path], project: Path, known: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return a tag per path and one for all, so that runs can be found by either.
+    """Return hashes by path as seen from the project, those that are known already included."""
+    return {
+        **(known or {}),
+        **{name_in(project, path): content_hash(project / path) for path in paths},
+    }
 
-    The kind is `dep` or `out`; paths are named from the project's folder. Hashes that are known
-    already are given by name.
+
+@dataclass(frozen=True)
+class Lineage:
+    """Commit and files that a result comes from.
+
+    Attributes:
+        git_commit: of the code; "none" outside a repository.
+        git_dirty: "true" if tracked files differed from it, else "false"; "" outside a repository.
+        params_md5: hash of the parameters.
+        deps: hashes of what was read, by path as seen from the project.
+        outs: hashes of what was written.
     """
-    hashes = dict(known or {})
-    hashes |= {name_in(project, path): content_hash(project / path) for path in paths}
-    tags = {f"{kind}:{path}": value for path, value in hashes.items()}
-    return {**tags, f"{kind}s_md5": params_hash(hashes)}
+
+    git_commit: str = NO_COMMIT
+    git_dirty: str = ""
+    params_md5: str = ""
+    deps: Mapping[str, str] = field(default_factory=dict)
+    outs: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_commit(cls, project: Path, **values: Any) -> Self:
+        """Return the lineage of a result of the code in a project as it is now."""
+        tags = commit_tags(project)
+        return cls(tags["git_commit"], tags.get("git_dirty", ""), **values)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `text` returned."""
+        return cls(**json.loads(text))
+
+    def text(self) -> str:
+        """Return the content of `lineage.json`."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True)
+
+    def digest(self) -> str:
+        """Return the MD5 of `lineage.json`."""
+        return _md5(self.text().encode())
 
 
 def name_in(project: Path, path: Path) -> str:
@@ -150,16 +188,12 @@ def name_in(project: Path, path: Path) -> str:
 
 
 def commit_tags(project: Path) -> dict[str, str]:
-    """Return the git commit of a folder, and whether tracked files differ from it, as tags."""
+    """Return `git_commit` of a folder, and `git_dirty`: whether tracked files differ from it."""
     commit = _git(project, "rev-parse", "HEAD")
     if commit is None:
-        return {"git_commit": "none"}
+        return {"git_commit": NO_COMMIT}
     changes = _git(project, "status", "--porcelain", "-uno", "--", ":/", *_WRITTEN_BY_STAGES)
-    return {
-        "git_commit": commit,
-        "git_dirty": str(bool(changes)).lower(),
-        "mlflow.source.git.commit": commit,  # the name under which MLflow's page shows it
-    }
+    return {"git_commit": commit, "git_dirty": str(bool(changes)).lower()}
 
 
 def code_commit(project: Path) -> str | None:

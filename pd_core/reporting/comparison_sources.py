@@ -15,7 +15,6 @@ from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile, Un
 from pd_core.core.options import BASELINE, TITLES
 from pd_core.mlops import registry, tracking
 from pd_core.mlops.registry import Version, refusals
-from pd_core.mlops.tracking import runs as lookup
 from pd_core.mlops.tracking.recorder import flat
 from pd_core.pipeline import dvc
 from pd_core.pipeline.provenance import commit_of, content_hash, contents, read_lock, read_yaml
@@ -192,14 +191,14 @@ def _measured(
 
 def _find_run(store: str, run_id: str) -> Run | None:
     with refusals(f"look for run '{run_id}'", store):
-        return lookup.find(tracking.client(store), run_id)
+        return tracking.find(tracking.client(store), run_id)
 
 
 def _run(given: str, store: str, run: Run, project: Path) -> Side:
     """Read the run of a stage, a data set or a benchmark; the project may hold its predictions."""
     mlflow = tracking.client(store)
     with refusals(f"read run '{run.info.run_id}'", store):
-        stages = [run] if "stage" in run.data.tags else lookup.below(mlflow, run)
+        stages = [run] if "stage" in run.data.tags else tracking.below(mlflow, run)
         by_dataset: dict[str, list[Run]] = {}
         for stage in stages:
             if dataset := stage.data.tags.get("dataset"):
@@ -220,7 +219,7 @@ def _version(given: str, store: str, version: Version, project: Path) -> Side:
         known = _run(given, store, run, project).measured[version.dataset]
     tagged = {key: value for key, value in version.tags.items() if key in _PARAMETERS}
     params = {**known.params, **{_PARAMETERS[key]: _value(tagged[key]) for key in tagged}}
-    numbers = {key: _number(text) for key, text in version.tags.items()}
+    numbers = {key.replace("/", "."): _number(text) for key, text in version.tags.items()}
     measured = Measured(
         version.dataset.removesuffix(f"-{version.tags.get('seed')}"),
         params,
@@ -236,7 +235,7 @@ def _measured_by(mlflow: MlflowClient, store: str, runs: list[Run], project: Pat
     params: dict[str, Any] = {}
     scores: dict[str, Any] = {}
     for run in runs:
-        for one in (*lookup.makers(mlflow, run), run):
+        for one in (*tracking.makers(mlflow, run), run):
             params |= {key: _value(text) for key, text in one.data.params.items()}
         scores |= _scores(run)
     evaluation = next((run for run in runs if run.data.tags["stage"] == "evaluate"), None)
@@ -259,12 +258,12 @@ def _scores(run: Run) -> dict[str, dict[str, float]]:
 
 def _predictions(mlflow: MlflowClient, store: str, run: Run, project: Path) -> Predictions:
     """Read a run's predictions: those kept with it, or the project's, if they are the same."""
-    run_id, tags = run.info.run_id, run.data.tags
+    run_id = run.info.run_id
     with refusals(f"read the files of run '{run_id}'", store), TemporaryDirectory() as folder:
         if any(file.path == PREDICTIONS for file in mlflow.list_artifacts(run_id)):
             return Predictions.read(Path(mlflow.download_artifacts(run_id, PREDICTIONS, folder)))
-    place = f"data/evaluate/{tags['dataset']}"
-    if tags.get(f"out:{place}") != content_hash(project / place):
+    place = f"data/evaluate/{run.data.tags['dataset']}"
+    if tracking.lineage_of(mlflow, run).outs.get(place) != content_hash(project / place):
         raise MissingFile(f"run {run_id} keeps no predictions, and those in '{place}' are others")
     return Predictions.read(project / place / PREDICTIONS)
 

@@ -107,7 +107,7 @@ def test_the_tracking_servers_password_is_tried(place: Path, given: str | None) 
 def test_servers_that_accept_and_never_answer_do_not_hang_the_doctor(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking.store, "_SERVER_SECONDS", 0.2)
+    monkeypatch.setattr(tracking, "_SERVER_SECONDS", 0.2)
     monkeypatch.setattr(servers, "_SECONDS", 0.2)
     monkeypatch.setattr(servers, "_SERVER_SECONDS", 0.2)
     begun = time.monotonic()

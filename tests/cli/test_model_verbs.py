@@ -88,9 +88,10 @@ def test_register_fills_an_empty_store_once(
     assert f"promptkd-{NAME}  version 1, there already" in said.out
     assert "10 data sets have no evaluated student here" in said.err
     (version,) = registry.versions(tracking.open_store(project), NAME)
-    assert version.tags["student.hm"] == "74.67"
+    assert version.tags["student/hm"] == "74.67"
     assert version.tags["kind"] == "distilled"
-    assert f"out:data/teacher/{NAME}/teacher.safetensors" in version.tags
+    lineage = registry.lineage(tracking.open_store(project), version)
+    assert f"data/teacher/{NAME}/teacher.safetensors" in lineage.outs
 
 
 def test_a_machine_without_the_pictures_can_register_too(

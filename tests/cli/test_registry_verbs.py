@@ -47,7 +47,7 @@ def test_an_empty_registry_says_how_to_fill_it() -> None:
 
 def test_models_and_versions_are_listed_with_their_aliases(store: str, good: Path) -> None:
     for _ in range(2):
-        publish(store, good, {"kind": "distilled", "student.hm": "69.70"})
+        publish(store, good, **{"student/hm": "69.70"})
     promote(store, 2)
     assert [cell.strip() for cell in run("list").splitlines()[3].split("│")] == [
         "", NAME, "2", "2", "", "",
@@ -60,7 +60,7 @@ def test_models_and_versions_are_listed_with_their_aliases(store: str, good: Pat
 
 
 def test_a_version_is_shown_with_its_tags(store: str, good: Path) -> None:
-    publish(store, good, {"kind": "distilled", "seed": "1"})
+    publish(store, good, seed="1")
     text = run("show", "tiny")
     assert f"{NAME}/1" in text
     assert "seed" in text
@@ -94,15 +94,14 @@ def test_history_is_told_the_newest_first(store: str, good: Path) -> None:
 
 @pytest.mark.usefixtures("store")
 def test_which_model_has_to_be_said_unless_there_is_one() -> None:
-    with pytest.raises(BadParams, match="say which model: none is registered"):
+    with pytest.raises(BadParams, match="none is registered"):
         run("promote")
 
 
 def test_a_refused_promotion_names_all_reasons_and_ends_with_status_2(
     project: Path, store: str, good: Path
 ) -> None:
-    tags = {**registered.tags(project), "git_dirty": "true", "files": "0.dir"}
-    publish(store, good, tags)
+    publish(store, good, registered.dirty(project), files="0.dir")
     done = promptkd(project, "registry", "promote")
     assert done.returncode == 2
     failing = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAIL")]
@@ -117,7 +116,7 @@ def test_a_refused_promotion_names_all_reasons_and_ends_with_status_2(
 def test_a_decision_is_told_as_json_with_its_numbers_a_refusal_as_well(
     project: Path, store: str, good: Path
 ) -> None:
-    publish(store, good, {**registered.tags(project), "git_dirty": "true"})
+    publish(store, good, registered.dirty(project))
     done = promptkd(project, "registry", "promote", "tiny", "--json", "--dry-run")
     assert done.returncode == 2
     told = json.loads(done.stdout)
@@ -139,7 +138,7 @@ def test_a_decision_is_told_as_json_with_its_numbers_a_refusal_as_well(
 def test_a_good_version_becomes_champion_and_stays_it(
     project: Path, store: str, good: Path
 ) -> None:
-    publish(store, good, registered.tags(project))
+    publish(store, good, registered.lineage(project))
     done = promptkd(project, "registry", "promote", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "version 1 of 'promptkd-tiny' is champion, after none"
@@ -152,7 +151,7 @@ def test_a_good_version_becomes_champion_and_stays_it(
 def test_a_data_set_that_params_yaml_does_not_have_is_refused(
     project: Path, store: str, good: Path
 ) -> None:
-    publish(store, good, registered.tags(project))
+    publish(store, good, registered.lineage(project))
     registered.git(project, "checkout", "--quiet", "HEAD~1", "--", "params.yaml")
     with pytest.raises(PdError, match="unknown data set 'tiny'"):
         run("promote", "tiny")

@@ -112,7 +112,7 @@ def test_a_good_version_is_promoted_and_a_refused_one_fails_the_flow(
     code: Path, store: str, good: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "prefect"
-    publish(store, good, registered.tags(code))
+    publish(store, good, registered.lineage(code))
 
     tried = run(code, home, "tiny/1", "--dry-run")
     assert tried.returncode == 0, tried.stderr
@@ -120,7 +120,7 @@ def test_a_good_version_is_promoted_and_a_refused_one_fails_the_flow(
     promoted = run(code, home, "tiny")
     assert promoted.returncode == 0, promoted.stderr
     assert champion(store) == 1
-    publish(store, good, {**registered.tags(code), "git_dirty": "true"})
+    publish(store, good, registered.dirty(code))
     refused = run(code, home, "tiny/2")
 
     assert refused.returncode == 2

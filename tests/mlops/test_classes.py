@@ -17,6 +17,7 @@ from pd_core.mlops.drift import Reference
 from pd_core.mlops.registry import classes
 from pd_core.mlops.registry.register import Origin, register
 from pd_core.models.portable.student import PortableStudent
+from pd_core.pipeline.provenance import Lineage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
@@ -111,9 +112,9 @@ def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_new_version_knows_its_parent_and_its_card_and_reference_follow(
     store: str, student: PortableStudent, picture: bytes, tmp_path: Path
 ) -> None:
-    tags = {"seed": "1", "git_commit": "abc", "out:data/teacher/greek/teacher.safetensors": "123"}
+    lineage = Lineage("abc", outs={"data/teacher/greek/teacher.safetensors": "123"})
     metrics = {"student": {"all": 50.0}}
-    origin = Origin(profile="quickstart", dataset="greek", metrics=metrics, tags=tags)
+    origin = Origin("quickstart", "greek", lineage, metrics, tags={"seed": "1"})
     pictures = student.answers(noise(10))
     reference = Reference.of(pictures.probabilities, pictures.features)
     register(store, student, origin, example=picture, reference=reference)
@@ -130,9 +131,11 @@ def test_the_new_version_knows_its_parent_and_its_card_and_reference_follow(
     assert made is not None
     assert (made.version, made.created) == (2, True)
     child = registry.find(store, "greek/2")
+    assert registry.lineage(store, child) == lineage
+    tags = {"kind": "classes-add", "parent": "1", "dataset": "greek", "seed": "1"}
     assert tags.items() <= child.tags.items()
-    assert {"kind": "classes-add", "parent": "1", "dataset": "greek"}.items() <= child.tags.items()
-    assert "student.all" not in child.tags  # nobody has measured this version
+    assert parent.tags["student/all"] == "50.00"
+    assert "student/all" not in child.tags  # nobody has measured this version
     folder = registry.fetch(store, child, tmp_path / "model") / registry.BUNDLE
     card = (folder / bundle.CARD).read_text()
     assert "- added 'delta', without training (from version 1)" in card

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def failed(decision: Decision) -> dict[str, str]:
     return {check.name: check.finding for check in decision.checks if not check.passed}
 
 
+def findings(store: str) -> Mapping[str, str]:
+    return promotion.history(store, NAME)[0].findings
+
+
 def last(store: str) -> Version:
     return registry.versions(store, NAME)[-1]
 
@@ -89,7 +94,7 @@ def last(store: str) -> Version:
 def test_a_first_champion_has_to_be_better_than_the_zero_shot_student(
     store: str, exam: Exam, project: Path, good: Path
 ) -> None:
-    version = publish(store, good, registered.tags(project))
+    version = publish(store, good, registered.lineage(project))
     decision = promote(store, exam, version)
     assert failed(decision) == {}
     assert champion(store) == 1
@@ -97,8 +102,8 @@ def test_a_first_champion_has_to_be_better_than_the_zero_shot_student(
     assert tags["decision"] == "promoted"
     assert tags["decided_by"] == "tester@here"
     assert tags["decided_at"].endswith("Z")
-    assert "100.00% right, the zero-shot student" in tags["gate.accuracy"]
-    assert tags["gate.answers"].startswith("pass: 20 pictures, 5 names")
+    assert "100.00% right, the zero-shot student" in findings(store)["accuracy"]
+    assert findings(store)["answers"].startswith("pass: 20 images, 5 names")
     assert [check.name for check in decision.checks] == [
         "intact", "size", "lineage", "loads", "answers", "latency", "accuracy",
     ]  # fmt: skip
@@ -109,29 +114,28 @@ def test_a_first_champion_that_is_no_better_is_refused_with_its_reasons(
     store: str, exam: Exam, project: Path, tmp_path: Path
 ) -> None:
     useless = registered.model(tmp_path / "useless", dict.fromkeys(LEVELS, 500.0))
-    version = publish(store, useless, {**registered.tags(project), "git_dirty": "true"})
+    version = publish(store, useless, registered.dirty(project))
     decision = promote(store, exam, version)
     assert set(failed(decision)) == {"accuracy", "lineage"}
     assert champion(store) is None
-    tags = last(store).tags
-    assert tags["decision"] == "refused"
-    assert tags["gate.lineage"].startswith("fail: code, params.yaml or dvc.yaml had changes")
-    assert "it must be better" in tags["gate.accuracy"]
+    assert last(store).tags["decision"] == "refused"
+    assert findings(store)["lineage"].startswith("fail: code, params.yaml or dvc.yaml had changes")
+    assert "it must be better" in findings(store)["accuracy"]
     assert last(store).aliases == ("challenger",)
 
 
 def test_the_same_model_again_passes_and_a_worse_one_is_refused(
     store: str, exam: Exam, project: Path, good: Path, tmp_path: Path
 ) -> None:
-    registry.set_alias(store, publish(store, good, registered.tags(project)), "champion")
-    again = promote(store, exam, publish(store, good, registered.tags(project)))
+    registry.set_alias(store, publish(store, good, registered.lineage(project)), "champion")
+    again = promote(store, exam, publish(store, good, registered.lineage(project)))
     assert failed(again) == {}
     assert champion(store) == 2
     bad = registered.model(tmp_path / "bad", worse(tiny.NAMES[0], tiny.NAMES[1]))
     bound = Paired(pictures=20, gained=0, lost=8, both=12).lower_bound(exam.confidence)
     missed = -bound - 1e-6  # by a hair
     strict = exam.model_copy(update={"margin": missed})
-    decision = promote(store, strict, publish(store, bad, registered.tags(project)))
+    decision = promote(store, strict, publish(store, bad, registered.lineage(project)))
     assert set(failed(decision)) == {"accuracy"}
     assert "60.00% right, the champion, version 2, 100.00%" in failed(decision)["accuracy"]
     assert "(0 gained, 8 lost)" in failed(decision)["accuracy"]
@@ -143,7 +147,7 @@ def test_a_version_that_cannot_be_loaded_is_refused(
 ) -> None:
     broken = Path(shutil.copytree(good, tmp_path / "broken"))
     (broken / registered.SCRIPT.name).write_text("raise RuntimeError('no such model')\n")
-    decision = promote(store, exam, publish(store, broken, registered.tags(project)))
+    decision = promote(store, exam, publish(store, broken, registered.lineage(project)))
     assert set(failed(decision)) == {"loads", "answers", "latency", "accuracy"}
     assert failed(decision)["loads"].endswith(
         f"Failed to run user code from {registered.SCRIPT.name}. Error: no such model. Review the "
@@ -163,7 +167,7 @@ def test_a_version_that_kills_its_process_or_hangs_is_refused(
     ):
         broken = Path(shutil.copytree(good, tmp_path / name))
         (broken / registered.SCRIPT.name).write_text(code)
-        version = publish(store, broken, registered.tags(project))
+        version = publish(store, broken, registered.lineage(project))
         assert (
             reason
             in failed(promote(store, exam.model_copy(update={"seconds": seconds}), version))[
@@ -175,7 +179,7 @@ def test_a_version_that_kills_its_process_or_hangs_is_refused(
 def test_tampered_weights_are_refused_and_not_run(
     store: str, exam: Exam, project: Path, good: Path
 ) -> None:
-    version = publish(store, good, registered.tags(project))
+    version = publish(store, good, registered.lineage(project))
     weights = stored(store, version) / registry.BUNDLE / "model.json"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
@@ -191,14 +195,14 @@ def test_a_bundle_that_was_damaged_before_it_was_registered_is_refused(
 ) -> None:
     damaged = Path(shutil.copytree(good, tmp_path / "damaged"))
     (damaged / registry.BUNDLE / "more.py").write_text("")
-    version = publish(store, damaged, registered.tags(project))
+    version = publish(store, damaged, registered.lineage(project))
     assert gate.check_files(store, version).finding == "SHA256SUMS in it does not fit more.py"
 
 
 def test_files_that_are_gone_from_the_store_are_one_line(
     store: str, exam: Exam, project: Path, good: Path
 ) -> None:
-    version = publish(store, good, registered.tags(project))
+    version = publish(store, good, registered.lineage(project))
     shutil.rmtree(stored(store, version))
     with pytest.raises(PdError, match="cannot fetch version 1"):
         promote(store, exam, version)
@@ -212,7 +216,7 @@ def test_size_latency_and_unknown_names_are_checked(
     script = odd / registered.SCRIPT.name
     script.write_text(script.read_text().replace('["levels"]', '["levels"] | {"strange": 0.0}'))
     strict = exam.model_copy(update={"latency_ms": 1e-6, "megabytes": 1e-6})
-    found = failed(promote(store, strict, publish(store, odd, registered.tags(project))))
+    found = failed(promote(store, strict, publish(store, odd, registered.lineage(project))))
     assert {"size", "latency", "answers"} <= set(found)
     assert "at most 1e-06 MB" in found["size"]
     assert "p95 at most 1e-06 ms" in found["latency"]
@@ -229,19 +233,19 @@ def test_what_cannot_be_measured_needs_to_be_accepted(
     write_prepared(folder, {**read_split(folder), "test": []}, read_unlabelled(folder))
     registered.write_lock(own_project)
     own = exam.model_copy(update={"project": own_project, "prepared": folder})
-    version = publish(store, good, registered.tags(own_project))
+    version = publish(store, good, registered.lineage(own_project))
     assert "--accept-unknown" in failed(promote(store, own, version))["accuracy"]
     assert champion(store) is None
     decision = promote(store, own.model_copy(update={"accept_unknown": True}), version)
     assert failed(decision) == {}
     assert champion(store) == 1
-    assert "unknown, and accepted" in last(store).tags["gate.accuracy"]
+    assert "unknown, and accepted" in findings(store)["accuracy"]
 
 
 def test_a_dry_run_decides_and_changes_nothing(
     store: str, exam: Exam, project: Path, good: Path
 ) -> None:
-    version = publish(store, good, {**registered.tags(project), "files": "0.dir"})
+    version = publish(store, good, registered.lineage(project), files="0.dir")
     assert "intact" in failed(promote(store, exam, version, dry_run=True))
     assert last(store) == version
 
@@ -249,7 +253,7 @@ def test_a_dry_run_decides_and_changes_nothing(
 def test_a_data_set_that_is_not_prepared_is_refused_before_anything_is_done(
     store: str, exam: Exam, project: Path, good: Path, tmp_path: Path
 ) -> None:
-    version = publish(store, good, registered.tags(project))
+    version = publish(store, good, registered.lineage(project))
     with pytest.raises(MissingFile, match="prepared data set not found"):
         promote(store, exam.model_copy(update={"prepared": tmp_path / "nothing"}), version)
     assert champion(store) is None

@@ -1,6 +1,7 @@
 """A version's descent, and how its answers are compared with another one's."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import git_repository
@@ -9,15 +10,17 @@ import pytest
 import registered
 import yaml
 from promoting import NAME
-from registered import good, own_project, project, publish, store
+from registered import good, older_tags, own_project, project, publish, store
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from pd_core.core.errors import PdError
-from pd_core.mlops import registry
+from pd_core.mlops import tracking
 from pd_core.mlops.registry import Version, origin
-from pd_core.mlops.registry.trial import Answers, Comparison, compare
+from pd_core.mlops.registry.trial import Comparison, Predictions, compare
+from pd_core.mlops.tracking import write_lineage
 from pd_core.pipeline import code_hash
+from pd_core.pipeline.provenance import Lineage
 
 __all__ = ["good", "own_project", "project", "store"]  # fixtures
 
@@ -70,7 +73,7 @@ def test_the_lower_bound_is_seldom_above_the_true_difference() -> None:
 
 def test_the_same_answers_are_no_worse_whatever_the_margin() -> None:
     scores = np.random.default_rng(0).random((40, 3)).astype(np.float32)
-    answers = Answers(("a", "b", "c"), scores)
+    answers = Predictions(("a", "b", "c"), scores)
     found = compare(answers, answers, random.Random(0).choices("abc", k=40))
     assert found is not None
     assert (found.gained, found.lost) == (0, 0)
@@ -84,32 +87,39 @@ def test_mcnemars_test_is_the_exact_binomial_one() -> None:
 
 def test_both_choose_among_the_names_that_they_share() -> None:
     """A new class must not cost the old ones, nor a removed one help them."""
-    first = Answers(("b", "a", "new"), np.array([[0.3, 0.1, 0.6], [0.1, 0.2, 0.7]], np.float32))
-    second = Answers(("gone", "a", "b"), np.array([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], np.float32))
+    first = Predictions(("b", "a", "new"), np.array([[0.3, 0.1, 0.6], [0.1, 0.2, 0.7]], np.float32))
+    second = Predictions(
+        ("gone", "a", "b"), np.array([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], np.float32)
+    )
     found = compare(first, second, ["b", "a"])
     assert found == Comparison(classes=2, pictures=2, gained=1, lost=0, both=1)
 
 
 def test_pictures_of_other_classes_and_those_not_answered_do_not_count() -> None:
-    first = Answers(("a", "b"), np.array([[1, 0], [np.nan, np.nan], [1, 0]], np.float32))
-    second = Answers(("a", "c"), np.array([[1, 0], [1, 0], [1, 0]], np.float32))
+    first = Predictions(("a", "b"), np.array([[1, 0], [np.nan, np.nan], [1, 0]], np.float32))
+    second = Predictions(("a", "c"), np.array([[1, 0], [1, 0], [1, 0]], np.float32))
     assert compare(first, second, ["a", "a", "b"]) == Comparison(1, 0, 0, 1, 1)
     assert compare(first, second, ["c", "b", "b"]) is None
 
 
-# Descent
+# Lineage
 
 
-def faults(project: Path, tags: dict[str, str], number: int = 1, store: str = "") -> list[str]:
-    version = Version(NAME, number, tags, (), 0.0)
+def faults(project: Path, tags: dict[str, str]) -> list[str]:
+    """Return the faults of a version whose hashes are tags, so that no store is needed."""
+    version = Version(NAME, 1, tags, (), 0.0)
+    return origin.faults("", version, project=project, profile="quickstart")
+
+
+def faults_of(version: Version, store: str, project: Path) -> list[str]:
     return origin.faults(store, version, project=project, profile="quickstart")
 
 
 def test_a_version_that_dvc_lock_and_its_commit_agree_with_has_no_fault(own_project: Path) -> None:
-    tags = registered.tags(own_project)
+    tags = older_tags(own_project)
     assert faults(own_project, tags) == []
     (own_project / "dvc.lock").write_text((own_project / "dvc.lock").read_text() + "\n")
-    assert faults(own_project, registered.tags(own_project)) == []  # the lock itself may change
+    assert faults(own_project, older_tags(own_project)) == []  # the lock itself may change
     registered.commit(own_project)  # and so may later commits
     assert faults(own_project, tags) == []
 
@@ -117,8 +127,8 @@ def test_a_version_that_dvc_lock_and_its_commit_agree_with_has_no_fault(own_proj
 def test_changes_that_are_not_committed_are_a_fault(own_project: Path) -> None:
     with (own_project / "params.yaml").open("a") as file:
         file.write("# a remark\n")
-    (found,) = faults(own_project, registered.tags(own_project))
-    assert "had changes that were not committed; commit them" in found
+    (fault,) = faults(own_project, older_tags(own_project))
+    assert "not committed" in fault
 
 
 def test_code_that_ran_uncommitted_is_a_fault_even_if_it_was_put_away(own_project: Path) -> None:
@@ -127,8 +137,8 @@ def test_code_that_ran_uncommitted_is_a_fault_even_if_it_was_put_away(own_projec
     code.write_text("print('trained otherwise')\n")
     registered.write_lock(own_project)
     code.write_text(committed)
-    (found,) = faults(own_project, registered.tags(own_project))
-    assert "1 files, as train.py, were others when the stages ran" in found
+    (fault,) = faults(own_project, older_tags(own_project))
+    assert "train.py" in fault
 
 
 @pytest.mark.parametrize(
@@ -144,99 +154,100 @@ def test_code_that_was_hashed_is_compared_with_that_of_the_commit(
     ran = code_hash.listing_of("core", {"pd_core/core/rates.py": b"RATE = 1"})
     registered.write_lock(own_project, code={"data/code/core.txt": code_hash.md5_of(ran)})
 
-    found = faults(own_project, registered.tags(own_project))
+    result = faults(own_project, older_tags(own_project))
 
-    if same:
-        assert found == []
-    else:
-        assert "1 files, as data/code/core.txt, were others when the stages ran" in found[0]
+    assert ["data/code/core.txt" in fault for fault in result] == ([] if same else [True])
 
 
 def test_parameters_other_than_the_commits_are_a_fault(own_project: Path) -> None:
     registered.write_lock(own_project, {"student.lr": 0.1})
-    (found,) = faults(own_project, registered.tags(own_project))
-    assert "student.lr of params.yaml had other values" in found
+    (fault,) = faults(own_project, older_tags(own_project))
+    assert "student.lr of params.yaml" in fault
 
 
-def test_another_student_than_that_of_dvc_lock_is_a_fault(own_project: Path) -> None:
-    tags = registered.tags(own_project)
-    (own_project / registered.OUTPUTS[3]).write_text("trained again")
-    registered.write_lock(own_project)
-    (found,) = faults(own_project, tags)
-    assert "1 of the outputs" in found
-    assert registered.OUTPUTS[3] in found
-
-
-def test_a_student_of_another_teacher_than_that_of_dvc_lock_is_a_fault(own_project: Path) -> None:
+def test_a_student_or_a_teacher_other_than_that_of_dvc_lock_is_a_fault(own_project: Path) -> None:
+    tags = older_tags(own_project)
     lock = own_project / "dvc.lock"
     content = yaml.safe_load(lock.read_text())
-    (dep,) = [
-        dep
-        for dep in content["stages"]["student@tiny"]["deps"]
-        if dep["path"] == registered.OUTPUTS[1]
-    ]
-    dep["md5"] = "another"
+    for dep in content["stages"]["student@tiny"]["deps"]:
+        if dep["path"] == registered.OUTPUTS[1]:
+            dep["md5"] = "another"
     lock.write_text(yaml.safe_dump(content))
-    found = faults(own_project, registered.tags(own_project))
-    assert found == [f"student was made with another {registered.OUTPUTS[1]} than dvc.lock has"]
+    (fault,) = faults(own_project, tags)
+    assert f"another {registered.OUTPUTS[1]}" in fault
+
+    (own_project / registered.OUTPUTS[3]).write_text("trained again")
+    registered.write_lock(own_project)
+    (fault,) = faults(own_project, tags)
+    assert registered.OUTPUTS[3] in fault
 
 
 @pytest.mark.parametrize(
     ("tags", "fault"),
     [
-        ({"git_commit": "1" * 40}, "its commit 111111111111 is not in this repository"),
-        ({"git_commit": "none"}, "its commit none is not in this repository"),
-        ({"git_dirty": ""}, "had changes that were not committed"),
-        ({"profile": "paper"}, "it is of the profile 'paper'"),
+        ({"git_commit": "1" * 40}, "commit 111111111111 is not in"),
+        ({"git_commit": "none"}, "commit none is not in"),
+        ({"git_dirty": ""}, "not committed"),
+        ({"profile": "paper"}, "profile 'paper'"),
         ({f"out:{registered.OUTPUTS[0]}": ""}, "1 of the outputs"),
     ],
 )
 def test_tags_that_do_not_fit_are_a_fault(project: Path, tags: dict[str, str], fault: str) -> None:
-    (found,) = faults(project, {**registered.tags(project), **tags})
-    assert fault in found
+    (line,) = faults(project, {**older_tags(project), **tags})
+    assert fault in line
 
 
-def test_test_pictures_other_than_those_of_dvc_lock_are_a_fault(own_project: Path) -> None:
-    tags = registered.tags(own_project)
+def test_test_images_other_than_those_of_dvc_lock_are_a_fault(own_project: Path) -> None:
+    tags = older_tags(own_project)
     (own_project / registered.OUTPUTS[0] / "more.json").write_text("{}")
-    assert faults(own_project, tags) == [
-        "data/prepare/tiny is not what dvc.lock has; run `dvc checkout`"
-    ]
+    (fault,) = faults(own_project, tags)
+    assert "data/prepare/tiny is not what dvc.lock has" in fault
 
 
 def test_a_data_set_that_dvc_lock_does_not_have_is_a_fault(own_project: Path) -> None:
     (own_project / "dvc.lock").unlink()
-    (found,) = faults(own_project, registered.tags(own_project))
-    assert "has no prepare@tiny, teacher@tiny, class_vectors@tiny, student@tiny" in found
+    (fault,) = faults(own_project, older_tags(own_project))
+    assert "has no prepare@tiny, teacher@tiny, class_vectors@tiny, student@tiny" in fault
 
 
 def test_a_broken_dvc_lock_is_one_line(own_project: Path) -> None:
     (own_project / "dvc.lock").write_text("<<<<<<< HEAD\nstages: {a: [}\n")
-    with pytest.raises(PdError, match="dvc.lock is not YAML"):
-        faults(own_project, registered.tags(own_project))
+    with pytest.raises(PdError, match=r"dvc\.lock is not YAML"):
+        faults(own_project, older_tags(own_project))
+
+
+def test_a_lineage_that_was_changed_after_registration_is_a_fault(
+    store: str, project: Path, good: Path
+) -> None:
+    version = publish(store, good, registered.lineage(project))
+    assert faults_of(version, store, project) == []
+    write_lineage(tracking.client(store), str(version.run_id), registered.dirty(project), NAME)
+    (fault,) = faults_of(version, store, project)
+    assert "lineage.json" in fault
 
 
 def test_changed_classes_descend_from_their_parent_and_its_teacher(
     store: str, project: Path, good: Path
 ) -> None:
-    tags = registered.tags(project)
-    publish(store, good, tags)
-    child = {
-        "kind": "classes-add",
-        "parent": "1",
-        f"out:{registered.OUTPUTS[1]}": tags[f"out:{registered.OUTPUTS[1]}"],
-    }
-    publish(store, good, child)
-    assert faults(project, child, 2, store) == []
-    assert faults(project, {**child, "parent": "2"}, 3, store) == []  # a child's child
-    for changes, fault in (
-        ({"parent": "7"}, "its parent, version '7', is not in the registry"),
-        ({"parent": ""}, "its parent, version '', is not in the registry"),
-        ({"parent": "2"}, "its parent, version 2, is no older than itself"),
-        ({f"out:{registered.OUTPUTS[1]}": "0" * 32}, "its teacher is 0000"),
+    made = registered.lineage(project)
+    other = replace(made, outs={**made.outs, registered.OUTPUTS[1]: "0" * 32})
+    publish(store, good, made)
+
+    def child(parent: str, lineage: Lineage = made) -> list[str]:
+        version = publish(store, good, lineage, kind="classes-add", parent=parent)
+        return faults_of(version, store, project)
+
+    assert child("1") == []
+    assert child("2") == []  # a child's child
+    for parent, lineage, fault in (
+        ("7", made, "version '7', is not in the registry"),
+        ("", made, "version '', is not in the registry"),
+        ("6", made, "version 6, is no older"),
+        ("1", other, "its teacher is 0000"),
     ):
-        (found,) = faults(project, {**child, **changes}, 2, store)
-        assert fault in found
-    registry.set_tags(store, registry.find(store, f"{NAME}/1"), {"git_dirty": "true"})
-    (found,) = faults(project, child, 2, store)
-    assert found.startswith("its parent, version 1: code, params.yaml or dvc.yaml had changes")
+        (line,) = child(parent, lineage)
+        assert fault in line
+    publish(store, good, registered.dirty(project))
+    (line,) = child("8")
+    assert line.startswith("its parent, version 8: ")
+    assert "not committed" in line

@@ -1,6 +1,7 @@
 """The registered student loads and predicts, is registered once, and tells its metrics."""
 
 import base64
+import json
 import shutil
 import subprocess
 from io import BytesIO
@@ -15,10 +16,12 @@ from conftest import TinyStudent
 from PIL import Image
 
 from pd_core.core.errors import PdError
-from pd_core.mlops import predictor, tracking
+from pd_core.mlops import predictor, registry, tracking
 from pd_core.mlops.registry import fetch, find
 from pd_core.mlops.registry.register import Origin, Registered, register
+from pd_core.mlops.tracking import recorder
 from pd_core.models.class_vectors import ClassVectors
+from pd_core.pipeline.provenance import Lineage
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [
@@ -88,7 +91,7 @@ def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
     registered = _register(store, tiny_student, picture)
     client = tracking.client(store)
     version = client.get_model_version(registered.name, str(registered.version))
-    folder = Path(client.get_logged_model(version.tags["model_id"]).artifact_location)
+    folder = Path(client.get_logged_model(Path(str(version.source)).parts[-2]).artifact_location)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {
         "MLmodel",
@@ -116,10 +119,11 @@ def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_metrics_and_provenance_are_on_the_version_and_its_run(
-    store: str, tiny_student: TinyStudent, picture: bytes
+def test_metrics_and_provenance_are_on_the_version_its_model_and_its_run(
+    store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
 ) -> None:
-    info = tracking.StageInfo(
+    (tmp_path / "prepared").mkdir()
+    info = recorder.StageInfo(
         profile="quickstart",
         dataset="greek",
         stage="evaluate",
@@ -128,28 +132,46 @@ def test_metrics_and_provenance_are_on_the_version_and_its_run(
         outs=[],
         seed=1,
         protocol="base_to_novel",
+        inputs=[recorder.DataInput("greek", tmp_path / "prepared", "evaluation")],
     )
-    with tracking.stage_run(store, info) as run:
-        pass
+    with recorder.stage_run(store, info) as run:
+        run.log_metrics(METRICS)
+    lineage = Lineage("abc", "false", outs={"data/student": "123"})
     registered = _register(
-        store, tiny_student, picture, run_id=run.run_id, tags={"seed": "1", "git_commit": "abc"}
+        store, tiny_student, picture, run_id=run.run_id, tags={"seed": "1"}, lineage=lineage
     )
     client = tracking.client(store)
     version = client.get_model_version(registered.name, str(registered.version))
     assert version.run_id == run.run_id
-    assert {
-        "student.hm": "74.72",
-        "student.base": "80.12",
-        "teacher.hm": "76.10",
+    files = version.tags.pop("files")
+    assert files.endswith(".dir")
+    assert version.tags == {
+        "kind": "distilled",
+        "student/hm": "74.72",
         "dataset": "greek",
         "profile": "quickstart",
         "seed": "1",
-        "git_commit": "abc",
         "weights": registered.weights,
-    }.items() <= version.tags.items()
-    stored = client.get_run(str(run.run_id))
-    assert stored.data.metrics["student.base"] == 80.123
+        "lineage": lineage.digest(),
+    }
+    assert registry.lineage(store, find(store, "greek")) == lineage
+    stored: Any = client.get_run(str(run.run_id))
+    accuracies = {
+        "student/base": 80.123, "student/novel": 70.0, "student/hm": 74.72,
+        "teacher/base": 82.0, "teacher/novel": 71.0, "teacher/hm": 76.1,
+    }  # fmt: skip
+    assert accuracies.items() <= stored.data.metrics.items()
+    assert not [name for name in stored.data.metrics if "." in name]
     assert stored.info.status == "FINISHED"
+    model: Any = client.get_logged_model(Path(str(version.source)).parts[-2])
+    assert [output.model_id for output in stored.outputs.model_outputs] == [model.model_id]
+    assert (model.name, model.source_run_id) == ("greek", run.run_id)
+    assert {metric.key: metric.value for metric in model.metrics} == accuracies
+    assert {metric.dataset_name for metric in model.metrics} == {"greek"}
+    assert model.params == {"seed": "1"}
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [
+        {"name": "promptkd-greek", "version": "1"}
+    ]
 
 
 @pytest.mark.usefixtures("no_onnx")
@@ -251,8 +273,8 @@ def test_the_card_says_what_a_user_has_to_know(
 ) -> None:
     counts = {"classes": 3, "taught": 2, "labels": 32, "unlabelled": 300}
     counts |= {"base": 100, "novel": 50, "all": 150}
-    tags = {"protocol": "base_to_novel", "seed": "1", "selection": "last", "git_commit": "abc"}
-    _register(store, tiny_student, picture, counts=counts, tags=tags)
+    tags = {"protocol": "base_to_novel", "seed": "1", "selection": "last"}
+    _register(store, tiny_student, picture, counts=counts, tags=tags, lineage=Lineage("abc"))
     text = tracking.client(store).get_model_version("promptkd-greek", "1").description
     assert text is not None
     for phrase in (
@@ -269,10 +291,9 @@ def test_the_card_says_what_a_user_has_to_know(
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_registering_again_brings_the_origin_up_to_date(
+def test_registering_again_brings_the_lineage_up_to_date(
     store: str, tiny_student: TinyStudent, picture: bytes
 ) -> None:
-    _register(store, tiny_student, picture, tags={"git_dirty": "true", "seed": "1"})
-    _register(store, tiny_student, picture, tags={"git_dirty": "false", "seed": "2"})
-    tags = find(store, "greek").tags
-    assert (tags["git_dirty"], tags["seed"]) == ("false", "1")
+    for dirty in ("true", "false"):
+        _register(store, tiny_student, picture, lineage=Lineage("abc", dirty))
+        assert registry.lineage(store, find(store, "greek")).git_dirty == dirty

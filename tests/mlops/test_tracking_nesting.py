@@ -2,51 +2,22 @@
 
 import json
 import os
-import shutil
 import socket
-import sqlite3
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+import git_repository
 import pytest
+from tracked import COMMIT, EXPERIMENT, PARENT, runs, stage, store
 
 from pd_core.core.errors import BadParams, Interrupted
 from pd_core.mlops import tracking
-from pd_core.mlops.tracking import runs as nesting
+from pd_core.mlops.tracking import recorder
 from pd_core.pipeline import provenance
 
-EXPERIMENT = "promptkd-quickstart"
-PARENT = "mlflow.parentRunId"
-
-
-@pytest.fixture
-def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return a database without runs, in the current folder."""
-    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
-    monkeypatch.chdir(tmp_path)
-    return tracking.open_store(tmp_path)
-
-
-def stage(store: str, name: str = "teacher", dataset: str = "greek", **changes: Any) -> Any:
-    usual: dict[str, Any] = {
-        "profile": "quickstart", "params": {}, "deps": [], "outs": [], "seed": 1,
-        "protocol": "base_to_novel",
-    }  # fmt: skip
-    info = tracking.StageInfo(dataset=dataset, stage=name, **{**usual, **changes})
-    return tracking.stage_run(store, info)
-
-
-def runs(store: str, **tags: str) -> list[Any]:
-    """Return the runs with the given tags, the earliest first."""
-    client = tracking.client(store)
-    wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    earliest_first = ["attributes.start_time"]
-    return list(client.search_runs([experiment.experiment_id], wanted, order_by=earliest_first))
+__all__ = ["store"]  # a fixture
 
 
 def status_of(store: str, level: str, **tags: str) -> str:
@@ -77,24 +48,20 @@ def test_stages_are_below_their_data_sets_run_and_that_below_the_benchmarks(stor
 
 
 def test_each_commit_has_a_benchmark_of_its_own(store: str, tmp_path: Path) -> None:
-    def commit() -> str:
-        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        git = ["git", "-C", str(tmp_path), *identity]
-        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
-        done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True)
-        return done.stdout.decode().strip()
-
-    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    git_repository.git(tmp_path, "init", "--quiet")
+    (tmp_path / ".gitignore").write_text("/mlflow.db*\n/mlruns/\n")
     commits = []
-    for _ in range(2):
-        commits.append(commit())
+    for number in range(2):
+        (tmp_path / "code.py").write_text(str(number))
+        git_repository.commit(tmp_path)
+        commits.append(provenance.commit_of(tmp_path, "HEAD"))
         for name in ("prepare", "teacher"):
             with stage(store, name, project=tmp_path):
                 pass
 
     benchmarks = runs(store, level="benchmark")
-    assert [run.data.tags["git_commit"] for run in benchmarks] == commits
-    assert [run.info.run_name for run in benchmarks] == [f"benchmark@{c[:7]}" for c in commits]
+    assert [run.data.tags[COMMIT] for run in benchmarks] == commits
+    assert [run.info.run_name for run in benchmarks] == [f"benchmark@{str(c)[:7]}" for c in commits]
     assert len(runs(store, level="dataset")) == 2
 
 
@@ -173,29 +140,23 @@ def test_a_stage_that_runs_again_says_which_run_it_replaces(store: str) -> None:
         assert not {"replaces", "replaced_by"} & other.data.tags.keys()
 
 
-def left_running(store: str, **tags: str) -> str:
+def left_running(store: str, process: str) -> str:
     """Make a run as a stage leaves it that is killed; return its id."""
     with stage(store) as run:
         pass
     client = tracking.client(store)
     client.update_run(run.run_id, "RUNNING")
-    for name, value in tags.items():
-        client.set_tag(run.run_id, name, value)
+    client.set_tag(run.run_id, recorder.PROCESS, process)
     return str(run.run_id)
-
-
-def make_older(database: Path, run_id: str) -> None:
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("UPDATE runs SET start_time = 1000 WHERE run_uuid = ?", (run_id,))
 
 
 def a_dead_process() -> str:
     with subprocess.Popen(["true"]) as process:
-        return str(process.pid)
+        return f"{socket.gethostname()} {process.pid} {time.time()}"
 
 
-def test_what_a_killed_process_left_running_is_noted_as_killed(store: str) -> None:
-    left = left_running(store, pid=a_dead_process())
+def test_what_a_killed_process_left_running_is_marked_as_killed(store: str) -> None:
+    left = left_running(store, a_dead_process())
     with stage(store) as run:
         assert status_of(store, "dataset") == "RUNNING"
 
@@ -203,27 +164,20 @@ def test_what_a_killed_process_left_running_is_noted_as_killed(store: str) -> No
     assert (killed.info.run_id, killed.info.status) == (left, "KILLED")
     assert again.data.tags["replaces"] == left
     assert killed.data.tags["replaced_by"] == run.run_id
-    assert killed.info.end_time <= again.info.start_time  # when it was last heard of
+    assert killed.info.end_time <= again.info.start_time  # its last sign of life
     assert status_of(store, "dataset") == "FINISHED"
 
 
 def test_a_process_that_has_a_dead_ones_number_is_not_it(store: str) -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        left = left_running(store, pid=str(process.pid))
-        client = tracking.client(store)
-        make_older(Path(store.removeprefix("sqlite:///")), left)
-        with stage(store):
-            pass
-        process.kill()
-    assert client.get_run(left).info.status == "KILLED"
+    left = left_running(store, f"{socket.gethostname()} {os.getppid()} 1.0")
+    with stage(store):
+        pass
+    assert tracking.client(store).get_run(left).info.status == "KILLED"
 
 
-@pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_a_stage_that_may_still_run_is_left_alone(store: str, where: str) -> None:
-    tags = {"pid": str(os.getppid()), "host": socket.gethostname()}
-    if where == "elsewhere":
-        tags = {"pid": a_dead_process(), "host": "elsewhere"}
-    left = left_running(store, **tags)
+@pytest.mark.parametrize("process", [recorder.this_process(), "elsewhere 1 1.0"])
+def test_a_stage_that_may_still_run_is_left_alone(store: str, process: str) -> None:
+    left = left_running(store, process)
     client = tracking.client(store)
     with stage(store) as run:
         pass
@@ -234,13 +188,11 @@ def test_a_stage_that_may_still_run_is_left_alone(store: str, where: str) -> Non
     assert status_of(store, "dataset") == "RUNNING"
 
 
-def test_of_two_benchmarks_made_at_once_the_earlier_stays_with_all_that_is_below(
-    store: str,
-) -> None:
-    with stage(store) as run:
+def test_of_two_benchmarks_created_at_once_the_earlier_stays(store: str) -> None:
+    with stage(store):
         (mine,) = runs(store, level="benchmark")
         client = tracking.client(store)
-        key = {name: mine.data.tags[name] for name in ("profile", "git_commit", "level")}
+        key = {name: mine.data.tags[name] for name in (COMMIT, "level")}
         earlier = client.create_run(mine.info.experiment_id, start_time=1, tags=key)
     (kept,) = runs(store, level="benchmark")
     (dataset,) = runs(store, level="dataset")
@@ -248,29 +200,19 @@ def test_of_two_benchmarks_made_at_once_the_earlier_stays_with_all_that_is_below
     assert kept.info.status == "FINISHED"
     assert client.get_run(mine.info.run_id).info.lifecycle_stage == "deleted"
 
-    later = client.create_run(mine.info.experiment_id, tags=key)
-    child = client.create_run(mine.info.experiment_id, tags={PARENT: later.info.run_id})
-    above = nesting.find_or_make(client, mine.info.experiment_id, run.tags)
-    assert above[-1] == kept.info.run_id
-    assert client.get_run(child.info.run_id).data.tags[PARENT] == kept.info.run_id
-    assert len(runs(store, level="benchmark")) == 1
-
 
 def test_eight_that_look_at_once_without_a_lock_agree_by_the_second_look(store: str) -> None:
     clients = [tracking.client(store) for _ in range(8)]
     experiment = tracking.experiment_id(clients[0], store, EXPERIMENT)
     for commit in map(str, range(5)):
-        tags = {"profile": "quickstart", "git_commit": commit, "dataset": "greek"}
-
-        def look(client: Any, tags: dict[str, str] = tags) -> nesting.Above:
-            return nesting.find_or_make(client, experiment, tags)
-
+        looks = [recorder._Nesting(client, experiment, "greek", commit) for client in clients]
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(look, clients))
-            (agreed,) = set(threads.map(look, clients))
-        (benchmark,) = runs(store, level="benchmark", git_commit=commit)
-        (dataset,) = runs(store, level="dataset", git_commit=commit)
-        assert (dataset.info.run_id, benchmark.info.run_id) == agreed
+            for _ in range(2):
+                list(threads.map(recorder._Nesting.find_or_create, looks))
+        (above,) = {look.above for look in looks}
+        (benchmark,) = runs(store, level="benchmark", **{COMMIT: commit})
+        (dataset,) = runs(store, level="dataset", **{COMMIT: commit})
+        assert (dataset.info.run_id, benchmark.info.run_id) == above
         assert dataset.data.tags[PARENT] == benchmark.info.run_id
 
 
@@ -279,8 +221,8 @@ def test_the_data_sets_that_a_stage_reads_are_inputs_of_its_run(store: str, tmp_
     prepared.mkdir(parents=True)
     (prepared / "split.json").write_text("{}")
     given = [
-        tracking.DataInput("embedded_greek", prepared, "training"),
-        tracking.DataInput("not there", tmp_path / "absent", "evaluation"),
+        recorder.DataInput("embedded_greek", prepared, "training"),
+        recorder.DataInput("not there", tmp_path / "absent", "evaluation"),
     ]
     with stage(store, inputs=given, project=tmp_path):
         pass

@@ -27,11 +27,12 @@ STAGE = """
 import sys, time
 from pathlib import Path
 from pd_core.mlops import tracking
+from pd_core.mlops.tracking import recorder
 from pd_core.pipeline.settings import load_settings
 store = tracking.open_store(Path(), load_settings().mlflow_tracking_uri)
-stage = tracking.StageInfo(profile="quickstart", dataset=sys.argv[1], stage="teacher", params={},
+stage = recorder.StageInfo(profile="quickstart", dataset=sys.argv[1], stage="teacher", params={},
                            deps=[], outs=[], seed=1, protocol="base_to_novel")
-with tracking.stage_run(store, stage) as run:
+with recorder.stage_run(store, stage) as run:
     end = time.monotonic() + float(sys.argv[2])
     step = 0
     while step < 2 or time.monotonic() < end:

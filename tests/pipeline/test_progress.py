@@ -6,7 +6,7 @@ import pytest
 
 from pd_core.cli import common
 from pd_core.cli.common import Reporter
-from pd_core.mlops.tracking import StageRun
+from pd_core.mlops.tracking.recorder import StageRun
 
 TITLE = "teacher embedded_greek"
 

@@ -150,7 +150,7 @@ def test_mlflow_has_each_stage_and_the_flow_leads_there(machines: Machines) -> N
     runs = client.search_runs([experiment.experiment_id], "tags.level = 'stage'")
     named = [f"{run.data.tags['stage']}@{run.data.tags['dataset']}" for run in runs]
     assert sorted(named) == sorted(_all_stages())
-    assert {run.data.tags["git_commit"] for run in runs} == {machines.start}
+    assert {run.data.tags["mlflow.source.git.commit"] for run in runs} == {machines.start}
     link = machines.server.artifacts()["mlflow-embedded-greek"]
     assert f"{machines.mlflow}/#/experiments/{experiment.experiment_id}/runs/" in link
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from pd_core.cli import verbs
 from pd_core.core.errors import UnknownName
 from pd_core.mlops import tracking
+from pd_core.mlops.tracking import recorder
 from pd_core.reporting.comparison import Comparison, compare
 from pd_core.reporting.comparison_sources import find_side
 
@@ -31,7 +32,7 @@ class Project:
     store: str
 
     def stage(self, name: str, params: Mapping[str, Any], deps: tuple[str, ...] = ()) -> Any:
-        info = tracking.StageInfo(
+        info = recorder.StageInfo(
             profile="quickstart",
             dataset=NAME,
             stage=name,
@@ -42,7 +43,7 @@ class Project:
             protocol="base_to_novel",
             project=self.folder,
         )
-        return tracking.stage_run(self.store, info)
+        return recorder.stage_run(self.store, info)
 
     def student(self, lr: float) -> str:
         """Run the stage `student`; what it writes depends on the rate."""

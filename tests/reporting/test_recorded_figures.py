@@ -22,6 +22,7 @@ from sklearn.metrics import recall_score
 
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.mlops import tracking
+from pd_core.mlops.tracking import recorder
 from pd_core.reporting.page import figures
 from pd_core.reporting.page import figures as recorded
 
@@ -49,11 +50,11 @@ def project(
 
 
 def evaluation(store: str | None) -> Any:
-    info = tracking.StageInfo(
+    info = recorder.StageInfo(
         profile="quickstart", dataset=NAME, stage="evaluate", params={}, deps=[], outs=[],
         seed=1, protocol="base_to_novel",
     )  # fmt: skip
-    return tracking.stage_run(store, info)
+    return recorder.stage_run(store, info)
 
 
 def files(store: str, run_id: str | None, folder: Path) -> dict[str, str]:

@@ -20,7 +20,9 @@ from pd_core.core.artifacts import read_json, write_json, write_sums
 from pd_core.mlops import registry, tracking
 from pd_core.mlops.registry import Version, register, trial
 from pd_core.mlops.registry.trial import Task, Trial
+from pd_core.mlops.tracking import LINEAGE, write_lineage
 from pd_core.pipeline import provenance
+from pd_core.pipeline.provenance import Lineage
 
 SCRIPT = Path(__file__).with_name("brightness_model.py")
 OUTPUTS = (
@@ -57,19 +59,27 @@ def model(folder: Path, levels: Mapping[str, float] = LEVELS) -> Path:
     return folder / "model"
 
 
-def publish(store: str, folder: Path, tags: Mapping[str, str] | None = None) -> Version:
+def publish(store: str, folder: Path, origin: Lineage | None = None, /, **tags: str) -> Version:
     """Store a model's folder and make it the newest version."""
+    origin = origin or Lineage()
     mlflow = tracking.client(store)
     if NAME not in registry.models(store):
         mlflow.create_registered_model(NAME)
     run = mlflow.create_run(tracking.experiment_id(mlflow, store, "tests"))
     mlflow.log_artifacts(run.info.run_id, str(folder), "model")
-    files = {registry.FILES: provenance.content_hash(folder)}
+    write_lineage(mlflow, run.info.run_id, origin, NAME)
+    usual = {
+        "kind": "distilled",
+        "profile": "quickstart",
+        "dataset": "tiny",
+        registry.FILES: provenance.content_hash(folder),
+        LINEAGE: origin.digest(),
+    }
     mlflow.create_model_version(
         NAME,
         f"{run.info.artifact_uri}/model",
         run_id=run.info.run_id,
-        tags={**files, **(tags or {})},
+        tags={**usual, **tags},
     )
     return registry.versions(store, NAME)[-1]
 
@@ -121,15 +131,27 @@ def _entry(hashes: Mapping[str, str], path: str) -> dict[str, str]:
     return {"path": path, "hash": "md5", "md5": hashes[path]}
 
 
-def tags(folder: Path) -> dict[str, str]:
-    """Return what registration notes of a project."""
-    paths = [Path(path) for path in OUTPUTS]
+def lineage(folder: Path) -> Lineage:
+    """Return the lineage of a student that a project made."""
+    outs = provenance.hashes([Path(path) for path in OUTPUTS], folder)
+    return Lineage.of_commit(folder, outs=outs)
+
+
+def dirty(folder: Path) -> Lineage:
+    """Return the lineage of a student that a project made with uncommitted changes."""
+    return replace(lineage(folder), git_dirty="true")
+
+
+def older_tags(folder: Path) -> dict[str, str]:
+    """Return the same as the tags of a version that was registered without `lineage.json`."""
+    made = lineage(folder)
     return {
         "kind": "distilled",
         "profile": "quickstart",
         "dataset": "tiny",
-        **provenance.hash_tags("out", paths, folder),
-        **provenance.commit_tags(folder),
+        "git_commit": made.git_commit,
+        "git_dirty": made.git_dirty,
+        **{f"out:{path}": value for path, value in made.outs.items()},
     }
 
 

@@ -1,8 +1,8 @@
 """MLflow's model registry: models, their versions, aliases and tags.
 
-A model is called `promptkd-<data set>`; its versions count from 1. The alias `champion` is the one
-that services load, `challenger` the candidate for its place. In this package `store` is the address
-that `tracking.open_store` returned, and a function raises PdError where MLflow refuses.
+A model is called `promptkd-<data set>`; its versions count from 1. The alias `champion` names the
+version that services load, `challenger` the candidate for its place. In this package `store` is the
+address that `tracking.open_store` returned, and a function raises PdError where MLflow refuses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.core.errors import BadArtifact, BadParams, PdError, UnknownName, unknown
 from pd_core.mlops import tracking
-from pd_core.mlops.tracking.store import every, one_line
+from pd_core.mlops.tracking import LINEAGE, LINEAGE_FILE, every, one_line, read_lineage
+from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.redaction import masked
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ CHALLENGER = "challenger"
 FILES = "files"
 """Tag of a version: the hash of its folder."""
 KIND, DISTILLED = "kind", "distilled"
-"""Tag of a version: how it was made; `classes-...` if by a change of the classes."""
+"""Tag of a version: distilled, or `classes-...` after a change of the classes."""
 
 BUNDLE = "artifacts/student"
-"""The student's folder in a version's, see `pd_core.mlops.bundle`."""
+"""Folder of the student in a version's, see `pd_core.mlops.bundle`."""
 
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))?")
 
@@ -44,10 +45,10 @@ class Version:
     Attributes:
         name: `promptkd-<data set>`.
         number: counts from 1.
-        tags: `dataset`, `kind`, `files`, `git_commit`, `out:...`, decisions, ...
+        tags: `dataset`, `kind`, `files`, `lineage`, `student/hm`, decisions, ...
         aliases: `champion`, `challenger`, or none.
         created: seconds since 1970.
-        run_id: of the run that it was logged to; None if it is not known.
+        run_id: of the run that it was logged to, if there is one.
     """
 
     name: str
@@ -77,8 +78,8 @@ def models(store: str) -> list[str]:
     """List the names of the registered students."""
     with refusals("list the models", store):
         mlflow = tracking.client(store)
-        found = every(lambda token: mlflow.search_registered_models(page_token=token))
-    return sorted(entry.name for entry in found if entry.name.startswith(PREFIX))
+        entries = every(lambda token: mlflow.search_registered_models(page_token=token))
+    return sorted(entry.name for entry in entries if entry.name.startswith(PREFIX))
 
 
 def versions(store: str, name: str) -> list[Version]:
@@ -91,10 +92,10 @@ def versions(store: str, name: str) -> list[Version]:
     with refusals(f"list '{name}'", store):
         mlflow = tracking.client(store)
         aliases = _aliases(mlflow, store, name)
-        found = every(
+        entries = every(
             lambda token: mlflow.search_model_versions(f"name = '{name}'", page_token=token)
         )
-    return sorted((_version(entry, aliases) for entry in found), key=lambda one: one.number)
+    return sorted((_version(entry, aliases) for entry in entries), key=lambda v: v.number)
 
 
 def find(store: str, reference: str, *, default: str | None = None) -> Version:
@@ -112,23 +113,21 @@ def find(store: str, reference: str, *, default: str | None = None) -> Version:
         raise BadParams(
             f"'{reference}' names no model; give a data set, as greek, greek@champion or greek/3"
         )
-    name, alias = model_name(parts["name"]), parts["alias"] or default
-    known = versions(store, name)
-    if parts["version"]:
-        chosen = [version for version in known if version.number == int(parts["version"])]
-        if not chosen:
-            numbers = [str(version.number) for version in known]
-            raise unknown(f"version of '{name}'", parts["version"], numbers)
-    elif alias:
-        chosen = [version for version in known if alias in version.aliases]
-        if not chosen:
+    name, number, alias = model_name(parts["name"]), parts["version"], parts["alias"] or default
+    entries = versions(store, name)
+    if number:
+        matches = [version for version in entries if version.number == int(number)]
+        if not matches:
+            numbers = [str(version.number) for version in entries]
+            raise unknown(f"version of '{name}'", number, numbers)
+    else:
+        matches = [version for version in entries if not alias or alias in version.aliases]
+        if not matches:
             raise UnknownName(
-                f"'{name}' has no {alias}; give a version, as {name}/{known[-1].number}, or make "
+                f"'{name}' has no {alias}; give a version, as {name}/{entries[-1].number}, or make "
                 f"one {alias}: promptkd registry promote {name}"
             )
-    else:
-        chosen = known[-1:]
-    return chosen[0]
+    return matches[-1]
 
 
 def fetch(store: str, version: Version, folder: Path) -> Path:
@@ -168,9 +167,31 @@ def remove_alias(store: str, name: str, alias: str) -> None:
         tracking.client(store).delete_registered_model_alias(name, alias)
 
 
+def lineage(store: str, version: Version) -> Lineage:
+    """Read a version's lineage.
+
+    Versions of earlier releases of this package have a tag for each hash.
+
+    Raises:
+        BadArtifact: it is not the one that was registered.
+    """
+    tags = version.tags
+    if LINEAGE not in tags:
+        outs = {key[4:]: value for key, value in tags.items() if key.startswith("out:")}
+        return Lineage(tags.get("git_commit", ""), tags.get("git_dirty", ""), outs=outs)
+    with refusals(f"read the lineage of version {version.number}", store):
+        result = read_lineage(tracking.client(store), str(version.run_id), version.name)
+    if result.digest() != tags[LINEAGE]:
+        raise BadArtifact(
+            f"{LINEAGE_FILE} of version {version.number} of '{version.name}' is not the one that "
+            f"was registered; register it again: promptkd registry register {version.dataset}"
+        )
+    return result
+
+
 @contextmanager
 def refusals(what: str, store: str) -> Iterator[None]:
-    """Turn MLflow's errors into one line: "cannot <what> in ..."."""
+    """Turn MLflow's errors into a PdError of one line: "cannot <what> in ..."."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -182,11 +203,20 @@ def refusals(what: str, store: str) -> Iterator[None]:
         ) from None
 
 
-def load_model(model: Path) -> Any:
-    """Load a version's student: a `PortableStudent`, of the version's own code.
+@contextmanager
+def ignoring(code: str) -> Iterator[None]:
+    """Ignore MLflow's errors that have a code."""
+    from mlflow.exceptions import MlflowException
 
-    Args:
-        model: what `fetch` returned.
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
+
+
+def load_model(model: Path) -> Any:
+    """Load the student of a folder from `fetch`: a `PortableStudent`, of the version's own code.
 
     Raises:
         BadArtifact: it cannot be loaded.
@@ -203,21 +233,16 @@ def load_model(model: Path) -> Any:
 
 
 def _aliases(mlflow: MlflowClient, store: str, name: str) -> dict[int, tuple[str, ...]]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        model = mlflow.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise unknown("model", name, models(store)) from None
-        raise
-    found: dict[int, tuple[str, ...]] = {}
-    for alias, number in sorted(model.aliases.items()):
-        found[int(number)] = (*found.get(int(number), ()), alias)
-    return found
+    """Return the aliases of each version that has one."""
+    with ignoring("RESOURCE_DOES_NOT_EXIST"):
+        aliases: dict[int, tuple[str, ...]] = {}
+        for alias, number in sorted(mlflow.get_registered_model(name).aliases.items()):
+            aliases[int(number)] = (*aliases.get(int(number), ()), alias)
+        return aliases
+    raise unknown("model", name, models(store))
 
 
 def _version(entry: ModelVersion, aliases: Mapping[int, tuple[str, ...]]) -> Version:
     number, created = int(entry.version), entry.creation_timestamp / 1000
-    held = aliases.get(number, ())
-    return Version(entry.name, number, dict(entry.tags), held, created, entry.run_id or None)
+    own = aliases.get(number, ())
+    return Version(entry.name, number, dict(entry.tags), own, created, entry.run_id or None)

@@ -1,7 +1,7 @@
 """Change a registered student's classes without training: the class vectors are the classifier.
 
 A change makes a new version whose parent is the one that was changed; tower, prompts and projector
-are the same. What is added needs the text tower that the other vectors come from.
+are the same. New class vectors need the text tower that the other vectors come from.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from pd_core.core.errors import BadParams, unknown
 from pd_core.mlops import bundle
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.predictor import load_bundle
-from pd_core.mlops.registry import BUNDLE, KIND, Version, fetch
+from pd_core.mlops.registry import BUNDLE, KIND, Version, fetch, lineage
 from pd_core.mlops.registry.register import Origin, Registered, register
 from pd_core.models.portable.student import PortableStudent
 
-PARENT = "parent"
-CHANGE = "change"
-FEWEST = 2
+PARENT, CHANGE = "parent", "change"
+"""Tags of a changed version: the version that it comes from, and a description."""
+
+FEWEST = 2  # classes
 
 EXAMPLE = "input_example.json"  # as MLflow calls it: a list of one image, in base64
 
-_KEPT = ("seed", "protocol", "selection", "accuracy")  # tags that a change of the classes keeps
+_INHERITED = ("seed", "protocol", "selection", "accuracy")  # tags
 
 Embed = Callable[[Sequence[str]], Tensor]
 """Class names (k,) to class vectors (k, D) of unit length."""
@@ -58,7 +59,7 @@ def add(student: PortableStudent, names: Sequence[str], embed: Embed) -> Change:
     """Append classes, whose vectors `embed` computes.
 
     Raises:
-        BadParams: a name is empty, there already, or given twice.
+        BadParams: a name is empty, exists already, or is given twice.
     """
     new = _clean(student, names)
     vectors = torch.cat([_vectors(student), _fitting(student, embed(new))])
@@ -70,14 +71,14 @@ def remove(student: PortableStudent, names: Sequence[str]) -> Change:
     """Remove classes.
 
     Raises:
-        UnknownName: the student does not know a class.
+        UnknownName: the student has no class of that name.
         BadParams: fewer than two would be left.
     """
-    gone = {_label(student, name) for name in names}
-    kept = [label for label in range(len(student.names)) if label not in gone]
+    removed = sorted({_label(student, name) for name in names})
+    kept = [label for label in range(len(student.names)) if label not in removed]
     if len(kept) < FEWEST:
         raise BadParams(f"{len(kept)} classes would be left; a classifier needs {FEWEST}")
-    text = f"removed {_listed([student.names[label] for label in sorted(gone)])}"
+    text = f"removed {_listed([student.names[label] for label in removed])}"
     left = tuple(student.names[label] for label in kept)
     return Change("classes-remove", left, _vectors(student)[kept], text)
 
@@ -88,7 +89,7 @@ def rename(student: PortableStudent, old: str, new: str, embed: Embed | None = N
     Without `embed` it keeps the old vector, so that the same images belong to it.
 
     Raises:
-        UnknownName: the student does not know the class.
+        UnknownName: the student has no class `old`.
         BadParams: the new name is empty, or another class has it.
     """
     label = _label(student, old)
@@ -135,10 +136,12 @@ def register_change(
         changed = apply(student, change)
         before = (folder / bundle.CARD).read_text(encoding="utf-8")
         line = f"{change.text} (from version {parent.number})"
+        kept = {key: value for key, value in parent.tags.items() if key in _INHERITED}
         origin = Origin(
             profile=parent.tags.get("profile", "quickstart"),
             dataset=parent.dataset,
-            tags={**_inherited(parent), KIND: change.kind, CHANGE: change.text},
+            lineage=lineage(store, parent),
+            tags={**kept, PARENT: str(parent.number), KIND: change.kind, CHANGE: change.text},
             experiment=experiment,
             card=bundle.with_change(before, line, change.names),
         )
@@ -149,17 +152,8 @@ def register_change(
         )
 
 
-def _inherited(parent: Version) -> dict[str, str]:
-    kept = {
-        key: value
-        for key, value in parent.tags.items()
-        if key in _KEPT or key.startswith(("out:", "git_"))
-    }
-    return {**kept, PARENT: str(parent.number)}
-
-
 def _reference(folder: Path, student: PortableStudent) -> Reference | None:
-    """Recompute the answers to the same training images, whose features stay."""
+    """Recompute the predictions for the same training images, whose features stay."""
     path = folder / bundle.REFERENCE
     if not path.is_file():
         return None
@@ -171,10 +165,10 @@ def _reference(folder: Path, student: PortableStudent) -> Reference | None:
 
 def _clean(student: PortableStudent, names: Sequence[str]) -> list[str]:
     new = [" ".join(name.split()) for name in names]
-    for place, name in enumerate(new):
+    for index, name in enumerate(new):
         if not name:
             raise BadParams("a class name is empty; give a few words that describe the class")
-        if name in student.names or name in new[:place]:
+        if name in student.names or name in new[:index]:
             raise BadParams(f"there is a class '{name}' already; give another name")
     return new
 

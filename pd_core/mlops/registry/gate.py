@@ -1,12 +1,12 @@
 """The gate: checks that a version has to pass before it may become the champion.
 
-Nothing that was logged is trusted: its files are hashed, it is loaded and asked in a fresh process,
-and its answers to the test pictures are compared with those of the champion, asked the same way.
+No logged value is trusted: the version's files are hashed, it is loaded and run in a fresh process,
+and its predictions for the test images are compared with those of the champion, run the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,30 +18,29 @@ from pd_core.core.errors import PdError
 from pd_core.data.loading.prepared import Prepared, read_prepared, read_unlabelled
 from pd_core.mlops import registry
 from pd_core.mlops.registry import BUNDLE, FILES, Version, origin, trial
-from pd_core.mlops.registry.trial import Answers, Comparison, Trial, compare
+from pd_core.mlops.registry.trial import Comparison, Predictions, Trial, compare
 from pd_core.pipeline import provenance
 from pd_core.pipeline.stages.params import PromotionParams
 
 UNLABELLED = 100
-"""Pictures asked about where none has a label to be measured by."""
+"""Images in a trial where no test image has a label."""
 
 _BATCH = 64
-_AT_MOST, _AT_LEAST, _ABOVE = "at most", "at least", "above"
 _SUM_ERROR = 1e-3  # of probabilities that were rounded to fp32, many of them
 
 OnNote = Callable[[str], None]
 
 
 class Exam(PromotionParams):
-    """Data and limits that a version is examined with.
+    """Data and limits for the checks of a version.
 
     Attributes:
         project: folder of `dvc.lock` and `params.yaml`.
-        profile: what these describe, `quickstart` or `paper`.
+        profile: that these describe, `quickstart` or `paper`.
         prepared: folder of the data set that the stage `prepare` wrote.
         data_root: folder that holds the photo data sets.
         model: the student's CLIP, which a first champion has to beat as it is.
-        weights: of it, as in the parameters.
+        weights: its weights, as in the parameters.
         accept_unknown: let a version pass whose accuracy cannot be measured.
     """
 
@@ -56,7 +55,7 @@ class Exam(PromotionParams):
 
 @dataclass(frozen=True)
 class Measure:
-    """A measured value, its limit, how they have to compare (in words), and the unit of both."""
+    """A measured value, its limit, their required relation in words, and the unit of both."""
 
     value: float
     limit: float
@@ -69,9 +68,9 @@ class Check:
     """The outcome of one check.
 
     Attributes:
-        name: what it is about, in one word.
-        passed: whether the version passes it.
-        finding: what was found, with numbers; one line.
+        name: its subject, in one word.
+        passed: True if the version passes it.
+        finding: the result with numbers, in one line.
         measure: the number that decided, if one did.
     """
 
@@ -94,27 +93,27 @@ def examine(
     `on_note` is called with a line before each step that takes a while.
 
     Raises:
-        MissingFile: the data set is not prepared, or its pictures are not there.
-        BadArtifact: it is not what was written.
+        MissingFile: the data set is not prepared, or its images are not there.
+        BadArtifact: the prepared data set is not what was written.
     """
     prepared = read_prepared(exam.prepared, data_root=exam.data_root)
     with TemporaryDirectory(prefix="promptkd-gate-") as folder:
         on_note(f"fetching version {version.number}")
         model = registry.fetch(store, version, Path(folder) / "candidate")
         intact, size = _intact(model, version), _size(model, exam)
-        tried = Trial(problem="not tried: its files are not those that were registered")
+        result = Trial(problem="not tried: its files are not those that were registered")
         if intact.passed:
             on_note(f"trying version {version.number} in a fresh process")
-            tried = trial.run(model, _task(prepared, exam), Path(folder) / "candidate-trial")
+            result = trial.run(model, _task(prepared, exam), Path(folder) / "candidate-trial")
         accuracy = _Accuracy(store, exam, prepared, Path(folder), on_note)
         return [
             intact,
             size,
             _lineage(store, version, exam),
-            _loads(tried),
-            _answers(tried, model),
-            _latency(tried, exam),
-            accuracy.check(tried, champion),
+            _loads(result),
+            _predictions(result, model),
+            _latency(result, exam),
+            accuracy.check(result, champion),
         ]
 
 
@@ -124,11 +123,19 @@ def check_files(store: str, version: Version) -> Check:
         return _intact(registry.fetch(store, version, Path(folder)), version)
 
 
+def _failed(name: str, finding: str) -> Check:
+    return Check(name, passed=False, finding=finding)
+
+
+def _at_most(name: str, finding: str, value: float, limit: float, unit: str) -> Check:
+    return Check(name, value <= limit, finding, Measure(value, limit, "at most", unit))
+
+
 def _intact(model: Path, version: Version) -> Check:
-    found, wanted = provenance.content_hash(model), version.tags.get(FILES)
-    if found != wanted:
-        finding = f"its files hash to {found}, {wanted} was registered"
-        return Check("intact", passed=False, finding=f"{finding}; register it again")
+    digest, registered = provenance.content_hash(model), version.tags.get(FILES)
+    if digest != registered:
+        finding = f"its files hash to {digest}, {registered} was registered; register it again"
+        return _failed("intact", finding)
     bundle = model / BUNDLE
     lines = (bundle / SUMS).read_text().splitlines() if (bundle / SUMS).is_file() else []
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -140,55 +147,51 @@ def _intact(model: Path, version: Version) -> Check:
     wrong = [name for name in sums if name not in files or file_hash(files[name]) != sums[name]]
     wrong += sorted(files.keys() - sums.keys())
     if wrong:
-        return Check("intact", passed=False, finding=f"{SUMS} in it does not fit {wrong[0]}")
-    return Check("intact", passed=True, finding=f"{len(files)} files are those registered, {found}")
+        return _failed("intact", f"{SUMS} in it does not fit {wrong[0]}")
+    return Check("intact", True, f"{len(files)} files are those registered, {digest}")
 
 
 def _size(model: Path, exam: Exam) -> Check:
     size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) / 1e6
     finding = f"{size:.2f} MB, at most {exam.megabytes:g} MB"
-    measure = Measure(size, exam.megabytes, _AT_MOST, "MB")
-    return Check("size", size <= exam.megabytes, finding, measure)
+    return _at_most("size", finding, size, exam.megabytes, "MB")
 
 
 def _lineage(store: str, version: Version, exam: Exam) -> Check:
     faults = origin.faults(store, version, project=exam.project, profile=exam.profile)
     if faults:
-        return Check("lineage", passed=False, finding="; ".join(faults))
-    commit = version.tags.get("git_commit", "")[:12]
-    return Check("lineage", passed=True, finding=f"{origin.LOCK} and commit {commit} agree with it")
+        return _failed("lineage", "; ".join(faults))
+    commit = registry.lineage(store, version).git_commit[:12]
+    return Check("lineage", True, f"{origin.LOCK} and commit {commit} agree with it")
 
 
-def _loads(tried: Trial) -> Check:
-    finding = f"in {tried.load_seconds:.1f} s, in a fresh process"
-    return Check("loads", tried.loaded, finding if tried.loaded else tried.problem)
+def _loads(result: Trial) -> Check:
+    finding = f"in {result.load_seconds:.1f} s, in a fresh process"
+    return Check("loads", result.loaded, finding if result.loaded else result.problem)
 
 
-def _answers(tried: Trial, model: Path) -> Check:
-    if tried.answers is None:
-        return Check("answers", passed=False, finding=tried.problem)
-    scores = tried.answers.scores[list(tried.answered)]
-    known = read_json(model / BUNDLE / "model.json").get("names", [])
-    if strange := sorted(set(tried.names) ^ set(known)):
-        finding = f"its names are not those of its model.json, as '{strange[0]}'"
-        return Check("answers", passed=False, finding=finding)
+def _predictions(result: Trial, model: Path) -> Check:
+    if result.predictions is None:
+        return _failed("answers", result.problem)
+    scores = result.predictions.scores[list(result.predicted)]
+    names = read_json(model / BUNDLE / "model.json").get("names", [])
+    if strange := sorted(set(result.names) ^ set(names)):
+        return _failed("answers", f"its names are not those of its model.json, as '{strange[0]}'")
     if not np.isfinite(scores).all() or scores.min() < 0:
-        return Check("answers", passed=False, finding="some probabilities are no probabilities")
+        return _failed("answers", "some probabilities are negative or not finite")
     error = float(np.abs(scores.sum(axis=1) - 1).max())
-    finding = f"{len(scores)} pictures, {len(known)} names, sums within {error:.1e} of 1"
-    measure = Measure(error, _SUM_ERROR, _AT_MOST, "")
-    return Check("answers", error <= _SUM_ERROR, finding, measure)
+    finding = f"{len(scores)} images, {len(names)} names, sums within {error:.1e} of 1"
+    return _at_most("answers", finding, error, _SUM_ERROR, "")
 
 
-def _latency(tried: Trial, exam: Exam) -> Check:
-    if tried.answers is None:
-        return Check("latency", passed=False, finding="not measured: it gives no answers")
+def _latency(result: Trial, exam: Exam) -> Check:
+    if result.predictions is None:
+        return _failed("latency", "not measured: there are no predictions")
     finding = (
-        f"median {tried.median_ms:.1f} ms, p95 {tried.p95_ms:.1f} ms for one picture, "
+        f"median {result.median_ms:.1f} ms, p95 {result.p95_ms:.1f} ms for one image, "
         f"{exam.timed} times; p95 at most {exam.latency_ms:g} ms"
     )
-    measure = Measure(tried.p95_ms, exam.latency_ms, _AT_MOST, "ms")
-    return Check("latency", tried.p95_ms <= exam.latency_ms, finding, measure)
+    return _at_most("latency", finding, result.p95_ms, exam.latency_ms, "ms")
 
 
 def _task(prepared: Prepared, exam: Exam) -> trial.Task:
@@ -203,6 +206,10 @@ def _task(prepared: Prepared, exam: Exam) -> trial.Task:
     )
 
 
+class _Unknown(Exception):
+    """The accuracy cannot be measured; the text is the reason."""
+
+
 @dataclass(frozen=True)
 class _Accuracy:
     """The check of a candidate's accuracy, against the champion or the zero-shot student."""
@@ -213,66 +220,70 @@ class _Accuracy:
     folder: Path
     on_note: OnNote
 
-    def check(self, tried: Trial, champion: Version | None) -> Check:
-        if tried.answers is None:
-            return Check("accuracy", passed=False, finding="not measured: it gives no answers")
-        if not self.prepared.test:
-            return self._unknown("there are no labelled test pictures")
-        if champion is None:
-            return self._against_zero_shot(tried.answers)
-        return self._against(champion, tried.answers)
+    def check(self, result: Trial, champion: Version | None) -> Check:
+        if result.predictions is None:
+            return _failed("accuracy", "not measured: there are no predictions")
+        try:
+            if not self.prepared.test:
+                raise _Unknown("there are no labelled test images")
+            if champion is None:
+                return self._against_zero_shot(result.predictions)
+            return self._against(champion, result.predictions)
+        except _Unknown as reason:
+            if self.exam.accept_unknown:
+                return Check("accuracy", True, f"unknown, and accepted: {reason}")
+            return _failed(
+                "accuracy", f"unknown: {reason}; --accept-unknown promotes it all the same"
+            )
 
-    def _against(self, champion: Version, answers: Answers) -> Check:
+    def _against(self, champion: Version, predictions: Predictions) -> Check:
         name = f"the champion, version {champion.number},"
         self.on_note(f"trying {name} in a fresh process")
+        held = self._predictions_of(champion, name)
+        result = self._compare(predictions, held, f"no class that it shares with {name}")
+        bound, margin = result.lower_bound(self.exam.confidence), self.exam.margin
+        finding = (
+            f"{_shares(result, name)}; difference at least {100 * bound:+.2f} points with "
+            f"{100 * self.exam.confidence:g}% confidence, {-100 * margin:+.2f} allowed "
+            f"(McNemar p = {result.mcnemar():.2g})"
+        )
+        measure = Measure(100 * bound, -100 * margin, "at least", "points")
+        return Check("accuracy", bound >= -margin, finding, measure)
+
+    def _predictions_of(self, champion: Version, name: str) -> Predictions:
         try:
             model = registry.fetch(self.store, champion, self.folder / "champion")
         except PdError as error:
-            return self._unknown(f"{name} cannot be fetched ({error})")
+            raise _Unknown(f"{name} cannot be fetched ({error})") from None
         if not _intact(model, champion).passed:
-            return self._unknown(f"the files of {name} are not those that were registered")
+            raise _Unknown(f"the files of {name} are not those that were registered")
         task = _task(self.prepared, self.exam)
-        held = trial.run(model, task, self.folder / "champion-trial")
-        if held.answers is None:
-            return self._unknown(f"{name} gives no answers ({held.problem})")
-        found = compare(answers, held.answers, self._labels)
-        if found is None:
-            return self._unknown(f"no class that it shares with {name} has test pictures")
-        bound = found.lower_bound(self.exam.confidence)
-        finding = (
-            f"{_shares(found, name)}; difference at least {100 * bound:+.2f} points with "
-            f"{100 * self.exam.confidence:g}% confidence, {-100 * self.exam.margin:+.2f} allowed "
-            f"(McNemar p = {found.mcnemar():.2g})"
-        )
-        measure = Measure(100 * bound, -100 * self.exam.margin, _AT_LEAST, "points")
-        return Check("accuracy", bound >= -self.exam.margin, finding, measure)
+        result = trial.run(model, task, self.folder / "champion-trial")
+        if result.predictions is None:
+            raise _Unknown(f"{name} gives no predictions ({result.problem})")
+        return result.predictions
 
-    def _against_zero_shot(self, answers: Answers) -> Check:
+    def _against_zero_shot(self, predictions: Predictions) -> Check:
         self.on_note("measuring the zero-shot student")
         plain = zero_shot(self.prepared, self.exam.model, self.exam.weights)
-        found = compare(answers, plain, self._labels)
-        if found is None:
-            return self._unknown("none of its classes has test pictures")
-        finding = f"first champion; {_shares(found, 'the zero-shot student')}; it must be better"
-        measure = Measure(100 * found.first, 100 * found.second, _ABOVE, "%")
-        return Check("accuracy", found.first > found.second, finding, measure)
+        result = self._compare(predictions, plain, "none of its classes")
+        finding = f"first champion; {_shares(result, 'the zero-shot student')}; it must be better"
+        measure = Measure(100 * result.first, 100 * result.second, "above", "%")
+        return Check("accuracy", result.first > result.second, finding, measure)
 
-    def _unknown(self, reason: str) -> Check:
-        if self.exam.accept_unknown:
-            return Check("accuracy", passed=True, finding=f"unknown, and accepted: {reason}")
-        finding = f"unknown: {reason}; --accept-unknown promotes it all the same"
-        return Check("accuracy", passed=False, finding=finding)
-
-    @property
-    def _labels(self) -> Sequence[str]:
-        return [self.prepared.classes[label] for _, label in self.prepared.test]
+    def _compare(self, first: Predictions, second: Predictions, no_class: str) -> Comparison:
+        labels = [self.prepared.classes[label] for _, label in self.prepared.test]
+        result = compare(first, second, labels)
+        if result is None:
+            raise _Unknown(f"{no_class} has test images")
+        return result
 
 
-def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Answers:
-    """Classify the test pictures with a CLIP, untuned; `weights` None for the package's own.
+def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Predictions:
+    """Classify the test images with an untuned CLIP; `weights` None for the package's own.
 
     Raises:
-        MissingFile: the weights, or pictures, are not there.
+        MissingFile: the weights, or images, are not there.
     """
     from pd_core.core.options import OnCorrupt, Precision
     from pd_core.data.loading.decode import ImageStore
@@ -289,16 +300,16 @@ def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Answers:
         batch_size=_BATCH,
         on_corrupt=OnCorrupt.SKIP,
     )
-    judges = {"zero_shot": zero_shot(towers, prepared.classes)}
-    logits = logits_of(judges, batches, towers.device, Precision.FP32)["zero_shot"]
+    classifiers = {"zero_shot": zero_shot(towers, prepared.classes)}
+    logits = logits_of(classifiers, batches, towers.device, Precision.FP32)["zero_shot"]
     scores = np.full((len(paths), logits.shape[1]), np.nan, np.float32)
     scores[batches.intact] = logits
-    return Answers(prepared.classes, scores)
+    return Predictions(prepared.classes, scores)
 
 
-def _shares(found: Comparison, other: str) -> str:
+def _shares(result: Comparison, other: str) -> str:
     return (
-        f"{100 * found.first:.2f}% right, {other} {100 * found.second:.2f}%, on {found.pictures} "
-        f"test pictures of {found.classes} shared classes ({found.gained} gained, {found.lost} "
-        f"lost)"
+        f"{100 * result.first:.2f}% right, {other} {100 * result.second:.2f}%, on "
+        f"{result.pictures} test images of {result.classes} shared classes ({result.gained} "
+        f"gained, {result.lost} lost)"
     )

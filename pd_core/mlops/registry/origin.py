@@ -1,7 +1,7 @@
-"""Lineage of a version: whether its tags, `dvc.lock` and the commit behind it agree.
+"""Check of a version's lineage against `dvc.lock` and the commit.
 
-A distilled student has to be what `dvc.lock` says, made by code and parameters of a commit. One
-with changed classes comes from a version that has to be that, and from the same teacher.
+A distilled student has to be the one of `dvc.lock`, made by code and parameters of a commit. One
+with changed classes comes from a version for which that is so, and from the same teacher.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pd_core.core.errors import PdError
+from pd_core.core.errors import BadArtifact, PdError
 from pd_core.mlops import registry
 from pd_core.mlops.registry import DISTILLED, KIND, Version
 from pd_core.pipeline import code_hash, provenance
-from pd_core.pipeline.provenance import commit_of, contents, read_yaml
+from pd_core.pipeline.provenance import Lineage, commit_of, contents, read_yaml
 
 LOCK, PARAMS = "dvc.lock", "params.yaml"
 STAGES = ("prepare", "teacher", "class_vectors", "student")
 
 CODE = "data/code/"
-"""Where the hashes of the code lie, in place of which a commit has the code itself."""
+"""Folder with the hashes of the code, which a commit does not have; it has the code itself."""
 
 _AGAIN = "`promptkd registry register`"
 
@@ -35,9 +35,12 @@ def faults(store: str, version: Version, *, project: Path, profile: str) -> list
         project: folder of `dvc.lock` and `params.yaml`, in a git repository.
         profile: that these describe, `quickstart` or `paper`.
     """
-    if version.tags.get(KIND, DISTILLED) == DISTILLED:
-        return list(_of_distilled(version, project, profile))
-    return _of_child(store, version, project, profile)
+    try:
+        if version.tags.get(KIND, DISTILLED) != DISTILLED:
+            return _of_child(store, version, project, profile)
+        return list(_of_distilled(version, registry.lineage(store, version), project, profile))
+    except BadArtifact as error:
+        return [str(error)]
 
 
 def _of_child(store: str, version: Version, project: Path, profile: str) -> list[str]:
@@ -48,23 +51,22 @@ def _of_child(store: str, version: Version, project: Path, profile: str) -> list
         return [f"its parent, version '{number}', is not in the registry"]
     if parent.number >= version.number:
         return [f"its parent, version {number}, is no older than itself"]
-    found = [
+    lines = [
         f"its parent, version {number}: {fault}"
         for fault in faults(store, parent, project=project, profile=profile)
     ]
-    tag = f"out:data/teacher/{version.dataset}/teacher.safetensors"
-    own, inherited = version.tags.get(tag), parent.tags.get(tag)
+    path = f"data/teacher/{version.dataset}/teacher.safetensors"
+    own, inherited = (registry.lineage(store, each).outs.get(path) for each in (version, parent))
     if own is None or own != inherited:
-        found.append(f"its teacher is {own}, that of its parent, version {number}, {inherited}")
-    return found
+        lines.append(f"its teacher is {own}, that of its parent, version {number}, {inherited}")
+    return lines
 
 
-def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str]:
-    tags = version.tags
-    if tags.get("profile") != profile:
-        yield f"it is of the profile '{tags.get('profile')}', and {project} holds '{profile}'"
+def _of_distilled(version: Version, lineage: Lineage, project: Path, profile: str) -> Iterator[str]:
+    if (own := version.tags.get("profile")) != profile:
+        yield f"it is of the profile '{own}', and {project} holds '{profile}'"
         return
-    if tags.get("git_dirty") != "false":
+    if lineage.git_dirty != "false":
         yield (
             f"code, {PARAMS} or dvc.yaml had changes that were not committed; commit them, "
             f"run `dvc repro` and {_AGAIN}"
@@ -75,8 +77,8 @@ def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str
         names = ", ".join(f"{stage}@{version.dataset}" for stage in missing)
         yield f"{project / LOCK} has no {names}; run `dvc repro`"
         return
-    yield from _outputs(project, version, stages)
-    commit = tags.get("git_commit", "none")
+    yield from _outputs(project, version.dataset, lineage, stages)
+    commit = lineage.git_commit
     if commit_of(project, commit) is None:
         yield f"its commit {commit[:12]} is not in this repository; commit and {_AGAIN}"
         return
@@ -84,29 +86,32 @@ def _of_distilled(version: Version, project: Path, profile: str) -> Iterator[str
     yield from _params(project, commit, stages)
 
 
-def _outputs(project: Path, version: Version, stages: Mapping[str, Any]) -> Iterator[str]:
+def _outputs(
+    project: Path, name: str, lineage: Lineage, stages: Mapping[str, Any]
+) -> Iterator[str]:
     """Compare the version's inputs and the test images with `dvc.lock`, and that within itself."""
-    held = {entry["path"]: entry.get("md5") for stage in stages.values() for entry in stage["outs"]}
-    name = version.dataset
+    locked = {
+        entry["path"]: entry.get("md5") for stage in stages.values() for entry in stage["outs"]
+    }
     paths = (
         f"data/prepare/{name}",
         f"data/teacher/{name}/teacher.safetensors",
         f"data/class_vectors/{name}",
         f"data/student/{name}/student.safetensors",
     )
-    tags = {path: version.tags.get(f"out:{path}", "unknown") for path in paths}
-    if others := [path for path in paths if tags[path] != held.get(path)]:
+    outs = {path: lineage.outs.get(path, "unknown") for path in paths}
+    if others := [path for path in paths if outs[path] != locked.get(path)]:
         first = others[0]
         yield (
             f"{len(others)} of the outputs that it comes from are not those of {LOCK}, as {first}: "
-            f"{tags[first]} when it was registered, {held.get(first)} now; promote a version that "
-            f"was registered since, or restore {LOCK} and `dvc checkout`"
+            f"{outs[first]} when it was registered, {locked.get(first)} now; promote a version "
+            f"that was registered since, or restore {LOCK} and `dvc checkout`"
         )
     for stage, entry in stages.items():
         for dep in entry["deps"]:
-            if dep["path"] in held and dep.get("md5") != held[dep["path"]]:
+            if dep["path"] in locked and dep.get("md5") != locked[dep["path"]]:
                 yield f"{stage} was made with another {dep['path']} than {LOCK} has"
-    if provenance.content_hash(project / paths[0]) != held.get(paths[0]):
+    if provenance.content_hash(project / paths[0]) != locked.get(paths[0]):
         yield f"{paths[0]} is not what {LOCK} has; run `dvc checkout`"
 
 
@@ -130,15 +135,15 @@ def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str
 
 
 def _rooms(project: Path, commit: str, deps: Mapping[str, Any]) -> list[str]:
-    """Return those files of hashed code that the code of a commit would not give."""
-    given = {path: md5 for path, md5 in deps.items() if path.startswith(CODE)}
-    if not given:
+    """Return the files with hashes of code other than the commit's."""
+    hashes = {path: md5 for path, md5 in deps.items() if path.startswith(CODE)}
+    if not hashes:
         return []
     names = provenance.files_of(project, commit, code_hash.PACKAGE.name)
     package = dict(contents(project, commit, names))
     return [
         path
-        for path, value in given.items()
+        for path, value in hashes.items()
         if Path(path).stem not in code_hash.ROOMS
         or code_hash.md5_of(code_hash.listing_of(Path(path).stem, package)) != value
     ]
@@ -168,8 +173,11 @@ def _stages(project: Path, dataset: str) -> dict[str, Any]:
     """Return the data set's entries of `dvc.lock`, by stage."""
     path = project / LOCK
     entries = read_yaml(path.read_bytes(), LOCK)["stages"] if path.is_file() else {}
-    wanted = {stage: entries.get(f"{stage}@{dataset}") for stage in STAGES}
-    return {stage: entry for stage, entry in wanted.items() if entry}
+    return {
+        stage: entries[f"{stage}@{dataset}"]
+        for stage in STAGES
+        if entries.get(f"{stage}@{dataset}")
+    }
 
 
 def _lookup(values: Any, key: str) -> Any:

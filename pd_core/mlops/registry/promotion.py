@@ -17,16 +17,16 @@ from pd_core.core.errors import BadArtifact, PdError, UnknownName
 from pd_core.mlops import registry
 from pd_core.mlops.registry import CHALLENGER, CHAMPION, Version
 from pd_core.mlops.registry.gate import Check, check_files
-from pd_core.mlops.registry.lock import Held, promotion
+from pd_core.mlops.registry.lock import Held, clock, promotion
 
 Examine = Callable[[Version, Version | None], Sequence[Check]]
-"""Puts a candidate, which would replace a champion, through the gate."""
+"""Gate for a candidate, which would replace a champion."""
 
 _JOURNAL = "decision."
 
 
 class Action(StrEnum):
-    """What was decided about a version."""
+    """Decision about a version."""
 
     PROMOTED = "promoted"
     REFUSED = "refused"
@@ -34,7 +34,7 @@ class Action(StrEnum):
 
 
 class State(StrEnum):
-    """How far a decision got."""
+    """Progress of a decision."""
 
     PENDING = "pending"
     DONE = "done"
@@ -48,12 +48,12 @@ class Entry:
     Attributes:
         number: counts from 1, for each model.
         action: the decision.
-        state: how far it got.
-        version: the candidate, or the version that is gone back to.
+        state: its progress.
+        version: the candidate, or the version that is restored.
         champion: the version that was champion before; None if there was none.
-        by: who, `user@host` and their name in git.
-        at: when, UTC.
-        findings: what the checks found, by their name; "pass: ..." or "fail: ...".
+        by: the user, as `user@host` with the name in git.
+        at: the time, UTC.
+        findings: result of each check by its name: "pass: ..." or "fail: ...".
     """
 
     number: int
@@ -73,25 +73,19 @@ class Entry:
 
     @property
     def moved(self) -> bool:
-        """Whether the champion became another one by it."""
+        """True if it made another version the champion."""
         return self.state is State.DONE and self.action is not Action.REFUSED
 
     def tags(self) -> dict[str, str]:
-        """Return the tag that the decision is kept in."""
+        """Return the tag that holds the decision."""
         return {f"{_JOURNAL}{self.number}": json.dumps(asdict(self), ensure_ascii=False)}
 
     def summary(self) -> dict[str, str]:
-        """Return tags for people, of which a version has those of its last decision."""
-        return {
-            **{f"gate.{name}": finding for name, finding in self.findings.items()},
-            "decided_by": self.by,
-            "decided_at": self.at,
-            "champion_before": "none" if self.champion is None else str(self.champion),
-            "decision": str(self.action),
-        }
+        """Return the tags for readers, of which a version has those of its last decision."""
+        return {"decided_by": self.by, "decided_at": self.at, "decision": str(self.action)}
 
     def settled(self, champion: int | None) -> Entry:
-        """Return a pending decision as it turned out, seen from who is champion now."""
+        """Return a pending decision in its final state, given the present champion."""
         if self.state is not State.PENDING:
             return self
         happened = self.action is Action.REFUSED or self.version == champion
@@ -103,9 +97,9 @@ class Decision:
     """The outcome of a promotion or a rollback.
 
     Attributes:
-        version: the candidate, or the version that is gone back to.
+        version: the candidate, or the version that is restored.
         champion: the champion before; None if there was none.
-        checks: all that were made; none of the champion itself.
+        checks: the results of the gate; none for the champion itself.
     """
 
     version: Version
@@ -114,21 +108,26 @@ class Decision:
 
     @property
     def accepted(self) -> bool:
-        """Whether all checks passed."""
+        """True if all checks passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def reasons(self) -> list[str]:
-        """Why not: a line for each check that failed."""
+        """A line for each check that failed."""
         return [f"{check.name}: {check.finding}" for check in self.checks if not check.passed]
 
 
 def promote(
     store: str, reference: str, examine: Examine, *, who: str, dry_run: bool = False
 ) -> Decision:
-    """Make a version (the newest one, if `reference` only names a model) the champion.
+    """Make a version the champion, if it passes the gate `examine`.
 
-    The gate, `examine`, has to let it pass. A dry run changes nothing.
+    Args:
+        store: the registry's.
+        reference: of the version; the newest one of a model's name alone.
+        examine: the gate.
+        who: the user, for the journal.
+        dry_run: change nothing.
 
     Raises:
         Busy: another process is promoting the model.
@@ -139,8 +138,8 @@ def promote(
         champion = current(registry.versions(store, version.name))
         return _examined(version, champion, examine)
     with promotion(store, version.name, who=who) as held:
-        known = _recovered(store, version.name)
-        champion = current(known)
+        versions = _recovered(store, version.name)
+        champion = current(versions)
         if champion and champion.number == version.number:
             return Decision(version, champion)
         registry.set_alias(store, version, CHALLENGER)
@@ -148,29 +147,29 @@ def promote(
         held.check()
         _check_unmoved(store, version.name, champion)
         action = Action.PROMOTED if decision.accepted else Action.REFUSED
-        _carry_out(store, _entry(known, decision, action, who), version, held)
+        _carry_out(store, _entry(versions, decision, action, who), version, held)
     return decision
 
 
 def rollback(store: str, name: str, *, who: str, dry_run: bool = False) -> Decision:
     """Make the previous champion the champion again.
 
-    Each rollback goes one champion further back; a promotion starts from there. A previous champion
-    has to have the files that were registered, and needs no gate. A dry run changes nothing.
+    Each rollback goes one champion further back; a promotion starts from there. The previous
+    champion must have the files that were registered, and needs no gate.
 
     Raises:
         Busy: another process is promoting the model.
         UnknownName: there is no champion, or none before it.
-        BadArtifact: the files of the one before are not those that were registered.
+        BadArtifact: the files of the previous champion are not those that were registered.
     """
     name = registry.model_name(name)
     if dry_run:
         return _previous(store, registry.versions(store, name), name)
     with promotion(store, name, who=who) as held:
-        known = _recovered(store, name)
-        decision = _previous(store, known, name)
+        versions = _recovered(store, name)
+        decision = _previous(store, versions, name)
         held.check()
-        entry = _entry(known, decision, Action.ROLLED_BACK, who)
+        entry = _entry(versions, decision, Action.ROLLED_BACK, who)
         _carry_out(store, entry, decision.version, held)
     return decision
 
@@ -184,9 +183,9 @@ def history(store: str, name: str) -> list[Entry]:
     return _settled(registry.versions(store, name))[::-1]
 
 
-def current(known: Sequence[Version]) -> Version | None:
+def current(versions: Sequence[Version]) -> Version | None:
     """Return the champion among a model's versions."""
-    return next((version for version in known if CHAMPION in version.aliases), None)
+    return next((version for version in versions if CHAMPION in version.aliases), None)
 
 
 def _examined(version: Version, champion: Version | None, examine: Examine) -> Decision:
@@ -195,34 +194,31 @@ def _examined(version: Version, champion: Version | None, examine: Examine) -> D
     return Decision(version, champion, tuple(examine(version, champion)))
 
 
-def _previous(store: str, known: Sequence[Version], name: str) -> Decision:
-    """Find the champion before the present one, and make sure that its files are whole."""
-    champion = current(known)
+def _previous(store: str, versions: Sequence[Version], name: str) -> Decision:
+    """Return the previous champion, whose files must be those that were registered."""
+    champion = current(versions)
     if champion is None:
         raise UnknownName(f"'{name}' has no champion; run `promptkd registry promote {name}`")
-    by_number = {version.number: version for version in known}
-    line = _champions(_settled(known), champion.number)
+    by_number = {version.number: version for version in versions}
+    line = _champions(_settled(versions), champion.number)
     before = [number for number in line if number in by_number and number != champion.number]
     if not before:
-        raise UnknownName(
-            f"version {champion.number} is the first champion of '{name}'; there is none to go "
-            f"back to"
-        )
+        raise UnknownName(f"version {champion.number} is the first champion of '{name}'")
     version = by_number[before[-1]]
     check = check_files(store, version)
     if not check.passed:
         raise BadArtifact(
-            f"version {version.number}, the champion before, cannot be gone back to: "
+            f"version {version.number}, the previous champion, cannot be restored: "
             f"{check.finding}; promote another one"
         )
     return Decision(version, champion, (check,))
 
 
-def _champions(history: Iterable[Entry], current: int) -> list[int]:
+def _champions(history: Iterable[Entry], champion: int) -> list[int]:
     """Return the champions in their order, the present one last.
 
-    A rollback takes the champions after the one it returns to off the list. An alias that was moved
-    by other means counts as a promotion.
+    A rollback removes the champions after the one that it restores. An alias that was moved by
+    other means counts as a promotion.
     """
     line: list[int] = []
 
@@ -239,45 +235,44 @@ def _champions(history: Iterable[Entry], current: int) -> list[int]:
             while line[-1] != entry.version:
                 line.pop()
         append(entry.version)
-    append(current)
+    append(champion)
     return line
 
 
 def _entries(versions: Iterable[Version]) -> list[Entry]:
     """Read the decisions about a model's versions, the oldest first."""
-    found = [
+    entries = [
         Entry.parsed(json.loads(value))
         for version in versions
         for name, value in version.tags.items()
         if name.startswith(_JOURNAL)
     ]
-    return sorted(found, key=lambda entry: entry.number)
+    return sorted(entries, key=lambda entry: entry.number)
 
 
-def _settled(known: Sequence[Version]) -> list[Entry]:
-    number = _number(current(known))
-    return [entry.settled(number) for entry in _entries(known)]
+def _settled(versions: Sequence[Version]) -> list[Entry]:
+    number = _number(current(versions))
+    return [entry.settled(number) for entry in _entries(versions)]
 
 
 def _recovered(store: str, name: str) -> list[Version]:
     """Return a model's versions, after finishing decisions that killed processes left pending."""
-    known = registry.versions(store, name)
-    unfinished = [entry for entry in _entries(known) if entry.state is State.PENDING]
+    versions = registry.versions(store, name)
+    unfinished = [entry for entry in _entries(versions) if entry.state is State.PENDING]
     for entry in unfinished:
-        _finish(store, entry.settled(_number(current(known))), known)
-    return registry.versions(store, name) if unfinished else known
+        _finish(store, entry.settled(_number(current(versions))), versions)
+    return registry.versions(store, name) if unfinished else versions
 
 
-def _entry(known: Sequence[Version], decision: Decision, action: Action, who: str) -> Entry:
-    numbers = [entry.number for entry in _entries(known)]
+def _entry(versions: Sequence[Version], decision: Decision, action: Action, who: str) -> Entry:
     return Entry(
-        number=max(numbers, default=0) + 1,
+        number=max((entry.number for entry in _entries(versions)), default=0) + 1,
         action=action,
         state=State.PENDING,
         version=decision.version.number,
         champion=_number(decision.champion),
         by=who,
-        at=_clock(),
+        at=clock(time.time()),
         findings={
             check.name: f"{'pass' if check.passed else 'fail'}: {check.finding}"
             for check in decision.checks
@@ -286,18 +281,18 @@ def _entry(known: Sequence[Version], decision: Decision, action: Action, who: st
 
 
 def _carry_out(store: str, entry: Entry, version: Version, held: Held) -> None:
-    """Write a decision down, move the alias, finish; `_recovered` sees to what a kill leaves."""
+    """Write the decision to the journal, move the alias, finish; `_recovered` follows a kill."""
     registry.set_tags(store, version, entry.tags())
     if entry.action is not Action.REFUSED:
         held.check()
         registry.set_alias(store, version, CHAMPION)
-    known = registry.versions(store, version.name)
-    _finish(store, replace(entry, state=State.DONE), known)
+    versions = registry.versions(store, version.name)
+    _finish(store, replace(entry, state=State.DONE), versions)
 
 
-def _finish(store: str, entry: Entry, known: Sequence[Version]) -> None:
-    """Tag versions with a decision for people, and mark it as done; repeatable after a kill."""
-    by_number = {version.number: version for version in known}
+def _finish(store: str, entry: Entry, versions: Sequence[Version]) -> None:
+    """Tag versions with a decision for readers, and mark it as done; repeatable after a kill."""
+    by_number = {version.number: version for version in versions}
     version = by_number[entry.version]
     if entry.state is State.DONE:
         registry.set_tags(store, version, entry.summary())
@@ -310,7 +305,7 @@ def _finish(store: str, entry: Entry, known: Sequence[Version]) -> None:
 
 
 def _check_unmoved(store: str, name: str, champion: Version | None) -> None:
-    """Refuse if the champion is another one than the candidate was compared with."""
+    """Refuse if the champion is not the one that the candidate was compared with."""
     now = _number(current(registry.versions(store, name)))
     if now != _number(champion):
         raise PdError(
@@ -321,7 +316,3 @@ def _check_unmoved(store: str, name: str, champion: Version | None) -> None:
 
 def _number(version: Version | None) -> int | None:
     return None if version is None else version.number
-
-
-def _clock() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,15 +23,17 @@ from pd_core.evaluation import evaluate
 from pd_core.mlops import bundle, predictor, tracking
 from pd_core.mlops.bundle import Metrics
 from pd_core.mlops.drift import Reference
-from pd_core.mlops.registry import DISTILLED, FILES, KIND, model_name, refusals
-from pd_core.mlops.tracking.store import milliseconds
+from pd_core.mlops.registry import DISTILLED, FILES, KIND, ignoring, model_name, refusals
+from pd_core.mlops.tracking import COMMIT, LINEAGE, milliseconds, write_lineage
+from pd_core.mlops.tracking.recorder import source_tags
 from pd_core.models.portable.student import DESCRIPTION, PortableStudent
 from pd_core.pipeline import provenance
+from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.stages.jobs import Job
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
     from mlflow.models import ModelSignature
 
 MOST_TRAINING_IMAGES = 1000
@@ -38,6 +41,7 @@ MOST_TRAINING_IMAGES = 1000
 
 _SCRIPT = Path(__file__).with_name("student_model.py")
 _ARTIFACT = "student"  # what the script calls it
+_MODEL_TAGS = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", COMMIT)
 _NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 
 
@@ -60,14 +64,15 @@ class Registered:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a student comes from.
+    """Data, code and results that a student comes from.
 
     Attributes:
         profile: `quickstart` or `paper`; part of the experiment's name.
-        dataset: what it was distilled on.
-        metrics: accuracies.
+        dataset: the data set that it was distilled on.
+        lineage: commit and hashes.
+        metrics: accuracies in percent.
         counts: of classes and images, see `_counts`.
-        tags: of the version: seed, protocol, hashes, ...
+        tags: of the version: seed, protocol, ...
         run_id: the run to log to, the `evaluate` stage's; None for a new one.
         experiment: first part of the experiment's name, for a new run.
         card: the model card; None to write it.
@@ -75,12 +80,25 @@ class Origin:
 
     profile: str
     dataset: str
+    lineage: Lineage = field(default_factory=Lineage)
     metrics: Metrics = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
     experiment: str = "promptkd"
     card: str | None = None
+
+    def version_tags(self) -> dict[str, str]:
+        """Return the tags of a version; its headline accuracy is one of them."""
+        student = self.metrics.get("student", {})
+        key = next((key for key in ("hm", "all") if key in student), None)
+        accuracy = {f"student/{key}": f"{student[key]:.2f}"} if key else {}
+        return {KIND: DISTILLED, **accuracy, "profile": self.profile, **self.tags}
+
+    def card_tags(self) -> dict[str, str]:
+        """Return the entries of the model card's tables."""
+        hashes = {f"out:{path}": value for path, value in self.lineage.outs.items()}
+        return {**self.version_tags(), "git_commit": self.lineage.git_commit, **hashes}
 
 
 def register(
@@ -96,95 +114,90 @@ def register(
     Args:
         store: the registry's.
         student: on any device.
-        origin: where it comes from.
+        origin: its data, code and results.
         example: an image file's bytes, the model's input example.
         reference: images that it was trained on, or its answers to them, for monitoring.
 
     Returns:
-        The version: a new one, or the one that is this student already, whose tags are brought up
-        to date.
+        The version: a new one, or the one that is this student already, whose lineage is brought
+        up to date.
     """
     name = model_name(origin.dataset)
     with TemporaryDirectory() as temporary, refusals(f"register '{name}'", store):
         folder = Path(temporary) / _ARTIFACT
         digest = bundle.write_student(folder, student, {"dataset": origin.dataset})
         mlflow = tracking.client(store)
-        from mlflow.entities import Metric
-
-        found = mlflow.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
-        if known := min(found, key=lambda entry: int(entry.version), default=None):
-            for key, value in _lineage(origin.tags).items():
-                mlflow.set_model_version_tag(name, known.version, key, value)
-            return Registered(name, int(known.version), created=False, weights=digest)
+        matches = mlflow.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
+        if match := min(matches, key=lambda entry: int(entry.version), default=None):
+            write_lineage(mlflow, str(match.run_id), origin.lineage, name)
+            mlflow.set_model_version_tag(name, match.version, LINEAGE, origin.lineage.digest())
+            return Registered(name, int(match.version), created=False, weights=digest)
         if not isinstance(reference, Reference | None):
             reference = bundle.reference_of(student, reference)
         info = read_json(folder / DESCRIPTION)
-        text = origin.card or bundle.card(name, info, origin.metrics, origin.counts, origin.tags)
+        text = origin.card or bundle.card(
+            name, info, origin.metrics, origin.counts, origin.card_tags()
+        )
         bundle.complete(folder, student, card=text, reference=reference)
-        numbers = {
-            f"{who}.{key}": float(value)
-            for who, scores in origin.metrics.items()
-            for key, value in scores.items()
-        }
         run_id = origin.run_id or _new_run(mlflow, store, origin)
-        now = milliseconds()
-        metrics = [Metric(key, value, now, 0) for key, value in numbers.items()]
-        mlflow.log_batch(run_id, metrics=metrics)
-        logged, files = _log_model(mlflow, run_id, folder, example)
-        _make_model(mlflow, name)
+        write_lineage(mlflow, run_id, origin.lineage, name)
+        logged, files = _log_model(mlflow, run_id, folder, example, origin)
         tags = {
-            KIND: DISTILLED,
-            **{key: f"{value:.2f}" for key, value in numbers.items()},
-            **origin.tags,
-            "profile": origin.profile,
+            **origin.version_tags(),
             "dataset": origin.dataset,
             "weights": digest,
             FILES: files,
-            "model_id": logged.model_id,
+            LINEAGE: origin.lineage.digest(),
         }
-        place, model_id = logged.artifact_location, logged.model_id
-        made = mlflow.create_model_version(
-            name, place, run_id=run_id, model_id=model_id, tags=tags, description=text
-        )
-    return Registered(name, int(made.version), created=True, weights=digest)
+        number = _new_version(mlflow, name, logged, tags, text)
+    return Registered(name, number, created=True, weights=digest)
 
 
-def _lineage(tags: Mapping[str, str]) -> dict[str, str]:
-    """Choose the tags that may become right later, as when the code is committed."""
-    return {key: value for key, value in tags.items() if key.startswith(("git_", "out:"))}
-
-
-def _make_model(mlflow: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
+def _new_version(
+    mlflow: MlflowClient, name: str, logged: LoggedModel, tags: Mapping[str, str], text: str
+) -> int:
+    with ignoring("RESOURCE_ALREADY_EXISTS"):
         mlflow.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    version = mlflow.create_model_version(
+        name,
+        logged.artifact_location,
+        run_id=logged.source_run_id,
+        model_id=logged.model_id,
+        tags=dict(tags),
+        description=text,
+    )
+    # MLflow's page of the logged model links the version by this tag.
+    link = json.dumps([{"name": name, "version": str(version.version)}])
+    mlflow.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+    return int(version.version)
 
 
 def _new_run(mlflow: MlflowClient, store: str, origin: Origin) -> str:
     run = mlflow.create_run(
         tracking.experiment_id(mlflow, store, f"{origin.experiment}-{origin.profile}"),
         run_name=f"register@{origin.dataset}",
-        tags={"profile": origin.profile, "dataset": origin.dataset, "stage": "register"},
+        tags={
+            "dataset": origin.dataset,
+            "stage": "register",
+            **source_tags("promptkd registry register", origin.lineage),
+        },
     )
     mlflow.set_terminated(run.info.run_id)
     return str(run.info.run_id)
 
 
 def _log_model(
-    mlflow: MlflowClient, run_id: str, student: Path, example: bytes
+    mlflow: MlflowClient, run_id: str, student: Path, example: bytes, origin: Origin
 ) -> tuple[LoggedModel, str]:
     """Log the bundle and the code as a model of a run; return it with the hash of its files.
 
-    It is saved locally first, because MLflow notes the local path of code and weights in it, which
-    is nobody's business and changes from machine to machine.
+    It is saved locally first, because MLflow writes the local path of code and weights into it,
+    which changes from machine to machine.
     """
     with warnings.catch_warnings():  # MLflow's own, about its own type hints
         warnings.simplefilter("ignore")
         from mlflow import pyfunc
+        from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
         folder = student.with_name("model")
@@ -197,8 +210,15 @@ def _log_model(
             # Pinned without the build that a wheel's version may name.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _NEEDED],
         )
-    experiment = mlflow.get_run(run_id).info.experiment_id
-    logged = mlflow.create_logged_model(experiment, name="student", source_run_id=run_id)
+    run = mlflow.get_run(run_id)
+    logged = mlflow.create_logged_model(
+        run.info.experiment_id,
+        name=origin.dataset,
+        source_run_id=run_id,
+        tags={key: run.data.tags[key] for key in _MODEL_TAGS if key in run.data.tags},
+        params=dict(origin.tags),
+        model_type="distilled CLIP",
+    )
     description = Model.load(str(folder))
     flavour = description.flavors["python_function"]
     flavour["model_code_path"] = _SCRIPT.name
@@ -206,7 +226,25 @@ def _log_model(
     description.run_id, description.model_id = run_id, logged.model_id
     description.save(str(folder / "MLmodel"))
     mlflow.log_model_artifacts(logged.model_id, str(folder))
+    mlflow.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    _log_metrics(mlflow, run, logged.model_id, origin.metrics)
     return mlflow.finalize_logged_model(logged.model_id, "READY"), provenance.content_hash(folder)
+
+
+def _log_metrics(mlflow: MlflowClient, run: Run, model_id: str, metrics: Metrics) -> None:
+    """Log the accuracies of a model, under the run's names and on the run's data set."""
+    from mlflow.entities import Metric
+
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    data = inputs[0].dataset.to_dictionary() if inputs else {}
+    names = {"dataset_name": data.get("name"), "dataset_digest": data.get("digest")}
+    now = milliseconds()
+    values = [
+        Metric(f"{classifier}/{key}", float(value), now, 0, model_id=model_id, **names)
+        for classifier, scores in metrics.items()
+        for key, value in scores.items()
+    ]
+    mlflow.log_batch(run.info.run_id, metrics=values)
 
 
 def signature() -> ModelSignature:
@@ -249,9 +287,16 @@ def register_student(
         device=job.device,
         remedy=f"run `dvc repro student@{job.student.name}`",
     )
+    outputs = [
+        job.prepared,
+        job.teacher / "teacher.safetensors",
+        job.vectors,
+        job.student / "student.safetensors",
+    ]
     origin = Origin(
         profile=profile,
         dataset=job.student.name,
+        lineage=Lineage.of_commit(Path(), outs=provenance.hashes(outputs, Path())),
         metrics=metrics,
         counts=_counts(job.prepared),
         tags=_tags(job, metrics),
@@ -275,19 +320,11 @@ def _metrics(job: Job) -> dict[str, Any]:
 
 
 def _tags(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
-    outputs = [
-        job.prepared,
-        job.teacher / "teacher.safetensors",
-        job.vectors,
-        job.student / "student.safetensors",
-    ]
     return {
         "seed": str(job.seed),
         "protocol": job.params.prepare.protocol,
         "selection": job.params.student.selection,
         **({} if "student" in metrics else evaluate.UNKNOWN),
-        **provenance.hash_tags("out", outputs, Path()),
-        **provenance.commit_tags(Path()),
     }
 
 

@@ -1,9 +1,9 @@
 """The student as an MLflow model: MLflow copies this file and runs it to load the model.
 
 It needs nothing of the project: the student's code lies with its weights. Input: a DataFrame,
-Series or list with one picture per row, each base64 text, encoded bytes, a path or an array
+Series or list with one image per row, each base64 text, encoded bytes, a path or an array
 (H, W, 3). Output: a DataFrame with the lists `names` and `probabilities` per row, the likeliest
-first. Parameter: `top`, how many names at most.
+first. Parameter: `top`, the number of names at most.
 """
 
 from __future__ import annotations
@@ -29,11 +29,7 @@ DEFAULT_TOP = 5
 
 
 class StudentModel(PythonModel):
-    """Answers MLflow's calls with a `PortableStudent`.
-
-    Attributes:
-        student: it, once loaded.
-    """
+    """MLflow model around a `PortableStudent`, which is loaded by `load_context`."""
 
     student: Any
 
@@ -48,15 +44,15 @@ class StudentModel(PythonModel):
         model_input: pd.DataFrame,
         params: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Classify the pictures of the first column.
+        """Classify the images of the first column.
 
         Raises:
-            MlflowException: a picture cannot be read; MLflow's server answers 400.
+            MlflowException: an image cannot be read; MLflow's server returns 400.
         """
         top = (params or {}).get("top", DEFAULT_TOP)
-        pictures = [_picture(given) for given in model_input.iloc[:, 0]]
+        images = [_image(value) for value in model_input.iloc[:, 0]]
         try:
-            rankings = self.student.classify_many(pictures, top=top)
+            rankings = self.student.classify_many(images, top=top)
         except ValueError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
         return pd.DataFrame(
@@ -67,13 +63,13 @@ class StudentModel(PythonModel):
         )
 
 
-def _picture(given: Any) -> Any:
-    """Make an array of what JSON has made lists of."""
-    if not isinstance(given, list):
-        return given
+def _image(value: Any) -> Any:
+    """Return an image as given, nested lists (as JSON has them) as an array."""
+    if not isinstance(value, list):
+        return value
     try:
-        values = np.asarray(given)
-        return values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else values
+        array = np.asarray(value)
+        return array.astype(np.uint8) if array.min() >= 0 and array.max() <= 255 else array
     except (TypeError, ValueError) as error:
         raise MlflowException(
             f"a list that is no array of (H, W, 3) from 0 to 255 ({error})", INVALID_PARAMETER_VALUE
@@ -81,16 +77,15 @@ def _picture(given: Any) -> Any:
 
 
 def _code(folder: Path) -> Any:
-    """Import the student's code under a name of its own: versions may differ in it."""
+    """Import the student's code under a unique name: versions may differ in it."""
     files = sorted(folder.glob("*.py"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     name = f"{CODE}_{digest[:16]}"
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder stays as it is
     try:
         if name not in sys.modules:
-            place = [str(folder)]
             spec = spec_from_file_location(
-                name, folder / "__init__.py", submodule_search_locations=place
+                name, folder / "__init__.py", submodule_search_locations=[str(folder)]
             )
             if spec is None or spec.loader is None:
                 raise ImportError(f"no code in '{folder}'")

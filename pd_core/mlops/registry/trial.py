@@ -1,4 +1,4 @@
-"""Load a version with MLflow in a fresh process, and compare its predictions with another's."""
+"""Trial of a version: load it with MLflow in a fresh process, and collect its predictions."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from pd_core.evaluation.significance import Paired, paired
 from pd_core.pipeline.redaction import masked
 
 _ALL = 1_000_000
-"""More names than any student has: an answer holds all classes."""
+"""`top` that is more than any student has classes."""
 _RESULT, _SCORES = "trial.json", "scores.npy"
 _LONGEST = 300  # characters of a reason
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A classifier's answers to N images.
+class Predictions:
+    """A classifier's predictions for N images.
 
     Attributes:
         names: its C classes.
-        scores: (N, C), the higher the likelier; a row of NaN where there is no answer.
+        scores: (N, C), the higher the likelier; a row of NaN where there is no prediction.
     """
 
     names: tuple[str, ...]
@@ -44,44 +44,44 @@ class Answers:
 
 @dataclass(frozen=True)
 class Comparison(Paired):
-    """How often two classifiers are right about the same images, among so many shared classes."""
+    """Paired counts of two classifiers for the same images, and the number of shared classes."""
 
     classes: int
 
 
-def compare(first: Answers, second: Answers, labels: Sequence[str]) -> Comparison | None:
-    """Compare two classifiers' answers to N images, whose right names are `labels`.
+def compare(first: Predictions, second: Predictions, labels: Sequence[str]) -> Comparison | None:
+    """Compare the predictions of two classifiers for N images with the class names `labels`.
 
-    Only classes that both know count, and images of these; None if there is no such image.
+    Only the classes that both have count, and images of these; None if there is no such image.
     """
     shared = sorted(set(first.names) & set(second.names))
-    answered = np.isfinite(first.scores).all(axis=1) & np.isfinite(second.scores).all(axis=1)
-    counts = answered & np.isin(np.asarray(labels), shared)
+    predicted = np.isfinite(first.scores).all(axis=1) & np.isfinite(second.scores).all(axis=1)
+    counts = predicted & np.isin(np.asarray(labels), shared)
     if not counts.any():
         return None
     right = np.asarray(labels)[counts]
-    one, other = (_choices(answers, shared)[counts] == right for answers in (first, second))
-    return Comparison(**asdict(paired(one, other)), classes=len(shared))
+    correct = [_top1(predictions, shared)[counts] == right for predictions in (first, second)]
+    return Comparison(**asdict(paired(*correct)), classes=len(shared))
 
 
-def _choices(answers: Answers, among: Sequence[str]) -> NDArray[np.str_]:
+def _top1(predictions: Predictions, among: Sequence[str]) -> NDArray[np.str_]:
     """Return each image's likeliest name among some: (N,)."""
-    columns = [answers.names.index(name) for name in among]
-    chosen: NDArray[np.str_] = np.asarray(among)[answers.scores[:, columns].argmax(axis=1)]
-    return chosen
+    columns = [predictions.names.index(name) for name in among]
+    names: NDArray[np.str_] = np.asarray(among)[predictions.scores[:, columns].argmax(axis=1)]
+    return names
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images for a trial, and its limits.
+    """Images and limits of a trial.
 
     Attributes:
         images: folder or zip file.
         paths: the N images, by path in it.
         batch_size: images in a call.
-        warm_ups: calls with a single image before time is taken.
+        warm_ups: calls with a single image before the timed ones.
         timed: calls with a single image that are timed.
-        seconds: that the whole trial may take.
+        seconds: limit of the whole trial.
     """
 
     images: str
@@ -97,14 +97,14 @@ class Trial:
     """The outcome of a trial.
 
     Attributes:
-        loaded: whether MLflow could load the version.
-        problem: why it did not load, or did not answer; empty if it did both.
+        loaded: True if MLflow could load the version.
+        problem: reason why it gives no predictions; empty if it does.
         load_seconds: time to load it.
-        median_ms: time for one image, half of them took less.
-        p95_ms: time for one image, 95 of 100 took less.
+        median_ms: median latency for one image.
+        p95_ms: 95th percentile of the latency for one image.
         names: its C classes, sorted.
-        answered: indices of the images that are not corrupt.
-        answers: to the N images, NaN for corrupt ones; None if there was a problem.
+        predicted: indices of the images that are not corrupt.
+        predictions: for the N images, NaN for corrupt ones; None if there was a problem.
     """
 
     loaded: bool = False
@@ -113,8 +113,8 @@ class Trial:
     median_ms: float = 0.0
     p95_ms: float = 0.0
     names: tuple[str, ...] = ()
-    answered: tuple[int, ...] = ()
-    answers: Answers | None = None
+    predicted: tuple[int, ...] = ()
+    predictions: Predictions | None = None
 
 
 def run(model: Path, task: Task, out: Path) -> Trial:
@@ -129,11 +129,11 @@ def run(model: Path, task: Task, out: Path) -> Trial:
         ending = _ending(done.returncode, done.stderr)
     except subprocess.TimeoutExpired:
         ending = f"it took more than {task.seconds:g} s"
-    found = Trial(**read_json(out / _RESULT)) if (out / _RESULT).is_file() else Trial()
-    if found.problem or ending:
-        return replace(found, problem=found.problem or ending)
-    answers = Answers(tuple(found.names), np.load(out / _SCORES))
-    return replace(found, names=answers.names, answers=answers)
+    trial = Trial(**read_json(out / _RESULT)) if (out / _RESULT).is_file() else Trial()
+    if trial.problem or ending:
+        return replace(trial, problem=trial.problem or ending)
+    predictions = Predictions(tuple(trial.names), np.load(out / _SCORES))
+    return replace(trial, names=predictions.names, predictions=predictions)
 
 
 def _environment() -> dict[str, str]:
@@ -158,101 +158,87 @@ def _ending(status: int, errors: bytes) -> str:
 def main(model: Path, task: Task, out: Path) -> None:
     """Load and try the version; runs in the new process."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    reached = Trial()
+    trial = Trial()
     try:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         from mlflow import pyfunc
 
         loaded = pyfunc.load_model(str(model))
-        reached = Trial(loaded=True, load_seconds=time.perf_counter() - begun)
-        _write(out, reached)
-        reached = _ask(loaded, task, out, reached)
+        trial = Trial(loaded=True, load_seconds=time.perf_counter() - start)
+        write_json(out / _RESULT, asdict(trial))  # in case that a prediction kills the process
+        trial = _predict(loaded, task, out, trial)
     except Exception as error:  # noqa: BLE001 foreign code may raise whatever it likes
         reason = f"{type(error).__name__}: {error}".replace(f"{model}{os.sep}", "")
-        reached = replace(reached, problem=_one_line(reason))
-    _write(out, reached)
+        trial = replace(trial, problem=_one_line(reason))
+    write_json(out / _RESULT, asdict(trial))
 
 
 def _end_with(parent: int) -> None:
-    """End this process when the one that waits for it was killed."""
+    """End this process when its parent was killed."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def _ask(model: Any, task: Task, out: Path, reached: Trial) -> Trial:
-    pictures = _Pictures(task)
-    first = next((data for batch in pictures.batches() for data in batch.values()), None)
+def _predict(model: Any, task: Task, out: Path, trial: Trial) -> Trial:
+    """Time single images, and write the scores of all."""
+    first = next((data for batch in _batches(task) for data in batch.values()), None)
     if first is None:
-        raise ValueError("there is no undamaged picture to ask about")
-    times = _times(model, first, task)
+        raise ValueError("there is no intact image to predict")
+    times = [_milliseconds(model, first) for _ in range(task.warm_ups + task.timed)]
+    median, p95 = np.percentile(times[task.warm_ups :], [50, 95])
     names = tuple(sorted(model.predict([first], params={"top": _ALL})["names"][0]))
     scores = np.full((len(task.paths), len(names)), np.nan, np.float32)
-    answered: list[int] = []
-    for batch in pictures.batches():
+    predicted: list[int] = []
+    for batch in _batches(task):
         scores[list(batch)] = _probabilities(model, list(batch.values()), names)
-        answered.extend(batch)
+        predicted.extend(batch)
     np.save(out / _SCORES, scores)
     return replace(
-        reached,
+        trial,
         names=names,
-        answered=tuple(answered),
-        median_ms=float(np.percentile(times, 50)),
-        p95_ms=float(np.percentile(times, 95)),
+        predicted=tuple(predicted),
+        median_ms=float(median),
+        p95_ms=float(p95),
     )
 
 
-class _Pictures:
-    """The task's images as files, as a user would send them."""
+def _batches(task: Task) -> Iterator[dict[int, bytes]]:
+    """Read the images as a user would send them, by index; corrupt ones are left out."""
+    root = Path(task.images)
+    store = ImageStore(root, keep_bytes=0)
+    archive = zipfile.ZipFile(root) if root.suffix == ".zip" else None
 
-    def __init__(self, task: Task) -> None:
-        root = Path(task.images)
-        self._task = task
-        self._store = ImageStore(root, keep_bytes=0)
-        self._zip = zipfile.ZipFile(root) if root.suffix == ".zip" else None
-
-    def batches(self) -> Iterator[dict[int, bytes]]:
-        """Read them, by index in the list; corrupt ones are not the version's fault."""
-        size, paths = self._task.batch_size, self._task.paths
-        for start in range(0, len(paths), size):
-            files = enumerate(map(self._read, paths[start : start + size]), start)
-            if batch := {place: data for place, data in files if data is not None}:
-                yield batch
-
-    def _read(self, path: str) -> bytes | None:
+    def read(path: str) -> bytes | None:
         try:
-            self._store.open(path)
+            store.open(path)
         except BadData:
             return None
-        return self._zip.read(path) if self._zip else (self._store.root / path).read_bytes()
+        return archive.read(path) if archive else (store.root / path).read_bytes()
+
+    for start in range(0, len(task.paths), task.batch_size):
+        files = enumerate(map(read, task.paths[start : start + task.batch_size]), start)
+        if batch := {index: data for index, data in files if data is not None}:
+            yield batch
 
 
-def _times(model: Any, picture: bytes, task: Task) -> list[float]:
-    """Return the milliseconds that an image takes, each time; warming up does not count."""
-    times: list[float] = []
-    for _ in range(task.warm_ups + task.timed):
-        begun = time.perf_counter()
-        model.predict([picture], params={"top": 5})
-        times.append(1000 * (time.perf_counter() - begun))
-    return times[task.warm_ups :]
+def _milliseconds(model: Any, image: bytes) -> float:
+    """Return the latency for one image."""
+    start = time.perf_counter()
+    model.predict([image], params={"top": 5})
+    return 1000 * (time.perf_counter() - start)
 
 
-def _probabilities(
-    model: Any, pictures: list[bytes], names: tuple[str, ...]
-) -> NDArray[np.float32]:
+def _probabilities(model: Any, images: list[bytes], names: tuple[str, ...]) -> NDArray[np.float32]:
     """Classify images: (B, C), in the order of the names."""
-    frame = model.predict(pictures, params={"top": _ALL})
-    rows = np.empty((len(pictures), len(names)), np.float32)
-    for row, said, values in zip(rows, frame["names"], frame["probabilities"], strict=True):
-        if sorted(said) != list(names):
-            raise ValueError("two pictures are answered with different sets of names")
-        by_name = dict(zip(said, values, strict=True))
+    frame = model.predict(images, params={"top": _ALL})
+    rows = np.empty((len(images), len(names)), np.float32)
+    for row, labels, values in zip(rows, frame["names"], frame["probabilities"], strict=True):
+        if sorted(labels) != list(names):
+            raise ValueError("the predictions for two images have different sets of names")
+        by_name = dict(zip(labels, values, strict=True))
         row[:] = [by_name[name] for name in names]
     return rows
-
-
-def _write(out: Path, trial: Trial) -> None:
-    write_json(out / _RESULT, asdict(replace(trial, answers=None)))
 
 
 def _one_line(text: str) -> str:

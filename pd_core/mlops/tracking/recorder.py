@@ -1,7 +1,8 @@
-"""A stage as one MLflow run, sent while the stage works."""
+"""A stage as one MLflow run, nested and sent while the stage works."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -9,30 +10,42 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import psutil
 
 from pd_core.core.errors import Interrupted
-from pd_core.mlops.tracking import runs
-from pd_core.mlops.tracking.store import (
-    Machine,
+from pd_core.mlops.tracking import (
+    COMMIT,
+    LEVEL,
+    LINEAGE,
+    PARENT,
+    REPLACED_BY,
     client,
     exclusive,
     experiment_id,
     milliseconds,
     one_line,
+    search,
+    write_lineage,
 )
 from pd_core.pipeline import provenance
+from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.redaction import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
+    from mlflow.entities import DatasetInput, Run
 
-_CONTEXT = "mlflow.data.context"
+PROCESS = "process"
+"""Tag with a process: its machine, number and start, see `this_process`."""
+
+_SAMPLED = "system/cpu_utilization_percentage"
+_WORST_FIRST = ("FAILED", "KILLED", "FINISHED")
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +56,8 @@ class DataInput:
 
     Attributes:
         name: as in the parameters.
-        path: the file or folder whose hash tells one state of it from another.
-        context: what it is read for: "training", "evaluation", ...
+        path: the file or folder whose hash identifies its state.
+        context: its use: "training", "evaluation", ...
     """
 
     name: str
@@ -54,7 +67,7 @@ class DataInput:
 
 @dataclass(frozen=True)
 class StageInfo:
-    """Description of a stage, known before its work begins.
+    """Description of a stage, complete before its work begins.
 
     Attributes:
         profile: `quickstart` or `paper`; each has its own experiment.
@@ -66,9 +79,9 @@ class StageInfo:
         code: MD5 of the files that stand for the stage's code, by path in `project`.
         seed: its random seed.
         protocol: which classes are trained and tested on.
-        inputs: the data sets among what it reads; those that are not there are left out.
+        inputs: the data sets among `deps`; those that do not exist are left out.
         experiment: its name's first part; the profile is the second.
-        project: folder that the paths are named from, and whose git commit is recorded.
+        project: folder that the paths are relative to, and whose git commit is recorded.
     """
 
     profile: str
@@ -89,29 +102,14 @@ class StageInfo:
         """The run's name: `stage@dataset`."""
         return f"{self.stage}@{self.dataset}" if self.dataset else self.stage
 
-    def tags(self) -> dict[str, str]:
-        """Return the run's tags; the dependencies are hashed."""
-        return {
-            "profile": self.profile,
-            "dataset": self.dataset,
-            "stage": self.stage,
-            "protocol": self.protocol,
-            "seed": str(self.seed),
-            "params_md5": provenance.params_hash(self.params),
-            "host": socket.gethostname(),
-            "pid": str(os.getpid()),
-            **provenance.commit_tags(self.project),
-            **provenance.hash_tags("dep", self.deps, self.project, self.code),
-        }
-
-
-class Point(NamedTuple):
-    """One value of a metric; the fields are those of MLflow's `Metric`."""
-
-    name: str
-    value: float
-    milliseconds: int  # since 1970
-    step: int
+    def lineage(self, *, with_outs: bool) -> Lineage:
+        """Hash what the stage reads and, once it has ended, what it wrote."""
+        return Lineage.of_commit(
+            self.project,
+            params_md5=provenance.params_hash(self.params),
+            deps=provenance.hashes(self.deps, self.project, self.code),
+            outs=provenance.hashes(self.outs if with_outs else (), self.project),
+        )
 
 
 @dataclass
@@ -120,19 +118,19 @@ class StageRun:
 
     Attributes:
         run_id: MLflow's id of the run; None until the store has it, and when tracking is off.
-        points: values of metrics, in the order in which they came.
-        headline: the single numbers that say how the stage ended.
-        files: files and folders to keep with the run, and in which of its folders.
-        texts: functions that make further files, by their names in the run.
-        tags: by name.
+        points: name, value, milliseconds since 1970 and step of each metric, in order.
+        headline: the final metrics, which the run above is given as well.
+        files: files and folders to upload, and the artifact folder of each.
+        texts: functions that return further artifacts, text by file name.
+        error: the exception that ended the stage, in one line.
     """
 
     run_id: str | None = None
-    points: list[Point] = field(default_factory=list)
+    points: list[tuple[str, float, int, int]] = field(default_factory=list)
     headline: dict[str, float] = field(default_factory=dict)
     files: list[tuple[Path, str]] = field(default_factory=list)
     texts: list[Callable[[], Mapping[str, str]]] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
+    error: str = ""
     _now: tuple[float, int, int] | None = None  # seconds, steps done, steps in all
     _sampled: tuple[float, int] | None = None  # seconds, steps done
 
@@ -163,40 +161,38 @@ class StageRun:
         self.add({"progress/steps_per_second": speed, "progress/percent": percent}, done)
 
     def log_metrics(self, metrics: Mapping[str, object]) -> None:
-        """Record single numbers; nested mappings become names such as `student/hm`."""
+        """Record final metrics; nested mappings become names such as `student/hm`."""
         numbers = {key: item for key, item in flat(metrics, "/").items() if _is_number(item)}
         self.add(numbers)
         self.headline.update({name: float(value) for name, value in numbers.items()})
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file or folder with the run, in `folder` of its artifacts."""
+        """Upload a file or folder when the stage ends, into `folder` of the run's artifacts."""
         self.files.append((path, folder))
 
     def log_texts(self, make: Callable[[], Mapping[str, str]]) -> None:
-        """Keep files that `make` returns, by name; it is called once the work is done.
+        """Upload the files that `make` returns, by name; it is called when the stage has ended.
 
-        Without a store it is never called; an error in it is a warning, as the store's are.
+        Without a store it is never called; an error in it is a warning.
         """
         self.texts.append(make)
 
     def add(self, metrics: Mapping[str, object], step: int = 0) -> None:
-        """Record numbers that are no headline."""
+        """Record numbers that are no final metrics."""
         now = milliseconds()
         self.points += [
-            Point(name, float(value), now, step)
-            for name, value in metrics.items()
-            if _is_number(value)
+            (name, float(value), now, step) for name, value in metrics.items() if _is_number(value)
         ]
 
 
 @contextmanager
 def stage_run(store: str | None, stage: StageInfo) -> Iterator[StageRun]:
-    """Record what happens in the block as one run named `stage@dataset`.
+    """Record the block as one run named `stage@dataset`.
 
-    The run is there from the start of the block, and its numbers arrive while it lasts. The
+    The run exists from the start of the block, and its numbers arrive while it lasts. The
     dependencies are hashed before the block and the outputs after it, as DVC does, because
     `dvc.lock` does not have them while the stage runs. A block that raises is recorded as failed.
-    Results outweigh their record: whatever the store does, it is at most a warning.
+    A store that fails is at most a warning: it costs no results.
 
     Without a store (from `open_store`) nothing is recorded.
 
@@ -207,7 +203,6 @@ def stage_run(store: str | None, stage: StageInfo) -> Iterator[StageRun]:
     if store is None:
         yield run
         return
-    run.tags.update(stage.tags())
     recorder = _Recorder(store, stage, run)
     start = time.monotonic()
     status = "FAILED"
@@ -215,13 +210,13 @@ def stage_run(store: str | None, stage: StageInfo) -> Iterator[StageRun]:
         recorder.open()
         start = time.monotonic()
         yield run
-        run.tags.update(provenance.hash_tags("out", stage.outs, stage.project))
+        recorder.lineage = stage.lineage(with_outs=True)
         status = "FINISHED"
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
     except Exception as error:
-        run.tags["error"] = " ".join(f"{type(error).__name__}: {error}".split())
+        run.error = " ".join(f"{type(error).__name__}: {error}".split())
         raise
     finally:
         seconds = time.monotonic() - start
@@ -230,33 +225,29 @@ def stage_run(store: str | None, stage: StageInfo) -> Iterator[StageRun]:
 
 
 class _Recorder:
-    """Sends a run in a thread of its own, every few seconds.
+    """Sender of a run, in a thread of its own, every few seconds.
 
-    What MLflow imports, it imports in `open`, in the thread that calls: two threads that import
-    at the same time can get half of a module. A store that fails costs nothing before `close`,
-    since what was not sent is sent later.
+    Metrics wait in `StageRun` until the store has taken them, so that one which fails for a while
+    loses none. MLflow is imported in `open`, by the calling thread: two threads that import at the
+    same time can get half of a module.
     """
 
-    _mlflow: MlflowClient
-    _machine: Machine
-    _above: runs.Above
-
     def __init__(self, store: str, stage: StageInfo, run: StageRun) -> None:
+        self.lineage = stage.lineage(with_outs=False)
         self._store = store
         self._stage = stage
         self._run = run
-        self._experiment = self._id = ""  # of the store, once it has them
-        self._described = False
+        self._error: Exception | None = None
         self._sent = 0  # points
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_sending, name="tracking", daemon=True)
 
     def open(self) -> None:
-        """Make the run, and send from now on what is recorded."""
-        error = _failure_of(self._begin)
-        if isinstance(error, Interrupted):  # the stage was told to end, and has not begun
-            raise error
-        if error is None:
+        """Create the run, and send from now on what is recorded."""
+        self._error = _failure_of(self._create_run) or _failure_of(self._describe)
+        if isinstance(self._error, Interrupted):  # before the stage has begun
+            raise self._error
+        if self._error is None:
             self._thread.start()
 
     def close(self, status: str) -> None:
@@ -264,10 +255,11 @@ class _Recorder:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
+            self._monitor.finish()
         name, texts = self._stage.name, dict[str, str]()
         if error := _failure_of(lambda: [texts.update(make()) for make in self._run.texts]):
             _log.warning("run '%s' goes without its figures: %s", name, one_line(error))
-        if error := _failure_of(lambda: self._finish(status, texts)):
+        if error := self._error or _failure_of(lambda: self._finish(status, texts)):
             _log.warning(
                 "run '%s' is not recorded in '%s': %s", name, masked(self._store), one_line(error)
             )
@@ -275,76 +267,67 @@ class _Recorder:
     def _keep_sending(self) -> None:
         start = time.monotonic()
         while not self._over.wait(_pause(time.monotonic() - start)):
-            _failure_of(self._send_sample)
+            _failure_of(self._send_points)
 
-    def _begin(self) -> None:
-        """Make and describe the run, if the store does not have it yet."""
-        if not self._experiment:
-            self._mlflow = client(self._store)
-            name = f"{self._stage.experiment}-{self._stage.profile}"
-            experiment = experiment_id(self._mlflow, self._store, name)
-            self._machine = Machine()
-            self._experiment = experiment
-        if not self._id:
-            self._make_run()
-        if not self._described:
-            self._describe()
-            self._described = True
-
-    def _make_run(self) -> None:
-        """Make the run, and find or make those above it."""
-        tags = self._run.tags
+    def _create_run(self) -> None:
+        """Create the run, and find or create those above it."""
+        stage, commit = self._stage, self.lineage.git_commit
+        self._mlflow = client(self._store)
+        experiment = experiment_id(self._mlflow, self._store, f"{stage.experiment}-{stage.profile}")
+        self._nesting = _Nesting(self._mlflow, experiment, stage.dataset, commit)
         with exclusive(self._store):
-            above = runs.find_or_make(self._mlflow, self._experiment, tags)
-            made = self._mlflow.create_run(
-                self._experiment,
-                run_name=self._stage.name,
-                tags={
-                    runs.LEVEL: "stage",
-                    runs.PARENT: above[0],
-                    **{name: tags[name] for name in ("stage", "dataset", "host", "pid")},
-                },
-            )
-            self._above = above
-            self._id = self._run.run_id = made.info.run_id
-            runs.reopen(self._mlflow, above)
+            self._nesting.find_or_create()
+            tags = {
+                LEVEL: "stage",
+                "stage": stage.stage,
+                "dataset": stage.dataset,
+                "protocol": stage.protocol,
+                "seed": str(stage.seed),
+                PROCESS: this_process(),
+                PARENT: self._nesting.above[0],
+                **source_tags(f"promptkd {stage.stage.replace('_', '-')}", self.lineage),
+            }
+            run = self._mlflow.create_run(experiment, run_name=stage.name, tags=tags)
+            self._id = self._run.run_id = str(run.info.run_id)
+            self._nesting.reopen()
 
     def _describe(self) -> None:
-        """Send what is known from the start, and note which runs this one replaces."""
+        """Log parameters, data sets and lineage; link the runs that this one replaces."""
         from mlflow.entities import Param
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         params = flat(self._stage.params, ".")
-        self._send_tags()
         values = [Param(name, masked(str(value))) for name, value in params.items()]
         self._mlflow.log_batch(self._id, params=values)
+        self._log_lineage()
         if inputs := _dataset_inputs(self._stage):
             self._mlflow.log_inputs(self._id, inputs)
         with exclusive(self._store):
-            runs.replace(self._mlflow, self._experiment, self._id, self._run.tags)
+            self._nesting.replace(self._id, self._stage.stage)
+        monitor: Any = SystemMetricsMonitor  # published without types
+        self._monitor = monitor(self._id, tracking_uri=self._store)
+        self._monitor.start()
 
-    def _send_sample(self) -> None:
-        """Sample progress and machine; send the points that have not been sent."""
-        self._begin()
+    def _log_lineage(self) -> None:
+        write_lineage(self._mlflow, self._id, self.lineage)
+        self._mlflow.set_tag(self._id, LINEAGE, self.lineage.digest())
+
+    def _send_points(self) -> None:
+        """Sample the pace; send the points that have not been sent."""
         from mlflow.entities import Metric
 
         self._run.sample_pace()
-        self._run.add(self._machine.sample(), self._machine.samples)
         waiting = [Metric(*point) for point in self._run.points[self._sent :]]
         self._mlflow.log_batch(self._id, metrics=waiting)
         self._sent += len(waiting)
 
-    def _send_tags(self) -> None:
-        from mlflow.entities import RunTag
-
-        tags = [RunTag(name, masked(value)) for name, value in self._run.tags.items()]
-        self._mlflow.log_batch(self._id, tags=tags)
-
     def _finish(self, status: str, texts: Mapping[str, str]) -> None:
-        """Send the rest, and files that are there as texts only, by name; end the run."""
-        self._begin()
+        """Send the rest, with the artifacts `texts` by name; end the run."""
         try:
-            self._send_sample()
-            self._send_tags()
+            self._send_points()
+            self._log_lineage()
+            if self._run.error:
+                self._mlflow.set_tag(self._id, "error", masked(self._run.error))
             for path, folder in self._run.files:
                 if path.is_dir():
                     self._mlflow.log_artifacts(self._id, str(path), folder or path.name)
@@ -357,26 +340,177 @@ class _Recorder:
 
     def _end(self, status: str) -> None:
         """End the run, and those above it if it was the last below them."""
+        nesting = self._nesting
         self._mlflow.set_terminated(self._id, status)
         with exclusive(self._store):
-            above = runs.find_or_make(self._mlflow, self._experiment, self._run.tags)
-            if above != self._above:  # another process was faster to make those above
-                self._mlflow.set_tag(self._id, runs.PARENT, above[0])
-            runs.settle(self._mlflow, self._experiment, above)
+            before = nesting.above
+            nesting.find_or_create()
+            if nesting.above != before:  # another process was faster to create those above
+                self._mlflow.set_tag(self._id, PARENT, nesting.above[0])
+            nesting.settle()
         if status == "FINISHED":
-            runs.summarise(self._mlflow, above, self._run.headline)
+            nesting.summarise(self._run.headline)
+
+
+@dataclass
+class _Nesting:
+    """Runs above a stage's: its data set's, unless it is over all, and the benchmark's.
+
+    Attributes:
+        mlflow: the client.
+        experiment: its id.
+        dataset: the stage's; "" for a stage over all of them.
+        commit: of the code; each has a benchmark of its own.
+        above: ids of the runs, the nearest first, once they are found.
+        created: ids of those that this process has created.
+    """
+
+    mlflow: MlflowClient
+    experiment: str
+    dataset: str
+    commit: str
+    above: tuple[str, ...] = ()
+    created: list[str] = field(default_factory=list)
+
+    def find_or_create(self) -> None:
+        """Find the runs above, or create those that do not exist."""
+        known = self.commit != provenance.NO_COMMIT
+        key = {COMMIT: self.commit}
+        name = f"benchmark@{self.commit[:7]}" if known else "benchmark"
+        benchmark = self._only_run(name, {**key, LEVEL: "benchmark"})
+        self.above = (benchmark,)
+        if self.dataset:
+            key |= {LEVEL: "dataset", "dataset": self.dataset}
+            self.above = (self._only_run(self.dataset, key, benchmark), benchmark)
+
+    def reopen(self) -> None:
+        """Mark the runs above as running, as the stage's is."""
+        for run_id in self.above:
+            if self.mlflow.get_run(run_id).info.status != "RUNNING":
+                self.mlflow.update_run(run_id, "RUNNING")
+
+    def replace(self, run_id: str, stage: str) -> None:
+        """Link a new run and the earlier ones of the same stage in their tags.
+
+        Those whose process was killed are marked as killed; those that still run are left alone.
+        """
+        before = [
+            run
+            for run in search(
+                self.mlflow, self.experiment, {"stage": stage, "dataset": self.dataset}
+            )
+            if run.info.run_id != run_id
+            and REPLACED_BY not in run.data.tags
+            and self._status(run) != "RUNNING"
+        ]
+        if before:
+            latest = max(before, key=lambda run: run.info.start_time)
+            self.mlflow.set_tag(run_id, "replaces", latest.info.run_id)
+        for run in before:
+            self.mlflow.set_tag(run.info.run_id, REPLACED_BY, run_id)
+
+    def settle(self) -> None:
+        """End the runs above, unless others below them still run.
+
+        They end as the worst of those below that have not been replaced.
+        """
+        for parent in self.above:
+            runs = search(self.mlflow, self.experiment, {PARENT: parent})
+            statuses = [self._status(run) for run in runs if REPLACED_BY not in run.data.tags]
+            if "RUNNING" not in statuses:
+                worst = next((status for status in _WORST_FIRST if status in statuses), "FINISHED")
+                self.mlflow.set_terminated(parent, worst, milliseconds())
+
+    def summarise(self, headline: Mapping[str, float]) -> None:
+        """Copy a stage's final metrics to the run above it, so that those can be compared."""
+        from mlflow.entities import Metric
+
+        if headline:
+            now = milliseconds()
+            metrics = [Metric(name, value, now, 0) for name, value in headline.items()]
+            self.mlflow.log_batch(self.above[0], metrics=metrics)
+
+    def _status(self, run: Run) -> str:
+        """Return a run's status; a stage's whose process is gone is marked as killed first."""
+        if run.info.status != "RUNNING" or "stage" not in run.data.tags:
+            return str(run.info.status)
+        if is_running(run.data.tags.get(PROCESS, "")):
+            return "RUNNING"
+        samples = self.mlflow.get_metric_history(run.info.run_id, _SAMPLED)
+        last = max((sample.timestamp for sample in samples), default=run.info.start_time)
+        self.mlflow.set_terminated(run.info.run_id, "KILLED", last)
+        return "KILLED"
+
+    def _only_run(self, name: str, key: Mapping[str, str], parent: str = "") -> str:
+        """Return the id of the run with the tags `key`, created if there is none.
+
+        Of several, created at the same time, the earliest stays; each process deletes its own.
+        """
+        from mlflow.exceptions import MlflowException
+
+        runs = search(self.mlflow, self.experiment, key)
+        if not runs:
+            tags = {**key, "mlflow.user": user_name(), **({PARENT: parent} if parent else {})}
+            run = self.mlflow.create_run(self.experiment, run_name=name, tags=tags)
+            self.created.append(str(run.info.run_id))
+            runs = search(self.mlflow, self.experiment, key)
+        first, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+        for run in others:
+            if run.info.run_id in self.created:
+                self.mlflow.delete_run(run.info.run_id)
+        if parent and first.data.tags.get(PARENT) != parent:
+            with suppress(
+                MlflowException
+            ):  # its process deletes it; the stage's end finds what stays
+                self.mlflow.set_tag(first.info.run_id, PARENT, parent)
+        return str(first.info.run_id)
+
+
+def user_name() -> str:
+    """Return the login name of the user; a container's may have a number only."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
+
+
+def source_tags(name: str, lineage: Lineage) -> dict[str, str]:
+    """Return the tags that MLflow shows as user, source and commit of a run."""
+    tags = {"mlflow.user": user_name(), "mlflow.source.name": name, "mlflow.source.type": "LOCAL"}
+    dirty = {"mlflow.source.git.dirty": lineage.git_dirty} if lineage.git_dirty else {}
+    return {**tags, COMMIT: lineage.git_commit, **dirty}
+
+
+def this_process() -> str:
+    """Return this process's machine, number and start, as `is_running` takes them."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
+
+
+def is_running(process: str) -> bool:
+    """Return True if a process may still run; those of other machines always may."""
+    host, _, rest = process.partition(" ")
+    if host and host != socket.gethostname():
+        return True
+    try:
+        number, start = rest.split()
+        match = psutil.Process(int(number))
+        # A younger process may have been given the number.
+        same = abs(match.create_time() - float(start)) < 1
+        return bool(same and match.status() != psutil.STATUS_ZOMBIE)
+    except (psutil.NoSuchProcess, ValueError):
+        return False
 
 
 def flat(values: Mapping[str, object], separator: str) -> dict[str, object]:
     """Return nested mappings as one, with names such as `prompts.depth`."""
-    found: dict[str, object] = {}
+    items: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             inner = flat(value, separator)
-            found.update({f"{name}{separator}{key}": item for key, item in inner.items()})
+            items.update({f"{name}{separator}{key}": item for key, item in inner.items()})
         else:
-            found[str(name)] = value
-    return found
+            items[str(name)] = value
+    return items
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -384,7 +518,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _failure_of(step: Callable[[], object]) -> Exception | None:
-    """Do one step; whatever goes wrong must not cost the stage its results."""
+    """Do one step, and return its error: none of them must cost the stage its results."""
     try:
         step()
     except Exception as error:  # noqa: BLE001 each store and driver has its own errors
@@ -393,18 +527,18 @@ def _failure_of(step: Callable[[], object]) -> Exception | None:
 
 
 def _pause(elapsed: float) -> float:
-    """Return the seconds to the next sample: few at first, more the longer a stage runs."""
+    """Return the seconds to the next batch: few at first, more the longer a stage runs."""
     return min(30.0, max(2.0, elapsed / 20))
 
 
 def _dataset_inputs(stage: StageInfo) -> list[DatasetInput]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    found = []
+    inputs = []
     for given in stage.inputs:
         digest = provenance.content_hash(stage.project / given.path)
         if digest != provenance.ABSENT:
             source = json.dumps({"uri": provenance.name_in(stage.project, given.path)})
             dataset = Dataset(given.name, digest, source_type="local", source=source)
-            found.append(DatasetInput(dataset, [InputTag(_CONTEXT, given.context)]))
-    return found
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", given.context)]))
+    return inputs
