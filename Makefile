@@ -120,7 +120,7 @@ format: install ## format the code
 
 clean: ## remove caches of the tools (data, results and the environment stay)
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	@find pd_core flows tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	@find pd_core flows benchmarks recipes tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 install: repository $(STAMP) ## set up the environment, if it is not
 

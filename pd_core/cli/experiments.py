@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -20,9 +22,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pd_core.cli.common import Reporter
 from pd_core.core.artifacts import read_json
-from pd_core.core.errors import FailedRun, Interrupted
+from pd_core.core.errors import FailedRun, Interrupted, missing
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
 from pd_core.pipeline import ablations, protocols
 from pd_core.pipeline.ablations import AblationParams, load_ablations
@@ -33,6 +34,7 @@ from pd_core.pipeline.signals import EXIT_STATUS, TOLD
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 LOGS = Path("build") / "benchmark"
+RECIPES = Path("recipes")
 
 SHARES: Mapping[str, float] = {
     "prepare": 0.03,
@@ -311,8 +313,12 @@ protocol = typer.Typer(
     help="The four protocols over several seeds: `make protocols`.", no_args_is_help=True
 )
 embedded = typer.Typer(
-    help="The embedded CLIPs: how their weights were made.", no_args_is_help=True
+    help="Recipes of the embedded CLIPs' weights (in a clone).", no_args_is_help=True
 )
+_FORWARDED: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "add_help_option": False,
+}
 
 
 @ablation.command()
@@ -418,42 +424,20 @@ def _summary(report: Path, command: str) -> Any:
     return read_json(report / "summary.json", what="report", remedy=f"run `{command}`")
 
 
-@embedded.command()
-def pretrain(
-    name: Annotated[str, typer.Argument(help="embedded-teacher or embedded-student.")],
-    out: Annotated[Path, typer.Option(help="Folder for weights and log.")],
-    images: Annotated[int, typer.Option(help="Pictures to see in all.")],
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads; they decide the last bits.")] = 1,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    start: Annotated[
-        Path | None, typer.Option(help="Weights to go on from.", show_default=False)
-    ] = None,
-) -> None:
-    """Pre-train an embedded CLIP on drawn characters (see weights/README.md)."""
-    compute_with(threads)
-    from pd_core.recipes import Recipe, run
-
-    recipe = Recipe(name, images=images, seed=seed, threads=threads, lr=lr, start=start)
-    with Reporter(name) as progress:
-        run(recipe, out, on_progress=progress.progress)
+@embedded.command(**_FORWARDED)
+def pretrain(context: typer.Context) -> None:
+    """Pre-train an embedded CLIP on rendered characters (pd_core/models/weights/README.md)."""
+    _recipe("pretrain", context.args)
 
 
-@embedded.command("zero-shot")
-def zero_shot(
-    out: Annotated[Path, typer.Option(help="Folder for zero_shot.json and zero_shot.md.")],
-) -> None:
-    """Measure both embedded CLIPs zero-shot on the prepared data sets."""
-    params = load_params(PARAMS)
-    compute_with(params.run.threads)
-    from pd_core import recipes as measure
+@embedded.command("zero-shot", **_FORWARDED)
+def zero_shot(context: typer.Context) -> None:
+    """Evaluate both embedded CLIPs zero-shot on the prepared data sets."""
+    _recipe("zero-shot", context.args)
 
-    with Reporter("zero-shot") as progress:
-        measure.zero_shot_table(
-            DATA / "prepare",
-            out,
-            datasets=list(params.datasets),
-            models={block.model: block.weights for block in (params.teacher, params.student)},
-            threads=params.run.threads,
-            on_progress=progress.progress,
-        )
+
+def _recipe(name: str, arguments: Sequence[str]) -> None:
+    """Run a program of the folder `recipes`, which is no part of the package."""
+    if not RECIPES.is_dir():
+        raise missing("recipes", RECIPES, "run this in a clone of the project")
+    raise typer.Exit(subprocess.call([sys.executable, "-m", RECIPES.name, name, *arguments]))

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import tiny
 
-from pd_core import recipes
+from recipes.embedded_clips import zero_shot_table
 
 
 def test_the_table_has_every_data_set_and_the_average_of_each_model(tmp_path: Path) -> None:
     for name in ("flowers", "pets"):
         tiny.prepared(tmp_path / "prepare" / name)
     weights = tiny.weights(tmp_path)
-    table = recipes.zero_shot_table(
+    table = zero_shot_table(
         tmp_path / "prepare",
         tmp_path / "out",
         datasets=["flowers", "pets"],

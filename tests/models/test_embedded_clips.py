@@ -1,6 +1,7 @@
 """The embedded CLIPs: their weights, their tokenizer, and the recipe behind them."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pd_core import recipes
+from pd_core.cli import main
 from pd_core.core.errors import BadArtifact, MissingFile
 from pd_core.data.catalog import embedded as benchmark
 from pd_core.data.catalog import embedded as glyphs
 from pd_core.models import clip as clips
 from pd_core.models.clip import load_clip
 from pd_core.models.prompts import encode_image
-from pd_core.recipes import Recipe
+from recipes import embedded_clips as recipes
+from recipes.embedded_clips import Recipe
 
 MEGABYTE = 10**6
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_shipped_weights_take_at_most_12_megabytes() -> None:
@@ -130,3 +133,16 @@ def test_the_shipped_teacher_leads_the_shipped_student_by_five_points() -> None:
     table = json.loads((clips.WEIGHTS_FOLDER / "zero_shot.json").read_text())
     assert len(table) == 12
     assert table["average"]["embedded-teacher"] - table["average"]["embedded-student"] >= 5
+
+
+def test_the_verb_runs_the_recipe_in_a_clone_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["embedded", "pretrain", "nothing", "--images", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["promptkd", *arguments])
+    for folder, message in ((ROOT, "unknown embedded model"), (tmp_path, "in a clone")):
+        monkeypatch.chdir(folder)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert message in capfd.readouterr().err

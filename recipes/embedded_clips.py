@@ -1,4 +1,4 @@
-"""Recipes behind the embedded CLIPs: contrastive pre-training, and their zero-shot table."""
+"""Contrastive pre-training of the embedded CLIPs, and their zero-shot accuracy."""
 
 from __future__ import annotations
 
@@ -43,25 +43,33 @@ _DIGIT_NAMES = tuple(embedded.character_name(digit) for digit in "0123456789")
 
 @dataclass(frozen=True)
 class Corpus:
-    """All (character, font) pairs of pre-training."""
+    """All (character, font) pairs of the pre-training.
 
-    masters: Tensor  # uint8 (P, M, M)
-    character_of: NDArray[np.int64]  # (P,) index into names
+    Attributes:
+        masters: rendered characters, uint8 (P, M, M).
+        character_of: index into `names`, (P,).
+        names: of the C characters.
+        lookalike: group of each character, int64 (C,); characters with equal images share one.
+        favoured: indices of the pairs whose character lies in a block of the benchmark.
+    """
+
+    masters: Tensor
+    character_of: NDArray[np.int64]
     names: tuple[str, ...]
-    lookalike: Tensor  # int64 (C,) characters with equal pictures share a number
-    favoured: NDArray[np.int64]  # indices of pairs whose character lies in a benchmark block
+    lookalike: Tensor
+    favoured: NDArray[np.int64]
 
 
 def training_names() -> tuple[str, ...]:
-    """Return the names of all characters that the pre-training fonts can draw, sorted."""
+    """Return the names of all characters in the pre-training fonts, sorted."""
     chars = frozenset().union(*(embedded.characters(font) for font in embedded.PRETRAINING_FONTS))
     return tuple(sorted(embedded.character_name(char) for char in chars))
 
 
 def write_merges(path: Path) -> None:
-    """Write the merges of CLIP's tokenizer that the corpus's words pass through.
+    """Write the merges of CLIP's tokenizer that the corpus needs, in CLIP's order.
 
-    The file has the form that ``open_clip.SimpleTokenizer`` reads; its order is CLIP's own.
+    The file has the format that ``open_clip.SimpleTokenizer`` reads.
     """
     clip = open_clip.SimpleTokenizer()
     texts = [*training_names(), *_TEMPLATES, *_COMMON_TEMPLATES, *_DIGIT_NAMES, "x"]
@@ -77,7 +85,7 @@ def write_merges(path: Path) -> None:
 
 
 def _merges_of(piece: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, str]]:
-    """Return the merges that build one vocabulary entry out of single characters."""
+    """Return the merges that build a vocabulary entry from single characters."""
     ending = "</w>" if piece.endswith("</w>") else ""
     word = list(piece.removesuffix("</w>"))
     if word:
@@ -93,7 +101,7 @@ def _merges_of(piece: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, 
 
 
 def build_corpus() -> Corpus:
-    """Draw every character in every pre-training font (about 38,000 masters, 90 MB)."""
+    """Render every character in every pre-training font (about 38,000 masters, 90 MB)."""
     index: dict[str, int] = {}
     masters: list[NDArray[np.uint8]] = []
     character_of: list[int] = []
@@ -121,7 +129,7 @@ def build_corpus() -> Corpus:
 
 
 def _lookalikes(masters: NDArray[np.uint8], owners: NDArray[np.int64], count: int) -> Tensor:
-    """Number the characters so that any two with an equal picture share a number."""
+    """Return a group number for each character; two with an equal image share a group."""
     group = list(range(count))
 
     def root(member: int) -> int:
@@ -137,7 +145,7 @@ def _lookalikes(masters: NDArray[np.uint8], owners: NDArray[np.int64], count: in
 
 
 def captions(names: Sequence[str], rng: random.Random) -> list[str]:
-    """Put each name into a template: the common ones half of the time."""
+    """Put each name into a random template, half of the time a common one."""
     return [
         rng.choice(_COMMON_TEMPLATES if rng.random() < 0.5 else _TEMPLATES).format(name)
         for name in names
@@ -145,30 +153,30 @@ def captions(names: Sequence[str], rng: random.Random) -> list[str]:
 
 
 def sample_pairs(corpus: Corpus, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a batch: half from the benchmark's blocks of characters, half from everywhere."""
+    """Draw a batch of pairs: half from the benchmark's blocks of characters, half from all."""
     half = size // 2
     favoured = rng.choice(corpus.favoured, half, replace=False)
     everywhere = rng.integers(0, len(corpus.character_of), size - half)
     return np.concatenate([favoured, everywhere])
 
 
-PICTURE_SIZE = 32
+IMAGE_SIZE = 32
 _MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
 _STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
 
 class Augmenter:
-    """Turns masters into training pictures; every draw comes from one generator."""
+    """Random augmentation of masters into training images, from one generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        """Take the source of all draws."""
+        """Use `generator` for all random draws."""
         self._generator = generator
 
     def _uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=self._generator)
 
     def _chance(self, n: int, probability: float) -> Tensor:
-        """Draw a 0/1 switch a picture: (N, 1, 1, 1)."""
+        """Draw 0 or 1 for each image: (N, 1, 1, 1)."""
         return (self._uniform(n, 1, 1, 1) < probability).float()
 
     def __call__(self, masters: Tensor, *, difficulty: float) -> Tensor:
@@ -176,17 +184,17 @@ class Augmenter:
 
         Args:
             masters: ink, uint8 (B, M, M).
-            difficulty: from 0 (black on white, upright) to 1; each picture draws its own below it.
+            difficulty: from 0 (black on white, upright) to 1; each image draws its own below it.
 
         Returns:
-            Normalised pictures, float32 (B, 3, ``PICTURE_SIZE``, ``PICTURE_SIZE``).
+            Normalised images, float32 (B, 3, ``IMAGE_SIZE``, ``IMAGE_SIZE``).
         """
         strength = difficulty * self._uniform(len(masters), 1, 1, 1).sqrt()
         ink = self._pose(masters[:, None].float() / 255, strength.flatten())
         ink = ink + strength * (self._strokes(ink) - ink)
         painted = self._dirt(self._paint(ink))
-        picture = (1 - ink) + strength * (painted - (1 - ink))
-        return (picture.clamp(0, 1) - _MEAN) / _STD
+        image = (1 - ink) + strength * (painted - (1 - ink))
+        return (image.clamp(0, 1) - _MEAN) / _STD
 
     def _pose(self, ink: Tensor, strength: Tensor) -> Tensor:
         n = len(ink)
@@ -198,7 +206,7 @@ class Augmenter:
         shift = strength[:, None] * self._uniform(n, 2, low=-0.15, high=0.15)
         top = torch.stack([cos * aspect, cos * shear - sin, shift[:, 0]], dim=1)
         bottom = torch.stack([sin * aspect, sin * shear + cos, shift[:, 1]], dim=1)
-        size = [n, 1, PICTURE_SIZE, PICTURE_SIZE]
+        size = [n, 1, IMAGE_SIZE, IMAGE_SIZE]
         grid = F.affine_grid(torch.stack([top, bottom], dim=1), size, align_corners=False)
         return F.grid_sample(ink, grid, mode="bilinear", align_corners=False)
 
@@ -225,39 +233,39 @@ class Augmenter:
         target = (lightness - darker * contrast).clamp(0, 1)
         tint = self._uniform(n, 3, 1, 1, low=-0.2, high=0.2)
         paint = (target + tint).clamp(0, 1)
-        picture = paper * (1 - ink) + paint * ink
+        image = paper * (1 - ink) + paint * ink
         coarse = self._uniform(n, 3, 4, 4, low=-1, high=1)
-        light = F.interpolate(coarse, PICTURE_SIZE, mode="bilinear", align_corners=False)
-        return picture + self._chance(n, 0.6) * self._uniform(n, 1, 1, 1, high=0.25) * light
+        light = F.interpolate(coarse, IMAGE_SIZE, mode="bilinear", align_corners=False)
+        return image + self._chance(n, 0.6) * self._uniform(n, 1, 1, 1, high=0.25) * light
 
-    def _dirt(self, picture: Tensor) -> Tensor:
+    def _dirt(self, image: Tensor) -> Tensor:
         """Add ruled lines, specks and noise."""
-        n = len(picture)
-        position = torch.arange(PICTURE_SIZE)
-        for shape in ((n, 1, PICTURE_SIZE, 1), (n, 1, 1, PICTURE_SIZE)):
+        n = len(image)
+        position = torch.arange(IMAGE_SIZE)
+        for shape in ((n, 1, IMAGE_SIZE, 1), (n, 1, 1, IMAGE_SIZE)):
             pitch = torch.randint(5, 33, (n, 1, 1, 1), generator=self._generator)
             start = torch.randint(0, 32, (n, 1, 1, 1), generator=self._generator)
             line = ((position.view(1, *shape[1:]) + start) % pitch == 0).float()
             strength = self._chance(n, 0.25) * self._uniform(n, 1, 1, 1, high=0.7)
-            picture = picture + strength * line * (self._uniform(n, 3, 1, 1) - picture)
-        specks = (self._uniform(n, 1, PICTURE_SIZE, PICTURE_SIZE) < 0.04).float()
+            image = image + strength * line * (self._uniform(n, 3, 1, 1) - image)
+        specks = (self._uniform(n, 1, IMAGE_SIZE, IMAGE_SIZE) < 0.04).float()
         speck = self._chance(n, 0.2) * specks
-        picture = picture + speck * (self._uniform(n, 3, 1, 1) - picture)
-        noise = torch.randn(picture.shape, generator=self._generator)
-        return picture + self._uniform(n, 1, 1, 1, high=0.12) * noise
+        image = image + speck * (self._uniform(n, 3, 1, 1) - image)
+        noise = torch.randn(image.shape, generator=self._generator)
+        return image + self._uniform(n, 1, 1, 1, high=0.12) * noise
 
 
 def contrastive_loss(
     image_features: Tensor, text_features: Tensor, owner: Tensor, lookalike: Tensor, scale: Tensor
 ) -> Tensor:
-    """Symmetric contrastive loss over a batch's distinct captions.
+    """Compute the symmetric contrastive loss over a batch's distinct captions.
 
     Args:
         image_features: unit length (B, D).
-        text_features: unit length (U, D), one a distinct caption.
-        owner: caption of each image, (B,) in 0..U-1.
-        lookalike: (U,) captions whose pictures look alike share a number; they are no negatives.
-        scale: factor of the cosines, ().
+        text_features: unit length (U, D), one for each distinct caption.
+        owner: index of each image's caption, (B,) in 0..U-1.
+        lookalike: group of each caption, (U,); captions of one group are no negatives.
+        scale: factor of the cosine similarities, ().
 
     Returns:
         The mean of both directions, ().
@@ -273,28 +281,38 @@ def contrastive_loss(
 
 
 def encode_texts(model: open_clip.CustomTextCLIP, texts: Sequence[str]) -> Tensor:
-    """Encode texts, cut after the longest one's end: (U, D), unit length."""
+    """Encode texts, truncated after the longest one's end: (U, D), unit length."""
     tokens = cut_after_end(embedded_tokenizer()(list(texts)))
     return F.normalize(encode_text(model.text, tokens), dim=-1)
 
 
 def rate(step: int, steps: int) -> float:
-    """Return the learning rate's factor: warm up over 100 steps, then a half cosine to zero."""
+    """Return the learning rate's factor: warm-up over 100 steps, then a half cosine to zero."""
     warm = min(1.0, (step + 1) / 100)
     return warm * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a pre-training."""
+    """Settings of a pre-training.
 
-    name: str  # one of ``models.clip.EMBEDDED``
-    images: int  # to see in all
-    seed: int  # decides weights, order and augmentation
-    threads: int  # of the CPU; the last bits of the weights depend on it
-    batch_size: int = 128  # images a step
-    lr: float = 1e-3  # AdamW's peak
-    start: Path | None = None  # weights of an earlier call to go on from; None for random ones
+    Attributes:
+        name: of the model, one of ``models.clip.EMBEDDED``.
+        images: number of training images in all.
+        seed: of the weights, the order and the augmentation.
+        threads: of the CPU; the last bits of the weights depend on it.
+        batch_size: images a step.
+        lr: peak learning rate of AdamW.
+        start: weights to start from; None for random ones.
+    """
+
+    name: str
+    images: int
+    seed: int
+    threads: int
+    batch_size: int = 128
+    lr: float = 1e-3
+    start: Path | None = None
 
 
 def pretrain(
@@ -302,13 +320,13 @@ def pretrain(
 ) -> open_clip.CustomTextCLIP:
     """Pre-train an embedded model.
 
-    Without weights to start from, pictures grow harder over the first eighth of the steps: with
-    full difficulty at once the loss stays at chance for hundreds of steps.
+    Without weights to start from, the difficulty of the images grows over the first eighth of the
+    steps: at full difficulty the loss stays at chance for hundreds of steps.
 
     Args:
-        recipe: what to train, and how.
-        on_report: takes {images, loss, accuracy} and the model every 100 steps; accuracy is that
-            of naming a picture among the captions of its batch.
+        recipe: settings.
+        on_report: called every 100 steps with {images, loss, accuracy} and the model; accuracy is
+            that of choosing an image's caption within its batch.
 
     Returns:
         The trained model in eval mode.
@@ -335,8 +353,8 @@ def pretrain(
         texts = captions([corpus.names[index] for index in distinct], text_rng)
         owners = torch.from_numpy(owner)
         difficulty = 1.0 if start is not None else min(1.0, step * 8 / steps)
-        pictures = augment(corpus.masters[pairs], difficulty=difficulty)
-        image_features = F.normalize(model.visual(pictures), dim=-1)
+        images = augment(corpus.masters[pairs], difficulty=difficulty)
+        image_features = F.normalize(model.visual(images), dim=-1)
         text_features = encode_texts(model, texts)
         scale = model.logit_scale.clamp(max=np.log(100)).exp()
         loss = contrastive_loss(
@@ -361,16 +379,16 @@ def run(
 ) -> None:
     """Pre-train an embedded model; write `<name>.safetensors` and `<name>.log.jsonl`.
 
-    The weights so far are stored with every line of the log.
+    The current weights are stored with every line of the log.
 
     Args:
-        recipe: what to train, and how.
-        out: folder to write into.
-        on_progress: called with pictures seen and pictures in all.
+        recipe: settings.
+        out: output folder.
+        on_progress: called with the number of images seen and of images in all.
 
     Raises:
         UnknownName: there is no such embedded model.
-        MissingFile: there are no weights to start from.
+        MissingFile: the weights to start from do not exist.
         PdError: the folder cannot be written.
     """
     if recipe.start is not None and not recipe.start.is_file():
@@ -378,14 +396,14 @@ def run(
     weights = out / f"{recipe.name}.safetensors"
     lines: list[str] = []
 
-    def keep(report: dict[str, float], model: nn.Module) -> None:
+    def store(report: dict[str, float], model: nn.Module) -> None:
         lines.append(json.dumps({key: round(value, 4) for key, value in report.items()}))
         write_text(out / f"{recipe.name}.log.jsonl", "\n".join(lines) + "\n")
         save_weights(model, weights)
         if on_progress is not None:
             on_progress(int(report["images"]), recipe.images)
 
-    save_weights(pretrain(recipe, keep), weights)
+    save_weights(pretrain(recipe, store), weights)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -407,16 +425,16 @@ def zero_shot_table(
     batch_size: int = 256,
     on_progress: OnProgress | None = None,
 ) -> Table:
-    """Measure models zero-shot on all classes at once; write `zero_shot.json` and `zero_shot.md`.
+    """Evaluate CLIPs zero-shot on all classes at once; write `zero_shot.json` and `zero_shot.md`.
 
     Args:
         prepared: folder of the `prepare` stage's outputs.
-        out: folder to write into.
-        datasets: the data sets, all prepared.
-        models: names of CLIPs, and their weights.
+        out: output folder.
+        datasets: names of the data sets, all prepared.
+        models: weights by the CLIP's name.
         threads: CPU threads.
         batch_size: images per step.
-        on_progress: called with data sets done and data sets in all.
+        on_progress: called with the number of data sets done and of data sets in all.
 
     Returns:
         Top-1 accuracy in percent by data set and model, and a row `average`.
