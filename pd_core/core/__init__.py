@@ -1,1 +1,1 @@
-"""Errors, files with checksums and enums that every other room uses."""
+"""Errors, files with checksums, typed configurations and enums that every other room uses."""

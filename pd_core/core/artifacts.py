@@ -1,11 +1,8 @@
-"""Files that stages hand to each other: JSON, safetensors, and folders of them.
+"""Artifacts of stages: JSON and safetensors files, and checksums of folders.
 
-A reader sees the old content or the new one, never a half, and refuses content
-that has been damaged since it was written. The same content gives the same
-bytes: sorted keys, no times, no host names.
-
-Writers raise `PdError` where the folder cannot be written. Readers are told
-what the file is, and the remedy if it is absent or damaged, for the message.
+Writes are atomic and reproducible (sorted keys, no times, no host names); corrupt content is
+refused. Writers raise `PdError` if the folder cannot be written. Readers take a description of the
+file and a remedy for their error messages.
 """
 
 import hashlib
@@ -22,23 +19,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
-"""What the files beside it contain, as `sha256sum` writes it: `sha256sum -c SHA256SUMS` checks."""
+"""Checksums of the files beside it, in the format of `sha256sum -c SHA256SUMS`."""
 
-_CHECKSUM = "sha256"  # in the metadata of a safetensors file
-_METADATA = "__metadata__"  # in the header of one
+_CHECKSUM = "sha256"  # key in the metadata of a safetensors file
+_METADATA = "__metadata__"  # key in its header
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically, with line feeds on every system."""
+    """Write a UTF-8 file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON: sorted keys, two-space indent, a newline at the end.
-
-    Raises:
-        ValueError: the value holds a NaN or an infinity, which JSON has not.
-    """
+    """Write a value as JSON with sorted keys; raises ValueError for a NaN or an infinity."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -47,7 +40,7 @@ def read_json(path: Path, *, what: str = "file", remedy: str = "run the stage be
     """Read a JSON file.
 
     Raises:
-        MissingFile: there is no such file.
+        MissingFile: the file does not exist.
         BadArtifact: it is not JSON.
     """
     content = _read_bytes(path, what, remedy)
@@ -58,13 +51,7 @@ def read_json(path: Path, *, what: str = "file", remedy: str = "run the stage be
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
-    """Write named tensors as safetensors, in the order of their names, with a checksum.
-
-    Args:
-        path: the file.
-        tensors: any shapes; copied to the CPU.
-        metadata: strings that describe them, stored in the file's header.
-    """
+    """Write named tensors and metadata as a safetensors file with a checksum."""
     header, data = _plain(tensors)
     header[_METADATA] |= metadata
     header[_METADATA][_CHECKSUM] = _content_hash(header, data)
@@ -72,7 +59,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
 
 def write_weights(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write named tensors as a bare safetensors file, as weights of a CLIP come."""
+    """Write named tensors as a safetensors file without metadata, like published weights."""
     header, data = _plain(tensors)
     write_bytes(path, _encoded(header) + data)
 
@@ -80,21 +67,18 @@ def write_weights(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 def read_tensors(
     path: Path, *, what: str = "file", remedy: str = "run the stage before"
 ) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Read what `write_tensors` wrote, onto the CPU.
-
-    Returns:
-        The tensors by name, and the metadata.
+    """Read tensors (onto the CPU) and metadata of a file written by `write_tensors`.
 
     Raises:
-        MissingFile: there is no such file.
-        BadArtifact: it is not a safetensors file, or its content is not what was written.
+        MissingFile: the file does not exist.
+        BadArtifact: it is not a safetensors file, or its checksum does not match.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     content = _read_bytes(path, what, remedy)
     try:
-        tensors = load(content)  # checks sizes against shapes before it allocates
+        tensors = load(content)  # checks sizes against shapes before it allocates memory
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
     except (SafetensorError, ValueError) as error:
@@ -102,19 +86,13 @@ def read_tensors(
     metadata: dict[str, str] = header.get(_METADATA) or {}
     recorded = metadata.pop(_CHECKSUM, None)
     if recorded != _content_hash(header, memoryview(content)[8 + size :]):
-        raise BadArtifact(
-            f"{what} '{path}' is damaged: its content is not what its checksum says; {remedy}"
-        )
+        raise BadArtifact(f"{what} '{path}' is corrupt: its checksum does not match; {remedy}")
     return tensors, metadata
 
 
 @contextmanager
 def understood(path: Path, *, what: str, remedy: str) -> Iterator[None]:
-    """Say in one line that an artifact's content means nothing to the block that interprets it.
-
-    Raises:
-        BadArtifact: an entry is missing, or is none that can be.
-    """
+    """Raise BadArtifact if the block misses an entry of an artifact or cannot interpret one."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
@@ -122,49 +100,40 @@ def understood(path: Path, *, what: str, remedy: str) -> Iterator[None]:
 
 
 def check_numbers(tensors: "Mapping[str, Tensor]", path: Path, *, what: str, remedy: str) -> None:
-    """Make sure that a model is made of finite floating-point numbers, its counters apart.
-
-    Raises:
-        BadArtifact: a tensor is not.
-    """
+    """Raise BadArtifact unless all of a model's tensors are finite floating-point numbers."""
     for name, value in tensors.items():
-        if name.endswith("num_batches_tracked"):  # batch norm's
+        if name.endswith("num_batches_tracked"):  # the counter of batch norm
             continue
         if not value.is_floating_point() or not bool(value.isfinite().all()):
             raise BadArtifact(
-                f"{what} '{path}' has a tensor '{name}' that is not of finite floating-point"
+                f"{what} '{path}': tensor '{name}' has values that are not finite floating-point"
                 f" numbers; {remedy}"
             )
 
 
 def write_sums(folder: Path) -> None:
-    """Record the hashes of all files in a folder in its `SHA256SUMS`."""
+    """Write `SHA256SUMS` for all files in a folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS)
     lines = [f"{file_hash(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     write_text(folder / SUMS, "".join(lines))
 
 
 def check_sum(path: Path, *, what: str = "file", remedy: str) -> None:
-    """Make sure that a file is what the `SHA256SUMS` beside it says.
+    """Verify a file against the `SHA256SUMS` beside it.
 
     Raises:
-        MissingFile: it, or `SHA256SUMS`, is not there.
-        BadArtifact: it is not listed there, or its content is another.
+        MissingFile: the file or `SHA256SUMS` does not exist.
+        BadArtifact: it is not listed, or its checksum does not match.
     """
     sums = path.parent / SUMS
-    found = file_hash(path, what=what, remedy=remedy)
-    known = _read_bytes(sums, f"checksum of the {what}", remedy).splitlines()
-    if f"{found}  {path.name}".encode() not in known:
-        raise BadArtifact(f"{what} '{path}' is not what '{sums}' says; {remedy}")
+    digest = file_hash(path, what=what, remedy=remedy)
+    listed = _read_bytes(sums, f"checksum of the {what}", remedy).splitlines()
+    if f"{digest}  {path.name}".encode() not in listed:
+        raise BadArtifact(f"{what} '{path}' does not match its checksum in '{sums}'; {remedy}")
 
 
 def file_hash(path: Path, *, what: str = "file", remedy: str = "check the path") -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal.
-
-    Raises:
-        MissingFile: there is no such file.
-        BadArtifact: it cannot be read.
-    """
+    """Return the SHA-256 of a file in hexadecimal; raises MissingFile or BadArtifact."""
     if not path.is_file():
         raise missing(what, path, remedy)
     try:
@@ -192,7 +161,7 @@ def _plain(tensors: "Mapping[str, Tensor]") -> tuple[dict[str, Any], bytes]:
     from safetensors.torch import save
 
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    # Without an entry the library writes a header that is not JSON, if there are no tensors.
+    # Without metadata the library's header of no tensors is not JSON.
     content = save(plain, metadata={_CHECKSUM: ""})
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -200,18 +169,14 @@ def _plain(tensors: "Mapping[str, Tensor]") -> tuple[dict[str, Any], bytes]:
 
 
 def _encoded(header: Mapping[str, Any]) -> bytes:
-    """Write a safetensors header with sorted keys.
-
-    The library keeps the metadata in a hash map, whose order differs from run
-    to run, so equal content would give unequal files.
-    """
+    """Encode a safetensors header with sorted keys; the library's order differs from run to run."""
     text = _sorted_json(header)
     text += b" " * (-len(text) % 8)  # the data must start at a multiple of eight bytes
     return len(text).to_bytes(8, "little") + text
 
 
 def _content_hash(header: Mapping[str, Any], data: bytes | memoryview) -> str:
-    """Hash what a safetensors file holds, its checksum apart."""
+    """Hash the content of a safetensors file without its checksum."""
     digest = hashlib.sha256(_sorted_json(header))
     digest.update(data)
     return digest.hexdigest()

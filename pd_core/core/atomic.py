@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all, whatever happens while they are written.
+"""Atomic writes of files and folders.
 
-Everything is written under a temporary name beside its destination, brought to the disk, and
-renamed into place. The writer holds a lock on the temporary name, which ends with its process;
-so the next writer of the same destination can tell what a killed one left, and clears it away.
+Content is written under a temporary name beside its destination, flushed to the disk, and renamed.
+The writer locks the temporary name; a lock ends with its process, so the next writer of the same
+destination recognises the remains of a killed one and removes them.
 """
 
 import errno
@@ -17,15 +17,15 @@ from pathlib import Path
 from pd_core.core.errors import NoSpace, PdError
 
 _PARTIAL = ".partial"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, a file's size
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, file size
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file at once, making its folder if there is none.
+    """Write a file atomically, creating its folder.
 
     Raises:
-        NoSpace: the disk is full; what was at `path` is still there.
+        NoSpace: the disk is full; the old file is kept.
         PdError: the folder cannot be written.
     """
     with _explained(path, len(data)):
@@ -46,10 +46,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder, then put it in place of `path` at once.
+    """Replace a folder atomically: yields an empty folder, which takes the place of `path`.
 
-    The block gets an empty folder beside `path`. If it raises, or its process is killed, `path`
-    stays as it was.
+    If the block raises or its process is killed, `path` stays as it was.
 
     Raises:
         NoSpace: the disk is full.
@@ -74,13 +73,13 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Clear away what killed processes left beside `path` when they were writing it.
+    """Remove what killed writers of `path` left beside it.
 
-    One that was killed while a new folder took the old one's place had finished its work: the new
-    one is put in place.
+    A writer killed between the two renames of a folder had finished: its new folder is put in
+    place.
     """
-    for temporary in _left_beside(path):
-        descriptor = _lock_of_the_dead(temporary)
+    for temporary in _temporaries(path):
+        descriptor = _lock_abandoned(temporary)
         if descriptor is None:
             continue
         try:
@@ -95,13 +94,7 @@ def sweep(path: Path) -> None:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Make sure that a disk has room in bytes, before long work whose result would not fit.
-
-    The folder need not be there yet; the message says what needs the room.
-
-    Raises:
-        NoSpace: there is less.
-    """
+    """Raise NoSpace unless `needed` bytes are free in a folder, which need not exist yet."""
     free = shutil.disk_usage(existing(folder)).free
     if free < needed:
         raise NoSpace(
@@ -111,13 +104,13 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 def existing(path: Path) -> Path:
-    """Return a path, or the nearest folder above it that is there."""
+    """Return a path, or its nearest parent that exists."""
     path = path.resolve()
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def readable(size: float) -> str:
-    """Write a number of bytes for people, such as "1.5 GiB"."""
+    """Format a number of bytes, such as "1.5 GiB"."""
     unit = 0
     while size >= 1024 and unit < len(_UNITS) - 1:
         size /= 1024
@@ -126,7 +119,7 @@ def readable(size: float) -> str:
 
 
 def _temporary_file(path: Path) -> tuple[int, Path]:
-    """Make a file beside `path`; return its descriptor, which holds the lock, and its path."""
+    """Create a locked file beside `path`; return its descriptor and its path."""
     while True:
         descriptor, name = tempfile.mkstemp(_PARTIAL, f".{path.name}.", path.parent)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -136,7 +129,7 @@ def _temporary_file(path: Path) -> tuple[int, Path]:
 
 
 def _temporary_folder(path: Path) -> tuple[int, Path]:
-    """Make a folder beside `path`; return a descriptor that holds the lock, and its path."""
+    """Create a locked folder beside `path`; return its descriptor and its path."""
     while True:
         temporary = Path(tempfile.mkdtemp(_PARTIAL, f".{path.name}.", path.parent))
         try:
@@ -149,7 +142,7 @@ def _temporary_folder(path: Path) -> tuple[int, Path]:
         os.close(descriptor)
 
 
-def _left_beside(path: Path) -> list[Path]:
+def _temporaries(path: Path) -> list[Path]:
     with os.scandir(path.parent) as entries:
         return [
             Path(entry.path)
@@ -158,11 +151,11 @@ def _left_beside(path: Path) -> list[Path]:
         ]
 
 
-def _lock_of_the_dead(temporary: Path) -> int | None:
-    """Lock a temporary name if no living process does; return the descriptor."""
+def _lock_abandoned(temporary: Path) -> int | None:
+    """Lock a temporary name unless its writer is alive; return the descriptor."""
     try:
         descriptor = os.open(temporary, os.O_RDONLY)
-    except OSError:  # its writer has just finished, or it is another user's
+    except OSError:  # the writer has just finished, or is another user
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,7 +166,7 @@ def _lock_of_the_dead(temporary: Path) -> int | None:
 
 
 def _swap(temporary: Path, path: Path) -> None:
-    """Put the finished folder in place of `path`; the old one goes with the temporary folder."""
+    """Rename the new folder to `path`; the old one is moved into the temporary folder."""
     old = temporary / "old"
     if path.exists():
         path.rename(old)
@@ -187,7 +180,7 @@ def _swap(temporary: Path, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -197,7 +190,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _explained(path: Path, needed: int | None = None, *, only_full: bool = False) -> Iterator[None]:
-    """Turn the system's refusals into one line; with `only_full`, those for want of space alone."""
+    """Turn an OSError into a PdError; with `only_full`, only for want of space."""
     try:
         yield
     except OSError as error:
@@ -216,5 +209,5 @@ def _full(path: Path, needed: int | None, error: OSError) -> NoSpace:
     wanted = "" if needed is None else f"{readable(needed)} are needed, "
     return NoSpace(
         f"cannot write '{path}': {error.strerror}: {wanted}{free} are free; make room and start"
-        " again, what was there before is still there"
+        " again, the old content is kept"
     )

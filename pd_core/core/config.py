@@ -1,4 +1,4 @@
-"""Typed configurations: their base, the ranges of their numbers, and what many stages share."""
+"""Typed configurations: the base class, types of numbers, and those of several stages."""
 
 import re
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ Device = Annotated[str, AfterValidator(_device)]
 
 
 class Config(BaseModel):
-    """Named values: unknown ones are refused, nothing is converted, nothing changes."""
+    """Base of configurations: frozen, strict, unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ClipConfig(Config):
-    """A CLIP."""
+    """A CLIP model."""
 
     model: Annotated[str, Field(min_length=1)]
-    weights: str | None  # file, or a tag of open_clip's
+    weights: str | None  # file, or tag of open_clip
 
 
 class Clips(NamedTuple):
@@ -45,37 +45,29 @@ class Clips(NamedTuple):
 
 
 class ComputeConfig(Config):
-    """How a stage computes."""
+    """Compute settings of a stage."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)]  # as far as torch's generators go
-    threads: Count  # of the CPU; they decide the last bits
+    seed: Annotated[int, Field(ge=0, lt=2**63)]  # limit of torch's generators
+    threads: Count  # of the CPU; their number changes the last bits
     device: Device
-    precision: Precision  # of the towers; what is trained and the losses stay fp32
-    workers: CountOrZero  # processes that decode images; they change nothing
+    precision: Precision  # of the towers; trained parameters and losses stay fp32
+    workers: CountOrZero  # processes that decode images; results do not depend on them
     on_corrupt: OnCorrupt  # a skipped image is counted
-    compile: bool  # whether torch compiles the towers' blocks
+    compile: bool  # torch.compile for the blocks of the towers
 
 
 class Compute(ComputeConfig):
-    """How a stage computes, and where its images are."""
+    """Compute settings and the folder of the images."""
 
     data_root: Path  # folder that holds the photo data sets
 
 
 @dataclass(frozen=True)
 class StagePaths:
-    """Folders of the stages of one data set, each written by the stage of its name.
-
-    Attributes:
-        prepared: by `prepare`.
-        teacher: by `teacher`.
-        vectors: by `class_vectors`.
-        student: by `student`.
-        evaluation: by `evaluate`.
-    """
+    """Output folders of the stages of one data set."""
 
     prepared: Path
     teacher: Path
-    vectors: Path
+    vectors: Path  # of the stage `class_vectors`
     student: Path
     evaluation: Path

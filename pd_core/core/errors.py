@@ -1,7 +1,4 @@
-"""The errors a user can cause, each with a one-line message; a Python without the packages is one.
-
-What is imported here every Python has.
-"""
+"""Errors that users can cause, with one-line messages; imports the standard library only."""
 
 from __future__ import annotations
 
@@ -13,54 +10,51 @@ from pathlib import Path
 
 
 class PdError(Exception):
-    """Base of all errors that the user can put right; its text is one line."""
+    """Base of all errors that users can correct; the message is one line."""
 
     def __init__(self, message: str) -> None:
-        """Keep `message` on one line, whatever it was built from."""
+        """Join the lines of `message`."""
         super().__init__(" ".join(message.split()))
 
 
 class UnknownName(PdError):
-    """A name that is in no catalogue: a data set, a model, a method, a key."""
+    """An unknown name of a data set, model, method or key."""
 
 
 class BadParams(PdError):
-    """A parameter of the wrong type, out of range, or at odds with another one."""
+    """A parameter of the wrong type, out of range, or in conflict with another one."""
 
 
 class BadData(PdError):
-    """A data set, list or picture that cannot be what it claims to be."""
+    """An invalid data set, list or image."""
 
 
 class MissingFile(PdError):
-    """A file or folder that an earlier step, or the user, has to provide."""
+    """A missing file or folder, of an earlier stage or the user."""
 
 
 class BadArtifact(PdError):
-    """An artifact of an earlier stage that does not fit what it is used for."""
+    """A corrupt artifact, or one that does not fit its use."""
 
 
 class NoSpace(PdError):
-    """A disk, or the user's share of it, has no room for what is to be written."""
+    """A full disk or quota."""
 
 
 class Diverged(PdError):
-    """A training whose numbers are no longer finite."""
+    """A training with losses or weights that are not finite."""
 
 
 class FailedRun(PdError):
-    """A training that ended with something that is no model."""
+    """A training that ended without a usable model."""
 
 
 class Interrupted(PdError):
-    """A run that was told to end early, and goes on when it is started again."""
+    """A run stopped early by a signal; it resumes when it is started again."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
-    """Make the error for a name, such as a "data set", that is not among the known ones.
-
-    All known names are listed, in their order; a close one is offered as a guess.
-    """
+    """Make the error for an unknown name of a kind, such as "data set", with all valid names."""
     names = list(known)
     close = difflib.get_close_matches(given, names, n=1)
     guess = f" did you mean '{close[0]}'?" if close else ""
@@ -68,30 +62,25 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
 
 
 def missing(what: str, path: Path | str, remedy: str) -> MissingFile:
-    """Make the error for an absent file, such as a "teacher"; it ends with what to do."""
+    """Make the error for a missing file, such as a "teacher"."""
     return MissingFile(f"{what} not found: '{path}'; {remedy}")
 
 
 OLDEST = (3, 11)
-"""Python's version."""
+"""Oldest supported version of Python."""
 
 _REQUIRED = ("dvc", "mlflow", "open_clip", "prefect", "pydantic_settings", "torch", "typer")
 
 
 def require() -> None:
-    """End in one line, with status 2, if this Python cannot run the package.
-
-    So ends a stage in a shell whose environment is not active, where DVC finds another `python3`.
-    """
+    """Exit with status 2 if this Python lacks packages, as where the environment is not active."""
     if lacking := _lacking():
-        sys.stderr.write(
-            f"error: '{sys.executable}' was started, which lacks {lacking}; {activation()}\n"
-        )
+        sys.stderr.write(f"error: '{sys.executable}' lacks {lacking}; {activation()}\n")
         raise SystemExit(2)
 
 
 def activation() -> str:
-    """Return what to type for a Python that has everything."""
+    """Return the command that activates the project's environment."""
     environment = Path(__file__).parents[2] / ".venv"
     install = "" if environment.exists() else "run `make install`, then "
     return f"{install}activate the environment: `source {environment}/bin/activate`"

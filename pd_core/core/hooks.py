@@ -1,4 +1,4 @@
-"""Callbacks through which a stage reports, and is asked to end."""
+"""Callbacks of a stage: progress, metrics, log messages and interruption."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Hooks:
     """Callbacks of a stage; each does nothing by default.
 
     Attributes:
-        interrupted: whether a training is to save its state and end now.
-        on_epoch: called for each epoch, those before a checkpoint too, with its number and metrics.
-        on_progress: called with units done and units in all.
-        on_loss: called now and then with steps done and the mean loss since the last call.
-        on_note: called with a line for people to read.
+        interrupted: returns True when a training should save its state and end.
+        on_epoch: called after each epoch, and for those of a checkpoint, with number and metrics.
+        on_progress: called with the number of units done and in all.
+        on_loss: called from time to time with steps done and the mean loss since the last call.
+        on_note: called with a log message.
     """
 
     interrupted: Callable[[], bool] = _never

@@ -1,10 +1,10 @@
-"""The named choices of the method, as the parameters and the functions spell them."""
+"""Options of the method, as spelled in the parameters."""
 
 from enum import StrEnum
 
 
 class Precision(StrEnum):
-    """What the towers compute in; what is trained stays fp32."""
+    """Precision of the towers; trained parameters stay fp32."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -12,17 +12,17 @@ class Precision(StrEnum):
 
 
 class TeacherMethod(StrEnum):
-    """How a teacher came about."""
+    """Method that a teacher was tuned with."""
 
-    PROMPTSRC = "promptsrc"  # prompts in both towers, tuned with self-regularisation
-    IVLP = "ivlp"  # the same prompts, tuned by cross entropy alone
-    MAPLE = "maple"  # image prompts are linear functions of the text prompts; cross entropy
-    COOP = "coop"  # prompts at the text tower's input only; cross entropy
+    PROMPTSRC = "promptsrc"  # prompts in both towers, self-regularised
+    IVLP = "ivlp"  # the same prompts, cross entropy only
+    MAPLE = "maple"  # image prompts computed from the text prompts; cross entropy
+    COOP = "coop"  # prompts at the input of the text tower only; cross entropy
     CLIP = "clip"  # no training: the zero-shot model with a hand-written prompt
 
 
 class Form(StrEnum):
-    """What the student imitates."""
+    """Distillation target."""
 
     LOGITS_KL = "logits_kl"  # the teacher's predictions
     FEATURES_L1 = "features_l1"  # the teacher's image features, by absolute differences
@@ -30,7 +30,7 @@ class Form(StrEnum):
 
 
 class Trained(StrEnum):
-    """What of the student is trained."""
+    """Trained part of the student."""
 
     PROMPTS_AND_PROJECTOR = "prompts_and_projector"
     PROJECTOR_ONLY = "projector_only"  # no prompts at all
@@ -38,14 +38,14 @@ class Trained(StrEnum):
 
 
 class TextFeatures(StrEnum):
-    """Whose text features the student is compared with."""
+    """Source of the text features that classify the student's image features."""
 
     TEACHER = "teacher"  # the shared class vectors
-    STUDENT = "student"  # its own text tower's, from the hand-written prompt
+    STUDENT = "student"  # of the student's own text tower, from the hand-written prompt
 
 
 class Selection(StrEnum):
-    """Which epoch's student is kept."""
+    """Epoch whose student is saved."""
 
     LAST = "last"
     BEST_ON_VAL = "best_on_val"  # on the few labelled validation images
@@ -53,34 +53,34 @@ class Selection(StrEnum):
 
 
 class TeacherWeighting(StrEnum):
-    """How the predictions of several teachers are averaged."""
+    """Weights of the teachers when predictions are averaged."""
 
     EQUAL = "equal"
-    CONFIDENCE = "confidence"  # by the probability of each teacher's own best class
+    CONFIDENCE = "confidence"  # probability of each teacher's top class
 
 
 class Computed(StrEnum):
-    """When a frozen tower looks at the views of a training."""
+    """Computation of a frozen encoder's features during a training."""
 
     ONLINE = "online"  # at every step
-    CACHED = "cached"  # beforehand; what it said is stored, and serves every further run
+    CACHED = "cached"  # before the training, stored and reused by later runs
 
 
 class OnCorrupt(StrEnum):
-    """What to do about a picture that cannot be decoded."""
+    """Action for an image that cannot be decoded."""
 
     FAIL = "fail"
     SKIP = "skip"
 
 
 class OnNonFinite(StrEnum):
-    """What to do about a batch whose loss is not a finite number."""
+    """Action for a batch with a loss that is not finite."""
 
     FAIL = "fail"
-    SKIP = "skip"  # waits for the device at every step
+    SKIP = "skip"  # synchronises with the device at every step
 
 
-BASELINE = "tuned_student"  # a further classifier, measured where it was asked for
+BASELINE = "tuned_student"  # optional classifier
 TITLES = {
     "zero_shot_student": "zero-shot student",
     "zero_shot_teacher": "zero-shot teacher",
@@ -88,4 +88,4 @@ TITLES = {
     "student": "distilled student",
     BASELINE: "tuned student",
 }
-"""The classifiers that are measured, as tables call them."""
+"""Titles of the evaluated classifiers in tables."""

@@ -1,7 +1,7 @@
-"""Read CLIP weights and foreign torch checkpoints from local files, without running their code.
+"""Read CLIP weights and torch checkpoints without executing code in them.
 
-Formats: safetensors, TorchScript archives (OpenAI's) and pickles, of which a restricted unpickler
-reads tensors and plain containers only.
+Formats: safetensors, TorchScript archives (OpenAI's), and pickles, of which a restricted unpickler
+reads tensors and plain containers.
 """
 
 import io
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pd_core.core.errors import BadArtifact, missing
 
-_ZIP_START = b"PK\x03\x04"  # what torch itself goes by, wherever the rest of a zip may be
-_PROGRAM = "constants.pkl"  # a record of every TorchScript archive, and of no other file
+_ZIP_START = b"PK\x03\x04"  # torch too recognises its files by it
+_PROGRAM = "constants.pkl"  # record of TorchScript archives only
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -37,43 +37,36 @@ _DTYPES = {
 
 
 class Records:
-    """The records of a torch file.
+    """The records of a torch file, by Python's zip reader: torch's own may see other content.
 
-    They are read by Python's zip reader alone, since two readers may see different things in one
-    file. torch packs no numbers, so a record is never larger than its file.
+    torch does not compress, so a record is never larger than its file.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Open the file; nothing is read yet.
-
-        Raises:
-            ValueError: it is not laid out as torch does it, or a record claims too much.
-            BadZipFile: it is damaged.
-        """
+        """Open the file; raises ValueError if its layout is not torch's, BadZipFile if corrupt."""
         self._zip = zipfile.ZipFile(file)
         names = self._zip.namelist()
         match [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]:
             case [pickled]:
                 self._root = pickled.removesuffix("data.pkl")
             case _:
-                raise ValueError("there is no pickle in it, or more than one")
+                raise ValueError("it must have one pickle")
         size = file.seek(0, io.SEEK_END)
         for record in self._zip.infolist():
             if record.file_size > size:
                 raise ValueError(
-                    f"record '{record.filename}' claims {record.file_size} bytes, the size of the"
-                    f" whole file is {size}"
+                    f"record '{record.filename}' has {record.file_size} bytes, its file {size}"
                 )
         if self.has("byteorder") and self.read("byteorder") != b"little":
             raise ValueError("its numbers are not little-endian")
 
     def has(self, name: str) -> bool:
-        """Whether there is such a record."""
+        """Return True if there is a record of this name."""
         return self._root + name in self._zip.NameToInfo
 
     @property
     def is_program(self) -> bool:
-        """Whether this is a TorchScript archive."""
+        """True for a TorchScript archive."""
         return self.has(_PROGRAM)
 
     def read(self, name: str) -> bytes:
@@ -88,27 +81,23 @@ class Records:
             raise ValueError(f"record '{name}' has the size {size}, not {count * dtype.itemsize}")
         if count == 0:
             return torch.empty(0, dtype=dtype)
-        content = bytearray(size)  # which a tensor can be made of without another copy
+        content = bytearray(size)  # a tensor can use it without a copy
         with cast(zipfile.ZipExtFile, self._zip.open(self._root + name)) as record:
             record.readinto(content)
         return torch.frombuffer(content, dtype=dtype)
 
 
 class _Dictionary(dict[Any, Any]):
-    """An ordered dictionary that takes no attributes, which could hide its methods."""
+    """An ordered dictionary without attributes, which could hide its methods."""
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        """Drop the versions that torch notes on a state dict."""
+        """Ignore the versions that torch stores on a state dict."""
 
 
 class _Callable:
-    """What a file may call, and do nothing else to.
-
-    A pickle can set attributes of all that it gets hold of; torch's own
-    functions would stay changed for the rest of the process.
-    """
+    """A function that a file may call, but not modify: a pickle can set attributes of objects."""
 
     __slots__ = ("_function",)
 
@@ -119,14 +108,14 @@ class _Callable:
         return self._function(*args)
 
     def __setstate__(self, state: object) -> None:
-        """Keep the function."""
+        """Ignore the state."""
 
 
 class _Inert:
-    """Stands for every class, function and object that a file may not have.
+    """Placeholder for all other classes, functions and objects.
 
-    It can be made, called, filled and restored in all the ways of a pickle. The
-    methods are static since a pickle can treat the class like an object of it.
+    It can be created, called, filled and restored in all ways of a pickle. The methods are static
+    since a pickle can use the class like an instance.
     """
 
     def __new__(cls, *_: object, **__: object) -> "_Inert":
@@ -146,7 +135,7 @@ class _Inert:
 
 
 class _Numbers:
-    """The type of a storage: that of its numbers."""
+    """Type of a storage."""
 
     __slots__ = ("dtype",)
 
@@ -154,22 +143,22 @@ class _Numbers:
         self.dtype = dtype
 
     def __setstate__(self, state: object) -> None:
-        """Keep the type."""
+        """Ignore the state."""
 
 
 def _tensor(
     storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, metadata: Any = None
 ) -> object:
-    """Rebuild a tensor, without gradient hooks; of a kind that is not known, a placeholder."""
+    """Rebuild a tensor without gradient hooks; a placeholder for one of an unknown kind."""
     if not isinstance(storage, Tensor) or metadata:
         return _Inert()
-    if math.prod(size) > len(storage):  # repeated numbers, which take memory when used
+    if math.prod(size) > len(storage):  # an expanded one takes memory when it is used
         raise ValueError(f"a tensor of size {list(size)} has only {len(storage)} numbers")
     return storage.as_strided(size, stride, offset)
 
 
 def _data(data: object, *_: object) -> object:
-    """Take a parameter for the tensor that it is."""
+    """Return the tensor of a parameter."""
     return data
 
 
@@ -182,59 +171,52 @@ _KNOWN = {
 
 
 class Unpickler(pickle._Unpickler):
-    """Rebuilds what a torch file holds; finds nothing but `_KNOWN`.
+    """Unpickler of torch files, restricted to `_KNOWN`.
 
-    It is the one written in Python: the one in C takes as much memory as a file tells it to.
+    Based on Python's own: the one in C allocates whatever size a file states.
     """
 
     def __init__(self, records: Records) -> None:
-        """Take the records of a file; `load` does the rest."""
+        """Prepare to `load` the records of a file."""
         super().__init__(io.BytesIO(records.read("data.pkl")), encoding="utf-8")
         self._records = records
         self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return what stands for a name."""
+        """Return the replacement of a name."""
         return _KNOWN.get((module_name, global_name), _Inert)
 
     def persistent_load(self, saved: Any) -> object:
-        """Return the numbers of a storage; a placeholder if their kind is not known."""
-        what, kind, key, _, count = saved
-        if what != "storage" or not isinstance(key, str) or not isinstance(kind, _Numbers):
+        """Return a storage as a tensor; a placeholder if its type is unknown."""
+        tag, kind, key, _, count = saved
+        if tag != "storage" or not isinstance(key, str) or not isinstance(kind, _Numbers):
             return _Inert()
-        place = key, kind.dtype
-        if place not in self._storages:
-            self._storages[place] = self._records.numbers(f"data/{key}", kind.dtype, count)
-        return self._storages[place]
+        storage = key, kind.dtype
+        if storage not in self._storages:
+            self._storages[storage] = self._records.numbers(f"data/{key}", kind.dtype, count)
+        return self._storages[storage]
 
 
 def read_checkpoint(path: Path, *, what: str = "checkpoint") -> dict[str, Any]:
-    """Read a file of `torch.save` onto the CPU; nothing in it is executed.
+    """Read a dictionary from a file of `torch.save` (torch >= 1.6) onto the CPU.
 
-    Args:
-        path: the file, in the zip format of torch >= 1.6.
-        what: what it is, for the messages.
-
-    Returns:
-        What was saved. Tensors, plain containers, numbers and strings are as
-        they were, ordered dictionaries are plain ones; every other object is
-        a placeholder without content.
+    Tensors, plain containers, numbers and strings are returned, all other objects as placeholders.
 
     Raises:
-        MissingFile: there is no such file.
-        BadArtifact: it is damaged, a TorchScript archive, in the legacy format,
-            or no dictionary with names for keys.
+        MissingFile: the file does not exist.
+        BadArtifact: it is corrupt, a TorchScript archive, in the legacy format, or not a dictionary
+            with strings as keys.
     """
     with open_records(path, what=what) as records:
         if records.is_program:
             raise BadArtifact(
-                f"{what} '{path}' is a TorchScript archive, which is a program; give a file of"
-                " torch.save with a 'state_dict'"
+                f"{what} '{path}' is a TorchScript archive; give a file of torch.save with a"
+                " 'state_dict'"
             )
         content = Unpickler(records).load()
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise BadArtifact(
-            f"{what} '{path}' is not a dictionary with names for keys; give a file with a"
+            f"{what} '{path}' is not a dictionary with strings as keys; give a file with a"
             " 'state_dict', or a state dict itself"
         )
     return dict(content)
@@ -242,15 +224,11 @@ def read_checkpoint(path: Path, *, what: str = "checkpoint") -> dict[str, Any]:
 
 @contextmanager
 def open_records(path: Path, *, what: str) -> Iterator[Records]:
-    """Open a torch file; whatever goes wrong with it in the block is said in one line.
-
-    Args:
-        path: the file.
-        what: what it is, for the messages.
+    """Open a torch file; errors in the block become BadArtifact.
 
     Raises:
-        MissingFile: there is no such file.
-        BadArtifact: it is damaged, or in the legacy format.
+        MissingFile: the file does not exist.
+        BadArtifact: it is corrupt, or in the legacy format.
     """
     if not path.is_file():
         remedy = "give a file that the original code saved, such as 'model.pth.tar-20'"
@@ -259,14 +237,13 @@ def open_records(path: Path, *, what: str) -> Iterator[Records]:
         with path.open("rb") as file:
             if file.read(len(_ZIP_START)) != _ZIP_START:
                 raise BadArtifact(
-                    f"{what} '{path}' cannot be read: it is not a zip file, as torch.save writes"
-                    " it; if it is one of torch < 1.6, load it where you trust it and save it"
-                    " again with torch >= 1.6"
+                    f"{what} '{path}' cannot be read: it is not a zip file of torch.save; if it is"
+                    " of torch < 1.6 and you trust it, save it again with torch >= 1.6"
                 )
             yield Records(file)
     except BadArtifact:
         raise
-    except Exception as error:  # a damaged file can make torch and pickle raise anything
+    except Exception as error:  # a corrupt file can make torch and pickle raise anything
         reason = str(error).split(". ")[0] or type(error).__name__
         raise BadArtifact(
             f"{what} '{path}' cannot be read ({reason[:300]}); copy or save it again"
@@ -278,42 +255,42 @@ _CLASS = re.compile(
 )
 _NAME = re.compile(r'"([^"]+)"')
 
-# A large CLIP has a thousand modules, with names of sixty letters; but a file may say that a module
-# is a part of itself.
+# A large CLIP has a thousand modules with names of sixty letters; in a file a module may contain
+# itself.
 _MOST_MODULES = 100_000
 _LONGEST_NAME = 1_000
 
 
 class _Module:
-    """Holds the attributes of a module of one class.
+    """A module of one class.
 
     Attributes:
         tensors: names of the class's parameters and buffers.
-        content: what the file gives the module, by name.
+        content: the module's attributes, by name.
     """
 
     tensors: frozenset[str] = frozenset()
     content: dict[Any, object] = {}
 
     def __setstate__(self, state: object) -> None:
-        """Keep the attributes apart from this object's own, which they could hide."""
+        """Store the attributes apart from this object's own, which they could hide."""
         if isinstance(state, dict):
             self.content = state
 
 
 class _Unpickler(Unpickler):
-    """Makes a `_Module` of an object of a class that the archive's code has as a module."""
+    """Unpickler that makes a `_Module` of each module class in the archive's code."""
 
     def __init__(self, records: Records) -> None:
         super().__init__(records)
         self._classes: dict[str, dict[str, type[_Module]]] = {}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        found = self._modules(module_name).get(global_name)
-        return found or super().find_class(module_name, global_name)
+        module = self._modules(module_name).get(global_name)
+        return module or super().find_class(module_name, global_name)
 
     def _modules(self, namespace: str) -> dict[str, type[_Module]]:
-        """Return the modules that the code of a namespace declares."""
+        """Return the module classes in the code of a namespace."""
         code = f"code/{namespace.replace('.', '/')}.py"
         if namespace not in self._classes:
             text = self._records.read(code).decode() if self._records.has(code) else ""
@@ -326,64 +303,55 @@ class _Unpickler(Unpickler):
 
 
 def read_archive(path: Path, *, what: str = "archive") -> dict[str, Tensor]:
-    """Read the state dict of a TorchScript archive onto the CPU; nothing in it is executed.
-
-    Returns:
-        The parameters and buffers that are stored, by names such as `visual.conv1.weight`.
+    """Read the state dict of a TorchScript archive onto the CPU.
 
     Raises:
-        MissingFile: there is no such file.
-        BadArtifact: it is damaged, or no TorchScript archive.
+        MissingFile: the file does not exist.
+        BadArtifact: it is corrupt, or not a TorchScript archive.
     """
     with open_records(path, what=what) as records:
         module = _Unpickler(records).load()
         if not isinstance(module, _Module):
-            raise ValueError("it is no TorchScript archive of a module")
+            raise ValueError("it is not a TorchScript archive of a module")
         return dict(_tensors(module))
 
 
 def _tensors(module: _Module) -> Iterator[tuple[str, Tensor]]:
-    waiting, seen = [("", module)], 0
-    while waiting:
-        prefix, module = waiting.pop()
-        seen += 1
-        if seen > _MOST_MODULES or len(prefix) > _LONGEST_NAME:
-            raise ValueError("its modules hold each other without end")
+    queue, count = [("", module)], 0
+    while queue:
+        prefix, module = queue.pop()
+        count += 1
+        if count > _MOST_MODULES or len(prefix) > _LONGEST_NAME:
+            raise ValueError("its modules contain each other without end")
         for name, value in module.content.items():
             if isinstance(value, _Module):
-                waiting.append((f"{prefix}{name}.", value))
+                queue.append((f"{prefix}{name}.", value))
             elif isinstance(value, Tensor) and name in module.tensors:
                 yield f"{prefix}{name}", value
 
 
-# OpenAI's archives carry these beside the weights; no other publisher's files do.
+# Entries beside the weights in OpenAI's archives only.
 OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")
 _WHAT = "weights"
 _FP32 = 4  # bytes
-_MOST_GROWTH = 16  # from file to memory; bytes become numbers of four, and weights may be tied
+_MOST_GROWTH = 16  # from file to memory: bytes become fp32, and weights may be tied
 _HALF_AT_OPENAI = re.compile(
     r"(conv1|in_proj|out_proj|c_fc|c_proj)[._]weight$|(^|[._])proj(ection)?$"
 )
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Read a state dict; also tell by what sign it is OpenAI's, or nothing.
+    """Read a state dict in fp32, and the reason why it is taken for OpenAI's, or "".
 
-    OpenAI's own archives say so by extra entries. Copies of them in other
-    formats are recognised by their values: OpenAI published its matrices in
-    half precision, so that they survive a round trip through it.
-
-    Nothing in the file is executed.
+    OpenAI's archives have extra entries. Copies in other formats are recognised by their values:
+    OpenAI published its matrices in half precision.
 
     Args:
         path: `.safetensors`, `.pt` with a state dict, or a TorchScript archive.
 
-    Returns:
-        The tensors in fp32, and the sign in words.
-
     Raises:
-        MissingFile: there is no such file.
-        BadArtifact: the file cannot be read.
+        MissingFile: the file does not exist.
+        BadArtifact: it cannot be read.
     """
     content = _read_any(path)
     _check_size(path, content)
@@ -395,7 +363,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     if any(key in content for key in OPENAI_ONLY):
         return state, "by its entries"
     matrices = [value for key, value in state.items() if _HALF_AT_OPENAI.search(key)]
-    halves = bool(matrices) and all(torch.equal(one, one.half().float()) for one in matrices)
+    halves = bool(matrices) and all(torch.equal(each, each.half().float()) for each in matrices)
     return state, "by its half-precision values; store another publisher's in fp32" * halves
 
 
@@ -404,12 +372,12 @@ def _read_any(path: Path) -> Mapping[str, Any]:
         return _read_safetensors(path)
     with open_records(path, what=_WHAT) as records:
         is_program = records.is_program
-    if is_program:  # what OpenAI publishes
+    if is_program:
         return read_archive(path, what=_WHAT)
     content = read_checkpoint(path, what=_WHAT)
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise BadArtifact(f"'state_dict' in {_WHAT} '{path}' is no state dict; save the file again")
+        raise BadArtifact(f"'state_dict' in {_WHAT} '{path}' is not one; save the file again")
     return state
 
 
@@ -418,7 +386,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)  # which compares shapes with sizes before it takes memory
+        return load_file(path)  # checks sizes against shapes before it allocates memory
     except (SafetensorError, OSError, ValueError) as error:
         raise BadArtifact(
             f"{_WHAT} '{path}' cannot be read ({error}); give a .pt or .safetensors file"
@@ -426,10 +394,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_size(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a file that names the same numbers so often that they would fill the memory."""
+    """Refuse a file that refers to the same storage so often that it would fill the memory."""
     count = sum(value.numel() for value in content.values() if isinstance(value, Tensor))
     if _FP32 * count > _MOST_GROWTH * path.stat().st_size:
         raise BadArtifact(
-            f"{_WHAT} '{path}' cannot be read: {count} numbers are more than it has bytes for;"
-            " copy or save it again"
+            f"{_WHAT} '{path}' cannot be read: {count} numbers are more than its size allows; copy"
+            " or save it again"
         )

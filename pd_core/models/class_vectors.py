@@ -1,4 +1,4 @@
-"""Class vectors, the teacher's text features, and classifiers that compare images with them.
+"""Class vectors (a teacher's text features) and classifiers of images.
 
 Shapes: B and N images, C classes, D the teacher's joint width.
 """
@@ -30,13 +30,13 @@ FILE = "class_vectors.safetensors"
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """One unit vector per class.
+    """A unit vector for each class.
 
     Attributes:
         names: C class names, by label.
         vectors: (C, D), unit length, fp32.
-        logit_scale: of the model whose text tower made them.
-        source: which model that was, for people to read.
+        logit_scale: of the model that computed them.
+        source: description of that model.
     """
 
     names: tuple[str, ...]
@@ -45,23 +45,20 @@ class ClassVectors:
     source: str
 
     def logits(self, features: Tensor, *, logit_scale: float | None = None) -> Tensor:
-        """Compare image features with every class: (B, D) of unit length -> (B, C).
+        """Compute logits of image features: (B, D) of unit length -> (B, C).
 
-        The logit scale is that of the model that made the features; by default that of the model
-        that made the vectors.
+        Give the logit scale of the features' model if it is not that of the vectors.
         """
         scale = self.logit_scale if logit_scale is None else logit_scale
         return scale * features @ self.vectors.T
 
     def select(self, labels: Sequence[int]) -> Self:
-        """Keep some classes, in the order given; their labels then count from zero.
-
-        Raises:
-            BadParams: a label is out of range.
-        """
-        wrong = [label for label in labels if not 0 <= label < len(self.names)]
-        if wrong:
-            raise BadParams(f"class label {wrong[0]}; give labels from 0 to {len(self.names) - 1}")
+        """Select classes by their labels, in this order; BadParams if one is out of range."""
+        invalid = [label for label in labels if not 0 <= label < len(self.names)]
+        if invalid:
+            raise BadParams(
+                f"class label {invalid[0]}; give labels from 0 to {len(self.names) - 1}"
+            )
         names = tuple(self.names[label] for label in labels)
         return replace(self, names=names, vectors=self.vectors[list(labels)])
 
@@ -72,32 +69,28 @@ class ClassVectors:
     def save(self, path: Path) -> None:
         """Write the vectors."""
         scale = torch.tensor(self.logit_scale, dtype=torch.float64)
-        names = json.dumps(self.names, ensure_ascii=False)
-        write_tensors(
-            path,
-            {"vectors": self.vectors, "logit_scale": scale},
-            {"names": names, "source": self.source},
-        )
+        metadata = {"names": json.dumps(self.names, ensure_ascii=False), "source": self.source}
+        write_tensors(path, {"vectors": self.vectors, "logit_scale": scale}, metadata)
 
     @classmethod
     def load(cls, path: Path, *, remedy: str = "build the class vectors first") -> Self:
         """Read the vectors, onto the CPU.
 
         Raises:
-            MissingFile: there is no such file; the message has the remedy.
-            BadArtifact: names and vectors do not go together.
+            MissingFile: the file does not exist.
+            BadArtifact: it is corrupt, or names and vectors do not match.
         """
         tensors, metadata = read_tensors(path, what="class vectors", remedy=remedy)
         with understood(path, what="class vectors", remedy=remedy):
             names = json.loads(metadata.get("names", "[]"))
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise ValueError("its names, which are no list of texts")
+                raise ValueError("its names, which must be a list of strings")
         vectors = tensors.get("vectors", torch.empty(0, 0))
         scale = tensors.get("logit_scale", torch.empty(0))
         if vectors.dim() != 2 or len(names) != len(vectors) or scale.dim() != 0:
             raise BadArtifact(
-                f"class vectors '{path}' hold {len(names)} names and {len(vectors)} vectors, of"
-                f" shape {list(vectors.shape)}, and {scale.numel()} scales; {remedy}"
+                f"class vectors '{path}' have {len(names)} names, vectors of shape"
+                f" {list(vectors.shape)} and {scale.numel()} scales; {remedy}"
             )
         check_numbers(tensors, path, what="class vectors", remedy=remedy)
         return cls(tuple(names), vectors, float(scale), metadata.get("source", ""))
@@ -119,15 +112,14 @@ def build(
 
 
 def template_features(teacher: Teacher, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Average the frozen text features of every class over T templates with one `{}`: (C, D), fp32.
+    """Average the frozen text features of each class over templates with a `{}`: (C, D), fp32.
 
-    PromptSRC averages before it normalises, so that a template with long
-    features counts for more (PromptSRC, section 3.2.3, "textual diversity").
+    They are averaged before they are normalised (PromptSRC, section 3.2.3, "textual diversity").
     """
     towers = teacher.towers
     plain = [name.replace("_", " ") for name in names]
     features = []
-    for template in templates:  # whose words in front of the names are then computed once
+    for template in templates:  # texts of one template share a prefix
         tokens = towers.tokenize([template.replace("{}", name) for name in plain])
         features.append(encode_many_texts(towers.text, tokens.to(towers.device)))
     return torch.stack(features).mean(dim=0)
@@ -135,11 +127,11 @@ def template_features(teacher: Teacher, names: Sequence[str], templates: Sequenc
 
 @dataclass(frozen=True)
 class Classifier:
-    """An image encoder and the class vectors that its features are compared with.
+    """An image encoder and class vectors.
 
     Attributes:
         encode: images (B, 3, H, W) -> unit features (B, D).
-        vectors: C classes.
+        vectors: of C classes.
         logit_scale: of the encoder's CLIP.
     """
 
@@ -148,31 +140,27 @@ class Classifier:
     logit_scale: float
 
     def logits(self, images: Tensor) -> Tensor:
-        """Compare images (B, 3, H, W) with all classes: (B, C)."""
+        """Compute logits (B, C) of images (B, 3, H, W)."""
         return self.vectors.logits(self.encode(images).float(), logit_scale=self.logit_scale)
 
 
 def zero_shot(towers: ClipTowers, names: Sequence[str], template: str = TEMPLATE) -> Classifier:
-    """Make the classifier of a CLIP without any tuning."""
+    """Make the zero-shot classifier of a CLIP."""
     return tuned(Teacher(towers, template=template).eval(), names)
 
 
 def tuned(teacher: Teacher, names: Sequence[str]) -> Classifier:
-    """Make the classifier of a teacher, its class vectors computed here."""
+    """Make the classifier of a teacher; computes its class vectors."""
     return Classifier(teacher.image_features, build(teacher, names), teacher.logit_scale)
 
 
 def distilled(student: Student, shared: ClassVectors) -> Classifier:
-    """Make the classifier of a student, with the teacher's vectors unless it has its own."""
+    """Make the classifier of a student, with its class vectors (see `for_student`)."""
     return Classifier(student, for_student(student, shared), student.logit_scale)
 
 
 def for_student(student: Student, shared: ClassVectors) -> ClassVectors:
-    """Return the vectors that a student is compared with, on its device.
-
-    They are the shared ones; or, for a student that uses its own text tower, that tower's for
-    the same names.
-    """
+    """Return a student's class vectors: the shared ones, or those of its own text tower."""
     match student.text_features:
         case TextFeatures.TEACHER:
             return shared.to(student.towers.device)
@@ -181,14 +169,14 @@ def for_student(student: Student, shared: ClassVectors) -> ClassVectors:
 
 
 class Batches(Protocol):
-    """A list of images to go through once, such as `data.loading.images.ImageBatches`."""
+    """An image list in batches, such as `data.loading.images.ImageBatches`."""
 
     @property
     def count(self) -> int:
-        """Images in the list."""
+        """Number of images in the list."""
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions in the list (B,) and images (B, 3, H, W), in the list's order."""
+        """Yield positions in the list (B,) and images (B, 3, H, W), in order."""
 
 
 def logits_of(
@@ -198,25 +186,25 @@ def logits_of(
     precision: Precision,
     on_progress: OnProgress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Compute the logits (N, C) of every classifier for every image, in order.
+    """Compute the logits (N, C) of each classifier for N images, in order.
 
     Where corrupt images are skipped, the N are those at `batches.intact`.
 
     Args:
         classifiers: by name; C classes each.
-        batches: the N images.
-        device: where the classifiers are.
-        precision: what their towers compute in.
-        on_progress: called with images done and images in all.
+        batches: of the N images.
+        device: of the classifiers.
+        precision: of their towers.
+        on_progress: called with the number of images done and in all.
     """
-    parts: dict[str, list[Tensor]] = {who: [] for who in classifiers}
+    parts: dict[str, list[Tensor]] = {name: [] for name in classifiers}
     done = 0
     with torch.inference_mode(), autocast(device, precision):
         for indices, images in batches.in_order():
             on_device = to_device(images, device)
-            for who, classifier in classifiers.items():
-                parts[who].append(classifier.logits(on_device).float().cpu())
+            for name, classifier in classifiers.items():
+                parts[name].append(classifier.logits(on_device).float().cpu())
             done += len(indices)
             if on_progress is not None:
                 on_progress(done, batches.count)
-    return {who: torch.cat(logits).numpy() for who, logits in parts.items()}
+    return {name: torch.cat(logits).numpy() for name, logits in parts.items()}

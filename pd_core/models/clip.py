@@ -1,4 +1,4 @@
-"""Frozen CLIP models: two towers, a logit scale and a tokenizer, from any source.
+"""Frozen CLIP models from open_clip, files, or this package.
 
 Shapes: B images, C texts, L tokens, D the joint width, W the width of a tower.
 """
@@ -19,10 +19,7 @@ from pd_core.models.checkpoint_io import OPENAI_ONLY, read_weights
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 MERGES_FILE = WEIGHTS_FOLDER / "merges.txt.gz"
-"""Those of CLIP's own merges that the benchmark's words need, for the embedded models' tokenizer.
-
-The token table stays small; every other word falls back to shorter pieces.
-"""
+"""Merges of CLIP's tokenizer for the benchmark's words; other words become more tokens."""
 
 _EMBEDDED_CONTEXT = 32
 _EMBEDDED_SIZES: dict[str, dict[str, Any]] = {
@@ -36,18 +33,11 @@ _EMBEDDED_SIZES: dict[str, dict[str, Any]] = {
     },
 }
 EMBEDDED = tuple(_EMBEDDED_SIZES)
-"""The two tiny CLIPs that ship with the package: 32x32 images of named characters.
-
-`recipes/embedded_clips.py` made their weights.
-"""
+"""Tiny CLIPs of this package, pre-trained on images of characters (recipes/embedded_clips.py)."""
 
 _TEXT_KEYS = (
-    "text_projection",
-    "positional_embedding",
-    "token_embedding",
-    "transformer",
-    "ln_final",
-)
+    "text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final",
+)  # fmt: skip
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -57,16 +47,15 @@ class ClipTowers:
     """A frozen CLIP in evaluation mode.
 
     Attributes:
-        name: the model's name, kept in the artifacts that depend on it.
+        name: the model's name, stored in artifacts.
         visual: open_clip's `VisionTransformer`; (B, 3, H, W) -> (B, D).
         text: open_clip's `TextTransformer`; (C, L) -> (C, D).
-        logit_scale: what cosines are multiplied by to become logits (the
-            exponential has been taken).
+        logit_scale: factor from cosine similarities to logits (after the exponential).
         tokenize: C strings -> (C, L) token ids; end-of-text has the largest id.
         image_size: H = W in pixels.
         context_length: L.
-        changes: what differs from the named model's own weights, by the keys
-            of `weights`; artifacts keep it, since the name does not tell it.
+        changes: weights that differ from the named model's, by the keys of `weights`; stored in
+            artifacts.
     """
 
     name: str
@@ -80,23 +69,23 @@ class ClipTowers:
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
+        """Device of the towers."""
         device: torch.device = self.visual.class_embedding.device
         return device
 
     @property
     def joint_width(self) -> int:
-        """D, the width of the features of both towers."""
+        """Width D of the features of both towers."""
         return int(self.visual.output_dim)
 
     @property
     def image_width(self) -> int:
-        """W of the image tower, the width of its prompts."""
+        """Width W of the image tower."""
         return int(self.visual.transformer.width)
 
     @property
     def text_width(self) -> int:
-        """W of the text tower, the width of its prompts."""
+        """Width W of the text tower."""
         return int(self.text.transformer.width)
 
     @property
@@ -111,11 +100,9 @@ class ClipTowers:
 
     def size(self, branch: str) -> tuple[int, int]:
         """Return W and the number of blocks of the tower "text" or "image"."""
-        text = branch == "text"
-        return (
-            self.text_width if text else self.image_width,
-            self.text_layers if text else self.image_layers,
-        )
+        if branch == "text":
+            return self.text_width, self.text_layers
+        return self.image_width, self.image_layers
 
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors: `visual.*`, `text.*`, and `logit_scale` before its exponential."""
@@ -126,31 +113,28 @@ class ClipTowers:
         return {**tensors, "logit_scale": torch.tensor(self.logit_scale).log()}
 
     def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
-        """Copy the towers with some weights replaced and noted; return these very ones if none is.
-
-        Args:
-            changes: tensors by the keys of `weights`.
+        """Return a copy with some weights replaced, given by the keys of `weights`.
 
         Raises:
-            BadArtifact: a key or a shape is not of this model.
+            BadArtifact: a key or a shape does not fit the model.
         """
         if not changes:
             return self
-        known = self.weights()
+        own = self.weights()
         for key, value in changes.items():
-            if key not in known or known[key].shape != value.shape:
-                right = list(known[key].shape) if key in known else "no such tensor"
+            if key not in own or own[key].shape != value.shape:
+                expected = list(own[key].shape) if key in own else "no such tensor"
                 raise BadArtifact(
                     f"weights '{key}' of shape {list(value.shape)} do not fit model '{self.name}'"
-                    f" ({right}); use the model that they were made with"
+                    f" ({expected}); use the model that they belong to"
                 )
         visual, text = copy.deepcopy(self.visual), copy.deepcopy(self.text)
         for name, tower in (("visual", visual), ("text", text)):
             start = f"{name}."
-            mine = {
-                key.removeprefix(start): v for key, v in changes.items() if key.startswith(start)
+            new = {
+                key.removeprefix(start): changes[key] for key in changes if key.startswith(start)
             }
-            tower.load_state_dict({**tower.state_dict(), **mine})
+            tower.load_state_dict({**tower.state_dict(), **new})
         scale = changes.get("logit_scale")
         return replace(
             self,
@@ -168,22 +152,19 @@ def load_clip(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ClipTowers:
-    """Load a frozen CLIP, in evaluation mode, without gradients.
+    """Load a frozen CLIP in evaluation mode.
 
     Args:
-        name: "embedded-teacher" or "embedded-student" (they ship with this
-            package), or the name of an open_clip model.
-        weights: a local `.pt` or `.safetensors` file, or the tag of pretrained
-            weights that open_clip downloads ("openai", "laion2b_s34b_b88k").
-            For the embedded models None means the weights that ship.
-        device: where to put the towers.
-        dtype: of the frozen weights.
+        name: "embedded-teacher", "embedded-student", or the name of an open_clip model.
+        weights: a local `.pt` or `.safetensors` file, or a tag of weights that open_clip downloads
+            ("openai", "laion2b_s34b_b88k"); None for the embedded models' own.
+        device: of the towers.
+        dtype: of the weights.
 
     Raises:
-        UnknownName: no such model.
+        UnknownName: unknown model.
         MissingFile: the weights are neither a file nor a tag of this model.
-        BadParams: the activation does not fit the weights, or the towers are
-            not plain transformers.
+        BadParams: the activation does not fit the weights, or a tower is not a plain transformer.
         BadArtifact: the file does not hold this model's weights.
     """
     if name in EMBEDDED:
@@ -201,13 +182,12 @@ def load_clip(
 
 
 def from_openai_state_dict(state: Mapping[str, Tensor], *, name: str = "openai") -> ClipTowers:
-    """Build frozen towers from weights under the keys of OpenAI's release.
+    """Build frozen fp32 towers with QuickGELU from weights with the keys of OpenAI's release.
 
-    All sizes are read from the shapes; a head is 64 wide; the activation is
-    QuickGELU. The weights become fp32.
+    The sizes are read from the shapes (64 units a head).
 
     Raises:
-        BadArtifact: keys are missing, left over, or of the wrong shape.
+        BadArtifact: keys are missing, unexpected, or of the wrong shape.
     """
     import open_clip
 
@@ -222,13 +202,7 @@ def from_openai_state_dict(state: Mapping[str, Tensor], *, name: str = "openai")
 
 
 def freeze(name: str, model: Any, tokenize: Tokenize) -> ClipTowers:
-    """Take the towers out of an open_clip model and freeze them.
-
-    Args:
-        name: the name that the towers get.
-        model: an open_clip `CustomTextCLIP`, so that each tower is self-contained; its own
-            parameters are set to need no gradient.
-        tokenize: C strings -> (C, L) token ids.
+    """Freeze the towers of an open_clip `CustomTextCLIP`, in place.
 
     Raises:
         BadParams: a tower is not a plain transformer.
@@ -256,25 +230,21 @@ def embedded_tokenizer() -> Any:
 
 
 def embedded_weights(name: str) -> Path:
-    """Return where the weights of an embedded model lie."""
+    """Return the file of an embedded model's weights."""
     return WEIGHTS_FOLDER / f"{name}.safetensors"
 
 
 def build_embedded(name: str) -> Any:
-    """Build an embedded model, an open_clip `CustomTextCLIP`, with random weights."""
+    """Build an embedded model with random weights, as an open_clip `CustomTextCLIP`."""
     import open_clip
 
     if name not in EMBEDDED:
         raise unknown("embedded model", name, EMBEDDED)
-    vocabulary = embedded_tokenizer().vocab_size
+    text = {"context_length": _EMBEDDED_CONTEXT, "vocab_size": embedded_tokenizer().vocab_size}
     return open_clip.CustomTextCLIP(
         embed_dim=128,
         vision_cfg=_EMBEDDED_SIZES[name]["vision"],
-        text_cfg={
-            **_EMBEDDED_SIZES[name]["text"],
-            "context_length": _EMBEDDED_CONTEXT,
-            "vocab_size": vocabulary,
-        },
+        text_cfg={**_EMBEDDED_SIZES[name]["text"], **text},
     )
 
 
@@ -289,18 +259,16 @@ def _load_embedded(name: str, path: Path) -> nn.Module:
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:  # safetensors and torch raise many kinds
-        reason = " ".join(str(error).split())[:300]
         raise BadArtifact(
-            f"weights '{path}' are not those of '{name}' ({reason}); give that model's file"
+            f"weights '{path}' do not fit '{name}' ({str(error)[:300]}); give that model's file"
         ) from None
     return model
 
 
 def imagenet_templates(count: int = 60) -> tuple[str, ...]:
-    """Return the first of OpenAI's 80 prompts for ImageNet, with `{}` where the class name goes.
+    """Return the first of OpenAI's 80 templates for ImageNet, "a photo of a {}." in front.
 
-    PromptSRC averages over 60 of them to get its frozen text features, with
-    "a photo of a {}." moved to the front.
+    PromptSRC averages its frozen text features over 60 of them.
     """
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
@@ -313,18 +281,16 @@ def _existing(name: str, weights: Path | str | None) -> Path:
 
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
     remedy = f"give a local file or one of the tags of this model ({tags})"
-    if weights is None:
-        raise missing(f"weights of '{name}'", "none given", remedy)
-    if not Path(weights).is_file():
-        raise missing(f"weights of '{name}'", weights, remedy)
-    path = Path(weights)
+    path = Path(weights or "none given")
+    if not path.is_file():
+        raise missing(f"weights of '{name}'", path, remedy)
     if (path.parent / SUMS).is_file():
         check_sum(path, what="weights", remedy="fetch or copy the file again")
     return path
 
 
 def _from_tag(name: str, tag: str) -> nn.Module:
-    """Let open_clip download (or find in its cache) the weights of a tag."""
+    """Load the weights of a tag, which open_clip downloads or finds in its cache."""
     import open_clip
 
     trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
@@ -336,8 +302,8 @@ def _from_tag(name: str, tag: str) -> nn.Module:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingFile(
-            f"weights '{tag}' of '{name}' cannot be had ({reason[:200]}); give a local file, or"
-            " fetch them on a machine with a network"
+            f"weights '{tag}' of '{name}' cannot be downloaded ({reason[:200]}); give a local"
+            " file, or fetch them on a machine with a network"
         ) from None
     return model
 
@@ -356,19 +322,15 @@ def _from_file(name: str, path: Path) -> nn.Module:
 
 
 def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -> None:
-    """Refuse weights whose activation the model's name does not have.
-
-    open_clip only warns, and every feature is then silently wrong.
-    """
+    """Refuse weights of another activation; open_clip only warns, and all features are wrong."""
     import open_clip
 
     config = open_clip.get_model_config(name)
     if bool(config.get("quick_gelu", False)) == trained_with_quickgelu:
         return
     plain = name.removesuffix("-quickgelu")
-    right = f"{plain}-quickgelu" if trained_with_quickgelu else plain
-    has = "with" if trained_with_quickgelu else "without"
-    raise BadParams(f"model '{name}': {source} was trained {has} QuickGELU; use model '{right}'")
+    how, model = ("with", f"{plain}-quickgelu") if trained_with_quickgelu else ("without", plain)
+    raise BadParams(f"model '{name}': {source} was trained {how} QuickGELU; use model '{model}'")
 
 
 def _check_plain(name: str, model: Any) -> None:
@@ -390,13 +352,13 @@ def _check_plain(name: str, model: Any) -> None:
     )
     if not plain:
         raise BadParams(
-            f"model '{name}' cannot take deep prompts; use one of two plain transformers, causal"
-            " for texts and with end-of-text pooling, such as 'ViT-B-16-quickgelu'"
+            f"model '{name}' does not support deep prompts; use two plain transformers, causal for"
+            " texts and with end-of-text pooling, such as 'ViT-B-16-quickgelu'"
         )
 
 
 def _openai_skeleton(state: Mapping[str, Tensor]) -> Any:
-    """Make an open_clip model with the sizes that the weights' shapes imply."""
+    """Build an open_clip model with the sizes of the weights."""
     import open_clip
 
     width, _, patch, _ = state["visual.conv1.weight"].shape
@@ -426,7 +388,7 @@ def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights, each of them and no others; the text tower's keys get their prefix."""
+    """Load a complete state dict; keys of the text tower get their prefix."""
     renamed = {
         f"text.{key}" if key.startswith(_TEXT_KEYS) else key: value.float()
         for key, value in state.items()
@@ -434,5 +396,4 @@ def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -
     try:
         model.load_state_dict(renamed, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadArtifact(f"{source} does not fit the model: {reason}") from None
+        raise BadArtifact(f"{source} does not fit the model: {str(error)[:300]}") from None

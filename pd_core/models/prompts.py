@@ -1,7 +1,4 @@
-"""Deep prompts, and the functions that drive a frozen tower with them.
-
-A block's residual can be computed for some positions only, which the last block makes use of.
-"""
+"""Deep prompts, and the forward passes of frozen towers with prompts."""
 
 from typing import Any, Self
 
@@ -17,25 +14,17 @@ from pd_core.models.text_batching import TextBatch, TextPlan
 class DeepPrompts(nn.Module):
     """Learnable tokens for the first layers of a tower.
 
-    Row 0 is put in at the tower's input, row i at block i (paper, section 3.2:
-    "vision-language prompts" of PromptSRC and MaPLe).
+    Row 0 is inserted at the tower's input, row i at block i (paper, section 3.2: "vision-language
+    prompts" of PromptSRC and MaPLe).
 
     Attributes:
         tokens: (depth, n, W), always fp32.
     """
 
     def __init__(
-        self,
-        depth: int,
-        length: int,
-        width: int,
-        *,
-        generator: torch.Generator | None = None,
+        self, depth: int, length: int, width: int, *, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the tokens, (depth, length, width), from a normal distribution of deviation 0.02.
-
-        Without a generator all are zero.
-        """
+        """Draw the tokens (depth, length, width) from N(0, 0.02^2), or zeros without generator."""
         super().__init__()
         tokens = torch.zeros(depth, length, width)
         if generator is not None:
@@ -44,14 +33,14 @@ class DeepPrompts(nn.Module):
 
     @classmethod
     def of(cls, tokens: Tensor) -> Self:
-        """Make prompts of tokens (depth, n, W), which are copied."""
+        """Create prompts with a copy of tokens (depth, n, W)."""
         prompts = cls(*tokens.shape)
         prompts.tokens.data.copy_(tokens)
         return prompts
 
     @property
     def depth(self) -> int:
-        """Number of layers that get prompts."""
+        """Number of layers with prompts."""
         return self.tokens.shape[0]
 
     @property
@@ -72,16 +61,16 @@ class CoupledPrompts(nn.Module):
     def __init__(
         self, source: DeepPrompts, width: int, *, depth: int, generator: torch.Generator
     ) -> None:
-        """Draw the couplings; torch's global generator is left as it was.
+        """Draw the couplings of the first `depth` rows; the global generator is not changed.
 
         Args:
-            source: the text prompts.
+            source: text prompts.
             width: W of the image tower.
-            depth: how many rows of `source` are coupled.
-            generator: where the seed of the couplings comes from.
+            depth: number of coupled rows.
+            generator: draws the seed of the couplings.
         """
         super().__init__()
-        self._source = (source,)  # in a tuple: its parameters belong to the text prompts
+        self._source = (source,)  # a tuple, so that its parameters are not registered here too
         seed = int(torch.randint(2**62, (1,), generator=generator))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -97,7 +86,7 @@ class CoupledPrompts(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of layers that get prompts."""
+        """Number of layers with prompts."""
         return len(self.couplings)
 
     @property
@@ -107,7 +96,7 @@ class CoupledPrompts(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> DeepPrompts:
-        """Return prompts that are what these compute now."""
+        """Return the current values as independent prompts."""
         return DeepPrompts.of(self.tokens.float().cpu())
 
 
@@ -119,13 +108,13 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
 
     Args:
         tower: open_clip's `VisionTransformer`.
-        images: (B, 3, H, W), normalised as the tower expects.
-        prompts: of the tower's width; every row replaces the one before it.
+        images: normalised for the tower, (B, 3, H, W).
+        prompts: of the tower's width; each row replaces the previous one.
 
     Returns:
-        (B, D), not normalised.
+        Features (B, D), not normalised.
     """
-    if len(images) == 0:  # which open_clip does not take
+    if len(images) == 0:  # open_clip needs an image
         return encode_image(tower, images.new_zeros(1, *images.shape[1:]), prompts)[:0]
     x = tower._embeds(images.to(tower.conv1.weight.dtype))  # (B, 1 + P, W), after ln_pre
     kept = x.shape[1]
@@ -135,13 +124,13 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
         if prompts is not None and rows is not None and layer < prompts.depth:
             row = rows[layer].to(x.dtype)  # (n, W)
             if layer == 0:
-                # The published model adds row 0 before ln_pre, which x has behind it.
+                # The published model inserts row 0 before ln_pre.
                 row = tower.ln_pre(row)
             row = row.expand(len(x), -1, -1)
             x = torch.cat([x[:, :kept], row], dim=1)  # (B, 1 + P + n, W)
         keys = queries = block.ln_1(x)
         if layer == len(blocks) - 1 and tower.pool_type == "tok":
-            x, queries = x[:, :1], keys[:, :1]  # of the last block only the class token is read
+            x, queries = x[:, :1], keys[:, :1]  # only the class token is used
         x = advance(block, x, queries, keys)
     pooled, _ = tower._pool(x)  # (B, W)
     return _project(pooled, tower.proj)
@@ -152,20 +141,19 @@ def encode_text(
 ) -> Tensor:
     """Encode texts, with prompts in place of the tokens at positions 1..n.
 
-    Row 0 stands for word embeddings, so it gets the positional embedding; the
-    deeper rows replace the hidden states as they are. The tower is causal, so
-    the positions in front that all texts share are computed once.
+    Row 0 replaces word embeddings, so the positional embedding is added; deeper rows replace hidden
+    states. The tower is causal, so a prefix shared by all texts is computed once.
 
     Args:
-        tower: open_clip's `TextTransformer`, with a causal mask.
-        texts: (C, L) tokens, or a batch made of them for prompts of this length.
+        tower: open_clip's `TextTransformer` with a causal mask.
+        texts: tokens (C, L), or their batch for prompts of this length.
         prompts: of the tower's width, n < L - 1.
 
     Returns:
-        (C, D), the features at end-of-text, not normalised.
+        Features (C, D) at end-of-text, not normalised.
 
     Raises:
-        BadParams: a text ends among the prompts.
+        BadParams: a text ends within the prompts.
     """
     length = 0 if prompts is None else prompts.length
     batch = texts if isinstance(texts, TextBatch) else TextBatch.of(texts, length)
@@ -184,7 +172,7 @@ def encode_text(
         if layer < len(blocks) - 1:
             x = advance(block, x, queries, keys, mask[size:total, :total])
             front = advance(block, front, before, before, mask[:size, :size])
-        else:  # of the last block only the end of each text is read
+        else:  # only end-of-text is used
             x, queries = batch.at_end(x), batch.at_end(queries)
             x = advance(block, x, queries, keys, mask[batch.end, :total][:, None, None])
     pooled = tower.ln_final(x[:, 0])  # (C, W)
@@ -192,15 +180,9 @@ def encode_text(
 
 
 def encode_texts(tower: Any, plan: TextPlan, prompts: DeepPrompts | None = None) -> Tensor:
-    """Encode any number of texts within the plan's memory; the gradients are exact.
+    """Encode the texts of a plan with exact gradients: (C, D), in their order, not normalised.
 
-    Args:
-        tower: open_clip's `TextTransformer`.
-        plan: of the texts, for prompts of this length.
-        prompts: as in `encode_text`.
-
-    Returns:
-        (C, D), in the order of the texts, not normalised.
+    Batches beyond `plan.kept` are checkpointed: they are computed again for their gradients.
     """
     features = []
     for number, batch in enumerate(plan.batches):
@@ -222,11 +204,7 @@ def encode_many_texts(
     *,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
-    """Encode texts (C, L) without gradients, short ones with short ones, as `encode_text` does.
-
-    Returns:
-        (C, D), in the order of `tokens`, not normalised, fp32.
-    """
+    """Encode tokens (C, L) without gradients, in batches: (C, D), not normalised, fp32."""
     plan = TextPlan.of(tower, tokens, 0 if prompts is None else prompts.length)
     features: list[Tensor] = []
     for batch in plan.batches:
@@ -239,9 +217,8 @@ def encode_many_texts(
 def _project(pooled: Tensor, projection: Any) -> Tensor:
     if projection is None:
         return pooled
-    product: Tensor = (
-        projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-    )
+    linear = isinstance(projection, nn.Linear)
+    product: Tensor = projection(pooled) if linear else pooled @ projection
     return product
 
 
@@ -249,26 +226,25 @@ _compiled: Any = None
 
 
 def compile_blocks(*, on: bool) -> None:
-    """Let torch compile what blocks compute, for this process: other last bits, often faster."""
-    global _compiled  # noqa: PLW0603  as torch's own settings of how things are computed
+    """Turn torch.compile for blocks on or off in this process; it changes the last bits."""
+    global _compiled  # noqa: PLW0603  like torch's own settings
     _compiled = torch.compile(_advance, dynamic=True) if on else None
 
 
 def advance(
     block: Any, x: Tensor, queries: Tensor, keys: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Take positions through a block, attention and MLP, each added to what came in: (B, Q, W).
+    """Compute a residual block, attention and MLP, for some of its positions: (B, Q, W).
 
     Args:
         block: open_clip's `ResidualAttentionBlock`.
-        x: (B, Q, W), hidden states of the positions that are computed.
-        queries: (B, Q, W), the same behind `block.ln_1`.
-        keys: (B, K, W), behind `block.ln_1` too, what they look at; `queries` itself where all
-            positions are computed.
-        mask: added to the scores, (Q, K) or (B, 1, Q, K).
+        x: hidden states of the positions to compute, (B, Q, W).
+        queries: the same after `block.ln_1`, (B, Q, W).
+        keys: all positions after `block.ln_1`, (B, K, W); `queries` itself to compute them all.
+        mask: added to the attention scores, (Q, K) or (B, 1, Q, K).
     """
-    done: Tensor = (_compiled or _advance)(block, x, queries, keys, mask)
-    return done
+    result: Tensor = (_compiled or _advance)(block, x, queries, keys, mask)
+    return result
 
 
 def _advance(block: Any, x: Tensor, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
@@ -278,7 +254,7 @@ def _advance(block: Any, x: Tensor, queries: Tensor, keys: Tensor, mask: Tensor 
 
 
 def _attention(attention: Any, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute what torch's `MultiheadAttention` does, without its copies: (B, Q, W)."""
+    """Compute the attention of torch's `MultiheadAttention` without its copies: (B, Q, W)."""
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     if queries is keys:
         query, key, value = F.linear(keys, weight, bias).chunk(3, dim=-1)
@@ -289,10 +265,10 @@ def _attention(attention: Any, queries: Tensor, keys: Tensor, mask: Tensor | Non
     query, key, value = (_split(part, attention.num_heads) for part in (query, key, value))
     mask = mask if mask is None else mask.to(query.dtype)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    together: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return together
+    output: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return output
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    """Divide the width among heads: (B, L, W) -> (B, heads, L, W / heads)."""
+    """Split the width into heads: (B, L, W) -> (B, heads, L, W / heads)."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -1,9 +1,9 @@
-"""Teachers and students from checkpoints of the paper's original code.
+"""Import teachers and students from checkpoints of the paper's original code.
 
-Shapes: n prompts per layer, W a tower's width, D the teacher's joint width, d
-the student's.
+Shapes: n prompts per layer, W a tower's width, D the teacher's joint width, d the student's.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,36 +29,35 @@ _PROJECTOR = "VPT_image_trans.conv1."
 _TOWERS = {"image_encoder.": "visual.", "text_encoder.": "text."}
 _SCALE = "logit_scale"
 
-# Word embeddings around the prompts, and the unprompted image tower: the towers have them anyway.
+# Word embeddings around the prompts, and the image tower without prompts; the towers have both.
 _IGNORED = (
     "prompt_learner.token_prefix",
     "prompt_learner.token_suffix",
     "prompt_learner.ZS_image_encoder.",
 )
 
-# The scale comes back from an exponential and a logarithm.
-_SCALE_ROUNDING = 1e-6
+_SCALE_ROUNDING = 1e-6  # of an exponential and its logarithm
 
 _Model = TypeVar("_Model", Teacher, Student)
 
 
 @dataclass(frozen=True)
 class Imported(Generic[_Model]):
-    """What a checkpoint gave."""
+    """A model imported from a checkpoint."""
 
     model: _Model  # in evaluation mode
-    notes: tuple[str, ...]  # what people should know about it, a line each
+    notes: tuple[str, ...]  # log messages about it
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """The tensors of a checkpoint, sorted by what they belong to."""
+    """The tensors of a checkpoint."""
 
     path: Path
-    kind: str  # "teacher" or "student", as the blocks of `params.yaml` are called
-    prompts: dict[str, dict[int, Tensor]]  # (n, W) by tower and block; number 0 is the input
+    kind: str  # "teacher" or "student"
+    prompts: dict[str, dict[int, Tensor]]  # (n, W) by tower and block; block 0 is the input
     projector: dict[str, Tensor] = field(default_factory=dict)  # by our keys
-    backbone: dict[str, Tensor] = field(default_factory=dict)  # by the original's keys
+    backbone: dict[str, Tensor] = field(default_factory=dict)  # by the original keys
 
 
 def import_teacher(
@@ -71,25 +70,24 @@ def import_teacher(
     image_length: int | None = None,
     template: str = TEMPLATE,
 ) -> Imported[Teacher]:
-    """Make a teacher from a checkpoint of the original code's PromptSRC.
+    """Import a teacher from a checkpoint of the original code's PromptSRC.
 
-    Where the file's frozen weights differ from the towers', as after Gaussian
-    averaging in half precision, the file's are used: the original does so.
+    Frozen weights that differ from the towers', as after Gaussian averaging in half precision, are
+    taken from the file, like in the original code.
 
     Args:
         path: such as `model.pth.tar-20`.
         towers: the CLIP that it was tuned on, in fp32.
-        text_depth: layers of text prompts that are expected, more than the
-            tower has meaning all of them; None expects nothing, here and below.
-        text_length: prompts per layer of the text tower that are expected.
-        image_depth: likewise for the image tower.
-        image_length: likewise for the image tower.
-        template: the text of a class, with `{}` for its name.
+        text_depth: expected layers with text prompts, at most all of the tower; None for any, here
+            and below.
+        text_length: expected prompts per layer of the text tower.
+        image_depth: as `text_depth`, for the image tower.
+        image_length: as `text_length`, for the image tower.
+        template: text of a class, with `{}` for its name.
 
     Raises:
-        MissingFile: there is no such file.
-        BadArtifact: it cannot be read, holds something else, or does not fit
-            the towers or what is expected.
+        MissingFile: the file does not exist.
+        BadArtifact: it cannot be read, or does not fit the towers or the expected sizes.
     """
     parts = _read_parts(path, "teacher", branches=("text", "image"))
     text = _prompts(parts, "text", towers, depth=text_depth, length=text_length)
@@ -107,34 +105,31 @@ def import_student(
     image_depth: int | None = None,
     image_length: int | None = None,
 ) -> Imported[Student]:
-    """Make a student from a checkpoint of the original code's PromptKD.
+    """Import a student from a checkpoint of the original code's PromptKD.
 
     Args:
         path: such as `model-best.pth.tar`.
-        towers: the small CLIP that it was distilled into, in fp32; the file's
-            weights are used where they differ.
-        feature_width: D that is expected, the width of the class vectors.
+        towers: the small CLIP, in fp32; weights that differ are taken from the file.
+        feature_width: expected D, the width of the class vectors.
         image_depth: as in `import_teacher`.
         image_length: as in `import_teacher`.
 
     Raises:
-        MissingFile: there is no such file.
-        BadArtifact: it cannot be read, holds something else, or does not fit
-            the towers or what is expected.
+        MissingFile: the file does not exist.
+        BadArtifact: it cannot be read, or does not fit the towers or the expected sizes.
     """
     parts = _read_parts(path, "student", branches=("image",))
     prompts = _prompts(parts, "image", towers, depth=image_depth, length=image_length)
     width = _projector_width(parts, towers, feature_width)
     towers, notes = _with_backbone(towers, parts)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
+    with torch.random.fork_rng(devices=[]):  # its random weights are replaced below
         student = Student(towers, prompts, width)
     try:
         student.projector.load_state_dict(parts.projector)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
         raise BadArtifact(
-            f"projector in '{path}' does not fit: {reason}; give a student with a projector of"
-            " two layers"
+            f"projector in '{path}' does not fit: {str(error)[:300]}; give a student with a"
+            " projector of two layers"
         ) from None
     return Imported(student.eval(), notes)
 
@@ -146,8 +141,8 @@ def _read_parts(path: Path, kind: str, *, branches: tuple[str, ...]) -> _Parts:
             continue
         if not torch.isfinite(value).all():
             raise BadArtifact(
-                f"'{key}' in '{path}' holds numbers that are not finite; give the checkpoint of an"
-                " epoch before training diverged"
+                f"'{key}' in '{path}' is not finite; give the checkpoint of an epoch before the"
+                " training diverged"
             )
         branch, block = _prompt_place(key)
         if branch in branches:
@@ -163,7 +158,7 @@ def _read_parts(path: Path, kind: str, *, branches: tuple[str, ...]) -> _Parts:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint, which may also be all of it."""
+    """Read a state dict, or that of a checkpoint."""
     content = read_checkpoint(path)
     state = content.get("state_dict", content)
     if not isinstance(state, dict):
@@ -179,59 +174,54 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _prompt_place(key: str) -> tuple[str, int]:
-    """Return the tower and the block of a key of prompts, or no tower for any other key."""
+    """Return tower and block of a key of prompts, or "" for any other key."""
     for branch, name in _INPUT.items():
         if key == name:
             return branch, 0
-    found = _DEEPER_PATTERN.fullmatch(key)
-    return (found[1], int(found[2])) if found else ("", 0)
+    match = _DEEPER_PATTERN.fullmatch(key)
+    return (match[1], int(match[2])) if match else ("", 0)
 
 
 def _unknown_key(key: str, parts: _Parts, model: str = "") -> BadArtifact:
     on = f" on model '{model}'" if model else ""
     return BadArtifact(
-        f"'{key}' in '{parts.path}' is no part of the original code's {parts.kind}{on}; give the"
-        f" checkpoint of a {parts.kind} and the model that belongs to it"
+        f"'{key}' in '{parts.path}' is no part of the original code's {parts.kind}{on}; give"
+        f" the checkpoint of a {parts.kind} and the model that belongs to it"
     )
 
 
 def _prompts(
     parts: _Parts, branch: str, towers: ClipTowers, *, depth: int | None, length: int | None
 ) -> DeepPrompts:
-    """Make the prompts of a tower, if they fit it and are as deep and long as expected."""
+    """Make the prompts of a tower; BadArtifact if they do not fit it or the expected sizes."""
     rows = _rows(parts, branch)
-    found_depth, found_length, found_width = rows.shape
     width, layers = towers.size(branch)
-    for name, found, has, fits in (
-        ("width", found_width, f"width {width}", found_width == width),
-        ("depth", found_depth, f"{layers} layers", found_depth <= layers),
-    ):
-        if not fits:
-            raise BadArtifact(
-                f"{branch} prompts of {name} {found} in '{parts.path}', but the {branch} tower of"
-                f" model '{towers.name}' has {has}; set {parts.kind}.model to the one that they"
-                " were tuned on"
-            )
-    if branch == "text" and found_length + 2 >= towers.context_length:
+    if rows.shape[2] != width or len(rows) > layers:
         raise BadArtifact(
-            f"text prompts of length {found_length} in '{parts.path}' leave no room for class"
+            f"{branch} prompts of depth {len(rows)} and width {rows.shape[2]} in '{parts.path}',"
+            f" but the {branch} tower of model '{towers.name}' has {layers} layers of width"
+            f" {width}; set {parts.kind}.model to the one that they were tuned on"
+        )
+    if branch == "text" and rows.shape[1] + 2 >= towers.context_length:
+        raise BadArtifact(
+            f"text prompts of length {rows.shape[1]} in '{parts.path}' leave no room for class"
             f" names in the {towers.context_length} positions of model '{towers.name}'; use the"
             " model that they were tuned on"
         )
-    for name, found, expected, wanted in (
-        ("depth", found_depth, depth, None if depth is None else min(depth, layers)),
-        ("length", found_length, length, length),
+    for name, actual, expected, limit in (
+        ("depth", len(rows), depth, layers),
+        ("length", rows.shape[1], length, math.inf),
     ):
-        if expected is not None and found != wanted:
+        if expected is not None and actual != min(expected, limit):
             raise BadArtifact(
-                f"{branch} prompts of {name} {found} in '{parts.path}', but {branch}_{name} ="
-                f" {expected}; set {parts.kind}.{branch}_{name}: {found}"
+                f"{branch} prompts of {name} {actual} in '{parts.path}', but {branch}_{name} ="
+                f" {expected}; set {parts.kind}.{branch}_{name}: {actual}"
             )
     return DeepPrompts.of(rows)
 
 
 def _rows(parts: _Parts, branch: str) -> Tensor:
-    """Stack the prompts of a tower from its input on: (depth, n, W), fp32."""
+    """Stack the prompts of a tower by block: (depth, n, W), fp32."""
     rows = parts.prompts[branch]
     if not rows:
         raise BadArtifact(
@@ -265,7 +255,7 @@ def _key(branch: str, block: int) -> str:
 
 
 def _projector_width(parts: _Parts, towers: ClipTowers, expected: int | None) -> int:
-    """Return D of the projector, d -> D, after checking both ends."""
+    """Return D of the projector d -> D; BadArtifact if it does not fit the tower or `expected`."""
     first, last = (parts.projector.get(key) for key in ("0.weight", "3.weight"))
     if first is None or last is None or first.ndim != 2 or last.ndim != 2:
         raise BadArtifact(
@@ -287,18 +277,18 @@ def _projector_width(parts: _Parts, towers: ClipTowers, expected: int | None) ->
 
 
 def _with_backbone(towers: ClipTowers, parts: _Parts) -> tuple[ClipTowers, tuple[str, ...]]:
-    """Put the file's frozen weights in place of those that differ, and say so."""
+    """Return towers with the file's frozen weights, and log messages if they differ."""
     if not parts.backbone:
         note = f"no frozen weights in '{parts.path}'; those of model '{towers.name}' are used"
         return towers, (note,)
-    known = towers.weights()
+    own = towers.weights()
     changes: dict[str, Tensor] = {}
     largest = 0.0
     for key, value in parts.backbone.items():
         ours = _our_key(key)
-        if ours not in known:
+        if ours not in own:
             raise _unknown_key(key, parts, towers.name)
-        base = known[ours]
+        base = own[ours]
         if value.numel() != 1 if ours == _SCALE else value.shape != base.shape:
             raise BadArtifact(
                 f"'{key}' in '{parts.path}' has shape {list(value.shape)}, but model"

@@ -1,4 +1,4 @@
-"""The student: a small frozen CLIP image tower with prompts, and a projector.
+"""Student: a small frozen CLIP image tower with prompts, and a projector.
 
 Shapes: B images, D the teacher's joint width, d the student's.
 """
@@ -11,28 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pd_core.core.artifacts import check_numbers, read_tensors, understood, write_tensors
+from pd_core.core.artifacts import understood, write_tensors
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.options import Selection, TextFeatures, Trained
 from pd_core.models.clip import ClipTowers
 from pd_core.models.portable.network import projector
 from pd_core.models.prompts import DeepPrompts, encode_image
-from pd_core.models.teacher import CHANGE, read_changes, read_prompts
+from pd_core.models.teacher import CHANGE, read_changes, read_model, read_prompts
 
 
 class Student(nn.Module):
     """A small image tower, image prompts, and a projector into the teacher's space.
 
-    It has no text tower of its own at work: it is compared with the teacher's
-    class vectors (paper, section 3.3), unless it is told to use its own.
+    It is classified by the teacher's class vectors (paper, section 3.3) unless `text_features`
+    selects its own text tower.
 
     Attributes:
-        towers: the frozen CLIP; not a sub-module, so neither trained nor saved.
+        towers: the frozen CLIP; no sub-module, so neither trained nor saved.
         image_prompts: of the image tower, or None.
         projector: d -> D, one to three linear layers with batch norm and ReLU in between.
-        tower: a copy of the image tower that is trained, or None.
-        text_features: whose text features it is compared with.
-        selection: how its epoch was chosen.
+        tower: a trained copy of the image tower, or None.
+        text_features: source of its class vectors.
+        selection: of its epoch.
     """
 
     def __init__(
@@ -46,22 +46,19 @@ class Student(nn.Module):
         text_features: TextFeatures = TextFeatures.TEACHER,
         selection: Selection = Selection.LAST,
     ) -> None:
-        """Join tower, prompts and an untrained projector.
-
-        The projector takes torch's own initial weights, from its global
-        generator; `untrained` seeds that and leaves it as it was.
+        """Join tower, prompts and a projector with weights from torch's global generator.
 
         Args:
             towers: the small CLIP.
             image_prompts: of its image tower, if any.
             feature_width: D.
             layers: of the projector, 1 to 3 (paper, ablation of the projector).
-            train_tower: whether the image tower is a part of what is trained.
-            text_features: whose text features it is compared with.
-            selection: how its epoch is chosen.
+            train_tower: if True, a copy of the image tower is trained.
+            text_features: source of its class vectors.
+            selection: of its epoch.
 
         Raises:
-            BadParams: there are not 1 to 3 layers.
+            BadParams: the number of layers is not 1 to 3.
         """
         super().__init__()
         if not 1 <= layers <= 3:
@@ -89,20 +86,20 @@ class Student(nn.Module):
         text_features: TextFeatures = TextFeatures.TEACHER,
         seed: int = 1,
     ) -> Self:
-        """Make a student with random prompts and projector, ready to be trained.
+        """Make a student with random prompts and projector.
 
         Args:
             towers: the small CLIP.
             feature_width: D, the width of the class vectors.
-            depth: layers with prompts; clipped to what the tower has.
+            depth: layers with prompts; at most all of the tower.
             length: prompts per layer.
             layers: of the projector, 1 to 3.
-            trained: what is trained; only the first choice has prompts.
-            text_features: whose text features it is compared with.
-            seed: of prompts and projector; the global generator is not touched.
+            trained: trained parts; only the first choice has prompts.
+            text_features: source of its class vectors.
+            seed: of prompts and projector; the global generator is not changed.
 
         Raises:
-            BadParams: depth or length is not positive, or there are not 1 to 3 layers.
+            BadParams: depth or length is not positive, or the number of layers is not 1 to 3.
         """
         for name, value in (("depth", depth), ("length", length)):
             if value < 1:
@@ -126,7 +123,7 @@ class Student(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """What its cosines are multiplied by to become logits: its own CLIP's scale."""
+        """Factor from cosine similarities to logits, that of the small CLIP."""
         return self.towers.logit_scale
 
     def forward(self, images: Tensor) -> Tensor:
@@ -134,20 +131,20 @@ class Student(nn.Module):
         return self.project(self.encode(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Send images through the tower: (B, 3, H, W) -> (B, d), fp32."""
+        """Encode images by the tower: (B, 3, H, W) -> (B, d), fp32."""
         tower = self.towers.visual if self.tower is None else self.tower
         return encode_image(tower, images, self.image_prompts).float()
 
     def project(self, features: Tensor) -> Tensor:
-        """Bring features into the teacher's space: (B, d) -> (B, D), unit length, fp32.
+        """Project features into the teacher's space: (B, d) -> (B, D), unit length, fp32.
 
-        In training B are all images of a batch, since batch norm looks at them together.
+        In training B is a whole batch, since batch norm depends on all of its images.
         """
         projected = self.projector(features)  # (B, D)
         return F.normalize(projected.float(), dim=-1)
 
     def save(self, path: Path) -> None:
-        """Write prompts and projector; the tower is named, and stored only as far as it changed."""
+        """Write prompts, projector, the model's name, and changed weights of its towers."""
         tensors = {f"projector.{key}": value for key, value in self.projector.state_dict().items()}
         changes = dict(self.towers.changes)
         if self.tower is not None:
@@ -171,16 +168,10 @@ class Student(nn.Module):
         """Read prompts and projector and join them to the tower that they were trained on.
 
         Raises:
-            MissingFile: there is no such file; the message has the remedy.
+            MissingFile: the file does not exist.
             BadArtifact: it belongs to another model, or its sizes do not fit.
         """
-        tensors, metadata = read_tensors(path, what="student", remedy=remedy)
-        if metadata.get("model") != towers.name:
-            raise BadArtifact(
-                f"student '{path}' was trained on model '{metadata.get('model')}', not on"
-                f" '{towers.name}'; set the model back or distil the student again"
-            )
-        check_numbers(tensors, path, what="student", remedy=remedy)
+        tensors, metadata = read_model(path, towers, what="student", remedy=remedy)
         prompts = read_prompts(path, tensors, metadata, "image", towers)
         weights = {
             key.removeprefix("projector."): value
@@ -192,8 +183,8 @@ class Student(nn.Module):
             text_features = TextFeatures(metadata["text_features"])
             selection = Selection(metadata["selection"])
             if (width,) not in [value.shape for value in weights.values()]:
-                raise ValueError(f"feature_width {width}, which its projector has not")
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced below
+                raise ValueError(f"feature_width {width}, which is not that of its projector")
+        with torch.random.fork_rng(devices=[]):  # its random weights are replaced below
             student = cls(
                 towers.with_changes(read_changes(tensors)),
                 prompts,
@@ -205,6 +196,5 @@ class Student(nn.Module):
         try:
             student.projector.load_state_dict(weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BadArtifact(f"student '{path}' does not fit: {reason}") from None
+            raise BadArtifact(f"student '{path}' does not fit: {str(error)[:300]}") from None
         return student.eval()

@@ -1,4 +1,4 @@
-"""The teacher: a large frozen CLIP with tuned prompts in both towers.
+"""Teacher: a frozen CLIP with tuned prompts in both towers.
 
 Shapes: B images, C classes, L tokens, D the joint width, W a tower's width.
 """
@@ -26,18 +26,18 @@ from pd_core.models.prompts import (
 from pd_core.models.text_batching import TextPlan, cut_after_end
 
 TEMPLATE = "a photo of a {}."
-CHANGE = "backbone."  # before the keys of weights that an artifact brings along
+CHANGE = "backbone."  # prefix of changed weights of the towers in artifacts
 
 
 class Teacher(nn.Module):
-    """A frozen CLIP and, if it was tuned, its prompts; only the prompts are its parameters.
+    """A frozen CLIP with prompts, which are the module's only parameters.
 
     Attributes:
-        towers: the frozen CLIP; not a sub-module, so neither trained nor saved.
+        towers: the frozen CLIP; no sub-module, so neither trained nor saved.
         text_prompts: of the text tower, or None.
         image_prompts: of the image tower, or None.
-        method: how it was tuned.
-        template: the text of a class, with `{}` for its name.
+        method: of the tuning.
+        template: text of a class, with `{}` for its name.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Teacher(nn.Module):
         method: TeacherMethod = TeacherMethod.CLIP,
         template: str = TEMPLATE,
     ) -> None:
-        """Join towers and prompts; without prompts this is the zero-shot model."""
+        """Join towers and prompts; without prompts the teacher is zero-shot."""
         super().__init__()
         self.towers = towers
         self.text_prompts = text_prompts
@@ -71,28 +71,25 @@ class Teacher(nn.Module):
         template: str = TEMPLATE,
         seed: int = 1,
     ) -> Self:
-        """Make a teacher with fresh prompts, ready to be tuned.
+        """Make a teacher with initial prompts.
 
-        The first text prompts start as the words before the class name, if
-        there are at least `text_length` of them; all others are random.
-        PromptSRC and IVLP have prompts of their own in both towers. MaPLe's
-        image prompts follow the text prompts, so `image_depth` and
-        `image_length` say nothing there. CoOp only has the first row of text
-        prompts.
+        The first row of text prompts starts as the words before the class name if there are at
+        least `text_length` of them; all others are random. PromptSRC and IVLP have independent
+        prompts in both towers. MaPLe computes image prompts from text prompts, so it ignores
+        `image_depth` and `image_length`. CoOp has the first row of text prompts only.
 
         Args:
             towers: the frozen CLIP.
-            method: which prompts there are.
-            text_depth: layers of the text tower with prompts; clipped to what it has.
+            method: of the tuning.
+            text_depth: layers of the text tower with prompts; at most all of them.
             text_length: prompts per layer of the text tower.
-            image_depth: layers of the image tower with prompts; clipped likewise.
+            image_depth: layers of the image tower with prompts; at most all of them.
             image_length: prompts per layer of the image tower.
-            template: the text of a class, with `{}` for its name.
+            template: text of a class, with `{}` for its name.
             seed: of the random prompts.
 
         Raises:
-            BadParams: a depth or length is not positive, or the text prompts
-                leave no room for a class name.
+            BadParams: a depth or length is not positive, or the method has no prompts.
         """
         for name, value in {
             "text prompt depth": text_depth,
@@ -120,10 +117,7 @@ class Teacher(nn.Module):
             case TeacherMethod.COOP:
                 image = None
             case TeacherMethod.CLIP:
-                raise BadParams(
-                    "teacher method 'clip' has no prompts to tune; use another method, or the"
-                    " zero-shot teacher"
-                )
+                raise BadParams("teacher method 'clip' has no prompts to tune; use another method")
         phrase = _phrase_tokens(towers, template)  # (p,)
         if text_length <= len(phrase):
             words = towers.text.token_embedding(phrase[:text_length].to(towers.device))
@@ -132,19 +126,18 @@ class Teacher(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """What its cosines are multiplied by to become logits."""
+        """Factor from cosine similarities to logits."""
         return self.towers.logit_scale
 
     @property
     def text_length(self) -> int:
-        """Number of text prompts per layer; 0 without any."""
+        """Number of text prompts per layer."""
         return 0 if self.text_prompts is None else self.text_prompts.length
 
     def texts(self, names: Sequence[str]) -> list[str]:
-        """Write the text of each class.
+        """Return the text of each class; underscores become spaces.
 
-        If there are more prompts than words before the class name, placeholders
-        hold their places instead of the words. Underscores become spaces.
+        Placeholders replace the words before the class name if there are more prompts than words.
         """
         template, length = self.template, self.text_length
         if length > len(_phrase_tokens(self.towers, template)):
@@ -153,10 +146,10 @@ class Teacher(nn.Module):
         return [template.replace("{}", name.replace("_", " ")) for name in names]
 
     def tokens(self, names: Sequence[str]) -> Tensor:
-        """Tokenize the text of each class, cut behind the longest one: (C, L') token ids.
+        """Tokenize the text of each class, truncated after the longest one: (C, L').
 
         Raises:
-            BadParams: the prompts take all positions.
+            BadParams: the prompts leave no position for a class name.
         """
         tokens = cut_after_end(self.towers.tokenize(self.texts(names)))
         if self.text_length + 2 >= self.towers.context_length:
@@ -171,27 +164,19 @@ class Teacher(nn.Module):
         return _unit(encode_image(self.towers.visual, images, self.image_prompts))
 
     def text_plan(self, names: Sequence[str], *, memory: int | None = None) -> TextPlan:
-        """Plan how the text of each class goes through the text tower.
-
-        Args:
-            names: C class names.
-            memory: bytes that may be kept for the gradients; None for as many as it takes.
-
-        Raises:
-            BadParams: as in `tokens`.
-        """
+        """Divide the texts of the classes into batches, see `TextPlan.of`; raises as `tokens`."""
         tokens = self.tokens(names)
         return TextPlan.of(self.towers.text, tokens, self.text_length, memory=memory)
 
     def text_features(self, texts: Tensor | TextPlan) -> Tensor:
-        """Encode tokens (C, L), or a plan of C texts: (C, D), of unit length, fp32."""
+        """Encode tokens (C, L) or a plan of C texts: (C, D), unit length, fp32."""
         tower, prompts = self.towers.text, self.text_prompts
         if isinstance(texts, TextPlan):
             return _unit(encode_texts(tower, texts, prompts))
         return _unit(encode_text(tower, texts, prompts))
 
     def folded(self) -> "Teacher":
-        """Return this teacher with image prompts of its own, whatever computes them now."""
+        """Return the teacher with independent image prompts of the same values."""
         if not isinstance(self.image_prompts, CoupledPrompts):
             return self
         prompts = self.image_prompts.folded()
@@ -205,7 +190,7 @@ class Teacher(nn.Module):
         return _unit(encode_image(self.towers.visual, images))
 
     def save(self, path: Path) -> None:
-        """Write the prompts; the towers are named, and only what is changed in them is stored."""
+        """Write the prompts, the model's name, and changed weights of its towers."""
         branches = (("text", self.text_prompts), ("image", self.folded().image_prompts))
         metadata = {
             "method": str(self.method),
@@ -222,20 +207,13 @@ class Teacher(nn.Module):
 
     @classmethod
     def load(cls, path: Path, towers: ClipTowers, *, remedy: str = "tune a teacher first") -> Self:
-        """Read a teacher's prompts and join them to the towers that they were tuned for.
+        """Read a teacher's prompts and join them to the towers that they were tuned on.
 
         Raises:
-            MissingFile: there is no such file; the message has the remedy.
-            BadArtifact: the prompts were tuned for another model, or their
-                depth, length or width does not fit.
+            MissingFile: the file does not exist.
+            BadArtifact: it belongs to another model, or the prompts' sizes do not fit.
         """
-        tensors, metadata = read_tensors(path, what="teacher", remedy=remedy)
-        if metadata.get("model") != towers.name:
-            raise BadArtifact(
-                f"teacher '{path}' was tuned on model '{metadata.get('model')}', not on"
-                f" '{towers.name}'; set the model back or tune the teacher again"
-            )
-        check_numbers(tensors, path, what="teacher", remedy=remedy)
+        tensors, metadata = read_model(path, towers, what="teacher", remedy=remedy)
         text = read_prompts(path, tensors, metadata, "text", towers)
         image = read_prompts(path, tensors, metadata, "image", towers)
         with understood(path, what="teacher", remedy=remedy):
@@ -244,8 +222,22 @@ class Teacher(nn.Module):
         return cls(changed, text, image, method=method, template=template).eval()
 
 
+def read_model(
+    path: Path, towers: ClipTowers, *, what: str, remedy: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata of a teacher or student; BadArtifact if its towers are others."""
+    tensors, metadata = read_tensors(path, what=what, remedy=remedy)
+    if metadata.get("model") != towers.name:
+        raise BadArtifact(
+            f"{what} '{path}' was trained on model '{metadata.get('model')}', not on"
+            f" '{towers.name}'; set the model back or train the {what} again"
+        )
+    check_numbers(tensors, path, what=what, remedy=remedy)
+    return tensors, metadata
+
+
 def read_changes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the weights that replace the named model's own out of an artifact."""
+    """Select the changed weights of the towers from an artifact's tensors."""
     return {key.removeprefix(CHANGE): v for key, v in tensors.items() if key.startswith(CHANGE)}
 
 
@@ -256,41 +248,33 @@ def read_prompts(
     branch: str,
     towers: ClipTowers,
 ) -> DeepPrompts | None:
-    """Take the prompts of the tower "text" or "image" out of an artifact; None if it holds none.
-
-    Args:
-        path: of the artifact, for the message.
-        tensors: of the artifact.
-        metadata: of the artifact; says which depth and length the tensor must have.
-        branch: which tower.
-        towers: that the prompts have to fit.
+    """Make the prompts of the tower "text" or "image" from an artifact, or None if it has none.
 
     Raises:
-        BadArtifact: the depth, length or width does not fit.
+        BadArtifact: depth, length or width does not match the metadata or the tower.
     """
     tokens = tensors.get(f"{branch}.tokens")
     with understood(path, what="prompts in", remedy="make it again"):
-        said = [int(metadata.get(f"{branch}_{size}", 0)) for size in ("depth", "length")]
-    found = [0, 0] if tokens is None else list(tokens.shape[:2])
-    if said != found or (tokens is not None and tokens.dim() != 3):
+        expected = [int(metadata.get(f"{branch}_{size}", 0)) for size in ("depth", "length")]
+    actual = [0, 0] if tokens is None else list(tokens.shape[:2])
+    if expected != actual or (tokens is not None and tokens.dim() != 3):
         raise BadArtifact(
-            f"'{path}' says {branch} prompts of depth {said[0]} and length {said[1]} but holds"
-            f" depth {found[0]} and length {found[1]}; make it again"
+            f"'{path}' has {branch} prompts of depth and length {actual}, but its metadata has"
+            f" {expected}; make it again"
         )
     if tokens is None:
         return None
-    depth, length, found_width = tokens.shape
     width, layers = towers.size(branch)
-    if found_width != width or depth > layers:
+    if tokens.shape[2] != width or tokens.shape[0] > layers:
         raise BadArtifact(
-            f"'{path}' has {branch} prompts of depth {depth}, length {length} and width"
-            f" {found_width}; the tower has {layers} layers of width {width}; make it again"
+            f"'{path}' has {branch} prompts (depth, length, width) of {list(tokens.shape)}; the"
+            f" tower has {layers} layers of width {width}; make it again"
         )
     return DeepPrompts.of(tokens)
 
 
 def _phrase_tokens(towers: ClipTowers, template: str) -> Tensor:
-    """Tokenize the words before the class name, without start and end: (p,)."""
+    """Tokenize the words before the class name, without start and end tokens: (p,)."""
     phrase, mark, _ = template.partition("{}")
     if not mark:
         raise BadParams(f"prompt template '{template}' has no {{}}; put it where the name goes")

@@ -144,7 +144,7 @@ def test_the_python_that_dvc_starts_is_the_one_of_the_shell(
     started = python_on_the_path(place / "bare", monkeypatch, str(bare))
     lacking = only(local.python_of_stages())
     assert lacking.mark is Mark.WARNING
-    assert lacking.found.startswith(f"`dvc repro` fails: '{started}' was started, which lacks ")
+    assert lacking.found.startswith(f"`dvc repro` fails: '{started}' lacks ")
     assert "torch" in lacking.found
     assert lacking.remedy.startswith("use `promptkd repro`, or ")
 
@@ -294,7 +294,7 @@ def test_weights_that_are_missing_empty_or_damaged_are_wrong(place: Path) -> Non
     (place / "SHA256SUMS").write_text(f"{'0' * 64}  good.safetensors\n")
     damaged = only(examine("weights", lambda: local.weights([place / "good.safetensors"])))
     assert damaged.mark is Mark.WRONG
-    assert "is not what" in damaged.found
+    assert "does not match" in damaged.found
 
 
 # All of it

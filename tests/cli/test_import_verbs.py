@@ -310,7 +310,7 @@ def test_the_stage_names_an_original_that_is_not_there(promptkd: Verb) -> None:
         (
             "teacher",
             {**prompts("text", width=48), **prompts("image")},
-            "text prompts of width 48 .* model 'tiny' has width 32; set teacher.model",
+            "width 48 .* model 'tiny' has 3 layers of width 32; set teacher.model",
         ),
         ("teacher", student_state(), "'VPT_image_trans.conv1.* is no part of .* teacher"),
         ("student", teacher_state(), "'prompt_learner.ctx' .* is no part of .* student"),

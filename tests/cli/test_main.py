@@ -79,7 +79,7 @@ def test_a_corrupt_image_is_named_and_nothing_is_left_behind(project: Path) -> N
     tiny.cut_short(archive)
     line = refused(promptkd(project, "teacher", NAME))
     assert "train/" in line
-    assert "not a readable picture" in line
+    assert "not a readable image" in line
     assert not list((project / "data").glob("teacher/*"))
 
 

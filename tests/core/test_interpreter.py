@@ -37,7 +37,7 @@ def test_a_python_without_the_packages_is_named_in_one_line(module: str, tmp_pat
     done = run(tmp_path, "bash", "-c", command)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: '{tmp_path / 'programs' / 'python3'}' was started, which lacks")
+    assert line.startswith(f"error: '{tmp_path / 'programs' / 'python3'}' lacks")
     assert "torch" in line
     assert "bin/activate`" in line
 

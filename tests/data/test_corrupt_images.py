@@ -126,7 +126,7 @@ def test_a_damaged_picture_is_an_error_unless_told_otherwise(folder: Path, worke
         ImageStore(folder), NAMES, eval_transform(16), batch_size=4, workers=workers
     )
 
-    with pytest.raises(BadData, match=r"2\.png' is not a readable picture \(image file is trunc"):
+    with pytest.raises(BadData, match=r"2\.png' is not a readable image \(image file is trunc"):
         list(source.in_order())
 
 
@@ -148,7 +148,7 @@ def test_after_an_error_nobody_waits_for_the_workers(
 def test_a_missing_picture_is_an_error_in_any_case(folder: Path, workers: int) -> None:
     (folder / "5.png").unlink()
 
-    with pytest.raises(MissingFile, match=r"no picture '5\.png'"):
+    with pytest.raises(MissingFile, match=r"no image '5\.png'"):
         list(batches(folder, workers=workers).in_order())
 
 

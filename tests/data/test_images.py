@@ -190,7 +190,7 @@ def test_a_corrupt_picture_is_named_in_one_line(folder: Path, workers: int) -> N
     data = (folder / "5.png").read_bytes()
     (folder / "5.png").write_bytes(data[: len(data) // 2])
 
-    with pytest.raises(BadData, match=r"5\.png' is not a readable picture") as caught:
+    with pytest.raises(BadData, match=r"5\.png' is not a readable image") as caught:
         list(batches(folder, workers=workers, size=10).epoch(1))
 
     assert "\n" not in str(caught.value)
@@ -201,7 +201,7 @@ def test_a_corrupt_picture_in_a_zip_is_named(archive: Path) -> None:
     data[data.find(b"IDAT") + 100] ^= 0xFF
     archive.write_bytes(data)
 
-    with pytest.raises(BadData, match=r"0\.png' is not a readable picture"):
+    with pytest.raises(BadData, match=r"0\.png' is not a readable image"):
         ImageStore(archive).open("0.png")
 
 
@@ -232,7 +232,7 @@ def test_damage_gives_a_picture_or_one_clear_error(
 def test_a_missing_picture_is_named(kind: str, request: pytest.FixtureRequest) -> None:
     store = ImageStore(request.getfixturevalue(kind))
 
-    with pytest.raises(MissingFile, match=r"no picture 'absent\.png'"):
+    with pytest.raises(MissingFile, match=r"no image 'absent\.png'"):
         store.open("absent.png")
 
 
@@ -263,10 +263,10 @@ def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
 
 
 def test_fewer_pictures_than_a_batch_takes_are_refused(folder: Path) -> None:
-    with pytest.raises(BadData, match="10 training pictures do not fill a batch of 16"):
+    with pytest.raises(BadData, match="10 training images do not fill a batch of 16"):
         batches(folder, size=16).epoch(1)
 
 
 def test_an_empty_list_is_refused(folder: Path) -> None:
-    with pytest.raises(BadData, match="list of pictures .* is empty"):
+    with pytest.raises(BadData, match="list of images .* is empty"):
         ImageBatches(ImageStore(folder), (), eval_transform(32), batch_size=4)

@@ -114,7 +114,7 @@ def test_tensors_that_are_no_vectors_and_scale_are_refused(
     assert str(caught.value).endswith("build the class vectors first")
 
 
-NO_TEXTS = "its names, which are no list of texts"
+NO_TEXTS = "its names, which must be a list of strings"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_pictures_of_too_many_pixels_are_refused(
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
             file.write(tmp_path / "x.png", "x.png")
 
-    with pytest.raises(BadData, match="x.png' is not a readable picture .*pixels"):
+    with pytest.raises(BadData, match="x.png' is not a readable image .*pixels"):
         ImageStore(tmp_path / "x.zip" if zipped else tmp_path).open("x.png")
     if not zipped:
         (finding,) = decode_all(tmp_path, ["x.png"], workers=1)
@@ -135,7 +135,7 @@ def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_is_refused(tmp_path
     content[start : start + 4] = (100).to_bytes(4, "little")
     (tmp_path / "x.zip").write_bytes(content)
 
-    with pytest.raises(BadData, match="not a readable picture"):
+    with pytest.raises(BadData, match="not a readable image"):
         ImageStore(tmp_path / "x.zip").open("x.png")
 
 
@@ -165,7 +165,7 @@ def test_a_hostile_list_cannot_open_what_is_elsewhere(
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.write(tmp_path / "x.png", "../x.png")
 
-    with pytest.raises(MissingFile, match="leads out of"):
+    with pytest.raises(MissingFile, match="is outside of"):
         ImageStore(tmp_path / "x.zip" if zipped else tmp_path / "root").open(path)
 
 

@@ -91,5 +91,5 @@ def test_a_student_that_lost_its_prompts_is_refused(tmp_path: Path) -> None:
     del tensors["image.tokens"]
     write_tensors(path, tensors, metadata)
 
-    with pytest.raises(BadArtifact, match="says image prompts of depth 3"):
+    with pytest.raises(BadArtifact, match="image prompts of depth"):
         Student.load(path, towers())

@@ -110,7 +110,7 @@ def test_stages_fail_at_the_damaged_picture_by_default(stages: Stages, tmp_path:
         lambda: stages.student(tmp_path / "new"),
         lambda: stages.evaluate(tmp_path / "s", tmp_path / "new"),
     ):
-        with pytest.raises(BadData, match=f"({named})' is not a readable picture"):
+        with pytest.raises(BadData, match=f"({named})' is not a readable image"):
             stage()
     assert not (tmp_path / "new").exists()
 

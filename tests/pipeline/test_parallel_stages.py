@@ -152,5 +152,5 @@ def test_a_picture_that_one_of_them_cannot_read_is_named_in_one_line(project: Pa
     assert process.returncode == 2, said
     assert len(said.splitlines()) == 1, said
     assert said.startswith("error: ")
-    assert "not a readable picture" in said
+    assert "not a readable image" in said
     assert not list(project.glob("data/teacher/*"))

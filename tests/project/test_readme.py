@@ -16,6 +16,7 @@ from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import FOLDER, load_protocols
 from pd_core.reporting.results import KEYS, MODELS
+from recipes.__main__ import app as recipes
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = (ROOT / "pd_core" / "models" / "weights" / "README.md").read_text()
@@ -98,6 +99,9 @@ RECIPE = re.findall(r"^    (promptkd .+)$", WEIGHTS, re.MULTILINE)
 def test_every_command_exists(line: str) -> None:
     _, *words = line.split()
     command = get_command(app)
+    if words[0] == "embedded":
+        command = get_command(recipes)
+        del words[0]
     while (known := getattr(command, "commands", None)) is not None:
         command = known[words.pop(0)]
     rest = words

@@ -180,7 +180,7 @@ def test_if_the_newest_is_damaged_the_one_before_is_taken_and_the_bits_are_the_s
     assert [note.partition(" '")[0] for note in notes] == [
         "checkpoint", "continues from checkpoint",
     ]  # fmt: skip
-    assert "is damaged" in notes[0]
+    assert "is corrupt" in notes[0]
     assert all("\n" not in note for note in notes)
 
 

@@ -319,7 +319,7 @@ def test_a_damaged_record_is_made_again(project: Project) -> None:
     file.write_bytes(content)
 
     assert project.cached("again") == online
-    assert any("is damaged" in note for note in project.notes)
+    assert any("is corrupt" in note for note in project.notes)
 
 
 def test_a_run_that_is_stopped_while_it_records_goes_on_with_the_epoch(project: Project) -> None:

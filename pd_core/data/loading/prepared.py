@@ -1,7 +1,6 @@
-"""Prepared data sets: the outputs of the stage `prepare`, one folder a data set.
+"""Outputs of the stage `prepare`: a folder for each data set.
 
-`split.json` has the labels; `unlabelled.json` only has paths, and is all that
-distillation reads of the images.
+`split.json` has labels; distillation reads only the paths in `unlabelled.json`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,21 +21,21 @@ _WHAT = "prepared data set"
 
 @dataclass(frozen=True)
 class Prepared:
-    """The labelled side of a prepared data set; images are listed by path and label."""
+    """Labelled part of a prepared data set; lists have paths and labels."""
 
     dataset: str
     classes: tuple[str, ...]  # names, by label
-    base_count: int  # how many of the first labels are base classes
+    base_count: int  # number of base classes, the first labels
     protocol: Protocol
     images: Path  # folder or zip file
-    few_shot: Labelled  # what the teacher is tuned on
-    few_shot_val: Labelled  # the same, to choose among its recipes
+    few_shot: Labelled  # training images of the teacher
+    few_shot_val: Labelled  # validation images of the teacher
     val: Labelled
     test: Labelled
 
     @property
     def taught(self) -> tuple[str, ...]:
-        """Names of the classes that the teacher sees labels of, by label."""
+        """Names of the classes with labels for the teacher, by label."""
         match self.protocol:
             case Protocol.BASE_TO_NOVEL:
                 return self.classes[: self.base_count]
@@ -47,11 +46,11 @@ class Prepared:
 
 
 def write_prepared(folder: Path, split: Mapping[str, Any], unlabelled: Iterable[str]) -> None:
-    """Write `split.json` and `unlabelled.json`, and the checksums of all that is in the folder.
+    """Write `split.json`, `unlabelled.json` and checksums of the folder, which may have images.
 
     Args:
-        folder: of the prepared data set; its images are in it already, if it brings any.
-        split: the entries that `read_prepared` reads, and more for people.
+        folder: of the prepared data set.
+        split: entries for `read_prepared`, and more for information.
         unlabelled: paths of the unlabelled images.
     """
     write_json(folder / SPLIT, split)
@@ -60,22 +59,21 @@ def write_prepared(folder: Path, split: Mapping[str, Any], unlabelled: Iterable[
 
 
 def read_split(folder: Path) -> dict[str, Any]:
-    """Read all entries of `split.json`; raises as `read_prepared` does."""
+    """Read `split.json`; raises as `read_prepared`."""
     content: dict[str, Any] = _read(folder, SPLIT)
     return content
 
 
 def read_prepared(folder: Path, *, data_root: Path = Path()) -> Prepared:
-    """Read the labelled side of a prepared data set.
+    """Read the labelled part of a prepared data set.
 
     Args:
-        folder: written by the stage `prepare`.
-        data_root: folder that holds the photo data sets; embedded ones bring their pictures.
+        folder: output of the stage `prepare`.
+        data_root: folder of the photo data sets; embedded ones have their images in `folder`.
 
     Raises:
-        MissingFile: the folder holds no prepared data set.
-        BadArtifact: it is not what was written, an entry is missing, or a
-            few-shot label is not of a class that the protocol teaches.
+        MissingFile: there is no prepared data set.
+        BadArtifact: it is corrupt, or a few-shot label is not one of the protocol's.
     """
     content = _read(folder, SPLIT)
     try:
@@ -93,18 +91,18 @@ def read_prepared(folder: Path, *, data_root: Path = Path()) -> Prepared:
     except (KeyError, ValueError, TypeError) as error:
         raise BadArtifact(f"'{folder / SPLIT}' is wrong at {error}; {_again(folder)}") from None
     count, rows = len(prepared.classes), (*prepared.few_shot_val, *prepared.val, *prepared.test)
-    odd = [label for _, label in rows if not 0 <= label < count]
-    if odd or not 0 <= prepared.base_count <= count:
+    invalid = [label for _, label in rows if not 0 <= label < count]
+    if invalid or not 0 <= prepared.base_count <= count:
         raise BadArtifact(
             f"'{folder / SPLIT}' has {count} classes, {prepared.base_count} of them base classes,"
-            f" and labels such as {odd[:1]}; {_again(folder)}"
+            f" and labels such as {invalid[:1]}; {_again(folder)}"
         )
     taught = len(prepared.taught)
-    wrong = [label for _, label in prepared.few_shot if not 0 <= label < taught]
-    if wrong:
+    invalid = [label for _, label in prepared.few_shot if not 0 <= label < taught]
+    if invalid:
         raise BadArtifact(
-            f"'{folder / SPLIT}' teaches label {wrong[0]} though only the first {taught}"
-            f" classes may be taught; {_again(folder)}"
+            f"'{folder / SPLIT}' has few-shot label {invalid[0]}, but only the first {taught}"
+            f" classes have labels; {_again(folder)}"
         )
     return prepared
 
@@ -113,45 +111,43 @@ def read_unlabelled(folder: Path) -> tuple[str, ...]:
     """Read the paths of the unlabelled images.
 
     Raises:
-        MissingFile: the folder holds no prepared data set.
-        BadArtifact: it is not what was written, or the file holds anything but paths.
+        MissingFile: there is no prepared data set.
+        BadArtifact: it is corrupt, or not a list of paths.
     """
     content = _read(folder, UNLABELLED)
     if not isinstance(content, list) or not all(isinstance(path, str) for path in content):
-        raise BadArtifact(
-            f"'{folder / UNLABELLED}' must be a list of paths and nothing else; {_again(folder)}"
-        )
+        raise BadArtifact(f"'{folder / UNLABELLED}' must be a list of paths; {_again(folder)}")
     return tuple(content)
 
 
 def image_root(folder: Path, *, data_root: Path = Path()) -> Path:
-    """Return the folder or zip file of a prepared data set's images; raises as `read_prepared`."""
+    """Return the folder or zip file of the images; raises as `read_prepared`."""
     return _image_root(folder, str(_read(folder, SPLIT)["images"]), data_root)
 
 
 def _image_root(folder: Path, images: str, data_root: Path) -> Path:
-    """Resolve the entry: beside the split if it is there, else below the data root."""
+    """Resolve the entry: beside the split if it exists, otherwise below the data root."""
     beside = folder / images
     try:
         if beside.is_file():
-            check_sum(beside, what="pictures", remedy=_again(folder))
+            check_sum(beside, what="images", remedy=_again(folder))
         return beside if beside.exists() else data_root / images
     except OSError as error:  # such as a name that is too long
         raise BadArtifact(
-            f"'{folder / SPLIT}' names pictures that cannot be ({error.strerror}); {_again(folder)}"
+            f"'{folder / SPLIT}' has invalid images ({error.strerror}); {_again(folder)}"
         ) from None
 
 
 def _names(classes: Any) -> tuple[str, ...]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("'classes', which are no list of names")
+        raise ValueError("'classes', which must be a list of names")
     return tuple(classes)
 
 
 def _labelled(rows: list[list[Any]]) -> Labelled:
     for path, label in rows:
-        if not isinstance(path, str) or type(label) is not int:  # `True` is one to Python, too
-            raise ValueError(f"{[path, label]}, which is no path and label")
+        if not isinstance(path, str) or type(label) is not int:  # `True` is an int, too
+            raise ValueError(f"{[path, label]}, which must be a path and a label")
     return tuple((path, label) for path, label in rows)
 
 

@@ -1,11 +1,8 @@
 """Splits of a data set: train, validation and test lists, few-shot samples, base and novel classes.
 
-Images are listed by path. A path is judged as text: a link below the data root may lead anywhere,
-since whoever can put one there owns the data, and data sets are often linked to where there is
-room. Archives, which come from elsewhere, may have no links at all.
-
-Every draw takes a generator, and takes its random numbers in the order of the published code, so
-that one seed gives the published few-shot sample.
+Paths are checked as text: links below the data root may lead anywhere, since the user made them
+(archives may have no links). Random numbers are drawn in the order of the published code, so that a
+seed gives the published few-shot sample.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from pd_core.core.errors import BadData, BadParams
 
 
 class Protocol(StrEnum):
-    """Which classes the teacher sees labels of, and how accuracy is counted."""
+    """Evaluation protocol: classes with labels for the teacher, and the accuracies."""
 
     BASE_TO_NOVEL = "base_to_novel"  # labels of the first half of the classes only
     CROSS_DATASET = "cross_dataset"  # no labels: the teacher is that of a source data set
@@ -30,17 +27,17 @@ class Protocol(StrEnum):
 
     @property
     def has_source(self) -> bool:
-        """Whether the teacher is tuned on another data set."""
+        """True if the teacher is tuned on another data set."""
         return self in (Protocol.CROSS_DATASET, Protocol.DOMAIN_GENERALISATION)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image."""
+    """A labelled image."""
 
     path: str  # below the image root, with forward slashes
     label: int  # from 0
-    name: str  # class name as it goes into a prompt
+    name: str  # class name in prompts
 
 
 Items = tuple[Item, ...]
@@ -61,17 +58,13 @@ class Splits:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label: ``class_names[label]``.
-
-        Raises:
-            BadData: Labels have a gap, or one label has two names.
-        """
+        """Class names by label; BadData if labels have a gap, or a label has two names."""
         names: dict[int, str] = {}
         for item in (*self.train, *self.val, *self.test):
-            known = names.setdefault(item.label, item.name)
-            if known != item.name:
+            name = names.setdefault(item.label, item.name)
+            if name != item.name:
                 raise BadData(
-                    f"label {item.label} has two names, '{known}' and '{item.name}' "
+                    f"label {item.label} has two names, '{name}' and '{item.name}' "
                     f"({item.path}): give every label one name"
                 )
         if sorted(names) != list(range(len(names))):
@@ -81,16 +74,12 @@ class Splits:
 
 
 def base_count(num_classes: int) -> int:
-    """Number of base classes: the first half of the labels, rounded up."""
+    """Return the number of base classes: half of the labels, rounded up."""
     return (num_classes + 1) // 2
 
 
 def base_and_novel(items: Iterable[Item], num_classes: int) -> tuple[Items, Items]:
-    """Split a list into the images of base classes and those of novel ones.
-
-    Labels stay as they are: novel ones start at ``base_count(num_classes)``, where all classes of
-    the data set count.
-    """
+    """Split a list into images of base and of novel classes; labels do not change."""
     items = tuple(items)
     first_novel = base_count(num_classes)
     return (
@@ -100,13 +89,10 @@ def base_and_novel(items: Iterable[Item], num_classes: int) -> tuple[Items, Item
 
 
 def few_shot(items: Iterable[Item], shots: int, rng: random.Random) -> Items:
-    """Draw ``shots`` images of every class.
+    """Draw ``shots`` images of each class; BadParams if it is below 1.
 
-    Classes are visited in the order in which they first appear. A class with fewer images than
-    ``shots`` is kept whole and takes no random number.
-
-    Raises:
-        BadParams: ``shots`` is below 1.
+    Classes are drawn in order of first appearance. A class with fewer images is taken completely,
+    without a random number.
     """
     if shots < 1:
         raise BadParams(f"shots = {shots}: give at least 1")
@@ -121,18 +107,18 @@ def few_shot_split(
 ) -> tuple[Items, Items]:
     """Draw the teacher's few-shot training and validation lists.
 
-    All classes are drawn, train before validation, and only then are novel classes left out:
-    a seed picks the same base images under every protocol.
+    Images are drawn for all classes before novel ones are removed, so that a seed gives the same
+    base images under every protocol.
 
     Args:
-        splits: The whole data set.
+        splits: Of the data set.
         shots: Training images per class.
         val_shots: Validation images per class, at most ``shots``.
-        protocol: ``BASE_TO_NOVEL`` keeps base classes only; with a source there are no labels.
-        rng: Source of the draws.
+        protocol: ``BASE_TO_NOVEL`` keeps base classes only; both lists are empty with a source.
+        rng: Random number generator.
 
     Raises:
-        BadParams: No class of the train list has ``shots`` images.
+        BadParams: No class has ``shots`` training images.
     """
     if protocol.has_source:
         return (), ()
@@ -153,11 +139,7 @@ def few_shot_split(
 def train_val(
     items: Iterable[Item], rng: random.Random, *, val_fraction: float = 0.2
 ) -> tuple[Items, Items]:
-    """Cut a validation list off a train list, class by class.
-
-    Raises:
-        BadData: A class has too few images to give one to validation.
-    """
+    """Split a list into train and validation by class; BadData if a class has too few images."""
     train: list[Item] = []
     val: list[Item] = []
     for members in _by_class(items).values():
@@ -180,11 +162,7 @@ def train_val_test(
     train_fraction: float = 0.5,
     val_fraction: float = 0.2,
 ) -> Splits:
-    """Cut one list into train, validation and test (the rest), class by class.
-
-    Raises:
-        BadData: A class has too few images to give one to each list.
-    """
+    """Split a list into train, validation and test by class; BadData if a class is too small."""
     train: list[Item] = []
     val: list[Item] = []
     test: list[Item] = []
@@ -204,7 +182,7 @@ def train_val_test(
 
 
 def _by_class(items: Iterable[Item]) -> dict[int, list[Item]]:
-    """Images by label, labels in order of first appearance."""
+    """Group images by label, in order of first appearance."""
     classes: dict[int, list[Item]] = {}
     for item in items:
         classes.setdefault(item.label, []).append(item)
@@ -212,7 +190,7 @@ def _by_class(items: Iterable[Item]) -> dict[int, list[Item]]:
 
 
 def check_paths_disjoint(lists: Mapping[str, Iterable[Item]]) -> None:
-    """Check that no image is in two of the named lists; BadData names it and both."""
+    """Raise BadData if an image is in two of the named lists."""
     owner: dict[str, str] = {}
     for name, items in lists.items():
         for path in dict.fromkeys(item.path for item in items):
@@ -224,23 +202,23 @@ def check_paths_disjoint(lists: Mapping[str, Iterable[Item]]) -> None:
 PICTURES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-"""Suffixes of pictures, in lower case."""
+"""Suffixes of image files, in lower case."""
 _SUFFIXES = tuple(PICTURES)
 
-_PLAIN = re.compile(r"(?:\w[\w-]*/)*\w[\w.-]*")  # most paths; a hundred thousand are to be quick
-# A backslash and a drive lead out on Windows only, but a list has to mean the same everywhere; a
-# zero byte or half a character can be in no file's name.
+_PLAIN = re.compile(r"(?:\w[\w-]*/)*\w[\w.-]*")  # a fast check for most paths
+# Backslashes and drives matter on Windows only, but lists must mean the same everywhere; zero bytes
+# and surrogates are in no file's name.
 _OUT = re.compile(r"^(?:/|.:)|(?:^|/)\.\.(?:/|$)|[\\\0\ud800-\udfff]", re.DOTALL)
 _LOOSE = re.compile(r"(?:^|/)\.?(?:/|$)")  # a part of a path that is empty or a dot
 
 
 def is_below(path: str) -> bool:
-    """Whether a path with forward slashes stays in the folder that it starts from."""
+    """Return True if a path with forward slashes stays below its folder."""
     return bool(path) and not _OUT.search(path)
 
 
 def clean_path(path: str) -> str | None:
-    """Return a listed path without dots and doubled slashes; None if it is not below its start."""
+    """Return a path without dots and doubled slashes, or None if it leaves its folder."""
     if _PLAIN.fullmatch(path):
         return path
     if not is_below(path):
@@ -251,5 +229,5 @@ def clean_path(path: str) -> str | None:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name says that it is a picture; hidden files are none."""
+    """Return True for the name of an image file that is not hidden."""
     return not name.startswith(".") and name.lower().endswith(_SUFFIXES)

@@ -1,5 +1,4 @@
-"""The distilled student on its own: pictures in, names and probabilities out.
+"""Standalone distilled student: classifies images with torch, numpy, Pillow and safetensors only.
 
-A copy of this folder lies in every registered model and is what runs there. It imports torch,
-numpy, Pillow and safetensors, nothing of the project's, and its own modules by relative names.
+Each registered model contains a copy of this package; its modules import each other relatively.
 """

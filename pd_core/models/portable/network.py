@@ -1,10 +1,10 @@
-"""The network: CLIP's vision transformer with its prompts, the projector and the class vectors.
+"""Network of the student: CLIP's vision transformer with prompts, projector and class vectors.
 
-It computes what the trained student computes, in the same order, so that the answers are the
-same; prompts are constants, and of the last block only the class token is computed.
+The operations and their order are those of the trained student, so that the results are the same;
+prompts are constants, and the last block computes the class token only.
 
-Shapes: B pictures, S their side, P patches, W the tower's width, n prompts a layer, d the width of
-the CLIP's joint space, D of the teacher's, C classes.
+Shapes: B images, S their side, P patches, W the tower's width, n prompts per layer, d the CLIP's
+joint width, D the teacher's, C classes.
 """
 
 from __future__ import annotations
@@ -15,47 +15,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on, per channel
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per channel
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the network's weights do not tell, or what is needed before they are read.
+    """Sizes of the network."""
 
-    Attributes:
-        image_size: S.
-        patch_size: side of a patch, in pixels.
-        width: W.
-        layers: blocks.
-        heads: of the attention.
-        hidden: width of a block's MLP.
-        activation: `gelu` or `quick_gelu`.
-        prompt_depth: blocks with prompts; 0 for none.
-        prompt_length: n.
-        joint_width: d.
-        feature_width: D.
-        projector_layers: 1 to 3.
-        classes: C.
-    """
-
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    activation: str
-    prompt_depth: int
-    prompt_length: int
-    joint_width: int
-    feature_width: int
-    projector_layers: int
-    classes: int
+    image_size: int  # S
+    patch_size: int  # side of a patch, in pixels
+    width: int  # W
+    layers: int  # blocks
+    heads: int  # of the attention
+    hidden: int  # width of a block's MLP
+    activation: str  # `gelu` or `quick_gelu`
+    prompt_depth: int  # blocks with prompts; 0 for none
+    prompt_length: int  # n
+    joint_width: int  # d
+    feature_width: int  # D
+    projector_layers: int  # 1 to 3
+    classes: int  # C
 
 
 class QuickGELU(nn.Module):
-    """The approximation of GELU that OpenAI's CLIPs were trained with."""
+    """Approximation of GELU in OpenAI's CLIPs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x * sigmoid(1.702 x)."""
@@ -66,10 +50,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickG
 
 
 class Block(nn.Module):
-    """A residual block: attention, then an MLP."""
+    """Residual block: attention and MLP."""
 
     def __init__(self, sizes: Sizes) -> None:
-        """Make it with weights yet to be filled in."""
+        """Create a block with random weights."""
         super().__init__()
         self.heads = sizes.heads
         self.norm_1 = nn.LayerNorm(sizes.width)
@@ -83,7 +67,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, *, first_only: bool) -> Tensor:
-        """Take tokens (B, L, W) through; of the last block, only the first: (B, 1, W)."""
+        """Compute all tokens (B, L, W), or with `first_only` the first one: (B, 1, W)."""
         keys = queries = self.norm_1(x)
         if first_only:
             x, queries = x[:, :1], keys[:, :1]
@@ -104,19 +88,15 @@ class Block(nn.Module):
         return mixed.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
-        """Divide the width among the heads: (B, L, W) -> (B, heads, L, W / heads)."""
+        """Split the width into heads: (B, L, W) -> (B, heads, L, W / heads)."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Network(nn.Module):
-    """Pictures to probabilities, with everything that it takes."""
+    """From pixels to probabilities."""
 
     def __init__(self, sizes: Sizes) -> None:
-        """Make it with weights yet to be filled in.
-
-        Raises:
-            KeyError: there is no such activation.
-        """
+        """Create a network whose weights are still to be loaded; KeyError for its activation."""
         super().__init__()
         width, side = sizes.width, sizes.image_size // sizes.patch_size
         self.sizes = sizes
@@ -124,7 +104,7 @@ class Network(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros(side * side + 1, width))
         self.norm_before = nn.LayerNorm(width)
-        # Row 0 has gone through `norm_before` already.
+        # `norm_before` is already applied to row 0.
         self.prompts = nn.Parameter(torch.zeros(sizes.prompt_depth, sizes.prompt_length, width))
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
         self.norm_after = nn.LayerNorm(width)
@@ -134,24 +114,17 @@ class Network(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compare pictures with all classes.
-
-        Args:
-            pixels: (B, S, S, 3), uint8.
-
-        Returns:
-            Probabilities (B, C), and the pictures' features (B, D) of unit length.
-        """
+        """Compute probabilities (B, C) and unit features (B, D) of uint8 pixels (B, S, S, 3)."""
         features = self.features(normalised(pixels))
         return self.compare(features), features
 
     def compare(self, features: Tensor) -> Tensor:
-        """Compare features (B, D) with the class vectors: probabilities (B, C)."""
+        """Compute probabilities (B, C) of features (B, D)."""
         logits = self.logit_scale.float() * (features @ self.class_vectors.T)
         return logits.softmax(dim=-1)
 
     def features(self, images: Tensor) -> Tensor:
-        """Encode CLIP's input into the teacher's space: (B, 3, S, S) -> (B, D), unit length."""
+        """Encode normalised images (B, 3, S, S) to unit features (B, D) in the teacher's space."""
         patches = self.patches(images).flatten(2).transpose(1, 2)  # (B, P, W)
         first = self.class_token.expand(images.shape[0], 1, -1)
         x = self.norm_before(torch.cat([first, patches], dim=1) + self.positions)
@@ -167,7 +140,7 @@ class Network(nn.Module):
 
 
 def projector(width: int, feature_width: int, layers: int) -> nn.Sequential:
-    """Make d -> D -> ... -> D, with batch norm and ReLU between the linear layers."""
+    """Make a projector d -> D -> ... -> D, with batch norm and ReLU between linear layers."""
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
         parts += [nn.Linear(width, feature_width), nn.BatchNorm1d(feature_width), nn.ReLU()]
@@ -176,7 +149,7 @@ def projector(width: int, feature_width: int, layers: int) -> nn.Sequential:
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Turn pixels (B, H, W, 3) of uint8 into CLIP's input (B, 3, H, W) of fp32."""
+    """Normalise uint8 pixels (B, H, W, 3) for CLIP: (B, 3, H, W), fp32."""
     values = pixels.permute(0, 3, 1, 2)
     values = values.to(torch.float32, memory_format=torch.contiguous_format)
     mean = torch.tensor(CLIP_MEAN, device=pixels.device).view(3, 1, 1)

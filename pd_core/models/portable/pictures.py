@@ -1,8 +1,7 @@
-"""Pictures of any kind as RGB, as the paper's code has it.
+"""Decode images to RGB like the paper's code, by PIL's ``convert("RGB")``.
 
-Its rule is PIL's ``convert("RGB")``: transparency is dropped, of an animation the first frame is
-taken, and a rotation noted in EXIF is *not* applied. Only values beyond 8 bits are treated
-otherwise, since PIL would clip them to white.
+Transparency is dropped, the first frame of an animation is used, and a rotation in EXIF is *not*
+applied. Unlike PIL, which clips them to white, values beyond 8 bits are scaled.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ import numpy as np
 from PIL import Image
 
 MOST_PIXELS = 100_000_000
-"""Pixels that a picture may have: 300 MB decoded, and twice what the best cameras take."""
+"""Limit of an image's pixels: 300 MB decoded, twice the size of the best cameras'."""
 
-# Formats that are only pictures. PIL knows others as well, such as PostScript, which is a program:
-# PIL would give it to Ghostscript.
+# PIL's other formats include programs: it runs PostScript by Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-# What PIL and zipfile raise for a file that is not the picture it claims to be.
+# Errors of PIL and zipfile for a corrupt file.
 UNREADABLE = (
     EOFError,
     Image.DecompressionBombError,
@@ -41,25 +39,22 @@ UNREADABLE = (
 Picture = Any
 """A path, encoded bytes, base64 text, an array (H, W, 3) or (H, W) of uint8, or a PIL image."""
 
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # PIL's modes beyond 8 bits, all greyscale
-_WHITE = 65535  # of 16 bits; the modes of 32 bits do not say what their white is
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # PIL's greyscale modes beyond 8 bits
+_WHITE = 65535  # of 16 bits; in modes of 32 bits white is not defined
 
 
 class BadPicture(ValueError):
-    """What was given is no readable picture."""
+    """An image that cannot be read."""
 
 
 def read(picture: Picture, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Turn any kind of picture into an RGB image.
+    """Decode an image, see `Picture`, to RGB.
 
-    Text is a path if there is such a file, and base64 (also as a data URL) otherwise.
-
-    Args:
-        picture: see `Picture`.
-        most_pixels: a larger one is refused before it is decoded.
+    A string is a path if that file exists, otherwise base64 or a data URL. Images of more than
+    `most_pixels` are refused before they are decoded.
 
     Raises:
-        BadPicture: it is not a readable picture.
+        BadPicture: the image cannot be read.
     """
     name = f"'{picture}'" if isinstance(picture, Path) else f"the picture ({_kind(picture)})"
     try:
@@ -74,36 +69,23 @@ def read(picture: Picture, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
         return to_rgb(Image.fromarray(array), most_pixels=most_pixels)
     except (*UNREADABLE, TypeError) as error:
         raise BadPicture(
-            f"{name} cannot be read ({reason(error)}); give a path, the bytes of a picture file, "
+            f"{name} cannot be read ({reason(error)}); give a path, the bytes of an image file, "
             f"base64 text, or an array of (H, W, 3) uint8"
         ) from None
 
 
 def open_picture(source: Path | IO[bytes]) -> Image.Image:
-    """Open a picture without decoding it; its pixels are not counted yet.
-
-    Raises:
-        Exception: One of ``UNREADABLE``, if it is no picture or a damaged one.
-    """
+    """Open an image without decoding it; raises one of ``UNREADABLE`` if it is corrupt."""
     with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
         return Image.open(source, formats=FORMATS)
 
 
 def to_rgb(image: Image.Image, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Convert any picture to RGB, in 8 bits per channel.
+    """Convert an image of any mode to RGB; raises one of ``UNREADABLE``.
 
-    Args:
-        image: Of any mode; left as it is.
-        most_pixels: What it may have.
-
-    Returns:
-        What PIL makes of it. Greyscale with values above 255 is taken to be of 16 bits: 65535 is
-        white, and so is whatever lies beyond.
-
-    Raises:
-        Exception: One of ``UNREADABLE``, if it is damaged, or too large.
+    Greyscale with values above 255 is taken for 16 bits: values from 65535 are white.
     """
-    if image.width * image.height > most_pixels:  # before there is memory taken for them
+    if image.width * image.height > most_pixels:  # before memory is allocated
         raise Image.DecompressionBombError(
             f"{image.width} x {image.height} pixels, more than {most_pixels}"
         )
@@ -117,10 +99,7 @@ def to_rgb(image: Image.Image, *, most_pixels: int = MOST_PIXELS) -> Image.Image
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` pixels (bicubic) and cut out the square in the middle.
-
-    Torchvision's `Resize` and `CenterCrop` round in the same way.
-    """
+    """Resize the shorter side to `size` (bicubic) and crop the centre, like torchvision."""
     short, long = sorted(image.size)
     longer = int(size * long / short)
     width, height = (size, longer) if image.width <= image.height else (longer, size)
@@ -131,7 +110,7 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """Say why a picture is unreadable, in the words of one of ``UNREADABLE``."""
+    """Return the message of one of ``UNREADABLE``."""
     return str(error).partition("<")[0].strip() or type(error).__name__
 
 
@@ -152,7 +131,7 @@ def _source(picture: str | Path | bytes | bytearray | memoryview) -> Path | io.B
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
-    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
         return False
 
 
