@@ -1,7 +1,6 @@
 """CLIP comes from any source without a network, and wrong weights are refused, not warned of."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,41 +64,33 @@ def test_frozen_weights_may_be_half_precision(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, exact, rtol=0, atol=0.03)
 
 
-def plain(state: dict[str, Tensor], path: Path) -> None:
-    torch.save(state, path.with_suffix(".pt"))
+FORMATS = pytest.mark.parametrize("form", ["plain", "nested", "parallel", "safetensors"])
 
 
-def nested(state: dict[str, Tensor], path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": state}, path.with_suffix(".pt"))
-
-
-def trained_in_parallel(state: dict[str, Tensor], path: Path) -> None:
-    nested({f"module.{key}": value for key, value in state.items()}, path)
-
-
-def safetensors(state: dict[str, Tensor], path: Path) -> None:
-    save_file(state, path.with_suffix(".safetensors"))
-
-
-Save = Callable[[dict[str, Tensor], Path], None]
-FORMATS = pytest.mark.parametrize("save", [plain, nested, trained_in_parallel, safetensors])
-
-
-def stored(save: Save, state: dict[str, Tensor], folder: Path) -> Path:
+def stored(form: str, state: dict[str, Tensor], folder: Path) -> Path:
     tiny.register()
-    save(state, folder / "weights")
-    return next(folder.glob("weights.*"))
+    if form == "safetensors":
+        save_file(state, folder / "weights.safetensors")
+        return folder / "weights.safetensors"
+    parallel = {f"module.{key}": value for key, value in state.items()}
+    content = {
+        "plain": state,
+        "nested": {"epoch": 3, "state_dict": state},
+        "parallel": {"state_dict": parallel},
+    }
+    torch.save(content[form], folder / "weights.pt")
+    return folder / "weights.pt"
 
 
 @FORMATS
 @pytest.mark.parametrize("text", ["text.", ""])
-def test_every_kind_of_file_gives_the_same_towers(save: Save, text: str, tmp_path: Path) -> None:
+def test_every_kind_of_file_gives_the_same_towers(form: str, text: str, tmp_path: Path) -> None:
     state = {
         key.replace("text.", text, 1) if key.startswith("text.") else key: value
         for key, value in tiny.model().state_dict().items()
     }
 
-    towers = clip.load_clip("tiny", stored(save, state, tmp_path))
+    towers = clip.load_clip("tiny", stored(form, state, tmp_path))
 
     expected, tokens = tiny.towers(), tiny.towers().tokenize(["a photo of a cat."])
     assert torch.equal(towers.visual(tiny.images(2)), expected.visual(tiny.images(2)))
@@ -108,10 +99,10 @@ def test_every_kind_of_file_gives_the_same_towers(save: Save, text: str, tmp_pat
 
 
 @FORMATS
-def test_half_precision_files_are_computed_with_in_full(save: Save, tmp_path: Path) -> None:
+def test_half_precision_files_are_computed_with_in_full(form: str, tmp_path: Path) -> None:
     state = {key: value.half() for key, value in tiny.model().state_dict().items()}
 
-    towers = clip.load_clip("tiny-quickgelu", stored(save, state, tmp_path))
+    towers = clip.load_clip("tiny-quickgelu", stored(form, state, tmp_path))
 
     assert {p.dtype for p in towers.visual.parameters()} == {torch.float32}
     for key, value in towers.weights().items():
@@ -200,28 +191,21 @@ def test_incomplete_openai_weights_are_refused() -> None:
 
 
 def test_openai_weights_need_the_quickgelu_name(tmp_path: Path) -> None:
+    """Copies are recognised by their matrices; the rest was published in full precision."""
     tiny.register()
-    state = {key: value.half() for key, value in tiny.model().state_dict().items()}
-    save_file(state, tmp_path / "openai.safetensors")
-
-    for name in ("tiny", "ViT-B-16"):
-        with pytest.raises(BadParams, match=f"with QuickGELU; use model '{name}-quickgelu'"):
-            clip.load_clip(name, tmp_path / "openai.safetensors")
-    assert clip.load_clip("tiny-quickgelu", tmp_path / "openai.safetensors").name.endswith("gelu")
-
-
-def test_a_copy_of_openai_weights_is_recognised_by_its_matrices(tmp_path: Path) -> None:
-    """What is no matrix, such as the logit scale, was published in full precision."""
-    tiny.register()
-    state = {
+    state = tiny.model().state_dict()
+    half = {key: value.half() for key, value in state.items()}
+    copy = {
         key: value.half().float() if value.ndim > 1 and "embedding" not in key else value + 1e-5
-        for key, value in tiny.model().state_dict().items()
+        for key, value in state.items()
     }
-    save_file(state, tmp_path / "copy.safetensors")
-    save_file(tiny.model().state_dict(), tmp_path / "other.safetensors")
+    for name, tensors in (("half", half), ("copy", copy), ("other", state)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
 
-    with pytest.raises(BadParams, match="OpenAI's, by its half-precision values.*tiny-quickgelu"):
-        clip.load_clip("tiny", tmp_path / "copy.safetensors")
+    for model, file in (("tiny", "half"), ("ViT-B-16", "half"), ("tiny", "copy")):
+        with pytest.raises(BadParams, match=f"half-prec.*QuickGELU; use model '{model}-quickgelu'"):
+            clip.load_clip(model, tmp_path / f"{file}.safetensors")
+    assert clip.load_clip("tiny-quickgelu", tmp_path / "half.safetensors").name.endswith("gelu")
     assert clip.load_clip("tiny", tmp_path / "other.safetensors").name == "tiny"
 
 
@@ -277,7 +261,7 @@ def test_a_tag_that_cannot_be_downloaded_gets_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
 
-    with pytest.raises(MissingFile, match="cannot be had .Failed to download weights.; give a"):
+    with pytest.raises(MissingFile, match="downloaded .Failed to download weights.; give a local"):
         clip.load_clip("ViT-B-16", "laion2b_s34b_b88k")
 
 
@@ -308,18 +292,12 @@ def test_a_tag_of_another_model_is_refused_with_the_tags_there_are() -> None:
         clip.load_clip("ViT-B-16-quickgelu", "laion2b_s34b_b88k")
 
 
-def test_an_unknown_model_gets_a_guess() -> None:
-    with pytest.raises(
-        UnknownName, match="unknown model 'embedded-teachr'; did you mean 'embedded-t"
-    ):
+def test_an_unknown_model_and_missing_weights_are_refused_with_the_choices() -> None:
+    with pytest.raises(UnknownName, match="'embedded-teachr'; did you mean 'embedded-teacher'"):
         clip.load_clip("embedded-teachr", None)
-
-
-def test_missing_weights_are_named_with_what_would_do() -> None:
-    with pytest.raises(MissingFile, match="weights of 'ViT-L-14-quickgelu'.*openai"):
-        clip.load_clip("ViT-L-14-quickgelu", None)
-    with pytest.raises(MissingFile, match="'no/such/file.pt'"):
-        clip.load_clip("ViT-L-14-quickgelu", "no/such/file.pt")
+    for weights, message in ((None, "quickgelu.*openai"), ("no/such.pt", "'no/such.pt'")):
+        with pytest.raises(MissingFile, match=message):
+            clip.load_clip("ViT-L-14-quickgelu", weights)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -356,7 +334,7 @@ def test_a_model_that_cannot_take_deep_prompts_is_refused(
     config = tiny.CONFIG | {tower: tiny.CONFIG[tower] | changed}
     model = open_clip.CustomTextCLIP(**config)
 
-    with pytest.raises(BadParams, match="cannot take deep prompts"):
+    with pytest.raises(BadParams, match="does not support deep prompts"):
         clip.freeze("other", model, tiny.towers().tokenize)
 
 

@@ -78,7 +78,7 @@ def test_a_student_of_another_model_or_width_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BadArtifact, match="trained on model 'tiny', not on 'other'"):
         Student.load(path, towers("other"))
-    with pytest.raises(BadArtifact, match="width 32; the tower has 3 layers of width 64"):
+    with pytest.raises(BadArtifact, match="32.; the tower has 3 layers of width 64"):
         Student.load(path, towers(width=64))
     with pytest.raises(BadArtifact, match="does not fit.*size mismatch"):
         Student.load(path, towers(joint_width=8))

@@ -1,8 +1,7 @@
-"""What "the same as the original" means, one function per part of the method.
+"""Parity checks, one function for each part of the method; each restarts from recorded values.
 
-Every check restarts from recorded values, so errors do not pile up: free
-running, the original itself drifts by 3e-2 within six steps when its number of
-threads changes.
+Otherwise errors accumulate: with another number of threads the original drifts by 3e-2 in six
+steps.
 """
 
 from collections.abc import Callable
@@ -34,28 +33,30 @@ PEAKS = {"teacher": "t_lr", "kd": "k_lr"}
 
 
 def learning_rates(trace: Trace) -> Differences:
-    """The rate of every step of both stages."""
-    found = Differences()
+    """Compare the learning rate of every step of both stages."""
+    differences = Differences()
     for stage in PEAKS:
         for info in trace.info[f"{stage}_steps"]:
             ours = _rate(trace, stage, info["epoch"])
-            found.add("learning rate", f"{stage} {info['step']}", ours, info["lr"], ARITHMETIC)
-    return found
+            differences.add(
+                "learning rate", f"{stage} {info['step']}", ours, info["lr"], ARITHMETIC
+            )
+    return differences
 
 
 def optimiser(trace: Trace) -> Differences:
-    """Parameters and momentum after every step, from recorded gradients."""
-    found = Differences()
+    """Compare parameters and momentum after every step, from recorded gradients."""
+    differences = Differences()
     for number in trace.teacher_steps:
         teacher = trace.teacher(trace.before("teacher", number, "param"))
-        _check_update(found, trace, teacher, "teacher", number)
+        _check_update(differences, trace, teacher, "teacher", number)
     for number in trace.student_steps:
-        _check_update(found, trace, trace.student_before(number), "kd", number)
-    return found
+        _check_update(differences, trace, trace.student_before(number), "kd", number)
+    return differences
 
 
 def on_one_thread(check: Check) -> Check:
-    """Let a check run on one thread: their number decides the last bits of a sum."""
+    """Run a check on one thread: their number changes the last bits of sums."""
 
     @wraps(check)
     def run(trace: Trace) -> Differences:
@@ -88,7 +89,7 @@ ALL: dict[str, Check] = {
 
 
 def applicable(trace: Trace) -> list[str]:
-    """Name the checks that a recording can be given."""
+    """Return the names of the checks that a recording supports."""
     return [part for part in ALL if part != vectors.__name__ or not trace.untrained_prompts]
 
 
@@ -104,7 +105,7 @@ def _rate(trace: Trace, stage: str, epoch: int) -> float:
 
 
 def _check_update(
-    found: Differences, trace: Trace, module: nn.Module, stage: str, number: int
+    differences: Differences, trace: Trace, module: nn.Module, stage: str, number: int
 ) -> None:
     """Take one step of our optimiser with the recorded gradients and momentum."""
     values = trace.teacher_values if stage == "teacher" else trace.student_values
@@ -128,4 +129,4 @@ def _check_update(
         for name, recorded in values(f"{start}{kind}/").items():
             parameter = module.get_parameter(name)
             ours = parameter if kind == "param" else optimizer.state[parameter]["momentum_buffer"]
-            found.add("optimiser", f"{start}{kind}/{name}", ours, recorded, ARITHMETIC)
+            differences.add("optimiser", f"{start}{kind}/{name}", ours, recorded, ARITHMETIC)

@@ -1,15 +1,8 @@
-"""How far our numbers are from recorded ones, and how far they may be.
+"""Differences from recorded numbers, and their tolerances.
 
-Differences are relative to the largest number of the recorded tensor. The
-tolerances are three times what an independent implementation reached
-(README.md).
-
-Some numbers cannot be compared that closely: in a small batch, batch norm
-magnifies rounding errors, and a divergence may be the small difference of large
-numbers. So a number of a training step that is too far away gets a second
-chance: it may be three times as far as noise of the size of rounding errors, in
-pictures and parameters, moves it. Of this repository's recordings only that
-divergence may need one, on a processor that rounds otherwise than most.
+Differences are relative to the largest number of the recorded tensor. Tolerances are three times
+the differences of an independent implementation. A number of a training step may exceed it up to
+three times the effect of noise like rounding errors in images and parameters (README.md).
 """
 
 from collections.abc import Callable, Mapping
@@ -39,21 +32,13 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a value of ours is from the recorded one.
+    """The difference of a value from the recorded one."""
 
-    Attributes:
-        part: of the method.
-        name: of the value.
-        size: relative to the largest recorded number.
-        allowed: the tolerance, or what noise explains if that is more.
-        excused: whether it is allowed only because of noise.
-    """
-
-    part: str
+    part: str  # of the method
     name: str
-    size: float
-    allowed: float
-    excused: bool = False
+    size: float  # relative to the largest recorded number
+    allowed: float  # the tolerance, or the effect of noise if that is larger
+    excused: bool = False  # allowed only because of noise
 
 
 class Differences:
@@ -80,14 +65,8 @@ class Differences:
     ) -> None:
         """Compare two values of the same shape.
 
-        Args:
-            part: of the method.
-            name: of the value.
-            ours: our value.
-            recorded: the original's.
-            allowed: relative difference.
-            scale: what it is relative to, if not to the largest recorded number.
-            shaken: gives our value under noise, for a second chance.
+        `allowed` is relative to `scale`, by default the largest recorded number; `shaken` returns
+        our value under noise, for a second chance.
         """
         ours, recorded = torch.as_tensor(ours).detach(), torch.as_tensor(recorded)
         assert ours.shape == recorded.shape, f"{name}: {ours.shape} for {recorded.shape}"
@@ -108,45 +87,29 @@ class Differences:
 
 
 class Step:
-    """A step of training, and the same step under noise if it is asked for."""
+    """A training step, and the same step under noise if necessary."""
 
-    def __init__(self, found: Differences, place: str, measure: Callable[[float], Values]) -> None:
-        """Take the step.
-
-        Args:
-            found: where its differences go.
-            place: of the recording.
-            measure: takes the step with noise of a relative size in everything
-                that goes in; gives what it computes, by name.
-        """
+    def __init__(
+        self, differences: Differences, place: str, measure: Callable[[float], Values]
+    ) -> None:
+        """Take the step; `measure` returns its values for inputs with noise of a relative size."""
         self.values = measure(0.0)
-        self._found = found
+        self._differences = differences
         self._place = place
         self._measure = measure
 
     @cached_property
     def shaken(self) -> Values:
-        """What the step computes under noise."""
+        """Values of the step under noise."""
         return self._measure(NOISE)
 
     def compare(
-        self,
-        part: str,
-        name: str,
-        recorded: Number,
-        allowed: float,
-        *,
-        scale: float | None = None,
+        self, part: str, name: str, recorded: Number, allowed: float, *, scale: float | None = None
     ) -> None:
         """Compare one value of the step with the recorded one."""
-        self._found.add(
-            part,
-            self._place + name,
-            self.values[name],
-            recorded,
-            allowed,
-            scale=scale,
-            shaken=lambda: self.shaken[name],
+        place, ours = self._place + name, self.values[name]
+        self._differences.add(
+            part, place, ours, recorded, allowed, scale=scale, shaken=lambda: self.shaken[name]
         )
 
 
@@ -167,11 +130,11 @@ def shake_parameters(module: nn.Module, noise: float) -> None:
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Return the gradient of every parameter, as `grad/<name>`."""
-    found = {}
+    values = {}
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, f"{name} has no gradient"
-        found[f"grad/{name}"] = parameter.grad
-    return found
+        values[f"grad/{name}"] = parameter.grad
+    return values
 
 
 def _relative(value: Tensor, other: Tensor, recorded: Tensor, scale: float | None) -> float:

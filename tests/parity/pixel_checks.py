@@ -1,8 +1,6 @@
-"""What "the same as the original" means for pixels.
+"""Parity checks of pixels.
 
-Every check takes the tensors of a `transforms.safetensors`, fails if a pixel
-differs, and returns how many pictures it compared: a recording may leave one
-kind out.
+Each takes the tensors of a `transforms.safetensors` and returns the number of images compared.
 """
 
 import re
@@ -53,7 +51,7 @@ Check = Callable[[Recorded], int]
 
 ALL: dict[str, Check] = {check.__name__: check for check in (evaluation_pixels, training_pixels)}
 
-KEYS = {  # of a recording: what each check reads of it starts like this
+KEYS = {  # start of the keys that each check reads
     "evaluation_pixels": r"test\d+/",
     "training_pixels": r"train\d+_",
 }
@@ -61,8 +59,8 @@ KEYS = {  # of a recording: what each check reads of it starts like this
 
 def _cases(recorded: Recorded, pattern: str) -> Iterator[tuple[dict[str, str], Tensor]]:
     for key, value in recorded.items():
-        if found := re.fullmatch(pattern, key):
-            yield found.groupdict(), value
+        if match := re.fullmatch(pattern, key):
+            yield match.groupdict(), value
 
 
 def _picture(recorded: Recorded, name: str) -> Image.Image:

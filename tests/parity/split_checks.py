@@ -1,7 +1,6 @@
-"""What "the same as the original" means for lists of images, random number by random number.
+"""Parity checks of lists of images and of the random numbers used.
 
-Every check takes the content of a `splits.json`, fails if a list differs, and
-returns how many lists it compared: a recording may leave a part out.
+Each takes the content of a `splits.json` and returns the number of lists compared.
 """
 
 import json
@@ -143,7 +142,7 @@ ALL: dict[str, Check] = {
     )
 }
 
-KEYS = {  # of a recording: what each check reads of it starts like this
+KEYS = {  # start of the keys that each check reads
     "few_shot_lists": "fewshot",
     "base_and_novel_lists": "fewshot",
     "distillation_lists": "promptkd_",
@@ -197,8 +196,8 @@ def _few_shot_cases(recorded: Recorded) -> Iterator[tuple[int, int, Any]]:
 
 def _by_seed(cases: Recorded, pattern: str) -> Iterator[tuple[int, Any]]:
     for key, expected in cases.items():
-        if found := re.fullmatch(pattern, key):
-            yield int(found[1]), expected
+        if match := re.fullmatch(pattern, key):
+            yield int(match[1]), expected
 
 
 def _content(lists: dict[str, Rows]) -> Splits:

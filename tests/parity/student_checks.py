@@ -1,4 +1,4 @@
-"""What "the same as the original" means for the student: distillation and evaluation."""
+"""Parity checks of the student: distillation and evaluation."""
 
 from collections.abc import Callable
 
@@ -29,15 +29,14 @@ from pd_core.models import class_vectors as classifier
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.student import Student
 
-# Batch norm takes away what a bias before it adds, so its gradient is rounding noise: there is
-# nothing to agree on but that it is as good as zero beside the others.
+# The gradient of a bias before batch norm is rounding noise: it must be as good as zero.
 ZERO_GRADIENT = "projector.0.bias"
 ZERO_ALLOWED = DISTILLATION_GRADIENT_WIDE
 
 
 def initial_student(trace: Trace) -> Differences:
     """Depth is clipped; prompts and projector start as the original's do."""
-    found = Differences()
+    differences = Differences()
     config = trace.info["config"]
     recorded = trace.student_values("kd/init/")
     student = Student.untrained(
@@ -53,34 +52,36 @@ def initial_student(trace: Trace) -> Differences:
     trained = [DEEPER["image"].format(row) for row in range(1, len(ours["image_prompts.tokens"]))]
     trained += [INPUT["image"], *(PROJECTOR + name for name in _projector_parameters(student))]
     assert sorted(trained) == sorted(trace.info["kd_trainable"])
-    add_spread(found, "image", ours["image_prompts.tokens"], recorded["image_prompts.tokens"], 0.02)
+    add_spread(
+        differences, "image", ours["image_prompts.tokens"], recorded["image_prompts.tokens"], 0.02
+    )
     for layer in ("0", "3"):
         width = ours[f"projector.{layer}.weight"].shape[1]
         for name in (f"projector.{layer}.weight", f"projector.{layer}.bias"):
             # A uniform distribution up to 1 / sqrt(width), torch's own.
-            add_spread(found, name, ours[name], recorded[name], (3 * width) ** -0.5)
+            add_spread(differences, name, ours[name], recorded[name], (3 * width) ** -0.5)
     for name, value in recorded.items():
         if name.startswith("projector.1."):
-            found.add("initial batch norm", name, ours[name], value, allowed=0)
-    return found
+            differences.add("initial batch norm", name, ours[name], value, allowed=0)
+    return differences
 
 
 def distillation_steps(trace: Trace) -> Differences:
     """Losses, logits, gradients and batch norm of every step of distillation."""
-    found = Differences()
-    teacher, known = trace.final_teacher(), recorded_vectors(trace)
+    differences = Differences()
+    teacher, vectors = trace.final_teacher(), recorded_vectors(trace)
     loss_allowed = DISTILLATION_LOSS_WIDE if trace.wide else DISTILLATION_LOSS
     logits_allowed = DISTILLATION_LOSS_WIDE if trace.wide else LOGITS
     allowed = DISTILLATION_GRADIENT_WIDE if trace.wide else DISTILLATION_GRADIENT
     for number in trace.student_steps:
         place, info = f"kd/step{number}/", trace.step("kd", number)
         if not trace.untrained_prompts:
-            ours = trainings.live(teacher, known).logits(
+            ours = trainings.live(teacher, vectors).logits(
                 trainings.batch(trace.tensors[place + "image"])
             )
             recorded = trace.tensors[place + "teacher_logits"]
-            found.add("teacher logits", place, ours, recorded, LOGITS)
-        step = Step(found, place, _student_step(trace, number, known))
+            differences.add("teacher logits", place, ours, recorded, LOGITS)
+        step = Step(differences, place, _student_step(trace, number, vectors))
         recorded = trace.tensors[place + "student_logits"]
         step.compare("student logits", "student_logits", recorded, logits_allowed)
         step.compare("distillation loss", "total_loss", info["total_loss"], loss_allowed)
@@ -93,41 +94,43 @@ def distillation_steps(trace: Trace) -> Differences:
                 step.compare("distillation gradient", f"grad/{name}", recorded, allowed)
         for name, recorded in trace.projector_values(place + "bn/").items():
             step.compare("batch norm", name, recorded, BATCH_NORM)
-    return found
+    return differences
 
 
 def evaluation(trace: Trace) -> Differences:
     """Logits, predictions and accuracy on every recorded image set."""
-    found = Differences()
-    known, teacher = recorded_vectors(trace), trace.final_teacher()
-    classes = len(known.names)
+    differences = Differences()
+    vectors, teacher = recorded_vectors(trace), trace.final_teacher()
+    classes = len(vectors.names)
     half = splits.base_count(classes)
     for part in sorted({key.split("/")[0] for key in trace.info["eval"]}):
         first, end = {"base": (0, half), "novel": (half, classes)}.get(part, (0, classes))
         images = trace.tensors[f"eval/{part}/image"]
         labels = trace.tensors[f"eval/{part}/label"] + first
         if not trace.untrained_prompts:
-            ours = trainings.live(teacher, known).logits(trainings.batch(images))
+            ours = trainings.live(teacher, vectors).logits(trainings.batch(images))
             recorded = trace.tensors[f"eval/{part}/teacher_logits_all"]
-            found.add("teacher evaluation logits", part, ours, recorded, LOGITS)
+            differences.add("teacher evaluation logits", part, ours, recorded, LOGITS)
         for state, step in _states(trace).items():
             key = f"{part}/{state}"
             if key not in trace.info["eval"]:
                 continue
-            judge = classifier.distilled(trace.student_after(step), known)
+            classify = classifier.distilled(trace.student_after(step), vectors)
             with torch.no_grad():
-                logits = judge.logits(images)
+                logits = classify.logits(images)
             recorded = trace.tensors[f"eval/{key}/logits"]
-            found.add("evaluation logits", key, logits[:, first:end], recorded, EVALUATION)
+            differences.add("evaluation logits", key, logits[:, first:end], recorded, EVALUATION)
             first_novel = classes if (first, end) == (0, classes) else half
             chosen, _ = evaluate.predictions(logits.numpy(), labels.numpy(), first_novel)
             recorded = trace.tensors[f"eval/{key}/pred"]
-            found.add("predictions", key, torch.from_numpy(chosen) - first, recorded, allowed=0)
+            differences.add(
+                "predictions", key, torch.from_numpy(chosen) - first, recorded, allowed=0
+            )
             right = evaluate.accuracy(logits.numpy(), labels.numpy(), first_novel)
             percent = right.novel if part == "novel" else right.base
             recorded_percent = trace.info["eval"][key]["accuracy"]
-            found.add("accuracy", key, percent, recorded_percent, ARITHMETIC)
-    return found
+            differences.add("accuracy", key, percent, recorded_percent, ARITHMETIC)
+    return differences
 
 
 def recorded_vectors(trace: Trace) -> ClassVectors:
@@ -138,7 +141,7 @@ def recorded_vectors(trace: Trace) -> ClassVectors:
     )
 
 
-def _student_step(trace: Trace, number: int, known: ClassVectors) -> Callable[[float], Values]:
+def _student_step(trace: Trace, number: int, vectors: ClassVectors) -> Callable[[float], Values]:
     """Make what takes one step of distillation from the recorded state, with noise if asked to."""
     place = f"kd/step{number}/"
 
@@ -149,7 +152,7 @@ def _student_step(trace: Trace, number: int, known: ClassVectors) -> Callable[[f
             student,
             shake(trace.tensors[place + "image"], noise),
             trace.tensors[place + "teacher_logits"],
-            known,
+            vectors,
             temperature=trace.info["temperature"],
             kd_weight=trace.info["kd_weight"],
         )

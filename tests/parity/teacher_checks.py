@@ -1,4 +1,4 @@
-"""What "the same as the original" means for the teacher and its class vectors."""
+"""Parity checks of the teacher and its class vectors."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ PHRASE = 4  # words of "a photo of a"; a longer context is random
 
 def tokens(trace: Trace) -> Differences:
     """Texts and token ids, exactly."""
-    found = Differences()
+    differences = Differences()
     teacher = trace.teacher("teacher/init/")
     for stage, names, texts in (
         ("teacher", "teacher_classnames", "teacher_prompts"),
@@ -43,13 +43,13 @@ def tokens(trace: Trace) -> Differences:
         recorded = trace.tensors[f"{stage}/tokenized_prompts"]
         ours = teacher.tokens(classes)
         padded = F.pad(ours, (0, recorded.shape[1] - ours.shape[1]))
-        found.add("tokens", stage, padded, recorded, allowed=0)
-    return found
+        differences.add("tokens", stage, padded, recorded, allowed=0)
+    return differences
 
 
 def initial_prompts(trace: Trace) -> Differences:
     """Depths are clipped; the first text prompts start as words if there are enough of these."""
-    found = Differences()
+    differences = Differences()
     config = trace.info["config"]
     (image_depth, text_depth), (image_length, text_length) = config["t_depth"], config["t_ctx"]
     teacher = Teacher.untrained(
@@ -68,15 +68,15 @@ def initial_prompts(trace: Trace) -> Differences:
         trained += [name, *(DEEPER[branch].format(row) for row in range(1, len(ours)))]
         first = 0
         if branch == "text" and text_length <= PHRASE:
-            found.add("initial prompts", "words", ours[0], theirs[0], allowed=0)
+            differences.add("initial prompts", "words", ours[0], theirs[0], allowed=0)
             first = 1
-        add_spread(found, f"{branch} prompts", ours[first:], theirs[first:], 0.02)
+        add_spread(differences, f"{branch} prompts", ours[first:], theirs[first:], 0.02)
     assert sorted(trained) == sorted(trace.info["teacher_trainable"])
-    return found
+    return differences
 
 
 def add_spread(
-    found: Differences, name: str, ours: Tensor, recorded: Tensor, deviation: float
+    differences: Differences, name: str, ours: Tensor, recorded: Tensor, deviation: float
 ) -> None:
     """Compare random numbers: ours and the recorded ones have the same spread around zero."""
     if not ours.numel():
@@ -85,26 +85,26 @@ def add_spread(
     chance = 5 / (2 * ours.numel()) ** 0.5  # five standard errors of a normal distribution
     for whose, values in (("ours", ours), ("recorded", recorded)):
         spread = values.detach().square().mean().sqrt()
-        found.add("initial prompts", f"{name}, {whose}", spread, expected, chance)
+        differences.add("initial prompts", f"{name}, {whose}", spread, expected, chance)
 
 
 def frozen_text(trace: Trace) -> Differences:
     """Frozen text features over 60 templates, before and after they are normalised."""
-    found = Differences()
+    differences = Differences()
     ours = _frozen_text(trace)
-    found.add("frozen text", "mean", ours, trace.tensors["teacher/fixed_embeddings"], LOGITS)
+    differences.add("frozen text", "mean", ours, trace.tensors["teacher/fixed_embeddings"], LOGITS)
     recorded = trace.tensors["teacher/step1/fixed_embeddings_normalized"]
-    found.add("frozen text", "unit", F.normalize(ours, dim=-1), recorded, LOGITS)
-    return found
+    differences.add("frozen text", "unit", F.normalize(ours, dim=-1), recorded, LOGITS)
+    return differences
 
 
 def teacher_steps(trace: Trace) -> Differences:
     """Loss terms, features, logits and gradients of every step of teacher tuning."""
-    found = Differences()
+    differences = Differences()
     frozen = F.normalize(_frozen_text(trace), dim=-1)
     for number in trace.teacher_steps:
         place, info = f"teacher/step{number}/", trace.step("teacher", number)
-        step = Step(found, place, _teacher_step(trace, number, frozen))
+        step = Step(differences, place, _teacher_step(trace, number, frozen))
         for name in (
             "logits", "zs_logits", "text_features", "image_features", "zs_image_features",
         ):  # fmt: skip
@@ -113,37 +113,37 @@ def teacher_steps(trace: Trace) -> Differences:
             step.compare("teacher loss", name, info[name], TEACHER_LOSS)
         for name, recorded in trace.teacher_values(place + "grad/").items():
             step.compare("teacher gradient", f"grad/{name}", recorded, TEACHER_GRADIENT)
-    return found
+    return differences
 
 
 def averaging(trace: Trace) -> Differences:
     """The weights of the epochs, and the teacher that their sum makes."""
-    found = Differences()
+    differences = Differences()
     epochs = trace.info["optim"]["max_epoch"]
     mean, deviation = trace.info["config"]["gpa"]
     weights = schedule.gaussian_weights(epochs, mean=mean, deviation=deviation)
     recorded = trace.tensors["teacher/gpa_weights"]
-    found.add("averaging", "weights", torch.tensor(weights).double(), recorded, ARITHMETIC)
+    differences.add("averaging", "weights", torch.tensor(weights).double(), recorded, ARITHMETIC)
     ends = [trace.last_step("teacher", epoch) for epoch in range(1, epochs + 1)]
     if None in ends:  # only the first steps of a long run were recorded
-        return found
+        return differences
     teacher = trace.teacher("teacher/init/")
     total = WeightedSum(teacher, weights)
     for epoch, end in enumerate(ends, start=1):
         total.add(epoch, trace.teacher(f"teacher/step{end}/param/"))
     total.copy_to(teacher)
     for name, value in trace.teacher_values("teacher/gpa/").items():
-        found.add("averaging", name, teacher.state_dict()[name], value, ARITHMETIC)
-    return found
+        differences.add("averaging", name, teacher.state_dict()[name], value, ARITHMETIC)
+    return differences
 
 
 def vectors(trace: Trace) -> Differences:
     """The class vectors of the final teacher, for all classes."""
-    found = Differences()
+    differences = Differences()
     ours = class_vectors.build(trace.final_teacher(), trace.info["classnames"])
     recorded = trace.tensors["class_vectors"]
-    found.add("class vectors", "all", ours.vectors, recorded, CLASS_VECTORS)
-    return found
+    differences.add("class vectors", "all", ours.vectors, recorded, CLASS_VECTORS)
+    return differences
 
 
 def _teacher_step(trace: Trace, number: int, frozen: Tensor) -> Callable[[float], Values]:

@@ -113,10 +113,10 @@ def test_nothing_in_a_hostile_file_is_run_and_its_weights_are_read(
     )
     assert_harmful(path, marker)
 
-    found = import_teacher(path, tiny.towers())
+    imported = import_teacher(path, tiny.towers())
 
     assert not marker.exists()
-    assert_tiny_prompts(found.model)
+    assert_tiny_prompts(imported.model)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -239,9 +239,9 @@ def test_the_legacy_format_is_refused(tmp_path: Path, end: bytes) -> None:
     assert zipfile.is_zipfile(path) is bool(end)
     assert_harmful(path, marker)
 
-    said = refused(import_teacher, path, tiny.towers())
+    message = refused(import_teacher, path, tiny.towers())
 
-    assert_matches(said, "is not a zip file.*save it again with torch >= 1.6")
+    assert_matches(message, "is not a zip file.*save it again with torch >= 1.6")
     assert not marker.exists()
 
 

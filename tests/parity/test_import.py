@@ -38,10 +38,10 @@ def test_an_imported_teacher_gives_the_originals_numbers(folder: Path, tmp_path:
     trace = traces.load(folder)
     path = save(tmp_path / "model.pth.tar-20", teacher_state(trace))
 
-    found = import_teacher(path, trace.teacher_towers)
+    imported = import_teacher(path, trace.teacher_towers)
 
-    teacher, differences = found.model, checks.Differences()
-    assert found.notes == ()
+    teacher, differences = imported.model, checks.Differences()
+    assert imported.notes == ()
     assert not teacher.training
     assert teacher.method is TeacherMethod.PROMPTSRC
     ours = class_vectors.build(teacher, trace.info["classnames"]).vectors
@@ -60,20 +60,20 @@ def test_an_imported_teacher_gives_the_originals_numbers(folder: Path, tmp_path:
 def test_an_imported_student_gives_the_originals_numbers(folder: Path, tmp_path: Path) -> None:
     trace = traces.load(folder)
     path = save(tmp_path / "model.pth.tar-20", student_state(trace))
-    known = known_vectors(trace)
+    vectors = known_vectors(trace)
 
-    found = import_student(path, trace.student_towers, feature_width=known.vectors.shape[1])
+    imported = import_student(path, trace.student_towers, feature_width=vectors.vectors.shape[1])
 
-    student, differences = found.model, checks.Differences()
-    assert found.notes == ()
+    student, differences = imported.model, checks.Differences()
+    assert imported.notes == ()
     assert not student.training
     with torch.no_grad():
         for key, result in trace.info["eval"].items():
             part, state = key.split("/")
             if state != "last":
                 continue
-            first = len(known.names) - result["n_classes"] if part == "novel" else 0
-            chosen = known.select(range(first, first + result["n_classes"]))
+            first = len(vectors.names) - result["n_classes"] if part == "novel" else 0
+            chosen = vectors.select(range(first, first + result["n_classes"]))
             features = student(trace.tensors[f"eval/{part}/image"])
             logits = chosen.logits(features, logit_scale=student.logit_scale)
             recorded = trace.tensors[f"eval/{key}/logits"]
@@ -84,17 +84,17 @@ def test_an_imported_student_gives_the_originals_numbers(folder: Path, tmp_path:
 def test_a_state_dict_alone_is_read(tmp_path: Path) -> None:
     torch.save(OrderedDict(tiny_state()), tmp_path / "state.pt")
 
-    found = import_teacher(tmp_path / "state.pt", tiny.towers())
+    imported = import_teacher(tmp_path / "state.pt", tiny.towers())
 
-    assert_tiny_prompts(found.model)
+    assert_tiny_prompts(imported.model)
 
 
 def test_the_prefix_of_parallel_training_is_dropped(tmp_path: Path) -> None:
     state = {f"module.{key}": value for key, value in tiny_state().items()}
 
-    found = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
+    imported = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
 
-    assert_tiny_prompts(found.model)
+    assert_tiny_prompts(imported.model)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -107,22 +107,22 @@ def test_every_protocol_of_pickle_is_read(tmp_path: Path, protocol: int) -> None
 def test_parameters_are_taken_for_tensors(tmp_path: Path) -> None:
     state = {key: torch.nn.Parameter(value) for key, value in tiny_state().items()}
 
-    found = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
+    imported = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
 
-    assert_tiny_prompts(found.model)
+    assert_tiny_prompts(imported.model)
     assert type(read_checkpoint(tmp_path / "a.tar")["state_dict"]["logit_scale"]) is Tensor
 
 
 def test_half_precision_of_the_same_frozen_weights_is_no_difference(tmp_path: Path) -> None:
     state = {key: value.half() for key, value in tiny_state().items()}
 
-    found = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
+    imported = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
 
-    assert found.notes == ()
-    assert found.model.towers.changes == {}
-    assert found.model.state_dict()["image_prompts.tokens"].dtype == torch.float32
+    assert imported.notes == ()
+    assert imported.model.towers.changes == {}
+    assert imported.model.state_dict()["image_prompts.tokens"].dtype == torch.float32
     rows = torch.stack(list(tiny_prompts("image").values())).half().float()
-    assert torch.equal(found.model.state_dict()["image_prompts.tokens"], rows)
+    assert torch.equal(imported.model.state_dict()["image_prompts.tokens"], rows)
 
 
 def test_frozen_weights_that_differ_are_used_and_reported(tmp_path: Path) -> None:
@@ -133,17 +133,17 @@ def test_frozen_weights_that_differ_are_used_and_reported(tmp_path: Path) -> Non
     path = save(tmp_path / "a.tar", state)
     before = {key: value.clone() for key, value in tiny.towers().weights().items()}
 
-    found = import_teacher(path, tiny.towers())
+    imported = import_teacher(path, tiny.towers())
 
     count = len(tiny_backbone())
-    assert found.notes == (
+    assert imported.notes == (
         f"2 of {count} frozen weights in '{path}' differ from those of model 'tiny', by up to"
         " 5.0e-01; the file's are used",
     )
-    after, base = found.model.towers, tiny.towers()
+    after, base = imported.model.towers, tiny.towers()
     assert set(after.changes) == {"visual.ln_post.bias", "text.text_projection"}
     assert all(value.dtype == torch.float32 for value in after.changes.values())
-    images, tokens = tiny.images(2), found.model.tokens(tiny.NAMES)
+    images, tokens = tiny.images(2), imported.model.tokens(tiny.NAMES)
     bias = state["image_encoder.ln_post.bias"].float() - before["visual.ln_post.bias"]
     expected = encode_image(base.visual, images) + bias @ base.visual.proj
     torch.testing.assert_close(encode_image(after.visual, images), expected)
@@ -158,47 +158,47 @@ def test_a_scale_that_differs_is_used_and_one_that_is_rounded_is_not(tmp_path: P
     for value, changed in ((rounded, False), (torch.tensor([4.0]), True)):
         path = save(tmp_path / "a.tar", {**state, "logit_scale": value})
 
-        found = import_teacher(path, tiny.towers())
+        imported = import_teacher(path, tiny.towers())
 
         expected = float(torch.tensor(4.0).exp()) if changed else tiny.towers().logit_scale
-        assert found.model.logit_scale == pytest.approx(expected, rel=1e-6)
-        assert bool(found.notes) is changed
-        assert bool(found.model.towers.changes) is changed
+        assert imported.model.logit_scale == pytest.approx(expected, rel=1e-6)
+        assert bool(imported.notes) is changed
+        assert bool(imported.model.towers.changes) is changed
 
 
 def test_a_file_without_frozen_weights_is_joined_to_the_model_and_says_so(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tar", {**tiny_prompts("text"), **tiny_prompts("image")})
 
-    found = import_teacher(path, tiny.towers())
+    imported = import_teacher(path, tiny.towers())
 
-    assert found.notes == (f"no frozen weights in '{path}'; those of model 'tiny' are used",)
-    assert found.model.towers is tiny.towers()
+    assert imported.notes == (f"no frozen weights in '{path}'; those of model 'tiny' are used",)
+    assert imported.model.towers is tiny.towers()
 
 
 def test_an_imported_teacher_is_kept_like_any_other(tmp_path: Path) -> None:
     state = tiny_state()
     state["image_encoder.ln_post.bias"] += 0.25
     template = "a painting of a {}."
-    found = import_teacher(save(tmp_path / "a.tar", state), tiny.towers(), template=template)
+    imported = import_teacher(save(tmp_path / "a.tar", state), tiny.towers(), template=template)
 
-    found.model.save(tmp_path / "teacher.safetensors")
+    imported.model.save(tmp_path / "teacher.safetensors")
     loaded = Teacher.load(tmp_path / "teacher.safetensors", tiny.towers())
 
     assert loaded.template == template
     images = tiny.images(2)
-    assert torch.equal(loaded.image_features(images), found.model.image_features(images))
+    assert torch.equal(loaded.image_features(images), imported.model.image_features(images))
 
 
 def test_an_imported_student_is_kept_like_any_other(tmp_path: Path) -> None:
     state = tiny_student_state()
     state["image_encoder.ln_post.bias"] += 0.25
-    found = import_student(save(tmp_path / "a.tar", state), tiny.towers())
+    imported = import_student(save(tmp_path / "a.tar", state), tiny.towers())
 
-    found.model.save(tmp_path / "student.safetensors")
+    imported.model.save(tmp_path / "student.safetensors")
     loaded = Student.load(tmp_path / "student.safetensors", tiny.towers())
 
-    assert "1 of " in found.notes[0]
-    assert torch.equal(loaded(tiny.images(2)), found.model(tiny.images(2)))
+    assert "1 of " in imported.notes[0]
+    assert torch.equal(loaded(tiny.images(2)), imported.model(tiny.images(2)))
 
 
 def test_a_half_precision_student_becomes_single_precision(tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def test_a_half_precision_student_becomes_single_precision(tmp_path: Path) -> No
         for key, value in tiny_student_state().items()
     }
 
-    found = import_student(save(tmp_path / "a.tar", state), tiny.towers())
+    imported = import_student(save(tmp_path / "a.tar", state), tiny.towers())
 
-    assert found.notes == ()
-    weights = found.model.projector.state_dict()
+    assert imported.notes == ()
+    weights = imported.model.projector.state_dict()
     assert weights["0.weight"].dtype == torch.float32
     expected = state[f"{traces.PROJECTOR}0.weight"].float()[:, :, 0, 0]
     assert torch.equal(weights["0.weight"], expected)
-    assert found.model(tiny.images(2)).dtype == torch.float32
+    assert imported.model(tiny.images(2)).dtype == torch.float32
 
 
 def test_importing_a_student_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""The parity checks notice when lists of images or pixels are made in another way.
-
-Each case replaces one function of ours by a plausible mistake; the check that
-is named with it has to fail.
-"""
+"""The parity checks fail for plausible mistakes in lists of images and in pixels."""
 
 import json
 import random
@@ -27,7 +23,7 @@ from torchvision.transforms import (
     Resize,
 )
 from torchvision.transforms.functional import pil_to_tensor
-from variants import Patch, patch
+from variants import Patch, cases, patch
 
 from pd_core.data.catalog import prepare
 from pd_core.data.catalog.catalogue import PrepareConfig
@@ -44,31 +40,25 @@ def by_label(items: Iterable[Item]) -> list[Item]:
     return sorted(items, key=lambda item: item.label)
 
 
+def of_each_class(items: Iterable[Item], draw: Callable[[list[Item]], list[Item]]) -> Items:
+    return tuple(item for members in splits._by_class(items).values() for item in draw(members))
+
+
 def few_shot_by_label(items: Iterable[Item], shots: int, rng: random.Random) -> Items:
     return few_shot(by_label(items), shots, rng)
 
 
 def few_shot_with_replacement(items: Iterable[Item], shots: int, rng: random.Random) -> Items:
-    drawn: list[Item] = []
-    for members in _classes(items):
-        drawn += rng.choices(members, k=shots) if len(members) >= shots else members
-    return tuple(drawn)
+    return of_each_class(
+        items,
+        lambda members: rng.choices(members, k=shots) if len(members) >= shots else members,
+    )
 
 
 def few_shot_that_shuffles_small_classes(
     items: Iterable[Item], shots: int, rng: random.Random
 ) -> Items:
-    drawn: list[Item] = []
-    for members in _classes(items):
-        drawn += rng.sample(members, min(shots, len(members)))
-    return tuple(drawn)
-
-
-def _classes(items: Iterable[Item]) -> list[list[Item]]:
-    classes: dict[int, list[Item]] = {}
-    for item in items:
-        classes.setdefault(item.label, []).append(item)
-    return list(classes.values())
+    return of_each_class(items, lambda members: rng.sample(members, min(shots, len(members))))
 
 
 def validation_first(content: Splits, *, rng: random.Random, **rest: Any) -> tuple[Items, Items]:
@@ -89,17 +79,9 @@ def base_before_the_draw(content: Splits, *, protocol: Protocol, **rest: Any) ->
     return few_shot_split(content, protocol=Protocol.ALL_CLASSES, **rest)
 
 
-def every_other_class(items: Iterable[Item], num_classes: int) -> tuple[Items, Items]:
-    del num_classes
-    items = tuple(items)
-    return (
-        tuple(item for item in items if item.label % 2 == 0),
-        tuple(item for item in items if item.label % 2),
-    )
-
-
-def one_base_class_more(classes: int) -> int:
-    return classes // 2 + 1
+def every_other_class(items: Iterable[Item], _: int) -> tuple[Items, Items]:
+    even, odd = (tuple(item for item in items if item.label % 2 == rest) for rest in (0, 1))
+    return even, odd
 
 
 def validation_from_the_end(
@@ -107,7 +89,7 @@ def validation_from_the_end(
 ) -> tuple[Items, Items]:
     train: list[Item] = []
     val: list[Item] = []
-    for members in _classes(items):
+    for members in splits._by_class(items).values():
         rng.shuffle(members)
         count = len(members) - round(len(members) * val_fraction)
         train += members[:count]
@@ -136,151 +118,93 @@ def on_few_images(dataset: str, out: Path, config: PrepareConfig, **rest: Any) -
     run(dataset, out, config.model_copy(update={"unlabelled_per_class": 4}), **rest)
 
 
-LISTS: dict[str, tuple[Patch, str]] = {
-    "classes drawn by label": (patch(splits, "few_shot", few_shot_by_label), "few_shot_lists"),
-    "shots drawn with replacement": (
-        patch(splits, "few_shot", few_shot_with_replacement),
-        "few_shot_lists",
-    ),
-    "random numbers spent on small classes": (
-        patch(splits, "few_shot", few_shot_that_shuffles_small_classes),
-        "few_shot_lists",
-    ),
-    "validation drawn before training": (
-        patch(splits, "few_shot_split", validation_first),
-        "few_shot_lists",
-    ),
-    "as many shots for validation": (
-        patch(splits, "few_shot_split", as_many_for_validation),
-        "few_shot_lists",
-    ),
-    "novel classes left out before the draw": (
-        patch(splits, "few_shot_split", base_before_the_draw),
-        "base_and_novel_lists",
-    ),
-    "every other class is base": (
-        patch(splits, "base_and_novel", every_other_class),
-        "base_and_novel_lists",
-    ),
-    "one base class too many": (
-        patch(splits, "base_count", one_base_class_more),
-        "base_and_novel_lists",
-    ),
-    "distillation on few images": (
-        patch(prepare, "run", on_few_images),
-        "distillation_lists",
-    ),
-    "validation cut from the end": (
-        patch(splits, "train_val", validation_from_the_end),
-        "validation_cuts",
-    ),
-    "validation cut by label": (patch(splits, "train_val", cut_by_label), "validation_cuts"),
-    "few shots by label after the cut": (
-        patch(splits, "few_shot", few_shot_by_label),
-        "validation_cuts",
-    ),
-    "a larger validation list": (
-        patch(splits, "train_val_test", larger_validation),
-        "three_way_cuts",
-    ),
-    "all classes shuffled at once": (
-        patch(splits, "train_val_test", shuffled_once),
-        "three_way_cuts",
-    ),
+FEW_SHOT = {
+    "classes drawn by label": few_shot_by_label,
+    "shots drawn with replacement": few_shot_with_replacement,
+    "random numbers spent on small classes": few_shot_that_shuffles_small_classes,
+}
+LISTS = {
+    "few_shot_lists": {
+        **{name: patch(splits, "few_shot", wrong) for name, wrong in FEW_SHOT.items()},
+        "validation drawn first": patch(splits, "few_shot_split", validation_first),
+        "as many for validation": patch(splits, "few_shot_split", as_many_for_validation),
+    },
+    "base_and_novel_lists": {
+        "novel left out before the draw": patch(splits, "few_shot_split", base_before_the_draw),
+        "every other class is base": patch(splits, "base_and_novel", every_other_class),
+        "one base class more": patch(splits, "base_count", lambda classes: classes // 2 + 1),
+    },
+    "distillation_lists": {"few images": patch(prepare, "run", on_few_images)},
+    "validation_cuts": {
+        "validation from the end": patch(splits, "train_val", validation_from_the_end),
+        "validation cut by label": patch(splits, "train_val", cut_by_label),
+        "few shots by label": patch(splits, "few_shot", few_shot_by_label),
+    },
+    "three_way_cuts": {
+        "a larger validation list": patch(splits, "train_val_test", larger_validation),
+        "all classes shuffled at once": patch(splits, "train_val_test", shuffled_once),
+    },
 }
 
 
+BICUBIC, BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
+
+
 def fixed(size: int, *steps: Callable[[Any], Any]) -> Transform:
-    return Transform(size, Compose(list(steps)))
+    return Transform(size, Compose([*steps, CenterCrop(size)]))
 
 
-def bilinear(size: int) -> Transform:
-    return fixed(size, Resize(size, interpolation=InterpolationMode.BILINEAR), CenterCrop(size))
+def flipped(size: int, crop: RandomResizedCrop) -> Transform:
+    return Transform(size, Compose([crop, RandomHorizontalFlip()]))
 
 
-def nearest(size: int) -> Transform:
-    return fixed(size, Resize(size, interpolation=InterpolationMode.NEAREST), CenterCrop(size))
-
-
-def squeezed(size: int) -> Transform:
-    return fixed(size, Resize((size, size), interpolation=InterpolationMode.BICUBIC))
-
-
-def larger_before_the_crop(size: int) -> Transform:
-    resize = Resize(size * 8 // 7, interpolation=InterpolationMode.BICUBIC)
-    return fixed(size, resize, CenterCrop(size))
-
-
-def random_crop(size: int, *, flip_first: bool = False, **rest: Any) -> Transform:
-    crop = RandomResizedCrop(size, **({"interpolation": InterpolationMode.BICUBIC} | rest))
-    flip = RandomHorizontalFlip()
-    return fixed(size, flip, crop) if flip_first else fixed(size, crop, flip)
-
-
-def bilinear_views(size: int, *, scale: tuple[float, float], **_: Any) -> Transform:
-    return random_crop(size, scale=scale, interpolation=InterpolationMode.BILINEAR)
-
-
-def large_views(size: int, **_: Any) -> Transform:
-    return random_crop(size, scale=(0.5, 1.0))
-
-
-def flipped_first(size: int, *, scale: tuple[float, float], **_: Any) -> Transform:
-    return random_crop(size, scale=scale, flip_first=True)
-
-
-def never_flipped(size: int, *, scale: tuple[float, float], **_: Any) -> Transform:
-    return fixed(
-        size, RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-    )
-
-
-def centred(size: int, **_: Any) -> Transform:
-    return transforms.eval_transform(size)
-
-
-def between_zero_and_one(pictures: list[Image.Image]) -> Tensor:
-    return images_of(pictures) / 255
+def images_of(pictures: list[Image.Image]) -> Tensor:
+    return torch.stack([pil_to_tensor(picture) for picture in pictures]).float() / 255
 
 
 def of_imagenet(pictures: list[Image.Image]) -> Tensor:
     mean = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
     deviation = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-    return (images_of(pictures) / 255 - mean) / deviation
+    return (images_of(pictures) - mean) / deviation
 
 
-def images_of(pictures: list[Image.Image]) -> Tensor:
-    return torch.stack([pil_to_tensor(picture) for picture in pictures]).float()
-
-
-PIXELS: dict[str, tuple[Patch, str]] = {
-    "bilinear": (patch(transforms, "eval_transform", bilinear), "evaluation_pixels"),
-    "nearest": (patch(transforms, "eval_transform", nearest), "evaluation_pixels"),
-    "no centre crop": (patch(transforms, "eval_transform", squeezed), "evaluation_pixels"),
-    "a margin around the crop": (
-        patch(transforms, "eval_transform", larger_before_the_crop),
-        "evaluation_pixels",
+FIXED: dict[str, Callable[[int], Transform]] = {
+    "bilinear": lambda size: fixed(size, Resize(size, BILINEAR)),
+    "nearest": lambda size: fixed(size, Resize(size, InterpolationMode.NEAREST)),
+    "no centre crop": lambda size: fixed(size, Resize((size, size), BICUBIC)),
+    "a margin around the crop": lambda size: fixed(size, Resize(size * 8 // 7, BICUBIC)),
+}
+RANDOM: dict[str, Callable[..., Transform]] = {
+    "bilinear views": lambda size, scale, **_: flipped(
+        size, RandomResizedCrop(size, scale, interpolation=BILINEAR)
     ),
-    "no normalisation": (patch(transforms, "normalise", between_zero_and_one), "evaluation_pixels"),
-    "ImageNet's normalisation": (patch(transforms, "normalise", of_imagenet), "evaluation_pixels"),
-    "bilinear views": (patch(transforms, "train_transform", bilinear_views), "training_pixels"),
-    "large views only": (patch(transforms, "train_transform", large_views), "training_pixels"),
-    "flipped before the crop": (
-        patch(transforms, "train_transform", flipped_first),
-        "training_pixels",
+    "large views only": lambda size, **_: flipped(
+        size, RandomResizedCrop(size, (0.5, 1.0), interpolation=BICUBIC)
     ),
-    "never flipped": (patch(transforms, "train_transform", never_flipped), "training_pixels"),
-    "no random crop": (patch(transforms, "train_transform", centred), "training_pixels"),
-    "views without normalisation": (
-        patch(transforms, "normalise", between_zero_and_one),
-        "training_pixels",
+    "flipped before the crop": lambda size, scale, **_: Transform(
+        size,
+        Compose([RandomHorizontalFlip(), RandomResizedCrop(size, scale, interpolation=BICUBIC)]),
     ),
+    "never flipped": lambda size, scale, **_: Transform(
+        size, RandomResizedCrop(size, scale, interpolation=BICUBIC)
+    ),
+    "no random crop": lambda size, **_: transforms.eval_transform(size),
+}
+PIXELS = {
+    "evaluation_pixels": {
+        **{name: patch(transforms, "eval_transform", wrong) for name, wrong in FIXED.items()},
+        "no normalisation": patch(transforms, "normalise", images_of),
+        "ImageNet's normalisation": patch(transforms, "normalise", of_imagenet),
+    },
+    "training_pixels": {
+        **{name: patch(transforms, "train_transform", wrong) for name, wrong in RANDOM.items()},
+        "views without normalisation": patch(transforms, "normalise", images_of),
+    },
 }
 
 
-@pytest.mark.parametrize("variant", LISTS)
-def test_a_wrong_list_is_noticed(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong, part = LISTS[variant]
+@cases(LISTS)
+def test_a_wrong_list_is_noticed(part: str, wrong: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = json.loads((traces.OWN / "splits.json").read_text())
     assert split_checks.ALL[part](recorded)
 
@@ -290,9 +214,8 @@ def test_a_wrong_list_is_noticed(variant: str, monkeypatch: pytest.MonkeyPatch) 
         split_checks.ALL[part](recorded)
 
 
-@pytest.mark.parametrize("variant", PIXELS)
-def test_wrong_pixels_are_noticed(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong, part = PIXELS[variant]
+@cases(PIXELS)
+def test_wrong_pixels_are_noticed(part: str, wrong: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = load_file(traces.OWN / "transforms" / "transforms.safetensors")
     assert pixel_checks.ALL[part](recorded)
 

@@ -1,8 +1,7 @@
 """Recorded numbers of the original code, under our names.
 
-A folder of recordings holds one sub-folder per configuration (`trace.json` and
-`trace.safetensors`), and may hold `splits.json` and `transforms/`. The ones of
-this repository always count; `PD_PARITY_DIR` names a further folder.
+A folder of recordings has a folder for each configuration (`trace.json`, `trace.safetensors`), and
+may have `splits.json` and `transforms/`. `PD_PARITY_DIR` names a folder besides the repository's.
 """
 
 import json
@@ -80,15 +79,14 @@ class Trace:
 
     @property
     def wide(self) -> bool:
-        """Whether the wider tolerances of distillation apply."""
+        """True if the wider tolerances of distillation apply."""
         return bool(self.info["config"]["k_lr"] >= WIDE_FROM)
 
     @property
     def untrained_prompts(self) -> list[str]:
-        """Prompts of the teacher that distils which were random, not tuned, and not recorded.
+        """Names of the distilling teacher's prompts that were random and not recorded.
 
-        The original loads a teacher that is shallower than its hard-coded depth
-        without a word. Ours refuses, so what that teacher says has no counterpart.
+        The original loads a teacher that is shallower than its hard-coded depth; ours refuses.
         """
         return list(self.info.get("teacher_in_kd_extra_prompts_not_in_checkpoint", []))
 
@@ -103,7 +101,7 @@ class Trace:
         return self._steps("kd")
 
     def step(self, stage: str, number: int) -> dict[str, Any]:
-        """Return what was written down about a step."""
+        """Return the recorded row of a step."""
         rows: list[dict[str, Any]] = self.info[f"{stage}_steps"]
         return next(row for row in rows if row["step"] == number)
 
@@ -113,12 +111,12 @@ class Trace:
         steps: dict[int, list[int]] = {}
         for row in rows:
             steps.setdefault(row["epoch"], []).append(row["step"])
-        mine = steps.get(epoch, [])
-        whole = bool(mine) and len(mine) == len(steps[min(steps)])
-        return max(mine) if whole and max(mine) in self._steps(stage) else None
+        numbers = steps.get(epoch, [])
+        complete = bool(numbers) and len(numbers) == len(steps[min(steps)])
+        return max(numbers) if complete and max(numbers) in self._steps(stage) else None
 
     def before(self, stage: str, step: int, kind: str) -> str:
-        """Return the place of what was recorded before a step: at the start, or after step - 1."""
+        """Return the place of the values before a step: the start, or after step - 1."""
         return f"{stage}/init/" if step == 1 else f"{stage}/step{step - 1}/{kind}/"
 
     def rows(self, place: str, branch: str) -> Tensor:
@@ -129,16 +127,16 @@ class Trace:
         return torch.stack(rows).float()
 
     def teacher_values(self, place: str) -> dict[str, Tensor]:
-        """Return what belongs to the teacher's parameters, by our names."""
+        """Return values of the teacher's parameters, by our names."""
         return {f"{branch}_prompts.tokens": self.rows(place, branch) for branch in INPUT}
 
     def student_values(self, place: str) -> dict[str, Tensor]:
-        """Return what belongs to the student's parameters, by our names."""
+        """Return values of the student's parameters, by our names."""
         values = {"image_prompts.tokens": self.rows(place, "image")}
         return values | self.projector_values(place)
 
     def projector_values(self, place: str) -> dict[str, Tensor]:
-        """Return what belongs to the projector; 1x1 convolutions become matrices."""
+        """Return values of the projector; 1x1 convolutions become matrices."""
         start = place + PROJECTOR
         return {
             "projector." + key.removeprefix(start): value.flatten(1) if value.ndim == 4 else value
@@ -148,7 +146,7 @@ class Trace:
 
     def teacher(self, place: str) -> Teacher:
         """Make the teacher with recorded prompts."""
-        prompts = {branch: _prompts(self.rows(place, branch)) for branch in INPUT}
+        prompts = {branch: DeepPrompts.of(self.rows(place, branch)) for branch in INPUT}
         return Teacher(
             self.teacher_towers, prompts["text"], prompts["image"], method=TeacherMethod.PROMPTSRC
         )
@@ -167,8 +165,8 @@ class Trace:
 
     def _steps(self, stage: str) -> list[int]:
         numbers = sorted(row["step"] for row in self.info[f"{stage}_steps"])
-        found = [n for n in numbers if f"{stage}/step{n}/image" in self.tensors]
-        return found[: self._limit]
+        recorded = [n for n in numbers if f"{stage}/step{n}/image" in self.tensors]
+        return recorded[: self._limit]
 
     def _student(self, place: str) -> Student:
         first = place.endswith("init/")
@@ -192,9 +190,3 @@ class Trace:
         table = torch.zeros(VOCABULARY, rows.shape[1])
         table[self.tensors["token_row_ids"].long()] = rows
         return clip.from_openai_state_dict({**state, "token_embedding.weight": table})
-
-
-def _prompts(rows: Tensor) -> DeepPrompts:
-    prompts = DeepPrompts(*rows.shape)
-    prompts.tokens.data.copy_(rows)
-    return prompts
