@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,26 +135,24 @@ def check_sum(path: Path, *, what: str = "file", remedy: str) -> None:
 
 def file_hash(path: Path, *, what: str = "file", remedy: str = "check the path") -> str:
     """Return the SHA-256 of a file in hexadecimal; raises MissingFile or BadArtifact."""
+    with _opened(path, what, remedy) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_bytes(path: Path, what: str, remedy: str) -> bytes:
+    with _opened(path, what, remedy) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path, what: str, remedy: str) -> Iterator[BufferedReader]:
     if not path.is_file():
         raise missing(what, path, remedy)
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            yield file
     except OSError as error:
-        raise _unreadable(path, what, remedy, error) from None
-
-
-def _read_bytes(path: Path, what: str, remedy: str) -> bytes:
-    if not path.is_file():
-        raise missing(what, path, remedy)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, what, remedy, error) from None
-
-
-def _unreadable(path: Path, what: str, remedy: str, error: OSError) -> BadArtifact:
-    return BadArtifact(f"{what} '{path}' cannot be read ({error.strerror}); {remedy}")
+        raise BadArtifact(f"{what} '{path}' cannot be read ({error.strerror}); {remedy}") from None
 
 
 def _plain(tensors: "Mapping[str, Tensor]") -> tuple[dict[str, Any], bytes]:

@@ -186,16 +186,10 @@ def logits_of(
     precision: Precision,
     on_progress: OnProgress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Compute the logits (N, C) of each classifier for N images, in order.
+    """Compute the logits (N, C) of classifiers, by name, for N images in order.
 
-    Where corrupt images are skipped, the N are those at `batches.intact`.
-
-    Args:
-        classifiers: by name; C classes each.
-        batches: of the N images.
-        device: of the classifiers.
-        precision: of their towers.
-        on_progress: called with the number of images done and in all.
+    Where corrupt images are skipped, the N are those at `batches.intact`. `on_progress` is called
+    with the number of images done and in all.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in classifiers}
     done = 0

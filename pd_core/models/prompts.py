@@ -179,13 +179,21 @@ def encode_text(
     return _project(pooled, tower.text_projection)
 
 
-def encode_texts(tower: Any, plan: TextPlan, prompts: DeepPrompts | None = None) -> Tensor:
+def encode_texts(
+    tower: Any,
+    plan: TextPlan,
+    prompts: DeepPrompts | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Tensor:
     """Encode the texts of a plan with exact gradients: (C, D), in their order, not normalised.
 
     Batches beyond `plan.kept` are checkpointed: they are computed again for their gradients.
     """
-    features = []
+    features: list[Tensor] = []
     for number, batch in enumerate(plan.batches):
+        if on_progress is not None:
+            on_progress(sum(map(len, features)), len(plan.place))
         if number < plan.kept:
             features.append(encode_text(tower, batch, prompts))
         else:
@@ -206,12 +214,7 @@ def encode_many_texts(
 ) -> Tensor:
     """Encode tokens (C, L) without gradients, in batches: (C, D), not normalised, fp32."""
     plan = TextPlan.of(tower, tokens, 0 if prompts is None else prompts.length)
-    features: list[Tensor] = []
-    for batch in plan.batches:
-        if on_progress is not None:
-            on_progress(sum(map(len, features)), len(tokens))
-        features.append(encode_text(tower, batch, prompts))
-    return torch.cat(features)[plan.place].float()
+    return encode_texts(tower, plan, prompts, on_progress=on_progress).float()
 
 
 def _project(pooled: Tensor, projection: Any) -> Tensor:

@@ -70,20 +70,11 @@ def import_teacher(
     image_length: int | None = None,
     template: str = TEMPLATE,
 ) -> Imported[Teacher]:
-    """Import a teacher from a checkpoint of the original code's PromptSRC.
+    """Import a teacher from a checkpoint of the original code's PromptSRC, `model.pth.tar-20`.
 
-    Frozen weights that differ from the towers', as after Gaussian averaging in half precision, are
-    taken from the file, like in the original code.
-
-    Args:
-        path: such as `model.pth.tar-20`.
-        towers: the CLIP that it was tuned on, in fp32.
-        text_depth: expected layers with text prompts, at most all of the tower; None for any, here
-            and below.
-        text_length: expected prompts per layer of the text tower.
-        image_depth: as `text_depth`, for the image tower.
-        image_length: as `text_length`, for the image tower.
-        template: text of a class, with `{}` for its name.
+    Frozen weights that differ from those of the fp32 towers, as after Gaussian averaging in half
+    precision, are taken from the file, like in the original code. Depths and lengths of the prompts
+    must be as given; a depth beyond the tower means all of its layers, None anything.
 
     Raises:
         MissingFile: the file does not exist.
@@ -105,14 +96,9 @@ def import_student(
     image_depth: int | None = None,
     image_length: int | None = None,
 ) -> Imported[Student]:
-    """Import a student from a checkpoint of the original code's PromptKD.
+    """Import a student from a checkpoint of the original code's PromptKD, `model-best.pth.tar`.
 
-    Args:
-        path: such as `model-best.pth.tar`.
-        towers: the small CLIP, in fp32; weights that differ are taken from the file.
-        feature_width: expected D, the width of the class vectors.
-        image_depth: as in `import_teacher`.
-        image_length: as in `import_teacher`.
+    Towers and sizes are as in `import_teacher`; `feature_width` is D, that of the class vectors.
 
     Raises:
         MissingFile: the file does not exist.
@@ -161,9 +147,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict, or that of a checkpoint."""
     content = read_checkpoint(path)
     state = content.get("state_dict", content)
-    if not isinstance(state, dict):
-        raise BadArtifact(f"'state_dict' in '{path}' is not a dictionary; give a whole checkpoint")
-    for key, value in state.items():
+    entries = state.items() if isinstance(state, dict) else [("state_dict", None)]
+    for key, value in entries:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise BadArtifact(
                 f"'{key}' in '{path}' is not a named tensor; give a file with a 'state_dict', or a"

@@ -69,9 +69,12 @@ def test_vectors_come_back_to_the_bit_and_with_names_that_people_can_read(tmp_pa
 def rewritten(path: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Store vectors with some tensors and metadata replaced, or left out for None."""
     vectors().save(path)
-    stored = read_tensors(path)
-    merged = (old | new for old, new in zip(stored, (tensors, metadata), strict=True))
-    write_tensors(path, *({key: v for key, v in part.items() if v is not None} for part in merged))
+    old_tensors, old_metadata = read_tensors(path)
+    write_tensors(path, present({**old_tensors, **tensors}), present({**old_metadata, **metadata}))
+
+
+def present(entries: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 LIST = "is wrong at its names, which must be a list of strings"

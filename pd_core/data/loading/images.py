@@ -159,8 +159,8 @@ class ImageBatches:
         self.damaged: set[int] = set()
         self._left_out = 0
         self._views = _Views(store, self._paths, transform, seed, on_corrupt)
-        self._queue = _Queue()
-        self._loader = _loader(self._views, self._queue, workers) if workers else None
+        self._requests: list[_Request] = []  # of the next epoch, for persistent workers
+        self._loader = _loader(self._views, self._requests, workers) if workers else None
 
     @property
     def count(self) -> int:
@@ -239,12 +239,10 @@ class ImageBatches:
     ) -> Iterator[Batch]:
         # Known corrupt images are left out, so that resumed epochs are the same.
         intact = ([index for index in batch if index not in self.damaged] for batch in batches)
-        requests = [[(epoch, index) for index in batch] for batch in intact]
-        self._queue.requests = requests
+        self._requests[:] = [[(epoch, index) for index in batch] for batch in intact]
         with _any_number_of_workers():
-            results = iter(
-                map(self._views.__getitems__, requests) if self._loader is None else self._loader
-            )
+            decoded = map(self._views.__getitems__, tuple(self._requests))
+            results = iter(decoded if self._loader is None else self._loader)
         numbers = itertools.count(start)  # enumerate would hold on to the last result, see below
         for result in results:
             if isinstance(result, Exception):
@@ -318,26 +316,13 @@ class _Views(Dataset[_Decoded]):
         return _Decoded(positions, pixels, damaged)
 
 
-class _Queue:
-    """Requests of the next epoch, for a loader with persistent workers."""
-
-    def __init__(self) -> None:
-        self.requests: list[_Request] = []
-
-    def __iter__(self) -> Iterator[_Request]:
-        return iter(self.requests)
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-
 def _loader(
-    views: _Views, queue: _Queue, workers: int
+    views: _Views, requests: list[_Request], workers: int
 ) -> Iterable[_Decoded | BadData | MissingFile]:
     with _any_number_of_workers():
         return DataLoader(
             views,
-            batch_sampler=queue,
+            batch_sampler=requests,
             num_workers=workers,
             collate_fn=_unchanged,
             persistent_workers=True,
