@@ -1,11 +1,11 @@
-"""One parameter chooses fp32, bf16 or fp16 for the towers; what is trained stays fp32."""
+"""One parameter chooses fp32, bf16 or fp16 for the towers; trained parameters stay fp32."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import open_clip
 import pytest
@@ -51,30 +51,13 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass
 class Run:
-    """A teacher that was tuned and a student that was distilled from it.
-
-    Attributes:
-        modules: both.
-        losses: of every epoch of both.
-        optimizers: of both, as training left them.
-        image_dtypes: what blocks of the image towers computed in.
-        text_dtypes: the same for the teacher's text tower.
-    """
+    """A tuned teacher, and a student distilled from it."""
 
     modules: list[nn.Module] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of every epoch of both
     optimizers: list[SGD] = field(default_factory=list)
-    image_dtypes: set[torch.dtype] = field(default_factory=set)
+    image_dtypes: set[torch.dtype] = field(default_factory=set)  # of the blocks' outputs
     text_dtypes: set[torch.dtype] = field(default_factory=set)
-
-    @property
-    def momenta(self) -> list[Tensor]:
-        """Every momentum buffer."""
-        return [
-            state["momentum_buffer"]
-            for optimizer in self.optimizers
-            for state in optimizer.state.values()
-        ]
 
 
 def towers(device: str, *, seed: int = 0) -> ClipTowers:
@@ -89,20 +72,6 @@ def watch(tower: Any, seen: set[torch.dtype]) -> None:
         block.mlp.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
 
 
-@contextmanager
-def kept_optimizers(kept: list[SGD]) -> Iterator[None]:
-    """Keep every optimiser that training makes."""
-    make = fit.make_optimizer
-
-    def keep(*args: Any, **rest: Any) -> SGD:
-        kept.append(make(*args, **rest))
-        return kept[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "make_optimizer", keep)
-        yield
-
-
 @cache
 def trained(precision: Precision, device: str) -> Run:
     """Tune a tiny teacher and distil it, for two epochs each."""
@@ -112,8 +81,13 @@ def trained(precision: Precision, device: str) -> Run:
     for tower in (large.visual, small.visual):
         watch(tower, run.image_dtypes)
     watch(large.text, run.text_dtypes)
-    labels = torch.arange(16) % len(tiny.NAMES)
-    with kept_optimizers(run.optimizers):
+    labels, make = torch.arange(16) % len(tiny.NAMES), fit.make_optimizer
+
+    def record(*args: Any, **rest: Any) -> SGD:
+        run.optimizers.append(make(*args, **rest))
+        return run.optimizers[-1]
+
+    with patch.object(fit, "make_optimizer", record):
         teacher, first = trainings.tune(
             large, tiny.Batches(16, size=8), labels, tiny.NAMES,
             epochs=2, gpa_mean=2, templates=2, precision=precision,
@@ -135,8 +109,9 @@ def test_everything_that_is_trained_stays_fp32(precision: Precision, device: str
     parameters = [p for module in run.modules for p in module.parameters()]
     assert {p.dtype for p in parameters} == {torch.float32}
     assert {p.device.type for p in parameters} == {device}
-    assert len(run.momenta) == len(parameters)
-    assert {momentum.dtype for momentum in run.momenta} == {torch.float32}
+    states = [state for optimizer in run.optimizers for state in optimizer.state.values()]
+    assert len(states) == len(parameters)
+    assert {state["momentum_buffer"].dtype for state in states} == {torch.float32}
     statistics = [value for value in run.modules[1].buffers() if value.is_floating_point()]
     assert {value.dtype for value in statistics} == {torch.float32}
 
@@ -158,11 +133,6 @@ def test_low_precision_changes_the_losses_but_little(precision: Precision, devic
 
     assert losses != full
     assert losses == pytest.approx(full, rel=0.03)
-
-
-def scale_after(folder: Path) -> float:
-    _, numbers = tiny.stored_state(folder)
-    return float(numbers["scaler"]["scale"])
 
 
 class Overflow(nn.Module):
@@ -197,7 +167,8 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_halved(device: str, tmp_
     assert module.history[:3] == [[1.0] * 3] * 3
     assert module.history[3] != [1.0] * 3
     assert torch.isfinite(module.value).all()
-    assert scale_after(tmp_path) == fit.INITIAL_LOSS_SCALE / 4
+    _, numbers = tiny.stored_state(tmp_path)
+    assert numbers["scaler"]["scale"] == fit.INITIAL_LOSS_SCALE / 4
 
 
 @DEVICES

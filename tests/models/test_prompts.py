@@ -1,6 +1,7 @@
 """Prompts go where the paper puts them, and the towers stay as they are."""
 
 import copy
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ def prompts(depth: int, length: int = 2, width: int = 32, seed: int = 1) -> Deep
     return made
 
 
-def coupled(source: DeepPrompts, *, depth: int, width: int = 32, seed: int = 5) -> CoupledPrompts:
+def coupled(source: DeepPrompts, depth: int, width: int = 32, seed: int = 5) -> CoupledPrompts:
     generator = torch.Generator().manual_seed(seed)
     return CoupledPrompts(source, width, depth=depth, generator=generator)
 
@@ -30,15 +31,14 @@ def tokens() -> Tensor:
 def test_without_prompts_the_features_are_the_towers_own() -> None:
     clip = towers()
 
-    for tower, ours, its_own in (
+    for tower, encode, inputs in (
         (clip.visual, encode_image, images(3)),
         (clip.text, encode_text, tokens()),
     ):
         exact = biased(tower)
-        features = ours(tower, its_own)
-        torch.testing.assert_close(features, tower(its_own), rtol=0, atol=1e-5)
-        given = its_own.double() if its_own.is_floating_point() else its_own
-        torch.testing.assert_close(ours(exact, given), exact(given), rtol=0, atol=1e-13)
+        torch.testing.assert_close(encode(tower, inputs), tower(inputs), rtol=0, atol=1e-5)
+        inputs = inputs.double() if inputs.is_floating_point() else inputs
+        torch.testing.assert_close(encode(exact, inputs), exact(inputs), rtol=0, atol=1e-13)
 
 
 def inputs_of_blocks(tower: Any, run: Any) -> list[Tensor]:
@@ -46,17 +46,14 @@ def inputs_of_blocks(tower: Any, run: Any) -> list[Tensor]:
 
     The text tower gives it what texts have in common, then the rest of each text.
     """
-    seen: list[list[Tensor]] = []
-    handles = [
-        block.ln_1.register_forward_pre_hook(
-            lambda _, inputs, number=number: seen[number].append(inputs[0])
-        )
-        for number, block in enumerate(tower.transformer.resblocks)
-    ]
-    seen.extend([] for _ in handles)
-    run()
-    for handle in handles:
-        handle.remove()
+    seen: list[list[Tensor]] = [[] for _ in tower.transformer.resblocks]
+    with ExitStack() as hooks:
+        for block, parts in zip(tower.transformer.resblocks, seen, strict=True):
+            hook = block.ln_1.register_forward_pre_hook(
+                lambda _, inputs, parts=parts: parts.append(inputs[0])
+            )
+            hooks.callback(hook.remove)
+        run()
     return [
         torch.cat([parts[0].expand(len(parts[-1]), -1, -1), *parts[1:]], dim=1) for parts in seen
     ]
@@ -64,15 +61,11 @@ def inputs_of_blocks(tower: Any, run: Any) -> list[Tensor]:
 
 def test_of_the_last_block_of_the_image_tower_only_the_class_token_is_computed() -> None:
     rows: list[torch.Size] = []
-    blocks = towers().visual.transformer.resblocks
-    handles = [
-        block.mlp.register_forward_hook(lambda _, __, out: rows.append(out.shape[:2]))
-        for block in blocks
-    ]
-
-    encode_image(towers().visual, images(3), prompts(2))
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for block in towers().visual.transformer.resblocks:
+            hook = block.mlp.register_forward_hook(lambda _, __, out: rows.append(out.shape[:2]))
+            hooks.callback(hook.remove)
+        encode_image(towers().visual, images(3), prompts(2))
 
     assert rows == [(3, 7), (3, 7), (3, 1)]  # class token, four patches, two prompts
 
@@ -136,12 +129,15 @@ def test_every_row_of_prompts_gets_a_gradient_and_no_tower_weight_does() -> None
     )
 
 
-def test_random_prompts_follow_their_generator_and_leave_the_global_one_alone() -> None:
+@pytest.mark.parametrize(
+    "make", [lambda seed: prompts(2, seed=seed), lambda seed: coupled(prompts(2), 2, seed=seed)]
+)
+def test_random_prompts_follow_their_generator_and_leave_the_global_one_alone(make: Any) -> None:
     before = torch.get_rng_state()
-    first, second, other = prompts(2), prompts(2), prompts(2, seed=2)
+    first, second, other = (make(seed).tokens for seed in (5, 5, 6))
 
-    assert torch.equal(first.tokens, second.tokens)
-    assert not torch.equal(first.tokens, other.tokens)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -230,20 +226,11 @@ def test_couplings_are_trained_and_the_text_prompts_belong_to_somebody_else() ->
     assert text.tokens.grad is not None
 
 
-def test_couplings_follow_their_generator_and_leave_the_global_one_alone() -> None:
-    before = torch.get_rng_state()
-    first, second, other = (coupled(prompts(2), depth=2, seed=seed) for seed in (5, 5, 6))
-
-    assert torch.equal(first.tokens, second.tokens)
-    assert not torch.equal(first.tokens, other.tokens)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_hardly_any_two_seeds_have_the_same_couplings() -> None:
     text = prompts(1)
     made = [coupled(text, depth=1, width=1, seed=seed).tokens.tolist() for seed in range(60)]
 
-    assert all(made.count(one) == 1 for one in made)
+    assert all(made.count(prompt) == 1 for prompt in made)
 
 
 def test_folded_prompts_are_what_the_coupled_ones_compute_and_follow_them_no_more() -> None:
