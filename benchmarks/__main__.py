@@ -1,7 +1,7 @@
-"""`make bench`: every part in a process of its own, one table of all.
+"""Run the benchmarks, each part in a process of its own, and write one table: `make bench`.
 
-What a part found is stored as soon as it is done, in place of what it found the last time; the
-rows of other parts stay. Ends with 0 even if a target is missed, which the table says.
+The results of a part replace its earlier ones as soon as it is done; rows of other parts stay. The
+exit status is 0 even if a target is missed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Run = Callable[[str, argparse.Namespace], Outcome]
 
 
 def main(arguments: Sequence[str] | None = None, *, run: Run | None = None) -> int:
-    """Run parts; `run` says how one is run, by default in a process of its own."""
+    """Run parts by `run`, by default each in a process of its own."""
     given = _parser().parse_args(arguments)
     if given.child is not None:
         _child(given)
@@ -64,8 +64,8 @@ def measure(part: str, given: argparse.Namespace) -> Outcome:
         size = replace(size, rounds=given.rounds)
     torch.set_num_threads(1 if given.tiny else THREADS)
     facts = machine()
-    found: Outcome = module.measure(size, to_stderr(part))
-    return replace(found, machine=facts)
+    results: Outcome = module.measure(size, to_stderr(part))
+    return replace(results, machine=facts)
 
 
 def in_a_process_of_its_own(part: str, given: argparse.Namespace) -> Outcome:
@@ -84,31 +84,32 @@ def in_a_process_of_its_own(part: str, given: argparse.Namespace) -> Outcome:
 
 
 def _stored(part: str, given: argparse.Namespace, run: Run) -> bool:
-    """Run a part and store what it found; return whether it did not fail."""
+    """Run a part and store its results; return False if it failed."""
     try:
-        found = run(part, given)
-    except subprocess.CalledProcessError:  # it has said itself why
+        results = run(part, given)
+    except subprocess.CalledProcessError:  # its message is on stderr
         return False
-    known = {**outcome.read(given.out), part: found}
-    outcome.write(given.out, outcome.of_all(PARTS, known))
-    if found.series:
+    stored = {**outcome.read(given.out), part: results}
+    outcome.write(given.out, outcome.of_all(PARTS, stored))
+    if results.series:
         from benchmarks.picture import draw
 
-        (given.out / PICTURE).write_bytes(draw(found.series))
+        (given.out / PICTURE).write_bytes(draw(results.series))
     sys.stderr.write(f"{part}: stored in {given.out.name}/{outcome.TABLE}\n")
     return True
 
 
 def _child(given: argparse.Namespace) -> None:
-    found = measure(given.child, given)
-    given.out.write_text(json.dumps(found.as_json()), encoding="utf-8")
+    results = measure(given.child, given)
+    given.out.write_text(json.dumps(results.as_json()), encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--only", default="", help="parts, with commas between them")
-    parser.add_argument("--rounds", type=int, help="how often each side is measured")
-    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench")
+    parser.add_argument("--only", default="", help="Parts, separated by commas (default: all).")
+    parser.add_argument("--rounds", type=int, help="Measurements of each side.")
+    out = ROOT / "reports" / "bench"
+    parser.add_argument("--out", type=Path, default=out, help="Directory of the table.")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser

@@ -77,7 +77,7 @@ def measure(size: Size, note: Note) -> Outcome:
         return lambda: trainings.live(teacher, vectors[count]).logits(trainings.batch(views))
 
     with tempfile.TemporaryDirectory() as folder:
-        known = record(
+        cached = record(
             Path(folder),
             views,
             trainings.live(teacher, vectors[size.compared]).logits,
@@ -87,7 +87,7 @@ def measure(size: Size, note: Note) -> Outcome:
         compared = vectors[size.compared]
         sides: dict[str, Work] = {
             ONLINE: ours(student(), views, ask(size.compared), compared),
-            CACHED: ours(student(), views, lambda: known.at(batch), compared),
+            CACHED: ours(student(), views, lambda: cached.at(batch), compared),
             REFERENCE: plain(teacher, student(), views, list(compared.names)),
         }
         turns = take_turns(sides, rounds=size.rounds, note=note)

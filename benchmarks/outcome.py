@@ -1,4 +1,4 @@
-"""What a part of the benchmarks found, and how it is stored and shown."""
+"""Results of the benchmarks: JSON, tables and comparisons with targets."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,9 +49,9 @@ class Row:
         """Return what stands in the columns of the table, from `what` on."""
         spread = "" if self.low is None else f"{_short(self.low)} to {_short(self.high)}"
         clock = f" ({self.clock})" if self.clock else ""
-        found = f"{_short(self.value)}{' ' if self.unit else ''}{self.unit}{clock}"
+        value = f"{_short(self.value)}{' ' if self.unit else ''}{self.unit}{clock}"
         return [
-            self.what, self._target(), found, spread, _short(self.other), self.verdict, self.note
+            self.what, self._target(), value, spread, _short(self.other), self.verdict, self.note
         ]  # fmt: skip
 
     def _target(self) -> str:
@@ -81,7 +81,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a part found.
+    """Results of a part.
 
     Attributes:
         rows: of the table.
@@ -102,8 +102,8 @@ class Outcome:
     def from_json(cls, content: Mapping[str, Any]) -> "Outcome":
         """Read what `as_json` returned, and JSON has kept."""
         series = [
-            Series(one["name"], one["size"], tuple((x, y) for x, y in one["points"]), one["line"])
-            for one in content["series"]
+            Series(**curve | {"points": tuple((x, y) for x, y in curve["points"])})
+            for curve in content["series"]
         ]
         rows = tuple(Row(**row) for row in content["rows"])
         return cls(rows, tuple(series), tuple(content["remarks"]), content["machine"])
@@ -149,14 +149,14 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def _scaling(outcomes: Mapping[str, Outcome]) -> list[str]:
-    series = [one for outcome in outcomes.values() for one in outcome.series]
+    series = [curve for outcome in outcomes.values() for curve in outcome.series]
     if not series:
         return []
     lines = ["", "## Scaling", "", f"![cost against size]({PICTURE})", ""]
     lines += ["| whose seconds | by | measured | line through them |", "|---|---|---|---|"]
-    for one in series:
-        points = ", ".join(f"{x:g}: {_short(y)} s" for x, y in one.points)
-        lines.append(f"| {one.name} | {one.size} | {points} | {one.line} |")
+    for curve in series:
+        points = ", ".join(f"{x:g}: {_short(y)} s" for x, y in curve.points)
+        lines.append(f"| {curve.name} | {curve.size} | {points} | {curve.line} |")
     return lines
 
 

@@ -52,7 +52,7 @@ def measure(size: Size, note: Note) -> Outcome:
     counts = [count for count, _, _ in size.compared]
     with tempfile.TemporaryDirectory() as folder:
         zero_shot = Teacher(towers).eval()
-        known = record(
+        cached = record(
             Path(folder), views, lambda batch: zero_shot.frozen_image_features(batch.images),
             width=towers.joint_width,
         )  # fmt: skip
@@ -61,7 +61,7 @@ def measure(size: Size, note: Note) -> Outcome:
             sides[_reference(count)] = plain(towers, views, count)
         for count in [*counts, size.extrapolated[0]]:
             sides[_ours(count)] = ours(towers, views, count)
-            sides[_cached(count)] = ours(towers, views, count, known)
+            sides[_cached(count)] = ours(towers, views, count, cached)
         turns = take_turns(sides, rounds=size.rounds, note=note)
     for count in counts:
         same = (_ours(count), _cached(count), _reference(count))
@@ -69,8 +69,8 @@ def measure(size: Size, note: Note) -> Outcome:
     return Outcome((*_compared(size, turns), *_extrapolated(size, turns)))
 
 
-def ours(towers: ClipTowers, views: Tensor, count: int, known: CachedViews | None = None) -> Work:
-    """Make our step; `known` are the frozen image features of these views, if recorded."""
+def ours(towers: ClipTowers, views: Tensor, count: int, cached: CachedViews | None = None) -> Work:
+    """Make our step; `cached` are the frozen image features of these views, if recorded."""
     teacher = Teacher.untrained(towers, seed=1).train()
     plan = teacher.text_plan(class_names(count), memory=MEMORY)
     frozen, labels = frozen_text(towers, count), _labels(views, count)
@@ -79,7 +79,7 @@ def ours(towers: ClipTowers, views: Tensor, count: int, known: CachedViews | Non
     def loss() -> Tensor:
         result = trainings.promptsrc_step(
             teacher, views, labels, tokens=plan, frozen_text=frozen,
-            frozen_image=None if known is None else known.at(batch),
+            frozen_image=None if cached is None else cached.at(batch),
         )  # fmt: skip
         return result.loss.total
 
@@ -124,9 +124,9 @@ def _cached(count: int) -> str:
 def _compared(size: Size, turns: Turns) -> list[Row]:
     rows = []
     for count, online, cached in size.compared:
-        step, theirs = f"step, batch {size.batch}, {count} classes", _reference(count)
-        rows.append(turns.row(step, _ours(count), theirs, most=online))
-        rows.append(turns.row(f"{step}, frozen images cached", _cached(count), theirs, most=cached))
+        step, plain = f"step, batch {size.batch}, {count} classes", _reference(count)
+        rows.append(turns.row(step, _ours(count), plain, most=online))
+        rows.append(turns.row(f"{step}, frozen images cached", _cached(count), plain, most=cached))
     return rows
 
 
@@ -157,7 +157,7 @@ def _extrapolated(size: Size, turns: Turns) -> list[Row]:
                 most=target,
                 note=f"{turns.median(side):.3g} s against {line('cpu').at(count):.3g} s,"
                 f" extrapolated from {', '.join(map(str, size.fitted))}:"
-                f" {line('cpu').told('class')}",
+                f" {line('cpu').describe('class')}",
             )
         )
     return rows

@@ -92,8 +92,8 @@ def _by_epochs(size: Size, folder: Path, note: Note) -> list[Series]:
         sides[_with(AGAIN, epochs)] = _distilled(_cached(folder, per_class, epochs))
     turns = take_turns(sides, rounds=size.rounds, note=note)
     return [
-        _series(who, "epochs", turns, size.epochs, lambda n, who=who: _with(who, n))  # type: ignore[misc]
-        for who in (ONLINE, FIRST, AGAIN)
+        _series(side, "epochs", turns, size.epochs, lambda n, side=side: _with(side, n))  # type: ignore[misc]
+        for side in (ONLINE, FIRST, AGAIN)
     ]
 
 
@@ -131,17 +131,17 @@ def _distilled(job: Job) -> Work:
     return lambda: stages.student(job)
 
 
-def _with(who: str, epochs: int) -> str:
-    return f"{who}, epochs: {epochs}"
+def _with(side: str, epochs: int) -> str:
+    return f"{side}, epochs: {epochs}"
 
 
 def _series(
     name: str, size: str, turns: Turns, sizes: Sequence[int], side: Callable[[int], str]
 ) -> Series:
-    costs = [turns.median(side(one)) for one in sizes]
+    costs = [turns.median(side(number)) for number in sizes]
     line = Line.through(sizes, costs)
     points = tuple(zip(map(float, sizes), costs, strict=True))
-    return Series(name, size, points, line.told(ONE[size]))
+    return Series(name, size, points, line.describe(ONE[size]))
 
 
 def _row(series: Series) -> Row:

@@ -72,10 +72,10 @@ def measure(size: Size, note: Note) -> Outcome:
         if size.record:
             _recorded(Path(folder))  # makes the database
         for number in range(size.rounds + 1):
-            found = {side: _process(code) for side, code in _codes(size).items()}
+            seconds_by_side = {side: _process(code) for side, code in _codes(size).items()}
             if size.record:
-                found[RECORD] = _recorded(Path(folder))
-            for side, seconds in found.items():
+                seconds_by_side[RECORD] = _recorded(Path(folder))
+            for side, seconds in seconds_by_side.items():
                 note(f"round {number} of {size.rounds}: {side}: {seconds['wall']:.3g} s")
                 if number:  # the first one fills the disk's cache
                     turns.seconds[side].append(seconds)

@@ -94,8 +94,8 @@ def gradient(teacher: Teacher, plan: TextPlan) -> Tensor:
         raise ValueError("a teacher without text prompts has no text gradients")
     features = encode_texts(teacher.towers.text, plan, prompts)  # (C, D)
     weights = torch.linspace(-1, 1, features.numel(), dtype=features.dtype)
-    (found,) = torch.autograd.grad(features.flatten() @ weights, prompts.tokens)
-    return found
+    (measured,) = torch.autograd.grad(features.flatten() @ weights, prompts.tokens)
+    return measured
 
 
 def train(size: Size, memory: int) -> float:
@@ -122,8 +122,8 @@ def _in_a_process_of_its_own(size: Size, memory: int) -> tuple[float, float]:
     which = "tiny" if size.model == TINY.model else "real"
     command = [sys.executable, "-m", "benchmarks.text_gradients", which, str(memory)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found["peak"], found["seconds"]
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured["peak"], measured["seconds"]
 
 
 def _timed(
@@ -149,8 +149,8 @@ def _timed(
 def _difference(teacher: Teacher, count: int, most: float, precision: str) -> Row:
     planned = plans(teacher, count)
     expected = gradient(teacher, planned.pop(UNBOUNDED))
-    found = [gradient(teacher, plan) for plan in planned.values()]
-    largest = max(float((one - expected).abs().max()) for one in found)
+    measured = [gradient(teacher, plan) for plan in planned.values()]
+    largest = max(float((value - expected).abs().max()) for value in measured)
     return Row(
         what=f"largest difference of gradients, {count} classes, {precision}",
         value=largest / float(expected.abs().max()),

@@ -42,8 +42,8 @@ class Turns:
     def row(
         self,
         what: str,
-        mine: str,
-        theirs: str,
+        ours: str,
+        reference: str,
         *,
         clock: Clock = "cpu",
         least: float | None = None,
@@ -51,20 +51,20 @@ class Turns:
         note: str = "",
     ) -> Row:
         """Compare two sides: the ratio of their medians, and how far the rounds' ratios spread."""
-        pairs = zip(self.all(mine, clock), self.all(theirs, clock), strict=True)
-        each = [one / other for one, other in pairs]
+        pairs = zip(self.all(ours, clock), self.all(reference, clock), strict=True)
+        each = [a / b for a, b in pairs]
         other_clock: Clock = "wall" if clock == "cpu" else "cpu"
         return Row(
             what=what,
-            value=self.median(mine, clock) / self.median(theirs, clock),
+            value=self.median(ours, clock) / self.median(reference, clock),
             low=min(each),
             high=max(each),
             clock=clock,
-            other=self.median(mine, other_clock) / self.median(theirs, other_clock),
+            other=self.median(ours, other_clock) / self.median(reference, other_clock),
             least=least,
             most=most,
             note=note
-            or f"{self.median(mine, clock):.3g} s against {self.median(theirs, clock):.3g} s",
+            or f"{self.median(ours, clock):.3g} s against {self.median(reference, clock):.3g} s",
         )
 
 
@@ -145,7 +145,7 @@ class Line:
         """Return the cost of a size."""
         return self.start + self.slope * size
 
-    def told(self, unit: str) -> str:
+    def describe(self, unit: str) -> str:
         """Describe the line in words; `unit` is what sizes count."""
         return (
             f"{self.start:.3g} s + {self.slope:.3g} s a {unit}, R² {self.explained:.4f},"

@@ -19,11 +19,11 @@ TABLE = ROOT / "reports" / "serving" / "table.md"
 
 
 def main() -> None:
-    """Measure, and say each number as soon as it is there."""
+    """Measure, print each row when it is done, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60, help="at saturation")
-    parser.add_argument("--only", choices=["small", "large"])
+    parser.add_argument("--rounds", type=int, default=3, help="Measurements of each side.")
+    parser.add_argument("--seconds", type=float, default=60, help="Duration at saturation.")
+    parser.add_argument("--only", choices=["small", "large"], help="Measure one student only.")
     given = parser.parse_args()
     rows = []
     for row in _rows(given):
@@ -54,7 +54,7 @@ def _rows(given: argparse.Namespace) -> Iterator[Row]:
 
 def _table(rows: list[Row]) -> str:
     lines = [
-        "# What the service bears",
+        "# Load test of the server",
         "",
         "64 connections on loopback; service, model and load generator share the cores. Random"
         " weights. A ratio is that of medians; the sides take turns, and the spread is from the"
@@ -66,8 +66,8 @@ def _table(rows: list[Row]) -> str:
         "|---|---|---:|---:|---|---|",
     ]
     for row in rows:
-        what, target, found, spread, _, verdict, note = row.cells()
-        lines.append(f"| {what} | {target} | {found} | {spread} | {verdict} | {note} |")
+        what, target, value, spread, _, verdict, note = row.cells()
+        lines.append(f"| {what} | {target} | {value} | {spread} | {verdict} | {note} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,6 +1,6 @@
-"""The bare loop that the service is compared with: batch after batch through the same student.
+"""Throughput of a student without a server, for comparison.
 
-`python -m benchmarks.load.bare MODEL BATCH SECONDS` prints pictures in a second.
+`python -m benchmarks.load.bare MODEL BATCH SECONDS` prints images per second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pd_core.pipeline.settings import compute_with
 
 
 def rate(model: str, batch: int, seconds: float) -> float:
-    """Return how many pictures in a second the student classifies, with all cores."""
+    """Return the images per second that a student classifies on all cores."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)

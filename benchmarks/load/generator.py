@@ -20,12 +20,12 @@ from benchmarks import ROOT
 
 @dataclass(frozen=True)
 class Load:
-    """What a time of load was like.
+    """Result of a load test.
 
     Attributes:
-        rate: answers in a second, over the whole time.
-        statuses: answers by status; "broken" counts connections that broke.
-        latencies: milliseconds, by quantile: "0.5", "0.9", "0.99", "1".
+        rate: responses per second.
+        statuses: number of responses by status; "broken" for broken connections.
+        latencies: in milliseconds, by quantile: "0.5", "0.9", "0.99", "1".
     """
 
     rate: float
@@ -34,14 +34,14 @@ class Load:
 
     @property
     def errors(self) -> int:
-        """Answers that are none."""
+        """Number of responses that are not 200."""
         return sum(self.statuses.values()) - self.statuses.get("200", 0)
 
 
 def start(
     port: int, path: str, file: Path, *, connections: int, seconds: float
 ) -> subprocess.Popen[str]:
-    """Start to load a service on loopback, in a process of its own."""
+    """Start the load on a server on loopback, in a process of its own."""
     arguments = ["127.0.0.1", port, path, file, connections, seconds]
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.load.generator", *map(str, arguments)],
@@ -52,14 +52,14 @@ def start(
 
 
 def result(process: subprocess.Popen[str]) -> Load:
-    """Wait until it is over."""
+    """Wait for the result."""
     output, _ = process.communicate()
     assert process.returncode == 0
     return Load(**json.loads(output))
 
 
 class _Client(asyncio.Protocol):
-    """One connection: a request, its answer, the next request."""
+    """A connection that sends a request after each response."""
 
     transport: asyncio.Transport
 
@@ -83,8 +83,8 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
-        head, found, body = self._answer.partition(b"\r\n\r\n")
-        if not found:
+        head, complete, body = self._answer.partition(b"\r\n\r\n")
+        if not complete:
             return
         lowered = head.lower()
         length = int(lowered.partition(b"content-length:")[2].partition(b"\r\n")[0])

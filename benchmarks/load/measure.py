@@ -1,4 +1,4 @@
-"""What is measured, and against what."""
+"""Measurements of the server under load."""
 
 from __future__ import annotations
 
@@ -29,24 +29,19 @@ MiB = 2**20
 
 @dataclass(frozen=True)
 class Target:
-    """A running service.
-
-    Attributes:
-        port: on loopback.
-        process: it.
-    """
+    """A running server on a port of loopback."""
 
     port: int
     process: psutil.Process
 
     @property
     def memory(self) -> float:
-        """MiB that its processes hold."""
+        """Memory of its processes in MiB."""
         family = [self.process, *self.process.children(recursive=True)]
-        return float(sum(one.memory_info().rss for one in family) / MiB)
+        return float(sum(process.memory_info().rss for process in family) / MiB)
 
     def load(self, path: str, picture: Path, seconds: float) -> Load:
-        """Load it."""
+        """Load the server."""
         started = generator.start(
             self.port, path, picture, connections=CONNECTIONS, seconds=seconds
         )
@@ -55,7 +50,7 @@ class Target:
 
 @contextmanager
 def target(model: str) -> Iterator[Target]:
-    """Serve a student, in a process, while the block runs."""
+    """Serve a student in a process during the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.load.service", model],
         cwd=ROOT,
@@ -85,34 +80,33 @@ def write_picture(path: Path, width: int, height: int) -> Path:
 def small_student(
     running: Target, picture: Path, *, seconds: float, rounds: int, least: float
 ) -> Row:
-    """Compare classifying with decoding alone, in turns."""
+    """Compare classification with decoding alone, in turns."""
     loads: dict[str, list[Load]] = {"/predict": [], "/decode": []}
     for path in loads:
         running.load(path, picture, seconds)  # warm-up
     for _ in range(rounds):
-        for path, found in loads.items():
-            found.append(running.load(path, picture, seconds))
-    mine, theirs = ([load.rate for load in found] for found in loads.values())
-    return _ratio(
-        "embedded student: served / decoded only", mine, theirs, least, _errors(loads["/predict"])
-    )
+        for path, results in loads.items():
+            results.append(running.load(path, picture, seconds))
+    ours, reference = ([load.rate for load in results] for results in loads.values())
+    errors = _errors(loads["/predict"])
+    return _ratio("embedded student: served / decoded only", ours, reference, least, errors)
 
 
 def large_student(
     running: Target, model: str, picture: Path, *, seconds: float, rounds: int, least: float
 ) -> Row:
     """Compare serving with a bare loop over the same student, in turns."""
-    mine: list[Load] = []
-    theirs: list[float] = []
+    ours: list[Load] = []
+    reference: list[float] = []
     for _ in range(rounds):
-        theirs.append(_bare(model, seconds))
-        mine.append(running.load("/predict", picture, seconds))
-    rates = [load.rate for load in mine]
-    return _ratio(f"{model} student: served / bare loop", rates, theirs, least, _errors(mine))
+        reference.append(_bare(model, seconds))
+        ours.append(running.load("/predict", picture, seconds))
+    rates = [load.rate for load in ours]
+    return _ratio(f"{model} student: served / bare loop", rates, reference, least, _errors(ours))
 
 
 def saturation(running: Target, picture: Path, *, seconds: float) -> list[Row]:
-    """Load for long: errors, latency, memory after the first seconds."""
+    """Measure errors, latency and memory under a long load."""
     loading = generator.start(
         running.port, "/predict", picture, connections=CONNECTIONS, seconds=seconds
     )
@@ -158,16 +152,16 @@ def _errors(loads: Sequence[Load]) -> int:
 
 
 def _ratio(
-    what: str, mine: Sequence[float], theirs: Sequence[float], least: float, errors: int
+    what: str, ours: Sequence[float], reference: Sequence[float], least: float, errors: int
 ) -> Row:
-    each = [one / other for one, other in zip(mine, theirs, strict=True)]
+    each = [a / b for a, b in zip(ours, reference, strict=True)]
     return Row(
         what,
-        statistics.median(mine) / statistics.median(theirs),
+        statistics.median(ours) / statistics.median(reference),
         min(each),
         max(each),
         clock="wall",
         least=least,
-        note=f"{statistics.median(mine):.4g} against {statistics.median(theirs):.4g} pictures in "
-        f"a second, {len(each)} rounds, {errors} errors",
+        note=f"{statistics.median(ours):.4g} against {statistics.median(reference):.4g} pictures"
+        f" in a second, {len(each)} rounds, {errors} errors",
     )

@@ -1,4 +1,4 @@
-"""The service of a student, as a process, with one more route: it decodes and does nothing else.
+"""Server of a student with a further route, `/decode`, which decodes only.
 
 `python -m benchmarks.load.service MODEL` prints its port.
 """
@@ -31,7 +31,7 @@ _PATIENT = Limits(answer_seconds=300)  # a large student takes seconds for those
 
 
 class Decoding:
-    """Has pictures decoded in a worker's process, and nothing else."""
+    """Worker that decodes images only."""
 
     def __init__(self, real: Worker) -> None:
         self._real = real

@@ -1,4 +1,4 @@
-"""Students to serve, with random weights: as small as the embedded one, as large as the paper's."""
+"""Students with random weights, of the size of the embedded one and of the paper's."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ EMBEDDED, PAPER = "embedded-student", sizes.SMALL
 
 
 def student(model: str, *, classes: int = 48, width: int = 512) -> PortableStudent:
-    """Make a student that was never trained.
-
-    Args:
-        model: `EMBEDDED` or `PAPER`, the name of its CLIP.
-        classes: to choose from.
-        width: of its features.
-    """
+    """Make an untrained student of a CLIP, `EMBEDDED` or `PAPER`."""
     towers = load_clip(model, None) if model == EMBEDDED else sizes.build(model)
     untrained = Student.untrained(towers, feature_width=width).eval()
     generator = torch.Generator().manual_seed(0)
