@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import checks
 import pytest
@@ -31,6 +32,8 @@ from pd_core.models.prompts import encode_image, encode_text
 from pd_core.models.published_checkpoint import import_student, import_teacher
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
+
+BIAS = "image_encoder.ln_post.bias"
 
 
 @PER_TUNED
@@ -81,36 +84,29 @@ def test_an_imported_student_gives_the_originals_numbers(folder: Path, tmp_path:
     differences.verify()
 
 
-def test_a_state_dict_alone_is_read(tmp_path: Path) -> None:
-    torch.save(OrderedDict(tiny_state()), tmp_path / "state.pt")
-
-    imported = import_teacher(tmp_path / "state.pt", tiny.towers())
-
-    assert_tiny_prompts(imported.model)
+def parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: torch.nn.Parameter(value) for key, value in state.items()}
 
 
-def test_the_prefix_of_parallel_training_is_dropped(tmp_path: Path) -> None:
-    state = {f"module.{key}": value for key, value in tiny_state().items()}
-
-    imported = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
-
-    assert_tiny_prompts(imported.model)
+def parallel(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{key}": value for key, value in state.items()}
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_protocol_of_pickle_is_read(tmp_path: Path, protocol: int) -> None:
-    path = save(tmp_path / "a.tar", tiny_state(), protocol=protocol)
+@pytest.mark.parametrize("name", ["a.tar", "a.safetensors"])  # the content decides, not the name
+@pytest.mark.parametrize("change", [dict, parameters, parallel])
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])  # of pickle; 0 for a state dict alone
+def test_every_form_of_a_checkpoint_is_read(
+    tmp_path: Path, name: str, change: Any, protocol: int
+) -> None:
+    path, state = tmp_path / name, change(tiny_state())
+    if protocol:
+        save(path, state, protocol=protocol)
+        stored = read_checkpoint(path)["state_dict"].values()
+        assert {type(value) for value in stored} == {Tensor}
+    else:
+        torch.save(OrderedDict(state), path)
 
     assert_tiny_prompts(import_teacher(path, tiny.towers()).model)
-
-
-def test_parameters_are_taken_for_tensors(tmp_path: Path) -> None:
-    state = {key: torch.nn.Parameter(value) for key, value in tiny_state().items()}
-
-    imported = import_teacher(save(tmp_path / "a.tar", state), tiny.towers())
-
-    assert_tiny_prompts(imported.model)
-    assert type(read_checkpoint(tmp_path / "a.tar")["state_dict"]["logit_scale"]) is Tensor
 
 
 def test_half_precision_of_the_same_frozen_weights_is_no_difference(tmp_path: Path) -> None:
@@ -175,30 +171,23 @@ def test_a_file_without_frozen_weights_is_joined_to_the_model_and_says_so(tmp_pa
     assert imported.model.towers is tiny.towers()
 
 
-def test_an_imported_teacher_is_kept_like_any_other(tmp_path: Path) -> None:
-    state = tiny_state()
-    state["image_encoder.ln_post.bias"] += 0.25
-    template = "a painting of a {}."
-    imported = import_teacher(save(tmp_path / "a.tar", state), tiny.towers(), template=template)
+def test_imported_models_are_stored_like_any_other(tmp_path: Path) -> None:
+    images, template = tiny.images(2), "a painting of a {}."
+    path = save(tmp_path / "a.tar", tiny_state() | {BIAS: tiny_state()[BIAS] + 0.25})
+    teacher = import_teacher(path, tiny.towers(), template=template).model
+    path = save(tmp_path / "b.tar", tiny_student_state() | {BIAS: tiny_state()[BIAS] + 0.25})
+    student = import_student(path, tiny.towers())
 
-    imported.model.save(tmp_path / "teacher.safetensors")
-    loaded = Teacher.load(tmp_path / "teacher.safetensors", tiny.towers())
+    teacher.save(tmp_path / "teacher")
+    student.model.save(tmp_path / "student")
+    loaded = Teacher.load(tmp_path / "teacher", tiny.towers())
 
     assert loaded.template == template
-    images = tiny.images(2)
-    assert torch.equal(loaded.image_features(images), imported.model.image_features(images))
-
-
-def test_an_imported_student_is_kept_like_any_other(tmp_path: Path) -> None:
-    state = tiny_student_state()
-    state["image_encoder.ln_post.bias"] += 0.25
-    imported = import_student(save(tmp_path / "a.tar", state), tiny.towers())
-
-    imported.model.save(tmp_path / "student.safetensors")
-    loaded = Student.load(tmp_path / "student.safetensors", tiny.towers())
-
-    assert "1 of " in imported.notes[0]
-    assert torch.equal(loaded(tiny.images(2)), imported.model(tiny.images(2)))
+    assert torch.equal(loaded.image_features(images), teacher.image_features(images))
+    assert "1 of " in student.notes[0]
+    assert torch.equal(
+        Student.load(tmp_path / "student", tiny.towers())(images), student.model(images)
+    )
 
 
 def test_a_half_precision_student_becomes_single_precision(tmp_path: Path) -> None:
@@ -207,20 +196,13 @@ def test_a_half_precision_student_becomes_single_precision(tmp_path: Path) -> No
         for key, value in tiny_student_state().items()
     }
 
+    before = torch.random.get_rng_state()
     imported = import_student(save(tmp_path / "a.tar", state), tiny.towers())
 
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert imported.notes == ()
     weights = imported.model.projector.state_dict()
     assert weights["0.weight"].dtype == torch.float32
     expected = state[f"{traces.PROJECTOR}0.weight"].float()[:, :, 0, 0]
     assert torch.equal(weights["0.weight"], expected)
     assert imported.model(tiny.images(2)).dtype == torch.float32
-
-
-def test_importing_a_student_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.tar", tiny_student_state())
-    before = torch.random.get_rng_state()
-
-    import_student(path, tiny.towers())
-
-    assert torch.equal(torch.random.get_rng_state(), before)
