@@ -45,11 +45,11 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     tensors = {"b": torch.randn(2, 3), "a": torch.tensor(7), "t": torch.randn(3, 4).T}
     write_tensors(path, tensors, {"model": "größer"})
 
-    found, metadata = read_tensors(path)
+    values, metadata = read_tensors(path)
 
     assert metadata == {"model": "größer"}
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    assert values.keys() == tensors.keys()
+    assert all(torch.equal(values[name], value) for name, value in tensors.items())
 
 
 def test_equal_tensors_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
     for read in (read_json, read_tensors):
-        with pytest.raises(MissingFile, match="teacher not found.*run `dvc repro teacher@dtd`"):
+        with pytest.raises(MissingFile, match="teacher not values.*run `dvc repro teacher@dtd`"):
             read(tmp_path / "no", what="teacher", remedy="run `dvc repro teacher@dtd`")
 
 

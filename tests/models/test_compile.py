@@ -30,7 +30,7 @@ def prompts() -> DeepPrompts:
 
 def encoded() -> list[Tensor]:
     """Return features and gradients of both towers, for several sizes of batch."""
-    clip, found = tiny.towers(), []
+    clip, values = tiny.towers(), []
     for count in (2, 3, 5):
         image, text = prompts(), prompts()
         names = [f"a photo of a {name}." for name in tiny.NAMES[:count]]
@@ -40,8 +40,8 @@ def encoded() -> list[Tensor]:
         torch.autograd.backward((pictures * texts).sum())
         for made, features in ((image, pictures), (text, texts)):
             assert made.tokens.grad is not None
-            found += [features.detach(), made.tokens.grad]
-    return found
+            values += [features.detach(), made.tokens.grad]
+    return values
 
 
 def test_compiled_blocks_give_the_same_features_and_gradients(

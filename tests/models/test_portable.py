@@ -71,10 +71,10 @@ def test_the_network_answers_as_the_student_that_it_was_folded_from(
     pixels = _pixels(7, 16)
     with torch.no_grad():
         features = student(normalised(pixels))
-        wanted = (student.logit_scale * features @ vectors.T).softmax(dim=-1)
-        probabilities, mine = network(pixels)
-    torch.testing.assert_close(mine, features, rtol=0, atol=1e-6)
-    torch.testing.assert_close(probabilities, wanted, rtol=0, atol=1e-6)
+        expected = (student.logit_scale * features @ vectors.T).softmax(dim=-1)
+        probabilities, actual = network(pixels)
+    torch.testing.assert_close(actual, features, rtol=0, atol=1e-6)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-6)
 
 
 def test_a_tower_with_parts_that_the_network_has_not_is_refused(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_pictures_are_cut_as_torchvision_cuts_them(size: tuple[int, int]) -> Non
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     resize = Resize(16, interpolation=InterpolationMode.BICUBIC)
-    wanted = np.asarray(Compose([resize, CenterCrop(16)])(image))
-    assert np.array_equal(np.asarray(centre_square(image, 16)), wanted)
+    expected = np.asarray(Compose([resize, CenterCrop(16)])(image))
+    assert np.array_equal(np.asarray(centre_square(image, 16)), expected)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,9 @@ def test_onnx_answers_as_torch_whatever_the_batch(student: PortableStudent, fold
     for count in (1, 2, 5, 64):
         pixels = _pixels(count, student.image_size, seed=count).numpy()
         probabilities, features = session.run(None, {bundle.INPUT: pixels})
-        wanted = student.answers(pixels)
-        assert np.abs(probabilities - wanted.probabilities).max() < 1e-4
-        assert np.abs(features - wanted.features).max() < 1e-4
+        expected = student.answers(pixels)
+        assert np.abs(probabilities - expected.probabilities).max() < 1e-4
+        assert np.abs(features - expected.features).max() < 1e-4
 
 
 def test_a_bundle_holds_hashes_of_all_its_files_and_no_pickle(folder: Path) -> None:

@@ -168,9 +168,9 @@ def test_pictures_and_prompts_take_on_the_precision_of_the_tower(dtype: torch.dt
     features = encode_image(visual, images(3), made), encode_text(text, tokens(), made)
 
     expected = encode_image(clip.visual, images(3), made), encode_text(clip.text, tokens(), made)
-    for ours, theirs in zip(features, expected, strict=True):
+    for ours, plain in zip(features, expected, strict=True):
         assert ours.dtype == dtype
-        torch.testing.assert_close(ours.float(), theirs, rtol=0.1, atol=0.1)
+        torch.testing.assert_close(ours.float(), plain, rtol=0.1, atol=0.1)
 
 
 def test_words_get_their_positions_in_the_precision_of_the_tower() -> None:

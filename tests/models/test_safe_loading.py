@@ -60,14 +60,14 @@ def _unsafe(call: ast.Call, name: str) -> bool:
 
 
 def test_no_source_loads_or_runs_what_it_should_not() -> None:
-    found = set()
+    unsafe = set()
     for folder in ("pd_core", "flows", "benchmarks", "recipes", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             for name, call in _calls(ast.parse(path.read_text())):
                 if _unsafe(call, name):
-                    found.add((path.relative_to(ROOT).as_posix(), name))
+                    unsafe.add((path.relative_to(ROOT).as_posix(), name))
 
-    assert found == ALLOWED
+    assert unsafe == ALLOWED
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def plainly(tokens: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
 
 def gradient(features: Tensor, prompts: DeepPrompts) -> Tensor:
     weights = torch.linspace(-1, 1, features.numel(), dtype=features.dtype)
-    (found,) = torch.autograd.grad(features.flatten() @ weights, prompts.tokens)
-    return found
+    (slopes,) = torch.autograd.grad(features.flatten() @ weights, prompts.tokens)
+    return slopes
 
 
 @pytest.mark.parametrize("made", [None, prompts(1), prompts(2), prompts(3), prompts(2, length=4)])
@@ -133,9 +133,9 @@ def test_many_texts_keep_their_order_whatever_their_lengths(made: DeepPrompts | 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_what_is_computed_twice_has_the_same_gradient(dtype: torch.dtype) -> None:
     tower, texts, made = copy.deepcopy(exact()).to(dtype), many(80), prompts().to(dtype)
-    one = TextBatch.of(texts, 2).memory(tower) // 80
+    each = TextBatch.of(texts, 2).memory(tower) // 80
     features, gradients = [], []
-    for memory in (None, 64 * one, 40 * one, 0):
+    for memory in (None, 64 * each, 40 * each, 0):
         plan = TextPlan.of(tower, texts, 2, memory=memory)
         features.append(encode_texts(tower, plan, made))
         gradients.append(gradient(features[-1], made))
@@ -148,21 +148,21 @@ def test_what_is_computed_twice_has_the_same_gradient(dtype: torch.dtype) -> Non
 
 def test_batches_are_kept_as_long_as_the_memory_suffices() -> None:
     tower, texts = exact(), many(128)
-    one = TextBatch.of(texts, 2).memory(tower) // 128  # of the longest
+    each = TextBatch.of(texts, 2).memory(tower) // 128  # of the longest
 
     def planned(memory: int) -> tuple[int, int]:
         plan = TextPlan.of(tower, texts, 2, memory=memory)
         return len(plan.batches), plan.kept
 
-    assert planned(128 * one) == (2, 2)
-    batches, kept = planned(80 * one)
+    assert planned(128 * each) == (2, 2)
+    batches, kept = planned(80 * each)
     assert batches == 7  # of 20 texts
     assert 3 <= kept < 7
     needed = [
-        batch.memory(tower) for batch in TextPlan.of(tower, texts, 2, memory=80 * one).batches
+        batch.memory(tower) for batch in TextPlan.of(tower, texts, 2, memory=80 * each).batches
     ]
-    assert sum(needed[:kept]) + needed[-1] <= 80 * one < sum(needed[: kept + 1]) + needed[-1]
-    assert planned(one) == (8, 0)  # of 16 texts, the least that is worth while
+    assert sum(needed[:kept]) + needed[-1] <= 80 * each < sum(needed[: kept + 1]) + needed[-1]
+    assert planned(each) == (8, 0)  # of 16 texts, the least that is worth while
     assert planned(0) == (8, 0)
 
 
@@ -187,9 +187,9 @@ def test_the_memory_of_a_batch_is_estimated_from_above_and_not_far(*, quick_gelu
     texts[:, 3:40] = torch.arange(32)[:, None]
     plan = TextPlan.of(tower, texts, 2)
 
-    found = kept_bytes(tower, plan, made) / sum(batch.memory(tower) for batch in plan.batches)
+    ratio = kept_bytes(tower, plan, made) / sum(batch.memory(tower) for batch in plan.batches)
 
-    assert 0.5 < found < 1
+    assert 0.5 < ratio < 1
 
 
 def kept_bytes(tower: Any, plan: TextPlan, prompts: DeepPrompts) -> int:
@@ -214,7 +214,7 @@ def test_prompts_that_reach_beyond_a_text_are_refused() -> None:
 
     with pytest.raises(
         BadParams,
-        match="at position 2, among prompts of length 2; use shorter prompts, or longer texts$",
+        match="at position 2, within prompts of length 2; use shorter prompts, or longer texts$",
     ):
         TextBatch.of(short, prompt_length=2)
 

@@ -63,14 +63,14 @@ def initial_prompts(trace: Trace) -> Differences:
     trained = []
     for branch, name in INPUT.items():
         ours = teacher.get_parameter(f"{branch}_prompts.tokens")
-        theirs = recorded[f"{branch}_prompts.tokens"]
-        assert ours.shape == theirs.shape, branch
+        original = recorded[f"{branch}_prompts.tokens"]
+        assert ours.shape == original.shape, branch
         trained += [name, *(DEEPER[branch].format(row) for row in range(1, len(ours)))]
         first = 0
         if branch == "text" and text_length <= PHRASE:
-            differences.add("initial prompts", "words", ours[0], theirs[0], allowed=0)
+            differences.add("initial prompts", "words", ours[0], original[0], allowed=0)
             first = 1
-        add_spread(differences, f"{branch} prompts", ours[first:], theirs[first:], 0.02)
+        add_spread(differences, f"{branch} prompts", ours[first:], original[first:], 0.02)
     assert sorted(trained) == sorted(trace.info["teacher_trainable"])
     return differences
 

@@ -17,11 +17,11 @@ import trainings
     ],
 )
 def test_our_numbers_are_those_of_the_original(folder: Path, part: str) -> None:
-    found = checks.ALL[part](traces.load(folder))
+    differences = checks.ALL[part](traces.load(folder))
 
-    found.verify()
+    differences.verify()
     if folder.parent == traces.OWN:
-        assert {difference.part for difference in found.excused} <= {"distillation loss"}
+        assert {difference.part for difference in differences.excused} <= {"distillation loss"}
 
 
 @pytest.mark.parametrize("name", ["A", "D"])
@@ -41,13 +41,13 @@ def test_our_published_numbers_are_those_of_the_original() -> None:
     assert student.temperature == info["temperature"]
     assert student.kd_weight == info["kd_weight"]
     for config in (teacher, student):
-        for ours, theirs in (
+        for ours, original in (
             ("momentum", "momentum"),
             ("weight_decay", "weight_decay"),
             ("warmup_epochs", "warmup_epoch"),
             ("warmup_lr", "warmup_cons_lr"),
         ):
-            assert getattr(config, ours) == info["optim"][theirs]
+            assert getattr(config, ours) == info["optim"][original]
 
 
 def test_the_recordings_of_this_repository_are_found() -> None:
