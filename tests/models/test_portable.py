@@ -77,18 +77,21 @@ def test_the_network_answers_as_the_student_that_it_was_folded_from(
     torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-6)
 
 
-def test_a_tower_with_parts_that_the_network_has_not_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "part", "message"),
+    [
+        ("", {"ls_1": torch.nn.Hardtanh(-0.01, 0.01)}, "cannot stand alone: its features differ"),
+        ("mlp", {"gelu": torch.nn.SiLU()}, r"activation SiLU; .* gelu, quick_gelu"),
+    ],
+)
+def test_a_tower_with_unsupported_parts_is_refused(
+    path: str, part: dict[str, torch.nn.Module], message: str, tmp_path: Path
+) -> None:
     student = _trained("tiny", tmp_path)
-    block = student.towers.visual.transformer.resblocks[0]
-    block.ls_1 = torch.nn.Hardtanh(-0.01, 0.01)
-    with pytest.raises(BadArtifact, match="cannot stand alone: its features differ"):
-        fold(student, _vectors(5, 12))
-
-
-def test_an_activation_that_the_network_has_not_is_refused(tmp_path: Path) -> None:
-    student = _trained("tiny", tmp_path)
-    student.towers.visual.transformer.resblocks[0].mlp.gelu = torch.nn.SiLU()
-    with pytest.raises(BadArtifact, match=r"activation SiLU; .* gelu, quick_gelu"):
+    module = student.towers.visual.transformer.resblocks[0].get_submodule(path)
+    for name, replacement in part.items():
+        setattr(module, name, replacement)
+    with pytest.raises(BadArtifact, match=message):
         fold(student, _vectors(5, 12))
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from traces import Trace
 
 from pd_core.core.errors import BadArtifact
-from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.teacher import Teacher
 
@@ -154,12 +153,6 @@ def save(path: Path, state: Mapping[str, Any], *, protocol: int = 2, **replaced:
     finally:
         del sys.modules[module.__name__]
     return path
-
-
-def known_vectors(trace: Trace) -> ClassVectors:
-    scale = trace.teacher_towers.logit_scale
-    names = tuple(trace.info["classnames"])
-    return ClassVectors(names, trace.tensors["class_vectors"], scale, "recorded")
 
 
 def refused(make: Callable[..., Any], path: Path, towers: ClipTowers, **rest: Any) -> str:

@@ -14,7 +14,6 @@ from original_files import (
     PER_TRACE,
     PER_TUNED,
     assert_tiny_prompts,
-    known_vectors,
     save,
     student_state,
     teacher_state,
@@ -23,6 +22,7 @@ from original_files import (
     tiny_state,
     tiny_student_state,
 )
+from student_checks import recorded_vectors
 from torch import Tensor
 
 from pd_core.core.options import TeacherMethod
@@ -53,7 +53,9 @@ def test_an_imported_teacher_gives_the_originals_numbers(folder: Path, tmp_path:
     with torch.no_grad():
         for part in {key.split("/")[0] for key in trace.info["eval"]}:
             images = trace.tensors[f"eval/{part}/image"]
-            logits = trainings.live(teacher, known_vectors(trace)).logits(trainings.batch(images))
+            logits = trainings.live(teacher, recorded_vectors(trace)).logits(
+                trainings.batch(images)
+            )
             recorded = trace.tensors[f"eval/{part}/teacher_logits_all"]
             differences.add("teacher evaluation logits", part, logits, recorded, checks.LOGITS)
     differences.verify()
@@ -63,7 +65,7 @@ def test_an_imported_teacher_gives_the_originals_numbers(folder: Path, tmp_path:
 def test_an_imported_student_gives_the_originals_numbers(folder: Path, tmp_path: Path) -> None:
     trace = traces.load(folder)
     path = save(tmp_path / "model.pth.tar-20", student_state(trace))
-    vectors = known_vectors(trace)
+    vectors = recorded_vectors(trace)
 
     imported = import_student(path, trace.student_towers, feature_width=vectors.vectors.shape[1])
 
