@@ -91,7 +91,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
     for read in (read_json, read_tensors):
-        with pytest.raises(MissingFile, match="teacher not values.*run `dvc repro teacher@dtd`"):
+        with pytest.raises(MissingFile, match="teacher not found.*run `dvc repro teacher@dtd`"):
             read(tmp_path / "no", what="teacher", remedy="run `dvc repro teacher@dtd`")
 
 
