@@ -164,7 +164,7 @@ def test_a_list_that_is_damaged_by_more_than_half_is_refused(folder: Path, worke
     assert len(list(batches(folder, workers=workers).in_order())) == 3
     (folder / "11.png").write_bytes(b"")
 
-    with pytest.raises(BadData, match=r"7 of 12 pictures .* '2\.png': too many") as caught:
+    with pytest.raises(BadData, match=r"7 of 12 images .* '2\.png': too many") as caught:
         list(batches(folder, workers=workers).in_order())
 
     assert "\n" not in str(caught.value)

@@ -168,7 +168,7 @@ def test_the_teacher_never_sees_a_novel_label(
     (prepared / "split.json").write_text(json.dumps(split))
     write_sums(prepared)
 
-    with pytest.raises(BadArtifact, match="label 4 though only the first 3 classes"):
+    with pytest.raises(BadArtifact, match="label 4, but only the first 3 classes"):
         run_teacher(prepared, weights, tmp_path / "out")
 
 
