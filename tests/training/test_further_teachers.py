@@ -223,7 +223,7 @@ def test_teachers_that_cannot_be_are_refused_in_one_line(data: Path) -> None:
         load(data, wanted(weights="some.pt"))
     with pytest.raises(MissingFile, match="nowhere/teacher.safetensors'; give the folder"):
         load(data, wanted(folder="nowhere"))
-    with pytest.raises(BadArtifact, match="tuned on model 'tiny-wide', not on 'tiny'"):
+    with pytest.raises(BadArtifact, match="trained on model 'tiny-wide', not on 'tiny'"):
         load(data, wanted(folder=str(data / "wide")))
 
 
