@@ -133,7 +133,7 @@ def test_a_damaged_picture_is_an_error_unless_told_otherwise(folder: Path, worke
 def test_after_an_error_nobody_waits_for_the_workers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 5.0)  # as usual
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 30.0)
     source = batches(folder, on_corrupt=OnCorrupt.FAIL, workers=2)
     with pytest.raises(BadData) as caught:
         list(source.in_order())
@@ -141,7 +141,7 @@ def test_after_an_error_nobody_waits_for_the_workers(
     start = time.perf_counter()
     del caught, source
     gc.collect()
-    assert time.perf_counter() - start < 4  # each worker that is not told to stop takes 5 seconds
+    assert time.perf_counter() - start < 25  # a worker that gets no signal to stop takes 30 seconds
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -121,6 +121,7 @@ def check_next(store: str, found: int | None) -> None:
     assert locks(store) == []
 
 
+@pytest.mark.timeout(300)
 def test_a_promotion_killed_at_any_write_leaves_the_old_or_the_new_champion(two: str) -> None:
     check_kills(two, promote)
 
