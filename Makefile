@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install repository quickstart ablations protocols test test-slow test-ci bench load faults mutation check format clean audit audit-tools licences sbom
+.PHONY: help install repository quickstart ablations protocols test test-slow test-ci bench load faults mutation docs check format clean audit audit-tools licences sbom
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,13 +105,17 @@ audit-tools: install
 mutation: install ## coverage and mutation testing of the core (half an hour), see tests/mutation.md
 	@python3 tests/mutation.py
 
-check: install ## lint, formatting, types, import rules, container files
+docs: install ## build the documentation's site in build/site
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true mkdocs build --quiet --strict
+
+check: install ## lint, formatting, types, import rules, container files, documentation
 	@ruff check --quiet .
 	@ruff format --check --quiet .
 	@mypy --no-error-summary
 	@report=$$(lint-imports) || { echo "$$report"; exit 1; }
 	@hadolint Dockerfile
 	@check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
+	@$(MAKE) docs
 	@echo "checks passed"
 
 format: install ## format the code

@@ -12,8 +12,8 @@ from typing import Any
 import command
 import pytest
 import yaml
+from documents import block, commands
 from git_repository import commit, git
-from readme import README, blocks, commands
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
@@ -223,7 +223,7 @@ def test_an_override_reruns_its_own_data_set_only_and_the_readmes_lines_work(
     assert NAME not in status
     assert f"teacher@{OTHER}" not in status
     assert "hm" in dvc(folder, "metrics", "show")
-    assert "greek" in run([sys.executable, "-c", blocks("python")[0]], folder)
+    assert "greek" in run([sys.executable, "-c", block("python", "load_student")], folder)
     dvc(folder, "plots", "show")
     assert "agreement" in (folder / "dvc_plots" / "index.html").read_text()
 
@@ -233,18 +233,17 @@ def test_an_override_reruns_its_own_data_set_only_and_the_readmes_lines_work(
 def test_own_pictures_become_a_registered_student_with_the_readmes_lines(tmp_path: Path) -> None:
     folder = clone(tmp_path)
     shorten(folder, NAME)
-    run([sys.executable, "-c", blocks("python")[1]], folder)
+    run([sys.executable, "-c", block("python", "load_digits")], folder)
     params = folder / "params.yaml"
-    row = blocks("yaml")[0].replace("\n  ", "\n").removeprefix("  ")
+    row = block("yaml", "my_digits").replace("\n  ", "\n").removeprefix("  ")
     shipped = yaml.safe_load(params.read_text())
     shipped["datasets"] |= yaml.safe_load(row)
     shipped["cross_validate"] = {"my_digits": {}}
     params.write_text(yaml.safe_dump(shipped))
     programs = str(Path(sys.executable).parent)
     typed = [line for line in commands("(?:promptkd|dvc)") if "my_digits" in line]
-    (estimate,) = re.findall("`(dvc repro cross_validate@my_digits)`", README)
-    assert len(typed) == 3
-    for line in (*typed[:2], estimate, typed[2]):
+    assert len(typed) == 4
+    for line in typed:
         run(["bash", "-c", line], folder, PATH=f"{programs}:{os.environ['PATH']}")
 
     metrics = json.loads((folder / "data/evaluate/my_digits/metrics.json").read_text())

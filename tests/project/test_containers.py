@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from container_files import LOGIN, OWN, ROOT, compose, instructions, is_left_out, pairs
-from readme import README
+from documents import TEXT
 from typer.main import get_command
 
 from pd_core.cli.verbs import app
@@ -328,7 +328,7 @@ def test_agents_can_be_many(name: str) -> None:
     assert not {"container_name", "hostname", "ports"} & set(agent)
 
 
-@pytest.mark.parametrize("line", re.findall("docker compose (.+)", COMPOSE + README))
+@pytest.mark.parametrize("line", re.findall("docker compose (.+)", COMPOSE + TEXT))
 def test_what_is_said_to_type_names_services_and_profiles(line: str) -> None:
     profiles = {profile for one in SERVICES.values() for profile in one.get("profiles", ())}
     services = re.findall(

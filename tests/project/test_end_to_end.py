@@ -21,7 +21,7 @@ import pytest
 import requests
 import torch
 import trainings
-from readme import blocks
+from documents import block
 from serving import Running, serving
 
 from pd_core.core.artifacts import read_json
@@ -202,11 +202,10 @@ def test_code_that_is_not_committed_is_refused_and_the_champion_stays(
     assert service.get("/model").json()["version"] == 1
 
 
-def test_the_readmes_lines_use_the_champion(project: Path, promoted: str) -> None:
+def test_the_documented_lines_use_the_champion(project: Path, promoted: str) -> None:
     assert promoted
-    (lines,) = [block for block in blocks("python") if "import mlflow" in block]
     (project / "picture.png").write_bytes(pictures(project)[0][0])
-    said = run(project, sys.executable, "-c", lines)
+    said = run(project, sys.executable, "-c", block("python", "import mlflow"))
     assert "greek" in said
 
 

@@ -1,10 +1,9 @@
-"""Each command that the README names, typed in a plain shell after the stages have run.
+"""Each command that the documentation names, typed in a plain shell after the stages have run.
 
-The shell has no environment; the first line that it gets is the one that the README and `promptkd
-show` print for that. What takes hours, downloads or needs Docker is typed in a form that does not.
+The shell has no environment; its first line is the one that README and `promptkd show` give for it.
+What takes hours, downloads or needs Docker is typed in a form that does not.
 """
 
-import re
 import shutil
 import subprocess
 import sys
@@ -13,15 +12,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from readme import README, blocks
+from documents import ROOT, block, commands
 
-ROOT = Path(__file__).parents[2]
 AS_IT_STANDS = ""
 SERVER = "timeout 30"  # in front: it has to be at work until it is ended, which is status 124
 
-# README's command -> what is typed; in the order in which they are.
+# A command -> what is typed; in the order in which they are.
 TRIED = {
     "make quickstart": "make -n quickstart",
+    "make install": "make -n install",
+    "make docs": "make -n docs",
+    "make format": "make -n format",
+    "make licences": "make -n licences",
+    'python -m pytest -m "" tests/training/test_fit.py': (
+        'python -m pytest -m "" tests/training/test_fit.py --collect-only'
+    ),
     "make test": "make -n test",
     "make protocols": "make -n protocols",
     "make ablations": "make -n ablations",
@@ -58,21 +63,32 @@ TRIED = {
     "cd protocols && dvc repro cross_dataset@embedded_greek-2": (
         "cd protocols && dvc stage list | grep cross_dataset@embedded_greek-2"
     ),
-    "cd protocols && dvc repro": "cd protocols && dvc stage list",
+    "cd paper/protocols && dvc repro": "cd paper/protocols && dvc stage list",
     "cd paper && dvc repro": "cd paper && dvc dag",
     "promptkd protocols show": AS_IT_STANDS,
+    "promptkd ablation show": AS_IT_STANDS,
+    "dvc repro evaluate@embedded_digits": "dvc stage list | grep evaluate@embedded_digits",
+    "promptkd data verify my_photos": AS_IT_STANDS,
+    "promptkd data fingerprint my_photos": AS_IT_STANDS,
+    "dvc repro evaluate@my_photos": "dvc stage list | grep evaluate@my_photos",
     "promptkd data verify my_digits": AS_IT_STANDS,
     "promptkd data fingerprint my_digits": AS_IT_STANDS,
     "dvc repro cross_validate@my_digits": "dvc stage list | grep cross_validate@my_digits",
     "dvc repro evaluate@my_digits": "dvc stage list | grep evaluate@my_digits",
     "promptkd data fetch dtd eurosat": "promptkd data fetch --plan dtd eurosat",
+    "promptkd data fetch --plan": "promptkd data fetch --plan dtd",
     "promptkd data verify dtd eurosat": "promptkd data verify --help",
+    "promptkd data verify <name>": "promptkd data verify --help",
+    "promptkd data fingerprint <name>": "promptkd data fingerprint --help",
     "promptkd data fingerprint dtd eurosat": "promptkd data fingerprint --help",
     "promptkd data mirror push|pull dtd": "promptkd data mirror push --help",
+    "promptkd weights mirror": "promptkd weights mirror --help",
     "promptkd weights fetch": "promptkd weights fetch --help",
     "promptkd import-teacher model.pth.tar-20": "promptkd import-teacher --help",
     "promptkd import-student": "promptkd import-student --help",
     "promptkd registry register": AS_IT_STANDS,
+    "promptkd registry promote": "promptkd registry promote --help",
+    "promptkd classes add": "promptkd classes add --help",
     "promptkd registry promote embedded_greek": AS_IT_STANDS,
     "promptkd registry history|show": "promptkd registry history embedded_greek",
     "promptkd predict embedded_greek picture.png": AS_IT_STANDS,
@@ -86,8 +102,12 @@ TRIED = {
     "promptkd compare embedded_greek/1 embedded_greek@champion": AS_IT_STANDS,
     "promptkd compare": "promptkd compare --help",
     "dvc pull teacher@...": "dvc pull --help",
+    "python -m flows.refresh": "python -m flows.refresh --help",
+    "python -m flows.promote": "python -m flows.promote --help",
+    "python -m flows.monitor": "python -m flows.monitor --help",
     "python -m flows.monitor http://127.0.0.1:8000": "python -m flows.monitor --help",
     "python -m flows.server": "python -m flows.server --help",
+    "export MLFLOW_TRACKING_URI=sqlite:///mlflow.db": AS_IT_STANDS,
     "export PD_PREFECT_API_URL=http://127.0.0.1:4200/api": AS_IT_STANDS,
     "python -m flows.agent --gpu 0": "python -m flows.agent --help",
     "python -m flows.agent": "python -m flows.agent --help",
@@ -100,30 +120,19 @@ REFUSED = {"promptkd compare HEAD~1 HEAD": "error: no metrics of revision 'HEAD~
 ELSEWHERE = {
     "curl": "tests/mlops/test_service.py",
     "docker": "tests/project/test_containers.py",
-    "MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve": (
-        "tests/project/test_end_to_end.py"
-    ),
+    "mlflow models serve -m": "tests/project/test_end_to_end.py",
 }
 
 
-def named() -> list[str]:
-    """Return the commands that stand in the README: lines of their own, and words in backticks."""
-    programs = "(?:make|dvc|promptkd|python|mlflow|docker|prefect|curl|cd|export|MLFLOW[A-Z_]+=)"
-    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    places = re.findall(rf"^    ({programs}.+)$|`({programs}\s[^`]+)`", prose, re.MULTILINE)
-    texts = (re.split(r"\s{2,}#", line or word)[0] for line, word in places)
-    return list(dict.fromkeys(" ".join(text.split()) for text in texts))
-
-
-def test_every_command_of_the_readme_is_tried() -> None:
-    left = [one for one in named() if not one.startswith(tuple(ELSEWHERE))]
-    assert [command for command in left if command not in TRIED] == []
-    assert [command for command in TRIED if command not in left] == []
+def test_every_command_of_the_documentation_is_tried() -> None:
+    named = [line for line in commands() if not line.startswith(tuple(ELSEWHERE))]
+    assert [command for command in named if command not in TRIED] == []
+    assert [command for command in TRIED if command not in named] == []
 
 
 @pytest.fixture(scope="module")
 def place(benchmark_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a clone with the stages' results, the environment, and the README's example."""
+    """Return a clone with the stages' results, the environment, and the examples' images."""
     folder = tmp_path_factory.mktemp("typed") / "promptkd"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     shutil.copytree(benchmark_project / ".dvc" / "cache", folder / ".dvc" / "cache")
@@ -134,8 +143,9 @@ def place(benchmark_project: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert "Running stage" not in output
     with zipfile.ZipFile(folder / "data/prepare/embedded_greek/images.zip") as archive:
         (folder / "picture.png").write_bytes(archive.read("test/000/000.png"))
-    (digits,) = [block for block in blocks("python") if "load_digits" in block]
+    digits = block("python", "load_digits")
     subprocess.run([sys.executable, "-c", digits], cwd=folder, check=True)
+    shutil.copytree(folder / "data/raw/my_digits", folder / "data/raw/my_photos")
     return folder
 
 
@@ -160,8 +170,9 @@ def test_every_command_works_as_it_stands(place: Path) -> None:
     rows = []
     for command, instead in TRIED.items():
         typed = f"{SERVER} {command}" if instead == SERVER else instead or command
-        if "my_digits" in command:
-            typed = _with_example(place, typed)
+        for name in ("my_digits", "my_photos"):
+            if name in command:
+                typed = _with_example(place, name, typed)
         status, output = shell(place, typed)
         lines = output.strip().splitlines()
         rows.append(f"{status:>3}  {typed}\n     {lines[-1] if lines else ''}")
@@ -175,14 +186,13 @@ def test_every_command_works_as_it_stands(place: Path) -> None:
         assert "Traceback" not in output
 
 
-def _with_example(place: Path, typed: str) -> str:
-    """Put the README's row for the example into `params.yaml` while a command runs."""
-    row = blocks("yaml")[0]
-    (name,) = yaml.safe_load(row)
+def _with_example(place: Path, name: str, typed: str) -> str:
+    """Put the row of an example into `params.yaml` while a command runs."""
+    row = block("yaml", name)
     text = (place / "params.yaml").read_text()
     text = text.replace("\ndatasets:\n", f"\ndatasets:\n{row}", 1)
     text = text.replace("\ncross_validate: {}", f"\ncross_validate: {{{name}: {{}}}}", 1)
     (place / "params.own.yaml").write_text(text)
-    assert name in (place / "params.own.yaml").read_text()
+    assert name in yaml.safe_load(text)["datasets"]
     own = "cp params.yaml params.saved && cp params.own.yaml params.yaml"
     return f"{own}; ({typed}); status=$?; mv params.saved params.yaml; exit $status"
