@@ -1,7 +1,6 @@
 """Servers of the containers, started here by the commands that compose.yaml has for them."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import boto3
 import pytest
 import requests
+from agents import free_port
 from container_files import LOGIN, ROOT, compose
 from moto.server import ThreadedMotoServer
 
@@ -77,14 +77,8 @@ def started(name: str, state: Path, **environment: str) -> Iterator[str]:
         server.wait(timeout=30)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def command(words: list[str], here: Mapping[str, str]) -> list[str]:
-    """Say on this machine what is said in a container."""
+    """Return a container's command for this machine."""
     program, *rest = (replaced(word, here) for word in words)
     return [str(PROGRAMS / program), *rest]
 
@@ -99,7 +93,7 @@ def replaced(text: str, here: Mapping[str, str]) -> str:
 
 
 def post(address: str, path: str, **body: Any) -> Any:
-    """Ask the tracking server for something."""
+    """Send a request to the tracking server."""
     answer = requests.post(f"{address}/api/2.0/mlflow/{path}", json=body, headers=NAME, timeout=30)
     assert answer.ok, answer.text
     return answer.json()

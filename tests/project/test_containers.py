@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from container_files import LOGIN, OWN, ROOT, compose, instructions, is_left_out, pairs
+from container_files import LOGIN, OWN, ROOT, compose, instructions, pairs
 from documents import TEXT
 from typer.main import get_command
 
@@ -22,21 +22,16 @@ from pd_core.pipeline.settings import TELEMETRY_OFF, load_settings, variable_nam
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 IMAGE = instructions(DOCKERFILE)
-LAST = max(one.stage for one in IMAGE)
+LAST = max(each.stage for each in IMAGE)
 COMPOSE = (ROOT / "compose.yaml").read_text()
 SERVICES: dict[str, Any] = compose(LOGIN)["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"] == OWN]
-IGNORED = (ROOT / ".dockerignore").read_text().splitlines()
 PROGRAMS = Path(sys.executable).parent
 
 
 def of(word: str, stage: int | None = None) -> list[str]:
-    """What the Dockerfile gives to an instruction, in all stages or in one."""
-    return [one.rest for one in IMAGE if one.word == word and stage in (None, one.stage)]
-
-
-def tracked() -> list[str]:
-    return run("git", "ls-files", cwd=ROOT).splitlines()
+    """Return the arguments of an instruction of the Dockerfile, in all stages or in one."""
+    return [each.rest for each in IMAGE if each.word == word and stage in (None, each.stage)]
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -50,14 +45,11 @@ def run(*command: str, cwd: Path) -> str:
 # The image.
 
 
-def test_the_linter_of_dockerfiles_has_nothing_to_say() -> None:
-    assert run(str(PROGRAMS / "hadolint"), "Dockerfile", cwd=ROOT) == ""
-
-
-def test_what_the_linter_is_told_to_ignore_has_its_reason_above() -> None:
+def test_every_exception_of_the_linter_has_its_reason_above() -> None:
     lines = DOCKERFILE.splitlines()
     ignores = [number for number, line in enumerate(lines) if "hadolint ignore=" in line]
 
+    assert run(str(PROGRAMS / "hadolint"), "Dockerfile", cwd=ROOT) == ""
     assert all(re.match(r"# [A-Z].*\.$", lines[number - 1]) for number in ignores)
 
 
@@ -70,9 +62,9 @@ def test_the_image_is_built_on_a_version_and_on_nothing_else() -> None:
 
 
 def test_dependencies_are_installed_at_their_pinned_versions_and_before_the_code() -> None:
-    last = [one for one in IMAGE if one.stage == LAST]
-    installs = [n for n, one in enumerate(last) if "pip install" in one.rest]
-    code = next(n for n, one in enumerate(last) if "/srv/promptkd ./" in one.rest)
+    last = [each for each in IMAGE if each.stage == LAST]
+    installs = [n for n, each in enumerate(last) if "pip install" in each.rest]
+    code = next(n for n, each in enumerate(last) if "/srv/promptkd ./" in each.rest)
 
     assert len(installs) == DOCKERFILE.count("pip install")
     assert all("pip install -c constraints.txt" in last[n].rest for n in installs)
@@ -85,48 +77,17 @@ def test_no_address_is_written_into_the_files() -> None:
     assert set(found) <= {*SERVICES, "127.0.0.1"}
 
 
-def test_every_source_of_a_copy_is_in_git() -> None:
+def test_the_builder_gets_the_history_and_copies_files_of_git_only() -> None:
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
     words = [rest.split() for rest in of("COPY")]
     from_context = [each[:-1] for each in words if not each[0].startswith("--from")]
-    from_clone = [
-        word.removeprefix("/srv/promptkd/")
-        for each in words
-        for word in each[:-1]
-        if word.startswith("/srv/promptkd/")
-    ]
+    copied = [word for each in words for word in each[:-1] if word.startswith("/srv/promptkd/")]
 
+    assert [line for line in rules if not line.startswith("#")] == ["*", "!.git"]
     assert from_context == [[".git"]]
-    assert from_clone
-    assert set(from_clone) <= set(tracked())
-
-
-def test_the_builder_sees_the_history_and_no_other_file() -> None:
-    history = [".git/HEAD", ".git/index", ".git/objects/pack/one.pack", ".git/refs/heads/main"]
-    others = [".env", "mlflow.db", ".venv/bin/python", "data/raw/dtd/one.jpg", ".dvc/cache/files"]
-
-    assert not [path for path in history if is_left_out(path, IGNORED)]
-    assert all(is_left_out(path, IGNORED) for path in [*others, *tracked()])
-
-
-@pytest.mark.parametrize(
-    ("patterns", "path", "out"),
-    [
-        (["data"], "data/raw/one.jpg", True),
-        (["data"], "pd_core/data/catalog/readers.py", False),  # a pattern starts at the top
-        (["*.db"], "paper/mlflow.db", False),
-        (["**/*.db"], "paper/mlflow.db", True),
-        (["**/*.db"], "mlflow.db", True),
-        (["# data", "", "data/*"], "data/README.md", True),
-        (["data/**", "!data/README.md"], "data/README.md", False),
-        (["!data/README.md", "data"], "data/README.md", True),  # the last one decides
-        (["?env"], ".env", True),
-        (["?env"], ".environment", False),
-    ],
-)
-def test_the_rules_of_dockerignore_are_docker_s(
-    patterns: list[str], path: str, *, out: bool
-) -> None:
-    assert is_left_out(path, patterns) is out
+    assert copied
+    tracked = run("git", "ls-files", cwd=ROOT).splitlines()
+    assert {word.removeprefix("/srv/promptkd/") for word in copied} <= set(tracked)
 
 
 @pytest.fixture
@@ -172,24 +133,14 @@ def test_the_image_holds_a_clean_clone_of_the_last_commit(
     assert not [text for text in texts if b"hidden-word" in text]
 
 
-def test_nothing_in_a_container_reports_to_its_makers() -> None:
-    environment = pairs(" ".join(of("ENV", LAST)))
-
-    assert TELEMETRY_OFF.items() <= environment.items()
-
-
-def test_the_label_has_the_version_of_the_package() -> None:
+def test_labels_variables_and_user_of_the_image() -> None:
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     labels = pairs(" ".join(of("LABEL", LAST)))
 
     assert labels["org.opencontainers.image.version"] == package["version"]
     assert labels["org.opencontainers.image.licenses"] == package["license"]
-
-
-def test_a_container_is_not_root() -> None:
-    (user,) = of("USER", LAST)
-
-    assert user == "1000:1000"
+    assert TELEMETRY_OFF.items() <= pairs(" ".join(of("ENV", LAST))).items()
+    assert of("USER", LAST) == ["1000:1000"]
     assert any("useradd" in rest and "--uid 1000" in rest for rest in of("RUN", LAST))
 
 
@@ -210,7 +161,7 @@ def test_the_services_are_of_compose_s_form() -> None:
 @pytest.mark.parametrize("name", LOGIN)
 def test_without_a_login_of_the_store_nothing_starts(name: str) -> None:
     with pytest.raises(KeyError, match=name):
-        compose({one: value for one, value in LOGIN.items() if one != name})
+        compose({key: value for key, value in LOGIN.items() if key != name})
 
 
 def test_every_secret_comes_from_the_environment() -> None:
@@ -226,20 +177,13 @@ def test_every_secret_comes_from_the_environment() -> None:
 
 
 def test_other_images_have_a_version_and_ours_is_built_once() -> None:
-    built = [name for name in SERVICES if "build" in SERVICES[name]]
-
-    assert len(built) == 1
-    assert SERVICES[built[0]]["image"] == OWN
-    for service in (one for one in SERVICES.values() if one["image"] != OWN):
-        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
-
-
-def test_every_argument_of_the_build_is_one() -> None:
+    (builder,) = [name for name in SERVICES if "build" in SERVICES[name]]
     declared = {rest.partition("=")[0] for rest in of("ARG")}
-    given = [name for one in SERVICES.values() for name in one.get("build", {}).get("args", {})]
 
-    assert given
-    assert set(given) <= declared
+    assert SERVICES[builder]["image"] == OWN
+    assert SERVICES[builder]["build"]["args"].keys() <= declared
+    for service in (each for each in SERVICES.values() if each["image"] != OWN):
+        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
 
 
 def test_ports_are_open_to_this_machine_only() -> None:
@@ -262,21 +206,26 @@ def test_every_variable_of_ours_is_a_setting_and_its_value_is_accepted(
     load_settings()
 
 
+def test_every_service_starts_again_and_hands_signals_on() -> None:
+    for service in SERVICES.values():
+        assert (service["restart"], service["init"]) == ("unless-stopped", True)
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_address_is_that_of_a_service_which_is_waited_for(name: str) -> None:
     values = SERVICES[name].get("environment", {}).values()
     addresses = [urlsplit(value) for value in values if value.startswith("http://")]
-    others = [one for one in addresses if one.hostname != "127.0.0.1"]
+    others = [each for each in addresses if each.hostname != "127.0.0.1"]
 
     for address in others:
         assert address.hostname is not None
         service = SERVICES[address.hostname]
         assert service["ports"] == [f"127.0.0.1:{address.port}:{address.port}"]
         assert SERVICES[name]["depends_on"][address.hostname] == {"condition": "service_healthy"}
-    assert set(SERVICES[name].get("depends_on", ())) == {one.hostname for one in others}
+    assert set(SERVICES[name].get("depends_on", ())) == {each.hostname for each in others}
 
 
-@pytest.mark.parametrize("name", [name for name, one in SERVICES.items() if "ports" in one])
+@pytest.mark.parametrize("name", [name for name, each in SERVICES.items() if "ports" in each])
 def test_what_listens_is_asked_whether_it_is_well_where_it_listens(name: str) -> None:
     (port,) = {port.rpartition(":")[2] for port in SERVICES[name]["ports"]}
     check = " ".join(SERVICES[name]["healthcheck"]["test"])
@@ -292,32 +241,21 @@ def test_the_server_of_flows_is_well_once_it_has_made_the_last_of_its_deployment
     assert f"/api/deployments/name/{flow}/{last['name']}'" in check
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_every_service_starts_again_and_hands_signals_on(name: str) -> None:
-    assert SERVICES[name]["restart"] == "unless-stopped"
-    assert SERVICES[name]["init"] is True
-
-
 def volumes(name: str) -> Iterator[tuple[str, str]]:
-    """Name, which may be empty, and folder of a service's volumes."""
+    """Yield name, which may be empty, and folder of a service's volumes."""
     for volume in SERVICES[name].get("volumes", ()):
         source, _, target = volume.rpartition(":")
         yield source, target
 
 
-def test_every_volume_is_declared_and_used() -> None:
-    used = {source for name in SERVICES for source, _ in volumes(name) if source}
-
-    assert used == set(compose(LOGIN)["volumes"])
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_a_volume_lies_over_a_folder_of_the_user(name: str) -> None:
+def test_every_volume_is_declared_used_and_over_a_folder_of_the_user() -> None:
     made = " ".join(rest for rest in of("RUN", LAST) if "--owner=promptkd" in rest).split()
     (mkdir,) = (rest for rest in of("RUN", LAST) if rest.startswith("mkdir -p"))
     inside = [f"/srv/promptkd/{folder}" for folder in mkdir.split()[2:]]
 
-    assert {target for _, target in volumes(name)} <= {*made, *inside}
+    used = {source for name in SERVICES for source, _ in volumes(name) if source}
+    assert used == set(compose(LOGIN)["volumes"])
+    assert {target for name in OURS for _, target in volumes(name)} <= {*made, *inside}
 
 
 @pytest.mark.parametrize("name", ["agent", "agent-gpu"])
@@ -330,7 +268,7 @@ def test_agents_can_be_many(name: str) -> None:
 
 @pytest.mark.parametrize("line", re.findall("docker compose (.+)", COMPOSE + TEXT))
 def test_what_is_said_to_type_names_services_and_profiles(line: str) -> None:
-    profiles = {profile for one in SERVICES.values() for profile in one.get("profiles", ())}
+    profiles = {profile for each in SERVICES.values() for profile in each.get("profiles", ())}
     services = re.findall(
         r"(?:exec|run)(?: --[a-z]+| -[A-Za-z]+)* ([a-z-]+)", line.split(" prefect ")[0]
     )

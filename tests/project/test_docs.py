@@ -99,24 +99,24 @@ def committed(path: str) -> Any:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_table_of_the_readme_has_the_numbers_of_the_report(who: str) -> None:
+def test_the_table_of_the_readme_has_the_numbers_of_the_report(model: str) -> None:
     average = committed("reports/quickstart/summary.json")["average"]
-    expected = f"| {' | '.join(f'{average[who][key]:.1f}' for key in KEYS)} |"
-    assert expected in table("README.md", "zero-shot student")[TITLES[who]]
+    expected = f"| {' | '.join(f'{average[model][key]:.1f}' for key in KEYS)} |"
+    assert expected in table("README.md", "zero-shot student")[TITLES[model]]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_table_of_the_protocols_has_the_numbers_of_the_report(who: str) -> None:
+def test_the_table_of_the_protocols_has_the_numbers_of_the_report(model: str) -> None:
     protocols = committed("reports/protocols/summary.json")["protocols"]
     cells = []
     for protocol in Protocol:
         key = "hm" if protocol is Protocol.BASE_TO_NOVEL else "accuracy"
-        scores = protocols[protocol]["average"][who]
+        scores = protocols[protocol]["average"][model]
         assert scores[f"{key}_n"] == 3
         spread = f" ± {scores[f'{key}_std']:.1f}" if scores[f"{key}_std"] else ""
         cells.append(f"{scores[key]:.1f}{spread}")
     rows = table("docs/protocols.md", "zero-shot student")
-    assert f"| {' | '.join(cells)} |" in rows[TITLES[who]]
+    assert f"| {' | '.join(cells)} |" in rows[TITLES[model]]
 
 
 def table(page: str, head: str) -> dict[str, str]:

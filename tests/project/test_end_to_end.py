@@ -5,13 +5,10 @@ It works in a clone of what is committed; `E2E=all` runs the whole quickstart th
 
 import base64
 import os
-import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import pytest
 import requests
 import torch
 import trainings
+from agents import environment, free_port, wait_until
 from documents import block
 from serving import Running, serving
 
@@ -33,7 +31,6 @@ from pd_core.models.class_vectors import ClassVectors, distilled
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
 
-ROOT = Path(__file__).parents[2]
 NAME = "embedded_greek"
 MODEL = f"promptkd-{NAME}"
 ADDED = "steam locomotive"
@@ -41,29 +38,16 @@ ADDED = "steam locomotive"
 pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(3600)]
 
 
-def environment(project: Path) -> dict[str, str]:
-    """Let the clone's code run, with this environment's programs."""
-    programs = str(Path(sys.executable).parent)
-    path = os.pathsep.join([programs, os.environ["PATH"]])
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PD_")}
-    return {**clean, "PATH": path, "PYTHONPATH": str(project)}
-
-
-def run(project: Path, *command: str) -> str:
+def run(project: Path, *command: str, status: int = 0) -> str:
     done = subprocess.run(
-        command,
-        cwd=project,
-        env=environment(project),
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=project, env=environment(project), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
-def promptkd(project: Path, *arguments: str) -> str:
-    return run(project, sys.executable, "-m", "pd_core", *arguments)
+def promptkd(project: Path, *arguments: str, status: int = 0) -> str:
+    return run(project, sys.executable, "-m", "pd_core", *arguments, status=status)
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +74,16 @@ def pictures(project: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
         return [archive.read(row["path"]) for row in rows], rows
 
 
-def answered_by(service: Running, version: int) -> None:
-    """Wait until a version answers."""
-    end = time.monotonic() + 60
-    while service.get("/model").json()["version"] != version:
-        assert time.monotonic() < end, f"version {version} did not take over"
-        time.sleep(0.2)
+def wait_for_version(service: Running, version: int) -> None:
+    wait_until(
+        lambda: service.get("/model").json()["version"] == version,
+        f"version {version} is served",
+        seconds=60,
+    )
 
 
 def evaluated(project: Path) -> tuple[list[int], Any]:
-    """Let evaluate's own classifier judge the test pictures: best labels, probabilities (N, C)."""
+    """Classify the test images as `evaluate` does: best labels, probabilities (N, C)."""
     data = project / "data"
     towers = load_clip("embedded-student", None)
     student = Student.load(data / "student" / NAME / "student.safetensors", towers)
@@ -152,22 +136,22 @@ def test_onnx_answers_as_evaluate_did_for_every_test_picture(
     student = load_bundle(folder)
     pixels = np.stack([student.crop(file) for file in pictures(project)[0]])
     session = onnxruntime.InferenceSession(str(folder / "student.onnx"))
-    found = session.run(["probabilities"], {"pixels": pixels})[0]
+    probabilities_of = session.run(["probabilities"], {"pixels": pixels})[0]
     best, probabilities = evaluated(project)
-    assert found.argmax(axis=1).tolist() == best
-    assert np.abs(found - probabilities).max() < 1e-4
+    assert probabilities_of.argmax(axis=1).tolist() == best
+    assert np.abs(probabilities_of - probabilities).max() < 1e-4
 
 
 def test_a_class_is_added_promoted_served_and_rolled_back(project: Path, service: Running) -> None:
     promptkd(project, "classes", "add", NAME, ADDED)
     assert ADDED not in service.get("/model").json()["classes"]
-    said = promptkd(project, "registry", "promote", NAME)
-    assert f"version 2 of '{MODEL}' is champion, after 1" in said
-    answered_by(service, 2)
+    output = promptkd(project, "registry", "promote", NAME)
+    assert f"version 2 of '{MODEL}' is champion, after 1" in output
+    wait_for_version(service, 2)
     assert service.get("/model").json()["classes"][-1] == ADDED
-    said = promptkd(project, "registry", "rollback", NAME)
-    assert f"version 1 of '{MODEL}' is champion again" in said
-    answered_by(service, 1)
+    output = promptkd(project, "registry", "rollback", NAME)
+    assert f"version 1 of '{MODEL}' is champion again" in output
+    wait_for_version(service, 1)
     assert ADDED not in service.get("/model").json()["classes"]
     (project / "zero.png").write_bytes(pictures(project)[0][0])
     assert "%" in promptkd(project, "predict", NAME, "zero.png")
@@ -183,18 +167,10 @@ def test_code_that_is_not_committed_is_refused_and_the_champion_stays(
     code.write_text(before + "# edited\n")
     try:
         promptkd(project, "registry", "register", NAME)
-        done = subprocess.run(
-            [sys.executable, "-m", "pd_core", "registry", "promote", f"{NAME}/2"],
-            cwd=project,
-            env=environment(project),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        output = promptkd(project, "registry", "promote", f"{NAME}/2", status=2)
     finally:
         code.write_text(before)
-    assert done.returncode == 2
-    assert "not committed" in done.stdout
+    assert "not committed" in output
     promptkd(project, "registry", "register", NAME)
     assert "would become champion" in promptkd(
         project, "registry", "promote", f"{NAME}/2", "--dry-run"
@@ -205,16 +181,14 @@ def test_code_that_is_not_committed_is_refused_and_the_champion_stays(
 def test_the_documented_lines_use_the_champion(project: Path, promoted: str) -> None:
     assert promoted
     (project / "picture.png").write_bytes(pictures(project)[0][0])
-    said = run(project, sys.executable, "-c", block("python", "import mlflow"))
-    assert "greek" in said
+    output = run(project, sys.executable, "-c", block("python", "import mlflow"))
+    assert "greek" in output
 
 
 def test_mlflow_serves_the_same_model_as_it_is(project: Path, promoted: str) -> None:
     assert promoted
     files, rows = pictures(project)
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"sqlite:///{project / 'mlflow.db'}"
     command = ["mlflow", "models", "serve", "-m", f"models:/{MODEL}/1", "--env-manager", "local"]
     process = subprocess.Popen(
@@ -228,7 +202,7 @@ def test_mlflow_serves_the_same_model_as_it_is(project: Path, promoted: str) -> 
     try:
         body = {"inputs": [base64.b64encode(file).decode() for file in files[:20]]}
         url = f"http://127.0.0.1:{port}"
-        _wait(f"{url}/ping", process)
+        wait_until(lambda: answers(f"{url}/ping"), "the model server is up", process, seconds=90)
         answer = requests.post(f"{url}/invocations", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         bad = requests.post(f"{url}/invocations", json={"inputs": ["no picture"]}, timeout=60)
@@ -242,13 +216,8 @@ def test_mlflow_serves_the_same_model_as_it_is(project: Path, promoted: str) -> 
     assert np.allclose([sum(row["probabilities"]) for row in answer.json()["predictions"]], 1, 0.5)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 90
-    while True:
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < end, "the server did not start"
-        try:
-            if requests.get(url, timeout=5).status_code == 200:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.3)
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).status_code == requests.codes.ok
+    except requests.ConnectionError:
+        return False

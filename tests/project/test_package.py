@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,19 +72,3 @@ def test_public_names_lead_to_what_they_name(name: str) -> None:
 def test_other_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Studnet'"):
         _ = pd_core.Studnet
-
-
-def test_every_dependency_is_pinned() -> None:
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    pins = (PROJECT / "constraints.txt").read_text().splitlines()
-    pinned = {
-        name.replace("_", "-").lower() for name, _, _ in (pin.partition("==") for pin in pins)
-    }
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    names = {
-        dependency.partition("==")[0].partition("[")[0].replace("_", "-").replace(".", "-").lower()
-        for dependency in wanted
-    }
-
-    assert all("==" in pin for pin in pins)
-    assert names <= pinned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,28 +52,6 @@ def pairs(rest: str) -> dict[str, str]:
     }
 
 
-def is_left_out(path: str, patterns: Iterable[str]) -> bool:
-    """Tell whether a `.dockerignore` keeps a path from the builder.
-
-    Its rules are not git's: each pattern starts at the top and covers all that lies below what it
-    matches, and the last one that covers the path decides.
-
-    Args:
-        path: of a file, from the top.
-        patterns: the file's lines.
-    """
-    out = False
-    parts = path.split("/")
-    above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-    for pattern in (line.strip() for line in patterns):
-        if not pattern or pattern.startswith("#"):
-            continue
-        wanted = re.compile(_translated(pattern.removeprefix("!").strip("/")))
-        if any(wanted.fullmatch(one) for one in above):
-            out = not pattern.startswith("!")
-    return out
-
-
 def compose(environment: Mapping[str, str]) -> dict[str, Any]:
     """Read `compose.yaml`, with the variables of an environment put in.
 
@@ -87,23 +65,17 @@ def compose(environment: Mapping[str, str]) -> dict[str, Any]:
 def _filled(value: Any, environment: Mapping[str, str]) -> Any:
     match value:
         case str():
-            return _VARIABLE.sub(lambda found: _value(found, environment), value)
+            return _VARIABLE.sub(lambda match: _value(match, environment), value)
         case list():
-            return [_filled(one, environment) for one in value]
+            return [_filled(each, environment) for each in value]
         case dict():
-            return {key: _filled(one, environment) for key, one in value.items()}
+            return {key: _filled(each, environment) for key, each in value.items()}
     return value
 
 
-def _value(found: re.Match[str], environment: Mapping[str, str]) -> str:
-    name, kind, default = found.groups()
+def _value(match: re.Match[str], environment: Mapping[str, str]) -> str:
+    name, kind, default = match.groups()
     given = environment.get(name, "")
     if not given and kind != "-":
         raise KeyError(name)
     return given or str(default)
-
-
-def _translated(pattern: str) -> str:
-    """Turn a pattern into a regular expression."""
-    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.sub(r"\*\*/|\*\*|.", lambda found: words.get(found[0], re.escape(found[0])), pattern)
