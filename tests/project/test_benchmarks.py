@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def teacher() -> Teacher:
 
 def assert_same_gradients(module: nn.Module, ours: Tensor, plain: Tensor) -> None:
     weights = list(module.parameters())
-    mine, theirs = torch.autograd.grad(ours, weights), torch.autograd.grad(plain, weights)
+    actual, expected = (torch.autograd.grad(loss, weights) for loss in (ours, plain))
     # A bias before batch norm has none but rounding's, hence one scale for all.
-    largest = max(float(gradient.abs().max()) for gradient in theirs)
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * largest)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * largest)
 
 
 def test_a_step_of_distillation_is_that_of_the_plain_path(teacher: Teacher) -> None:
@@ -102,13 +103,14 @@ def test_every_part_can_be_measured(part: str, monkeypatch: pytest.MonkeyPatch) 
     module = importlib.import_module(f"benchmarks.{part}")
     lines: list[str] = []
 
-    found = module.measure(module.TINY, lines.append)
+    measured = module.measure(module.TINY, lines.append)
 
     assert lines
     # An extrapolation from two moments may come out on the wrong side of zero.
-    assert all(row.value >= 0 for row in found.rows if "extrapolated" not in row.note)
-    assert Outcome.from_json(json.loads(json.dumps(found.as_json()))) == found
-    assert all(f"| {part} | {row.what} |" in outcome.table({part: found}) for row in found.rows)
+    assert all(row.value >= 0 for row in measured.rows if "extrapolated" not in row.note)
+    assert Outcome.from_json(json.loads(json.dumps(measured.as_json()))) == measured
+    table = outcome.table({part: measured})
+    assert all(f"| {part} | {row.what} |" in table for row in measured.rows)
 
 
 def test_every_choice_of_names_has_the_longest() -> None:
@@ -161,11 +163,10 @@ def test_a_part_that_fails_costs_no_other_its_rows(tmp_path: Path) -> None:
 def test_series_have_a_table_and_a_picture(tmp_path: Path) -> None:
     series = Series("a step", "classes", ((1.0, 2.0), (2.0, 3.0)), "1 s + 1 s a class")
 
-    arguments = ["--out", str(tmp_path), "--only", "scaling"]
-
-    assert main(arguments, run=lambda *_: Outcome((), (series,))) == 0
-    text = (tmp_path / TABLE).read_text()
-    assert "| a step | classes | 1: 2 s, 2: 3 s | 1 s + 1 s a class |" in text
+    run = ["--out", str(tmp_path), "--only", "scaling"]
+    assert main(run, run=lambda *_: Outcome((), (series,))) == 0
+    row = "| a step | classes | 1: 2 s, 2: 3 s | 1 s + 1 s a class |"
+    assert row in (tmp_path / TABLE).read_text()
     assert (tmp_path / PICTURE).read_bytes() == draw([series])
 
 
@@ -177,12 +178,10 @@ def test_sides_that_compute_something_else_are_not_compared() -> None:
 
 
 def test_a_ratio_is_of_medians_and_spreads_over_the_rounds() -> None:
-    ours, theirs = (1.0, 2.0, 6.0), (4.0, 4.0, 4.0)
+    sides = {"ours": (1.0, 2.0, 6.0), "theirs": (4.0, 4.0, 4.0)}
+    walls = {"ours": 1.0, "theirs": 2.0}
     turns = Turns(
-        {
-            "ours": [{"cpu": one, "wall": 1.0} for one in ours],
-            "theirs": [{"cpu": one, "wall": 2.0} for one in theirs],
-        }
+        {name: [{"cpu": cpu, "wall": walls[name]} for cpu in cpus] for name, cpus in sides.items()}
     )
     row = turns.row("a step", "ours", "theirs", most=0.5)
 
@@ -194,14 +193,12 @@ def test_a_ratio_is_of_medians_and_spreads_over_the_rounds() -> None:
 def test_sides_take_turns_after_one_that_is_not_measured() -> None:
     calls: list[str] = []
 
-    def side(name: str) -> Work:
-        def work() -> float:
-            calls.append(name)
-            return 1.0
+    def work(name: str) -> float:
+        calls.append(name)
+        return 1.0
 
-        return work
-
-    turns = take_turns({"a": side("a"), "b": side("b")}, rounds=2, note=lambda _: None)
+    sides: dict[str, Work] = {name: partial(work, name) for name in ("a", "b")}
+    turns = take_turns(sides, rounds=2, note=lambda _: None)
 
     assert calls == ["a", "b"] * 3
     assert [len(seconds) for seconds in turns.seconds.values()] == [2, 2]

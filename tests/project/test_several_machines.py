@@ -5,7 +5,6 @@ for a machine: what they share goes through the servers.
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,26 +35,20 @@ __all__ = ["endpoint"]
 SECRET = "a-secret-of-the-store"
 SHORT = {"teacher": {"epochs": 1, "warmup_epochs": 0}, "student": {"epochs": 1, "warmup_epochs": 0}}
 
+WANTED = [f"evaluate@{name}" for name in DATASETS]
+ALL_STAGES = sorted(f"{stage}@{name}" for stage in STAGES for name in DATASETS)
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What a benchmark by two agents has left.
-
-    Attributes:
-        server: Prefect's.
-        run: the benchmark's flow run.
-        coordinator: the clone that the benchmark was started in.
-        start: the commit that all clones were at.
-        mlflow: the address of MLflow.
-        variables: the settings of all machines.
-    """
+    """A finished benchmark of two agents: its Prefect server, clones, MLflow and settings."""
 
     server: Server
-    run: str
-    coordinator: Path
-    start: str
+    run: str  # the benchmark's flow run
+    coordinator: Path  # the clone in which it was started
+    start: str  # the commit of all clones
     mlflow: str
     variables: dict[str, str]
 
@@ -72,11 +65,21 @@ def shortened(folder: Path) -> Path:
     return folder
 
 
-def git(folder: Path, *arguments: str) -> str:
+def run(folder: Path, *command: str, **variables: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        command,
+        cwd=folder,
+        env=environment(folder, **variables),
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return run(folder, "git", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -100,26 +103,18 @@ def machines(
             own = clone(coordinator, folder / f"gpu-{gpu}")
             stack.enter_context(agent(own, server.api, "--gpu", gpu, **variables))
         stack.enter_context(agent(coordinator, server.api, **variables))
-        run = server.run("benchmark/quickstart", "benchmark", datasets=list(DATASETS))
-        state = server.ended(run, seconds=1200)
-        assert state["type"] == "COMPLETED", (state, server.log(run))
-        yield Machines(server, run, coordinator, start, mlflow, variables)
+        run_id = server.run("benchmark/quickstart", "benchmark", datasets=list(DATASETS))
+        state = server.ended(run_id, seconds=1200)
+        assert state["type"] == "COMPLETED", (state, server.log(run_id))
+        yield Machines(server, run_id, coordinator, start, mlflow, variables)
 
 
 def promptkd_repro(machines: Machines, folder: Path, commit: str) -> str:
-    """Let another machine bring the data sets up to date; return what DVC says."""
+    """Bring the data sets up to date on another machine; return DVC's output."""
     clone(machines.coordinator, folder)
     git(folder, "checkout", "--quiet", commit)
-    done = subprocess.run(
-        [sys.executable, "-m", "pd_core", "repro", "--pull", *_wanted()],
-        cwd=folder,
-        env=environment(folder, **machines.variables),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    command = [sys.executable, "-m", "pd_core", "repro", "--pull", *WANTED]
+    return run(folder, *command, **machines.variables)
 
 
 def test_the_coordinator_has_everything_and_commits_the_lock_once(machines: Machines) -> None:
@@ -134,7 +129,7 @@ def test_the_coordinator_has_everything_and_commits_the_lock_once(machines: Mach
 
 def test_every_stage_was_computed_once_by_one_of_the_agents(machines: Machines) -> None:
     rows = json.loads(machines.server.artifacts()["stages-quickstart"])
-    assert sorted(row["stage"] for row in rows) == sorted(_all_stages())
+    assert sorted(row["stage"] for row in rows) == ALL_STAGES
     assert {row["state"] for row in rows} == {"computed"}
     assert len({row["slot"] for row in rows}) == 2
     assert all("student hm" in row["metrics"] for row in rows if "evaluate" in row["stage"])
@@ -148,8 +143,8 @@ def test_mlflow_has_each_stage_and_the_flow_leads_there(machines: Machines) -> N
     experiment = client.get_experiment_by_name("promptkd-quickstart")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.level = 'stage'")
-    named = [f"{run.data.tags['stage']}@{run.data.tags['dataset']}" for run in runs]
-    assert sorted(named) == sorted(_all_stages())
+    names = [f"{run.data.tags['stage']}@{run.data.tags['dataset']}" for run in runs]
+    assert sorted(names) == ALL_STAGES
     assert {run.data.tags["mlflow.source.git.commit"] for run in runs} == {machines.start}
     link = machines.server.artifacts()["mlflow-embedded-greek"]
     assert f"{machines.mlflow}/#/experiments/{experiment.experiment_id}/runs/" in link
@@ -180,18 +175,16 @@ def test_another_machine_gets_all_stages_without_computing_any(
     head = git(machines.coordinator, "rev-parse", "HEAD")
     after = promptkd_repro(machines, tmp_path / "fourth", head)
     assert "Running stage" not in after
+    clones = (machines.coordinator, tmp_path / "third", tmp_path / "fourth")
     for name in DATASETS:
         for stage in STAGES:
-            of_all = [
-                {
-                    file.name: file.read_bytes()
-                    for file in (folder / "data" / stage / name).iterdir()
-                    if file.name != ".gitignore"
-                }
-                for folder in (machines.coordinator, tmp_path / "third", tmp_path / "fourth")
-            ]
-            assert of_all[0]
-            assert of_all[0] == of_all[1] == of_all[2]
+            first, *others = [contents(folder / "data" / stage / name) for folder in clones]
+            assert first
+            assert others == [first, first]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".gitignore"}
 
 
 def test_plain_dvc_works_as_well(machines: Machines, tmp_path: Path) -> None:
@@ -201,23 +194,7 @@ def test_plain_dvc_works_as_well(machines: Machines, tmp_path: Path) -> None:
     for command in (
         ["remote", "add", "--local", "--default", "any", variables["PD_DVC_REMOTE"]],
         ["remote", "modify", "--local", "any", "endpointurl", variables["PD_S3_ENDPOINT_URL"]],
-        ["repro", "--pull", *_wanted()[:1]],
+        ["repro", "--pull", *WANTED[:1]],
     ):
-        done = subprocess.run(
-            [*DVC, *command],
-            cwd=folder,
-            env={**environment(folder), **keys, "PATH": os.environ["PATH"]},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "Running stage" not in done.stdout
-
-
-def _wanted() -> list[str]:
-    return [f"evaluate@{name}" for name in DATASETS]
-
-
-def _all_stages() -> list[str]:
-    return [f"{stage}@{name}" for stage in STAGES for name in DATASETS]
+        output = run(folder, *DVC, *command, **keys)
+    assert "Running stage" not in output
