@@ -30,7 +30,7 @@ MARKDOWN = sorted(
 STAGES = sorted(set(re.findall(r"dvc repro ([a-z_]+@[a-z_]+(?:-\d)?)", TEXT)))
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+(?:-[a-z]+)*)", TEXT))))
+@pytest.mark.parametrize("target", sorted({line.split()[1] for line in commands("make")}))
 def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -149,7 +149,7 @@ def test_every_command_and_option_exists(line: str) -> None:
     if words[0] == "embedded":
         command = get_command(recipes)
         del words[0]
-    while (verbs := getattr(command, "commands", None)) is not None:
+    while words and (verbs := getattr(command, "commands", None)) is not None:
         command = verbs[words.pop(0)]
     options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
     options |= {"--pull"} if command.name == "repro" else set()  # of DVC
