@@ -1,21 +1,21 @@
-# One image for all: servers, coordinator, agents and service; their commands are in compose.yaml.
+# One image for servers, coordinator, agents and service; their commands are in compose.yaml.
 #
-#   docker build -t promptkd .                                   torch as pip finds it, with CUDA
-#   docker build -t promptkd --build-arg TORCH_INDEX=<URL> .     torch from an index of other builds
+#   docker build -t promptkd .                                   torch from PyPI, with CUDA
+#   docker build -t promptkd --build-arg TORCH_INDEX=<URL> .     torch from another index
 #   docker run --init --gpus device=0 --env-file .env promptkd   an agent for one more GPU
 #
-# What is built is the last commit, not what lies in the folder. There is no C compiler in it, which
-# `run.compile` would need.
+# The last commit is built, not the working tree. The image has no C compiler, which `run.compile`
+# needs.
 ARG BASE=python:3.11.15-slim-trixie
 
 FROM ${BASE} AS base
-# Debian offers a package's newest build only, so a pinned one could soon not be had.
+# Not pinned: Debian's mirrors keep only the newest build of a package.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git \
     && rm -rf /var/lib/apt/lists/*
 
-# A clone holds neither .env, data and caches nor git's configuration and what was never committed.
+# A clone leaves out .env, data, caches, git's configuration and uncommitted files.
 FROM base AS source
 COPY .git /context/.git
 RUN git clone --quiet --single-branch file:///context/.git /srv/promptkd \
@@ -36,8 +36,8 @@ ENV DO_NOT_TRACK=true \
     PYTHONUNBUFFERED=1
 WORKDIR /srv/promptkd
 
-# Dependencies first: these layers last until a version changes. A stub stands in for the code,
-# which comes behind them and is read from here.
+# Dependencies first: these layers are cached until a version changes. The package is a stub, until
+# the code is copied in its place.
 COPY --from=source /srv/promptkd/pyproject.toml /srv/promptkd/constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
@@ -47,13 +47,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && touch LICENSE README.md pd_core/__init__.py \
     && pip install -c constraints.txt -e .
 
-# A new volume takes its owner from the folder that it is put over.
+# A new volume takes its owner from the folder that it is mounted on.
 RUN useradd --create-home --uid 1000 promptkd \
     && install --directory --owner=promptkd --group=promptkd /pictures /srv/promptkd /state
 COPY --from=source --chown=promptkd:promptkd /srv/promptkd ./
 USER 1000:1000
 RUN mkdir -p .dvc/cache data/checkpoints paper/.dvc/cache paper/data/checkpoints
 
-# How to ask a container whether it is well depends on its command; compose.yaml knows.
+# Health checks depend on the command; see compose.yaml.
 HEALTHCHECK NONE
 CMD ["python", "-m", "flows.agent", "--gpu", "0"]

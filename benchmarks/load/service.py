@@ -19,11 +19,10 @@ from fastapi.responses import JSONResponse
 from benchmarks.load import students
 from pd_core.mlops.registry import Version
 from pd_core.mlops.serving import app as server
-from pd_core.mlops.serving import app as service
 from pd_core.mlops.serving import requests, worker
-from pd_core.mlops.serving.model_manager import Keeper, Served
+from pd_core.mlops.serving.model_manager import ActiveModel, ModelManager
 from pd_core.mlops.serving.requests import Limits
-from pd_core.mlops.serving.worker import Judged, Power, Worker
+from pd_core.mlops.serving.worker import Predictions, Resources, Worker
 from pd_core.pipeline.settings import compute_with
 
 VERSION = Version("promptkd-load", 1, {}, (), 0.0)
@@ -37,30 +36,30 @@ class Decoding:
         self._real = real
         self.facts = real.facts
 
-    async def judge(self, pictures: Sequence[bytes]) -> Judged:
-        return await self._real.call(decode, pictures)
+    async def predict(self, images: Sequence[bytes]) -> Predictions:
+        return await self._real.call(decode, images)
 
 
-def decode(pictures: Sequence[bytes]) -> Judged:
-    reasons, crops = worker.decoded(pictures)
+def decode(images: Sequence[bytes]) -> Predictions:
+    reasons, crops = worker.decode(images)
     nothing = np.zeros((len(crops), 0), np.float32)
-    return Judged(reasons, nothing, nothing)
+    return Predictions(reasons, nothing, nothing)
 
 
 def main(model: str) -> None:
     cores = os.cpu_count() or 1
     compute_with(cores)
-    served = Served(VERSION, Worker(partial(students.student, model), Power(cores=cores)))
-    keeper = Keeper(served, find=lambda: VERSION, load=lambda _: served)
-    parts = service.Service(keeper, _PATIENT)
-    app = service.build(parts, poll=5)
-    decoding: Any = replace(served, worker=Decoding(served.worker))  # type: ignore[arg-type]
+    active = ActiveModel(VERSION, Worker(partial(students.student, model), Resources(cores=cores)))
+    manager = ModelManager(active, find=lambda: VERSION, load=lambda _: active)
+    parts = server.Service(manager, _PATIENT)
+    app = server.build(parts, poll=5)
+    decoding: Any = replace(active, worker=Decoding(active.worker))  # type: ignore[arg-type]
 
     @app.post("/decode")
     async def decode(request: Request) -> Response:
-        with parts.room.hold() as held:
-            picture = await requests.one_picture(request, parts.limits, held)
-            await parts.engine.answer(decoding, [picture])
+        with parts.capacity.admit() as reservation:
+            image = await requests.read_image(request, parts.limits, reservation)
+            await parts.batcher.classify(decoding, [image])
         return JSONResponse({})
 
     listening = server.listen("127.0.0.1", 0)

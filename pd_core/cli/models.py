@@ -29,29 +29,30 @@ if TYPE_CHECKING:
     from pd_core.models.published_checkpoint import Imported
 
 app = typer.Typer()
-classes = typer.Typer(help="Other classes for a registered student, without training.")
+classes = typer.Typer(help="Change the classes of a registered student, without training.")
 app.add_typer(classes, name="classes")
 
-File = Annotated[Path, typer.Argument(help="A checkpoint of the published code.")]
+File = Annotated[Path, typer.Argument(help="Checkpoint of the published code.")]
 Name = Annotated[
     str | None,
-    typer.Option(help="The data set whose overrides in params.yaml count.", show_default=False),
+    typer.Option(help="Data set whose overrides in params.yaml apply.", show_default=False),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Folder to write; data/<kind>/<file's name> by default.", show_default=False),
+    typer.Option(help="Output directory (default: data/<kind>/<file name>).", show_default=False),
 ]
 Model = Annotated[
-    str, typer.Argument(help="A data set, with /<version> or @<alias> or not.", show_default=False)
+    str,
+    typer.Argument(help="Data set, optionally with /<version> or @<alias>.", show_default=False),
 ]
 Names = Annotated[list[str], typer.Argument(help="Class names.", show_default=False)]
 
 
 @app.command("import-teacher")
 def import_teacher(file: File, name: Name = None, out: Out = None) -> None:
-    """Make our teacher out of one that the published code tuned.
+    """Convert a teacher that the published code tuned.
 
-    Model, weights, depths and lengths of the prompts are those of the block `teacher`.
+    Model, weights, depths and lengths of the prompts are read from the block `teacher`.
     """
     block = _params(name).teacher
     towers = _towers(block)
@@ -73,9 +74,9 @@ def import_teacher(file: File, name: Name = None, out: Out = None) -> None:
 
 @app.command("import-student")
 def import_student(file: File, name: Name = None, out: Out = None) -> None:
-    """Make our student out of one that the published code distilled.
+    """Convert a student that the published code distilled.
 
-    Model, weights, depth and length of the prompts are those of the block `student`.
+    Model, weights, depth and length of the prompts are read from the block `student`.
     """
     block = _params(name).student
     towers = _towers(block)
@@ -92,7 +93,7 @@ def _params(name: str | None) -> Params | DatasetParams:
 
 
 def _towers(block: ClipConfig) -> ClipTowers:
-    """Load the CLIP that a block names, on the CPU: nothing is computed with it."""
+    """Load the CLIP of a block, on the CPU."""
     from pd_core.models.clip import load_clip
 
     return load_clip(block.model, block.weights)
@@ -109,25 +110,29 @@ def predict(
     model: Annotated[
         str,
         typer.Argument(
-            help="A data set, with /<version> or @<alias> or not, or a student's folder.",
+            help="Data set, optionally with /<version> or @<alias>, or directory of a student.",
             show_default=False,
         ),
     ],
-    images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
-    top: Annotated[int, typer.Option(help="How many names at most.")] = 5,
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    top: Annotated[int, typer.Option(help="Number of classes to print.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Name what is in pictures; of a data set alone, with its champion."""
+    """Classify images with a registered student (default: the champion)."""
     for image in images:
         if not image.is_file():
-            raise missing("picture", image, "check the path")
+            raise missing("image", image, "check the path")
     rankings = _load(model).classify_many(images, top=top)
     if as_json:
-        rows = []
-        for image, ranking in zip(images, rankings, strict=True):
-            named = [{"name": name, "probability": value} for name, value in ranking]
-            rows.append({"image": str(image), "predictions": named})
-        print_json(rows)
+        print_json(
+            [
+                {
+                    "image": str(image),
+                    "predictions": [{"name": name, "probability": p} for name, p in ranking],
+                }
+                for image, ranking in zip(images, rankings, strict=True)
+            ]
+        )
         return
     for image, ranking in zip(images, rankings, strict=True):
         say(str(image))
@@ -137,35 +142,38 @@ def predict(
 
 @classes.command()
 def add(model: Model, names: Names, dry_run: DryRun = False) -> None:
-    """Add classes: the teacher's text tower makes their vectors."""
-    from pd_core.mlops.registry.classes import add as added
+    """Add classes; the teacher's text tower computes their vectors."""
+    from pd_core.mlops.registry import classes
 
-    _change(model, lambda made, student: added(student, names, _embed(made, student)), dry_run)
+    def make(version: Version, student: PortableStudent) -> Change:
+        return classes.add(student, names, _embed(version, student))
+
+    _change(model, make, dry_run)
 
 
 @classes.command()
 def remove(model: Model, names: Names, dry_run: DryRun = False) -> None:
-    """Take classes away."""
-    from pd_core.mlops.registry.classes import remove as removed
+    """Remove classes."""
+    from pd_core.mlops.registry import classes
 
-    _change(model, lambda _, student: removed(student, names), dry_run)
+    _change(model, lambda _, student: classes.remove(student, names), dry_run)
 
 
 @classes.command()
 def rename(
     model: Model,
-    old: Annotated[str, typer.Argument(help="Its name.", show_default=False)],
-    new: Annotated[str, typer.Argument(help="What it shall be called.", show_default=False)],
+    old: Annotated[str, typer.Argument(help="Class to rename.", show_default=False)],
+    new: Annotated[str, typer.Argument(help="New name.", show_default=False)],
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="With the teacher's vector of the new name.")
+        bool, typer.Option("--recompute", help="Compute the new name's vector, by the teacher.")
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Give a class another name; the same pictures belong to it, unless its vector is computed."""
-    from pd_core.mlops.registry.classes import rename as renamed
+    """Rename a class; it keeps its vector, unless that is recomputed."""
+    from pd_core.mlops.registry import classes
 
     def make(version: Version, student: PortableStudent) -> Change:
-        return renamed(student, old, new, _embed(version, student) if recompute else None)
+        return classes.rename(student, old, new, _embed(version, student) if recompute else None)
 
     _change(model, make, dry_run)
 
@@ -176,26 +184,28 @@ def _change(model: str, make: Callable[[Version, PortableStudent], Change], dry_
 
     store = open_store()
     version = registry.find(store, model)
-    change, made = register_change(
+    change, registered = register_change(
         store,
         version,
         partial(make, version),
         experiment=load_settings().mlflow_experiment,
         dry_run=dry_run,
     )
-    start = f"version {version.number} of '{version.name}': {change.text}"
-    if made is None:
-        say(f"{start}; {len(change.names)} classes; nothing is registered")
-    else:
-        known = "" if made.created else ", which was there already"
-        say(
-            f"{start}; {len(change.names)} classes, version {made.version}{known}; "
-            f"`promptkd registry promote {version.dataset}/{made.version}` makes it champion"
-        )
+    text = (
+        f"version {version.number} of '{version.name}': {change.text}; {len(change.names)} classes"
+    )
+    if registered is None:
+        say(f"{text}; nothing is registered")
+        return
+    existing = "" if registered.created else ", which was there already"
+    say(
+        f"{text}, version {registered.version}{existing}; `promptkd registry promote "
+        f"{version.dataset}/{registered.version}` makes it champion"
+    )
 
 
 def _load(model: str) -> Predictor:
-    """Load a student from a folder, or the registry: its champion, or else its newest."""
+    """Load a student from a folder, or from the registry: the champion, or else the newest."""
     from pd_core.mlops.predictor import load_student
 
     if Path(model).is_dir():
@@ -206,18 +216,18 @@ def _load(model: str) -> Predictor:
     try:
         version = registry.find(store, model, default=registry.CHAMPION)
     except UnknownName:
-        version = registry.find(store, model)  # what is not there at all is refused here
-        note(f"'{version.name}' has no champion; version {version.number} answers, its newest")
+        version = registry.find(store, model)  # an unknown model is refused here
+        note(f"'{version.name}' has no champion; the newest version is used, {version.number}")
     with TemporaryDirectory() as folder:
         return load_student(registry.fetch(store, version, Path(folder)) / registry.BUNDLE)
 
 
 def _embed(version: Version, student: PortableStudent) -> Embed:
-    """Load what made the class vectors of a version.
+    """Return the function that computes class vectors like those of a version.
 
     Raises:
-        MissingFile: it is not at hand.
-        BadArtifact: it is not the one that the version was distilled from.
+        MissingFile: the version's teacher or student is not here.
+        BadArtifact: it is another one.
     """
     from pd_core.core.options import TextFeatures
     from pd_core.models.class_vectors import build
@@ -236,14 +246,14 @@ def _embed(version: Version, student: PortableStudent) -> Embed:
 
 
 def _original(version: Version, folder: Path, stage: str) -> Path:
-    """Return the file of a stage that a version was made with."""
+    """Return the output of a stage that a version was made from."""
     from pd_core.mlops import registry
     from pd_core.pipeline.provenance import content_hash
 
     file, remedy = folder / f"{stage}.safetensors", f"dvc pull {stage}@{folder.name}"
     if not file.is_file():
         raise MissingFile(
-            f"new class vectors need '{file}', which is not here; get it with `{remedy}`"
+            f"new class vectors need '{file}', which is missing; get it with `{remedy}`"
         )
     lineage = registry.lineage(open_store(), version)
     if lineage.outs.get(file.as_posix()) != content_hash(file):
@@ -258,39 +268,48 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help="A data set, for its champion, which may move; or greek@challenger, greek/3.",
+            help="Data set, whose champion is served; or, as greek@challenger, greek/3.",
             show_default=False,
         ),
     ],
-    port: Annotated[int, typer.Option(help="0 for a free one.", min=0, max=65535)] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    batch: Annotated[int, typer.Option(help="Pictures that are classified together.", min=1)] = 32,
-    waiting: Annotated[int, typer.Option(help="Pictures that may wait.", min=1)] = 256,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 for a free one.", min=0, max=65535)
+    ] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    batch: Annotated[int, typer.Option(help="Maximum size of a batch.", min=1)] = 32,
+    waiting: Annotated[
+        int, typer.Option(help="Maximum number of images in the queue.", min=1)
+    ] = 256,
     threads: Annotated[
-        int, typer.Option(help="Threads of the model; 0 for as many as it is worth.", min=0)
+        int, typer.Option(help="Threads of the model; 0 to choose by its speed.", min=0)
     ] = 0,
-    most_bytes: Annotated[int, typer.Option(help="Of a picture.", min=1)] = 20 * 2**20,
-    most_pixels: Annotated[int, typer.Option(help="Of a picture.", min=1)] = 50_000_000,
-    most_pictures: Annotated[int, typer.Option(help="Of a request.", min=1)] = 64,
-    upload_seconds: Annotated[float, typer.Option(help="For a request to come.", min=0.01)] = 30,
-    answer_seconds: Annotated[float, typer.Option(help="For its answer.", min=0.01)] = 30,
+    most_bytes: Annotated[int, typer.Option(help="Maximum bytes of an image.", min=1)] = 20 * 2**20,
+    most_pixels: Annotated[
+        int, typer.Option(help="Maximum pixels of an image.", min=1)
+    ] = 50_000_000,
+    most_pictures: Annotated[int, typer.Option(help="Maximum images of a request.", min=1)] = 64,
+    upload_seconds: Annotated[float, typer.Option(help="Upload timeout (s).", min=0.01)] = 30,
+    answer_seconds: Annotated[
+        float, typer.Option(help="Classification timeout (s).", min=0.01)
+    ] = 30,
     poll: Annotated[
-        float, typer.Option(help="Seconds between looks whether the alias moved.", min=0.1)
+        float, typer.Option(help="Interval of checks for a moved alias (s).", min=0.1)
     ] = 5,
 ) -> None:
-    """Serve a registered student over HTTP, with a page to try pictures on.
+    """Serve a registered student over HTTP, with an upload page.
 
-    It ends with status 0 at SIGTERM or Ctrl-C, after it answered what had come.
+    Ends with status 0 on SIGTERM or Ctrl-C, after open requests are finished.
     """
     cores = os.cpu_count() or 1
-    compute_with(threads or cores)  # at most; before torch is imported
+    compute_with(threads or cores)  # before torch is imported
     from pd_core.mlops.serving import app as server
     from pd_core.mlops.serving import model_manager
     from pd_core.mlops.serving.requests import Limits
-    from pd_core.mlops.serving.worker import Power
+    from pd_core.mlops.serving.worker import Resources
 
     listening = server.listen(host, port)
-    keeper = model_manager.keep(open_store(), model, Power(most_pixels, cores, threads))
+    resources = Resources(most_pixels, cores, threads)
+    manager = model_manager.open_model(open_store(), model, resources)
     limits = Limits(
         batch=batch,
         waiting=waiting,
@@ -299,9 +318,9 @@ def serve(
         upload_seconds=upload_seconds,
         answer_seconds=answer_seconds,
     )
-    application = server.build(server.Service(keeper, limits), poll=poll)
+    application = server.build(server.Service(manager, limits), poll=poll)
     _log_to_stderr()
-    version = keeper.current.version
+    version = manager.current.version
     typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")
     server.run(application, listening, drain_seconds=answer_seconds)
 
@@ -311,12 +330,12 @@ def _log_to_stderr() -> None:
     handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in ("uvicorn", "python_multipart", "mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # not each bad request is worth a line
+        logging.getLogger(name).setLevel(logging.ERROR)  # no line for each bad request
 
 
 class _Masked(logging.Formatter):
-    """Hides passwords, wherever they come from."""
+    """Formatter that hides passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record's lines."""
+        """Format a record."""
         return masked(super().format(record))

@@ -1,22 +1,22 @@
 """Drift of a served student's images against its training images.
 
-Two-sample tests compare the last images with the training images:
+Two-sample tests compare a window of the last images with the training images:
 
 - embeddings: Kolmogorov-Smirnov on each leading principal component of the training images'
-  features, with Bonferroni's correction for their number;
-- confidence: Kolmogorov-Smirnov on the probability of the first answer;
-- classes: chi-squared on how often each class is the answer, rare ones together.
+  features, with Bonferroni's correction;
+- confidence: Kolmogorov-Smirnov on the probability of the predicted class;
+- classes: chi-squared on the counts of the predicted classes, rare ones pooled.
 
-A test assumes independent images, and requests that follow each other are not: an image that comes
-again (a probe, a retry) therefore counts once, and fewer than `FEWEST` different images give no
-verdict. An album of one place is drift by these tests, and rightly so.
+The tests assume independent images, and consecutive requests are not: a repeated image (a probe, a
+retry) therefore counts once, and fewer than `FEWEST` different images give no verdict. An album of
+one place is drift by these tests, and rightly so.
 
-Shapes: B images of a batch, N of the reference, C classes, D features (each of length one), K
-principal components.
+Shapes: B images of a batch, N of the reference, C classes, D features (unit length), K components.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,27 +35,27 @@ from pd_core.core.errors import BadArtifact, missing
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-WINDOW = 1000  # images; the last so many are compared
-FEWEST = 50  # different images; with fewer, only the crassest drift could be told from chance
-LEVEL = 0.001  # one look in a thousand is a false alarm; once in six weeks, if it is one an hour
+WINDOW = 1000  # images
+FEWEST = 50  # different images; fewer would reveal only the crassest drift
+LEVEL = 0.001  # of false alarms: one in six weeks, if it is checked every hour
 
 TOO_FEW, SAME, DRIFTED = "too few", "same", "drifted"
 
 _COMPONENTS = 16  # of 128; 95 to 99% of the variance of the embedded students' features
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_EXPECTED = 5.0  # images in a cell, from which on chi-squared's approximation holds
-_ROUNDED = 3  # decimals; the same image in another batch differs in the seventh
+_EXPECTED = 5.0  # least expected count of a cell for chi-squared's approximation
+_DECIMALS = 3  # the same image in another batch differs in the seventh
 _REMEDY = "register the student again"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A student's answers to its training images.
+    """Output of a student for its training images.
 
     Attributes:
         features: (N, D).
-        predicted: (N,) labels of the first answers.
-        confidence: (N,) probabilities of the first answers.
+        predicted: (N,) labels of the predicted classes.
+        confidence: (N,) their probabilities.
     """
 
     features: Floats
@@ -76,16 +76,16 @@ class Reference:
     @classmethod
     def of(cls, probabilities: Floats, features: Floats) -> Self:
         """Reduce probabilities (N, C) and features (N, D) to a reference."""
-        predicted, confidence = _first_answers(probabilities)
+        predicted, confidence = _top_1(probabilities)
         return cls(np.asarray(features, np.float32), predicted, confidence)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
             MissingFile: there is no such file.
-            BadArtifact: it does not hold a reference.
+            BadArtifact: it is not a reference.
         """
         if not path.is_file():
             raise missing("reference", path, _REMEDY)
@@ -97,7 +97,7 @@ class Reference:
             return cls(tensors["features"], tensors["predicted"], tensors["confidence"])
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors; the same reference gives the same bytes.
+        """Write it as safetensors, reproducible to the byte.
 
         Raises:
             PdError: the folder cannot be written.
@@ -111,13 +111,13 @@ class Reference:
 
 
 class Monitor:
-    """Running statistics of a student's answers; may be used from several threads."""
+    """Thread-safe running statistics of a student's predictions."""
 
     def __init__(self, reference: Reference, names: Sequence[str], *, window: int = WINDOW) -> None:
-        """Start without images; the last `window` ones are compared with the reference.
+        """Start without images; the last `window` are compared with the reference.
 
         Raises:
-            BadArtifact: the reference has labels that no class has.
+            BadArtifact: the reference has other classes.
         """
         if not 0 <= reference.predicted.min() <= reference.predicted.max() < len(names):
             raise BadArtifact(
@@ -137,28 +137,28 @@ class Monitor:
         self._last: tuple[int, dict[str, Any]] | None = None
 
     def observe(self, probabilities: Floats, features: Floats) -> None:
-        """Count a batch of answers: probabilities (B, C) and features (B, D)."""
-        predicted, confidence = _first_answers(probabilities)
+        """Add a batch: probabilities (B, C) and features (B, D)."""
+        predicted, confidence = _top_1(probabilities)
         projected = self._project(features)
         size = len(self._predicted)
         with self._lock:
             self._counts += np.bincount(predicted, minlength=len(self._counts))
             self._total += len(predicted)
-            places = np.arange(self._total - len(predicted), self._total)[-size:] % size
-            self._predicted[places] = predicted[-size:]
-            self._confidence[places] = confidence[-size:]
-            self._projected[places] = projected[-size:]
+            indices = np.arange(self._total - len(predicted), self._total)[-size:] % size
+            self._predicted[indices] = predicted[-size:]
+            self._confidence[indices] = confidence[-size:]
+            self._projected[indices] = projected[-size:]
 
     def report(self) -> dict[str, Any]:
-        """Compare what was seen with the reference, in milliseconds.
+        """Compare the window with the reference, in milliseconds.
 
         Returns:
-            Plain values, as JSON has them: `pictures` ever seen; `window`: its `size`, the
-            `pictures` in it and how many are `different`; `classes`, a list with `name`, the
-            `total` of pictures ever, and the shares in the `window` and the `reference`;
+            Values of JSON: `pictures`, the number of all images; `window`: its `size`, the
+            `pictures` in it and the number of `different` ones; `classes`, a list with `name`,
+            `total` of all images, and the shares in the `window` and the `reference`;
             `confidence` of `window` (None if it is empty) and `reference`, each with `mean` and
             `quantiles`; `drift`: `verdict`, `level`, `fewest` and `tests`, each with the largest
-            `distance` (0 to 1) and `p`, None if there are too few pictures.
+            `distance` (0 to 1) and `p`, None if there are too few images.
         """
         with self._lock:
             if self._last is not None and self._last[0] == self._total:
@@ -168,36 +168,27 @@ class Monitor:
             predicted = self._predicted[:held].copy()
             confidence = self._confidence[:held].copy()
             projected = self._projected[:held].copy()
-        different = np.unique(projected.round(_ROUNDED), axis=0, return_index=True)[1]
+        different = np.unique(projected.round(_DECIMALS), axis=0, return_index=True)[1]
         tests = self._tests(predicted[different], confidence[different], projected[different])
         report = {
             "pictures": total,
-            "window": {
-                "size": len(self._predicted),
-                "pictures": held,
-                "different": len(different),
-            },
+            "window": {"size": len(self._predicted), "pictures": held, "different": len(different)},
             "classes": self._classes(counts, predicted),
             "confidence": {
                 "window": _summary(confidence) if held else None,
                 "reference": _summary(self._reference.confidence),
             },
-            "drift": {
-                "verdict": verdict(tests),
-                "level": LEVEL,
-                "fewest": FEWEST,
-                "tests": tests,
-            },
+            "drift": {"verdict": verdict(tests), "level": LEVEL, "fewest": FEWEST, "tests": tests},
         }
         with self._lock:
             self._last = total, report
         return report
 
     def gauges(self) -> dict[str, float]:
-        """Return the report's numbers for Prometheus by name, NaN where there is none."""
+        """Return the report's numbers as Prometheus gauges, NaN where there is none."""
         report = self.report()
         window, drift = report["confidence"]["window"], report["drift"]
-        found = {
+        values = {
             "promptkd_window_pictures": report["window"]["pictures"],
             "promptkd_window_different_pictures": report["window"]["different"],
             "promptkd_window_confidence_mean": window["mean"] if window else None,
@@ -205,11 +196,9 @@ class Monitor:
             "promptkd_drifted": {TOO_FEW: None, SAME: False, DRIFTED: True}[drift["verdict"]],
         }
         for name, test in drift["tests"].items():
-            found[f"promptkd_drift_{name}_distance"] = test["distance"]
-            found[f"promptkd_drift_{name}_p"] = test["p"]
-        return {
-            name: float("nan") if value is None else float(value) for name, value in found.items()
-        }
+            values[f"promptkd_drift_{name}_distance"] = test["distance"]
+            values[f"promptkd_drift_{name}_p"] = test["p"]
+        return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
     def _project(self, features: Floats) -> Floats:
         """Map (B, D) to (B, K)."""
@@ -222,15 +211,17 @@ class Monitor:
             names = ("embeddings", "confidence", "classes")
             return {name: {"distance": None, "p": None} for name in names}
         size = len(self._names)
-        found = {
-            "embeddings": _furthest(self._expected, projected),
-            "confidence": _furthest(self._reference.confidence[:, None], confidence[:, None]),
-            "classes": _classes_apart(
+        results = {
+            "embeddings": _kolmogorov_smirnov(self._expected, projected),
+            "confidence": _kolmogorov_smirnov(
+                self._reference.confidence[:, None], confidence[:, None]
+            ),
+            "classes": _chi_squared(
                 np.bincount(self._reference.predicted, minlength=size),
                 np.bincount(predicted, minlength=size),
             ),
         }
-        return {name: {"distance": far, "p": p} for name, (far, p) in found.items()}
+        return {name: {"distance": distance, "p": p} for name, (distance, p) in results.items()}
 
     def _classes(self, counts: Labels, predicted: Labels) -> list[dict[str, Any]]:
         size = len(self._names)
@@ -248,7 +239,7 @@ class Monitor:
 def verdict(tests: Mapping[str, Any], *, level: float = LEVEL) -> str:
     """Return `TOO_FEW`, `SAME` or `DRIFTED` for a report's tests.
 
-    All tests share the `level`: the rate of false alarms on images that are as the reference's.
+    `level` is the rate of false alarms of all tests together.
     """
     if any(test["p"] is None for test in tests.values()):
         return TOO_FEW
@@ -256,7 +247,7 @@ def verdict(tests: Mapping[str, Any], *, level: float = LEVEL) -> str:
 
 
 def drifted(tests: Mapping[str, Any], *, level: float = LEVEL) -> list[str]:
-    """Name the tests of a report that tell the window from the reference; see `verdict`."""
+    """Return the names of a report's significant tests; see `verdict`."""
     return [
         name
         for name, test in tests.items()
@@ -264,7 +255,7 @@ def drifted(tests: Mapping[str, Any], *, level: float = LEVEL) -> list[str]:
     ]
 
 
-def _first_answers(probabilities: Floats) -> tuple[Labels, Floats]:
+def _top_1(probabilities: Floats) -> tuple[Labels, Floats]:
     predicted = probabilities.argmax(axis=1)
     confidence = np.take_along_axis(probabilities, predicted[:, None], axis=1)[:, 0]
     return predicted.astype(np.int64), confidence.astype(np.float32)
@@ -277,17 +268,17 @@ def _principal(features: Floats) -> tuple[Floats, Floats]:
     return centre, directions[:_COMPONENTS].T.copy()
 
 
-def _furthest(reference: Floats, window: Floats) -> tuple[float, float]:
-    """Compare (N, K) and (M, K) by column: largest distance of the ECDFs, smallest corrected p."""
+def _kolmogorov_smirnov(reference: Floats, window: Floats) -> tuple[float, float]:
+    """Compare (N, K) and (M, K) by column: largest distance, smallest corrected p."""
     from scipy.stats import ks_2samp
 
-    found = ks_2samp(reference, window, axis=0, method="asymp")
-    p = min(1.0, float(found.pvalue.min()) * reference.shape[1])
-    return float(found.statistic.max()), p
+    result = ks_2samp(reference, window, axis=0, method="asymp")
+    p = min(1.0, float(result.pvalue.min()) * reference.shape[1])
+    return float(result.statistic.max()), p
 
 
-def _classes_apart(reference: Labels, window: Labels) -> tuple[float, float]:
-    """Compare two histograms (C,): half the sum of the differences of the shares, and p."""
+def _chi_squared(reference: Labels, window: Labels) -> tuple[float, float]:
+    """Compare two histograms (C,): total variation distance, and p."""
     from scipy.stats import chi2_contingency
 
     shares = np.abs(reference / reference.sum() - window / window.sum())
@@ -297,10 +288,10 @@ def _classes_apart(reference: Labels, window: Labels) -> tuple[float, float]:
 
 
 def _pooled(table: Labels) -> Labels:
-    """Put rare classes together, the rarest first, until enough is expected of each cell.
+    """Pool rare classes, the rarest first, until every cell's expected count is large enough.
 
-    It goes by the sums over both rows, so that it does not look at how they differ. Counts (2, C)
-    become (2, at most C).
+    The order depends on sums over both rows, not on their difference. Counts (2, C) become (2, at
+    most C).
     """
     enough = _EXPECTED * table.sum() / table.sum(axis=1).min()
     pools = [np.zeros(2, np.int64)]

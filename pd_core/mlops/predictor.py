@@ -21,21 +21,17 @@ from pd_core.models.student import Student
 
 STUDENT_FILE = "student.safetensors"
 
-_TOLERANCE = 1e-5  # of unit features; the same operations differ by rounding alone
+_TOLERANCE = 1e-5  # between features of unit length, for rounding
 
 
 def fold(student: Student, vectors: Tensor) -> Network:
-    """Make one network of a student's tower, prompts and projector, and class vectors.
-
-    Args:
-        student: in evaluation mode.
-        vectors: (C, D), unit length.
+    """Fold a student (in evaluation mode) and class vectors (C, D; unit length) into one network.
 
     Returns:
-        The network, in fp32 on the CPU; it answers as the student does.
+        The network, in fp32 on the CPU, with the student's output.
 
     Raises:
-        BadArtifact: the tower has parts that the network has not.
+        BadArtifact: the tower has parts that the network lacks.
     """
     tower = student.towers.visual if student.tower is None else student.tower
     network = Network(_sizes(student, tower, len(vectors)))
@@ -90,21 +86,21 @@ def _state(student: Student, tower: Any, vectors: Tensor) -> dict[str, Tensor]:
         **_renamed(student.projector, "projector"),
     }
     for layer, block in enumerate(tower.transformer.resblocks):
-        here = f"blocks.{layer}"
+        prefix = f"blocks.{layer}"
         state |= {
-            f"{here}.qkv.weight": block.attn.in_proj_weight,
-            f"{here}.qkv.bias": block.attn.in_proj_bias,
-            **_renamed(block.attn.out_proj, f"{here}.out"),
-            **_renamed(block.ln_1, f"{here}.norm_1"),
-            **_renamed(block.ln_2, f"{here}.norm_2"),
-            **_renamed(block.mlp.c_fc, f"{here}.mlp.0"),
-            **_renamed(block.mlp.c_proj, f"{here}.mlp.2"),
+            f"{prefix}.qkv.weight": block.attn.in_proj_weight,
+            f"{prefix}.qkv.bias": block.attn.in_proj_bias,
+            **_renamed(block.attn.out_proj, f"{prefix}.out"),
+            **_renamed(block.ln_1, f"{prefix}.norm_1"),
+            **_renamed(block.ln_2, f"{prefix}.norm_2"),
+            **_renamed(block.mlp.c_fc, f"{prefix}.mlp.0"),
+            **_renamed(block.mlp.c_proj, f"{prefix}.mlp.2"),
         }
     return {key: value.detach().cpu() for key, value in state.items()}
 
 
 def _prompts(student: Student, tower: Any) -> Tensor:
-    """Return the prompts' rows as the blocks get them: (depth, n, W)."""
+    """Return the prompts as the blocks receive them: (depth, n, W)."""
     prompts = student.image_prompts
     if prompts is None:
         return torch.zeros(0, 0, student.towers.image_width)
@@ -122,18 +118,18 @@ def _check(student: Student, network: Network) -> None:
     """Refuse a tower with parts that the network lacks, such as layer scales."""
     size = network.sizes.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    wanted = student(images.to(student.towers.device)).cpu()
-    off = float((network.features(images) - wanted).abs().max())
+    expected = student(images.to(student.towers.device)).cpu()
+    error = float((network.features(images) - expected).abs().max())
     half = student.towers.visual.conv1.weight.dtype != torch.float32
-    if not off < (1e-2 if half else _TOLERANCE):
+    if not error < (1e-2 if half else _TOLERANCE):
         raise BadArtifact(
-            f"model '{student.towers.name}' cannot stand alone: its features differ by {off:.1e}; "
-            f"give a CLIP with a plain vision transformer"
+            f"model '{student.towers.name}' cannot stand alone: its features differ by "
+            f"{error:.1e}; give a CLIP with a plain vision transformer"
         )
 
 
 class Predictor:
-    """A student ready to classify; what a user can put right is a `PdError`.
+    """Student that classifies images; errors that users can correct are `PdError`s.
 
     Attributes:
         names: C class names, by label.
@@ -149,8 +145,8 @@ class Predictor:
         """Classify an image; see `PortableStudent.classify`.
 
         Raises:
-            MissingFile: the path leads nowhere.
-            BadData: it is not a readable picture.
+            MissingFile: the path does not exist.
+            BadData: the image is not readable.
             BadParams: `top` is not positive.
         """
         return self.classify_many([picture], top=top)[0]
@@ -158,12 +154,12 @@ class Predictor:
     def classify_many(
         self, pictures: Sequence[Picture], *, top: int = 5, batch_size: int = 64
     ) -> list[Ranking]:
-        """Classify images; see `classify`, whose errors it has."""
+        """Classify images in batches; errors as of `classify`."""
         if top < 1:
             raise BadParams(f"top = {top}; ask for at least one name")
         for picture in pictures:
             if isinstance(picture, Path) and not picture.is_file():
-                raise missing("picture", picture, "check the path")
+                raise missing("image", picture, "check the path")
         try:
             return self.student.classify_many(pictures, top=top, batch_size=batch_size)
         except BadPicture as error:
@@ -181,22 +177,24 @@ def load_student(
 
     Args:
         folder: a bundle, or `data/student/<data set>`.
-        vectors: class vectors, if they are neither in the folder nor at
+        vectors: file of class vectors, if they are neither in the folder nor at
             `class_vectors/<data set>` beside its parent.
-        weights: of the student's CLIP, if they do not ship with the package.
-        device: where to compute.
+        weights: weights of the student's CLIP, if they do not ship with the package.
+        device: a device of torch.
 
     Raises:
-        MissingFile: a file is not there.
-        BadArtifact: a file does not hold what it should.
+        MissingFile: a file is missing.
+        BadArtifact: a file has other contents.
     """
     folder = Path(folder)
     if (folder / DESCRIPTION).is_file():
         return Predictor(load_bundle(folder, device=device))
-    found = Path(vectors) if vectors else _vectors_beside(folder)
+    file = Path(vectors) if vectors else folder / VECTORS_FILE
+    if not vectors and not file.is_file():
+        file = folder.parent.parent / "class_vectors" / folder.name / VECTORS_FILE
     remedy = f"run `dvc repro student@{folder.name}`, or give another folder"
     return Predictor(
-        stand_alone(folder / STUDENT_FILE, found, weights, device=device, remedy=remedy)
+        stand_alone(folder / STUDENT_FILE, file, weights, device=device, remedy=remedy)
     )
 
 
@@ -204,7 +202,7 @@ def load_bundle(folder: Path, *, device: str = "cpu") -> PortableStudent:
     """Load a student from a bundle.
 
     Raises:
-        BadArtifact: a file is missing, or does not hold what it should.
+        BadArtifact: a file is missing, or has other contents.
     """
     try:
         return PortableStudent.load(folder, device=device)
@@ -226,38 +224,31 @@ def stand_alone(
     """Fold the stages' outputs into one student that needs no other file.
 
     Args:
-        student: the `student` stage's safetensors file.
-        vectors: the class vectors that it was trained on.
-        weights: of the student's CLIP; None if they ship with the package.
-        device: where to compute.
-        remedy: for the error if there is no student.
+        student: safetensors file of the `student` stage.
+        vectors: file of the class vectors that it was trained with.
+        weights: weights of the student's CLIP; None if they ship with the package.
+        device: a device of torch.
+        remedy: ends the error if there is no student.
 
     Raises:
-        MissingFile: a file is not there.
-        BadArtifact: they do not fit together.
+        MissingFile: a file is missing.
+        BadArtifact: the files do not fit together.
     """
     _, metadata = read_tensors(student, what="student", remedy=remedy)
     towers = load_clip(metadata.get("model", ""), weights, device=device)
     trained = Student.load(student, towers, remedy=remedy)
-    known = for_student(trained, ClassVectors.load(vectors))
-    width, wanted = known.vectors.shape[1], int(metadata["feature_width"])
-    if width != wanted:
+    classes = for_student(trained, ClassVectors.load(vectors))
+    width, expected = classes.vectors.shape[1], int(metadata["feature_width"])
+    if width != expected:
         raise BadArtifact(
-            f"class vectors '{vectors}' are {width} wide, the student's features {wanted}; give "
+            f"class vectors '{vectors}' are {width} wide, the student's features {expected}; give "
             f"those that it was distilled with"
         )
-    network = fold(trained, known.vectors).to(device)
+    network = fold(trained, classes.vectors).to(device)
     info = {
-        "names": known.names,
+        "names": classes.names,
         "model": towers.name,
-        "vectors": known.source,
+        "vectors": classes.source,
         "text_features": str(trained.text_features),
     }
     return PortableStudent(network, info)
-
-
-def _vectors_beside(folder: Path) -> Path:
-    inside = folder / VECTORS_FILE
-    if inside.is_file():
-        return inside
-    return folder.parent.parent / "class_vectors" / folder.name / VECTORS_FILE

@@ -1,4 +1,4 @@
-"""A student classifies a picture of any kind, from the stage's folder or from a bundle."""
+"""A student classifies an image of any kind, from the stage's folder or from a bundle."""
 
 import base64
 import json
@@ -56,7 +56,7 @@ def test_probabilities_are_the_softmax_of_the_scaled_cosines(
     assert [value for _, value in ranking] == pytest.approx(expected[order].tolist(), abs=1e-6)
 
 
-def test_every_kind_of_picture_gives_the_same_answer(
+def test_every_kind_of_image_gives_the_same_ranking(
     model: predictor.Predictor, picture: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "picture.png"
@@ -78,7 +78,7 @@ def test_every_kind_of_picture_gives_the_same_answer(
         assert model.classify(kind) == expected, type(kind)
 
 
-def test_many_pictures_are_answered_in_their_order_whatever_the_batch_size(
+def test_images_are_classified_in_order_whatever_the_batch_size(
     model: predictor.Predictor,
 ) -> None:
     shades = [np.full((32, 32, 3), value, dtype=np.uint8) for value in (0, 60, 120, 180, 240)]
@@ -87,16 +87,11 @@ def test_many_pictures_are_answered_in_their_order_whatever_the_batch_size(
         assert dict(ranking) == pytest.approx(dict(model.classify(shade)), abs=1e-5)
 
 
-def test_top_limits_the_names_and_may_exceed_their_number(
-    model: predictor.Predictor, picture: bytes
-) -> None:
+def test_top_limits_the_names(model: predictor.Predictor, picture: bytes) -> None:
     assert len(model.classify(picture, top=2)) == 2
     ranking = model.classify(picture, top=99)
     assert {name for name, _ in ranking} == set(model.names) == {"alpha", "beta", "gamma"}
     assert sum(value for _, value in ranking) == pytest.approx(1)
-
-
-def test_top_must_be_positive(model: predictor.Predictor, picture: bytes) -> None:
     with pytest.raises(BadParams, match="top = 0"):
         model.classify(picture, top=0)
 
@@ -106,40 +101,30 @@ def test_top_must_be_positive(model: predictor.Predictor, picture: bytes) -> Non
     [b"", b"\x89PNG\r\n", "no such file", "x" * 5000, "a\0b", np.zeros(3), 42, None],
     ids=["nothing", "head only", "words", "long text", "zero byte", "no image", "number", "none"],
 )
-def test_what_is_no_picture_is_refused_in_one_line(model: predictor.Predictor, junk: Any) -> None:
+def test_an_unreadable_image_is_refused_in_one_line(model: predictor.Predictor, junk: Any) -> None:
     with pytest.raises(BadData, match="cannot be read") as caught:
         model.classify(junk)
     assert len(str(caught.value)) < 400
 
 
-def test_a_truncated_file_is_refused_by_name(
+def test_a_truncated_and_a_missing_file_are_refused_by_name(
     model: predictor.Predictor, picture: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(picture[: len(picture) // 2])
     with pytest.raises(BadData, match=r"cut\.png"):
         model.classify(path)
-
-
-def test_a_path_that_leads_nowhere_is_named(model: predictor.Predictor, tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match=r"gone\.png"):
         model.classify(tmp_path / "gone.png")
 
 
-def test_a_bundle_answers_as_the_stages_folder_does(
+def test_a_bundle_is_reproducible_and_gives_the_rankings_of_the_stages_folder(
     tiny_student: TinyStudent, model: predictor.Predictor, picture: bytes, tmp_path: Path
 ) -> None:
-    bundled = predictor.load_student(_bundle(tiny_student, tmp_path / "bundle"))
-    assert bundled.classify(picture) == model.classify(picture)
-
-
-def test_the_same_student_gives_the_same_bundle(tiny_student: TinyStudent, tmp_path: Path) -> None:
     first, second = (_bundle(tiny_student, tmp_path / name) for name in ("first", "second"))
     assert content_hash(first) == content_hash(second)
-    assert {path.name for path in first.iterdir()} == {
-        "model.json",
-        "student.safetensors",
-    }
+    assert {path.name for path in first.iterdir()} == {"model.json", "student.safetensors"}
+    assert predictor.load_student(first).classify(picture) == model.classify(picture)
 
 
 def test_a_folder_without_a_student_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
@@ -156,40 +141,33 @@ def test_class_vectors_of_another_width_are_refused(
         predictor.load_student(tiny_student.folder, vectors=wide, weights=tiny_student.weights)
 
 
-def test_the_example_is_a_small_picture_of_the_test_list(tmp_path: Path) -> None:
+SPLIT: dict[str, Any] = {
+    "dataset": "greek",
+    "classes": ["alpha"],
+    "base_classes": 1,
+    "protocol": "all_classes",
+    **dict.fromkeys(("few_shot", "few_shot_val", "val", "test"), []),
+}
+
+
+def test_the_example_is_a_small_image_of_the_test_list(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for name, shade in (("train.png", 0), ("test.png", 90)):
             file = BytesIO()
             Image.new("RGB", (800, 400), (shade, 0, 0)).save(file, format="PNG")
             archive.writestr(name, file.getvalue())
-    split = {
-        "dataset": "greek",
-        "classes": ["alpha"],
-        "base_classes": 1,
-        "protocol": "base_to_novel",
-        "images": "images.zip",
-        "few_shot": [["train.png", 0]],
-        "few_shot_val": [],
-        "val": [],
-        "test": [["test.png", 0]],
-    }
+    lists = {"few_shot": [["train.png", 0]], "test": [["test.png", 0]]}
+    split = {**SPLIT, **lists, "images": "images.zip"}
     (tmp_path / "split.json").write_text(json.dumps(split))
     write_sums(tmp_path)
     with Image.open(BytesIO(samples.example_image(tmp_path))) as image:
         assert (image.size, image.getpixel((0, 0))) == ((336, 168), (90, 0, 0))
 
 
-def test_the_example_is_a_readable_picture_even_where_none_is_for_testing(tmp_path: Path) -> None:
+def test_the_example_is_a_readable_image_even_without_a_test_list(tmp_path: Path) -> None:
     (tmp_path / "damaged.png").write_bytes(b"<html>")
     Image.new("RGB", (40, 20), (90, 0, 0)).save(tmp_path / "whole.png")
-    lists: dict[str, Any] = {"few_shot": [], "few_shot_val": [], "val": [], "test": []}
-    split: dict[str, Any] = {
-        "dataset": "x",
-        "classes": ["a"],
-        "base_classes": 1,
-        "protocol": "all_classes",
-    }
-    split |= {**lists, "images": str(tmp_path)}
+    split = {**SPLIT, "images": str(tmp_path)}
     write_prepared(tmp_path, split, ["damaged.png", "whole.png"])
     with Image.open(BytesIO(samples.example_image(tmp_path))) as image:
         assert image.getpixel((0, 0)) == (90, 0, 0)

@@ -1,9 +1,8 @@
-"""The application around a model that is slow, full or broken, as no real one is when asked to."""
+"""The application around a fake model that is slow, busy or broken."""
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import httpx
@@ -13,68 +12,65 @@ import pytest
 from pd_core.core.errors import BadArtifact, PdError
 from pd_core.mlops.registry import Version
 from pd_core.mlops.serving import app as service
-from pd_core.mlops.serving.model_manager import Keeper, Served
+from pd_core.mlops.serving.model_manager import ActiveModel, ModelManager
 from pd_core.mlops.serving.requests import Limits
-from pd_core.mlops.serving.worker import Facts, Judged
+from pd_core.mlops.serving.worker import Predictions, StudentInfo
 
 Client = httpx.AsyncClient
 
 
 class Model:
-    """Says "first" to everything, after a while or not at all."""
+    """Fake worker that predicts "first" for everything, after a while, or fails."""
 
     def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
-        self.facts = Facts(("first", "second"), 8, {})
+        self.facts = StudentInfo(("first", "second"), 8, {})
         self.broken = False
         self.batches: list[int] = []
         self._seconds, self._error = seconds, error
 
-    async def judge(self, pictures: Sequence[bytes]) -> Judged:
-        self.batches.append(len(pictures))
+    async def predict(self, images: Sequence[bytes]) -> Predictions:
+        self.batches.append(len(images))
         await asyncio.sleep(self._seconds)
         if self._error:
             raise self._error
-        answers = np.tile(np.array([[0.75, 0.25]], np.float32), (len(pictures), 1))
-        return Judged(("",) * len(pictures), answers, answers)
+        rows = np.tile(np.array([[0.75, 0.25]], np.float32), (len(images), 1))
+        return Predictions(("",) * len(images), rows, rows)
 
 
 def version(number: int = 1, *aliases: str) -> Version:
     return Version("promptkd-greek", number, {}, aliases, 0.0)
 
 
-def served(model: Model, number: int = 1) -> Served:
-    stand_in: Any = model
-    return Served(version(number), stand_in)
+def active(model: Model, number: int = 1) -> ActiveModel:
+    worker: Any = model
+    return ActiveModel(version(number), worker)
 
 
-def ask(
+def run(
     model: Model, do: Callable[[Client], Coroutine[Any, Any, Any]], limits: Limits | None = None
 ) -> Any:
-    """Build the application and let a client do something with it."""
-    keeper = Keeper(served(model), find=version, load=lambda _: served(model))
-    app = service.build(service.Service(keeper, limits or Limits()), poll=60)
+    """Build the application and call a function with a client of it."""
+    manager = ModelManager(active(model), find=version, load=lambda _: active(model))
+    app = service.build(service.Service(manager, limits or Limits()), poll=60)
 
-    async def all_of_it() -> Any:
+    async def within_loop() -> Any:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with Client(transport=transport, base_url="http://service") as client:
             return await do(client)
 
-    return asyncio.run(all_of_it())
+    return asyncio.run(within_loop())
 
 
-def post(client: Client) -> Awaitable[httpx.Response]:
-    return client.post("/predict", content=b"picture")
+async def post(client: Client) -> httpx.Response:
+    return await client.post("/predict", content=b"picture")
 
 
-def test_what_breaks_inside_stays_inside() -> None:
-    answer = ask(Model(error=RuntimeError("secret of /home/me/weights")), lambda c: _once(c))
+def test_a_failure_is_reported_without_its_reason() -> None:
+    response = run(Model(error=RuntimeError("secret of /home/me/weights")), post)
 
-    assert answer.status_code == 500
-    assert answer.json() == {"detail": "the service failed; its log says why"}
-
-
-async def _once(client: Client) -> httpx.Response:
-    return await post(client)
+    assert response.status_code == 500
+    assert set(response.json()) == {"detail"}
+    assert "secret" not in response.text
 
 
 async def _often(client: Client) -> list[httpx.Response]:
@@ -84,50 +80,47 @@ async def _often(client: Client) -> list[httpx.Response]:
 def test_requests_that_wait_go_through_the_model_together() -> None:
     model = Model(seconds=0.05)
 
-    answers = ask(model, _often, Limits(batch=16))
+    responses = run(model, _often, Limits(batch=16))
 
-    assert {answer.status_code for answer in answers} == {200}
-    assert answers[0].json()["predictions"][0] == {"name": "first", "probability": 0.75}
+    assert {response.status_code for response in responses} == {200}
+    assert responses[0].json()["predictions"][0] == {"name": "first", "probability": 0.75}
     assert sum(model.batches) == 40
     assert max(model.batches) == 16
     assert len(model.batches) <= 5  # the first is there alone
 
 
-def test_who_comes_when_all_places_are_taken_is_asked_to_come_again() -> None:
-    answers = ask(Model(seconds=0.2), _often, Limits(waiting=10))
+@pytest.mark.parametrize(
+    "limits", [Limits(waiting=10), Limits(held_bytes=10 * len(b"picture"))], ids=["queue", "memory"]
+)
+def test_requests_beyond_the_capacity_are_refused_until_later(limits: Limits) -> None:
+    responses = run(Model(seconds=0.2), _often, limits)
 
-    refused = [answer for answer in answers if answer.status_code == 503]
+    refused = [response for response in responses if response.status_code == 503]
     assert len(refused) == 30
-    assert sum(answer.status_code == 200 for answer in answers) == 10
-    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+    assert sum(response.status_code == 200 for response in responses) == 10
+    assert {response.headers["Retry-After"] for response in refused} == {"1"}
 
 
-def test_uploads_may_hold_so_much_memory_together_and_no_more() -> None:
-    answers = ask(Model(seconds=0.2), _often, Limits(held_bytes=10 * len(b"picture")))
-
-    assert sum(answer.status_code == 200 for answer in answers) == 10
-
-
-def test_places_are_free_again_afterwards() -> None:
+def test_capacity_is_free_again_afterwards() -> None:
     async def twice(client: Client) -> list[httpx.Response]:
         return [*await _often(client), *await _often(client)]
 
-    answers = ask(Model(), twice, Limits(waiting=40, held_bytes=40 * len(b"picture")))
+    responses = run(Model(), twice, Limits(waiting=40, held_bytes=40 * len(b"picture")))
 
-    assert {answer.status_code for answer in answers} == {200}
+    assert {response.status_code for response in responses} == {200}
 
 
-def test_an_answer_that_takes_too_long_is_given_up_while_others_are_served() -> None:
+def test_a_classification_ends_by_its_timeout_while_others_are_served() -> None:
     async def both(client: Client) -> tuple[httpx.Response, float]:
         late = asyncio.ensure_future(post(client))
         await asyncio.sleep(0.05)
-        begun = time.monotonic()
+        start = time.monotonic()
         assert (await client.get("/health")).status_code == 200
-        return await late, time.monotonic() - begun
+        return await late, time.monotonic() - start
 
-    answer, seconds = ask(Model(seconds=5), both, Limits(answer_seconds=0.3))
+    response, seconds = run(Model(seconds=5), both, Limits(answer_seconds=0.3))
 
-    assert answer.status_code == 504
+    assert response.status_code == 504
     assert seconds < 3
 
 
@@ -138,40 +131,38 @@ def test_without_a_model_it_is_not_ready() -> None:
     async def ready(client: Client) -> httpx.Response:
         return await client.get("/ready")
 
-    assert ask(model, ready).status_code == 503
+    assert run(model, ready).status_code == 503
 
 
-# The keeper
+# The model manager
 
 
-def look(keeper: Keeper, times: int) -> None:
-    async def again() -> None:
+def update(manager: ModelManager, times: int = 1) -> None:
+    async def repeat() -> None:
         for _ in range(times):
-            await keeper.look()
+            await manager.update()
 
-    asyncio.run(again())
+    asyncio.run(repeat())
 
 
-def test_a_version_that_cannot_be_loaded_is_told_of_once_and_not_tried_all_the_time(
+def test_a_version_that_cannot_be_loaded_is_logged_once_and_not_retried_at_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tried: list[int] = []
 
-    def load(meant: Version) -> Served:
-        tried.append(meant.number)
+    def load(version: Version) -> ActiveModel:
+        tried.append(version.number)
         raise BadArtifact("no weights")
 
-    keeper = Keeper(served(Model()), find=lambda: version(2), load=load)
-    look(keeper, 5)
+    manager = ModelManager(active(Model()), find=lambda: version(2), load=load)
+    update(manager, 5)
 
-    assert keeper.current.version.number == 1
+    assert manager.current.version.number == 1
     assert tried == [2]
     assert caplog.text.count("no weights") == 1
 
 
-def test_a_registry_that_is_down_for_a_while_changes_nothing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_registry_that_is_down_for_a_while_changes_nothing() -> None:
     replies: list[Version | Exception] = [PdError("down"), OSError("down"), version(2)]
 
     def find() -> Version:
@@ -180,19 +171,19 @@ def test_a_registry_that_is_down_for_a_while_changes_nothing(
             raise reply
         return reply
 
-    keeper = Keeper(served(Model()), find=find, load=lambda _: served(Model(), 2))
-    look(keeper, 2)
-    assert keeper.current.version.number == 1
-    with caplog.at_level(logging.INFO):
-        look(keeper, 1)
-    assert keeper.current.version.number == 2
+    manager = ModelManager(active(Model()), find=find, load=lambda _: active(Model(), 2))
+    update(manager, 2)
+    assert manager.current.version.number == 1
+    update(manager)
+    assert manager.current.version.number == 2
 
 
 def test_other_aliases_of_the_same_version_load_nothing() -> None:
-    def load(_: Version) -> Served:
-        raise AssertionError("it is loaded already")
+    manager = ModelManager(
+        active(Model()),
+        find=lambda: version(1, "champion", "challenger"),
+        load=lambda _: pytest.fail("it is loaded already"),
+    )
+    update(manager)
 
-    keeper = Keeper(served(Model()), find=lambda: version(1, "champion", "challenger"), load=load)
-    look(keeper, 1)
-
-    assert keeper.current.version.aliases == ("champion", "challenger")
+    assert manager.current.version.aliases == ("champion", "challenger")

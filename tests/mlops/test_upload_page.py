@@ -1,6 +1,6 @@
-"""The upload page in a real browser: a picture goes in, names and percentages come out.
+"""The upload page in a real browser: names and percentages of an image.
 
-Once with the real service; what needs odd answers at odd times has a stand-in for it.
+Once with the real service; a fake one gives unusual responses at unusual times.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import pytest
 from browser import Browser, browser
 from conftest import TinyStudent
 from PIL import Image
-from serving import champion, new_project, serving
+from serving import champion, new_project, portable, serving
 
-from pd_core.mlops import predictor
 from pd_core.mlops.serving import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
@@ -32,49 +31,46 @@ BUSY = "the service is busy; try again in a moment"
 
 
 @dataclass
-class Standin:
-    """A service that gives the same answer to every PNG file, and refuses everything else.
+class FakeService:
+    """Fake service with the same ranking for every PNG file; everything else is refused.
 
     Attributes:
-        url: where it is.
-        version: that it says it has.
-        answer: classes and their probabilities.
-        slow: a picture that is only answered after `go_on`.
+        url: its address.
+        version: of its model.
+        ranking: classes and their probabilities.
+        slow: an image whose response waits for `go_on`.
         types: content types of the uploads.
     """
 
     url: str = ""
     version: int = 3
-    answer: list[tuple[str, float]] = field(default_factory=list)
+    ranking: list[tuple[str, float]] = field(default_factory=list)
     slow: bytes = b""
     go_on: threading.Event = field(default_factory=threading.Event)
     types: list[str] = field(default_factory=list)
 
     def reset(self) -> None:
-        """Answer as at the start."""
         self.version, self.slow, self.types = 3, b"", []
-        self.answer = [("capital <b>gamma</b>", 0.9321), (LONG, 0.0678), ("nu", 0.00004)]
+        self.ranking = [("capital <b>gamma</b>", 0.9321), (LONG, 0.0678), ("nu", 0.00004)]
 
     def model(self) -> dict[str, Any]:
-        """What GET /model says."""
-        names = [name for name, _ in self.answer] * 40
+        names = [name for name, _ in self.ranking] * 40
         return {"name": "promptkd-embedded_greek", "version": self.version, "classes": names}
 
     def predict(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """What POST /predict says."""
         if self.slow and body == self.slow:
             self.go_on.wait(20)
             return 503, {"detail": BUSY}
         if not body.startswith(b"\x89PNG"):
             return 400, {"detail": "the picture cannot be read (no picture); give a PNG file"}
-        ranking = [{"name": name, "probability": share} for name, share in self.answer]
-        about = {"model": "promptkd-embedded_greek", "version": self.version}
-        return 200, {**about, "predictions": ranking}
+        predictions = [{"name": name, "probability": share} for name, share in self.ranking]
+        model = {"model": "promptkd-embedded_greek", "version": self.version}
+        return 200, {**model, "predictions": predictions}
 
 
 @pytest.fixture(scope="module", name="running")
-def _running() -> Iterator[Standin]:
-    standin = Standin()
+def _running() -> Iterator[FakeService]:
+    fake = FakeService()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -83,14 +79,14 @@ def _running() -> Iterator[Standin]:
             if self.path == "/":
                 self._send(200, app.TEXT.encode(), "text/html; charset=utf-8")
             elif self.path == "/model":
-                self._send(200, json.dumps(standin.model()).encode())
+                self._send(200, json.dumps(fake.model()).encode())
             else:
                 self._send(404, b'{"detail": "no such page"}')
 
         def do_POST(self) -> None:  # noqa: N802
             assert self.path == "/predict?top=5"
-            standin.types.append(self.headers["Content-Type"])
-            status, answer = standin.predict(self.rfile.read(int(self.headers["Content-Length"])))
+            fake.types.append(self.headers["Content-Type"])
+            status, answer = fake.predict(self.rfile.read(int(self.headers["Content-Length"])))
             self._send(status, json.dumps(answer).encode())
 
         def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
@@ -109,9 +105,9 @@ def _running() -> Iterator[Standin]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    standin.url = f"http://127.0.0.1:{server.server_address[1]}/"
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}/"
     try:
-        yield standin
+        yield fake
     finally:
         server.shutdown()
         server.server_close()
@@ -124,15 +120,15 @@ def _tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield running
 
 
-@pytest.fixture(name="standin")
-def _standin(running: Standin) -> Standin:
+@pytest.fixture(name="fake")
+def _fake(running: FakeService) -> FakeService:
     running.reset()
     return running
 
 
 @pytest.fixture(name="opened")
-def _opened(tab: Browser, standin: Standin) -> Browser:
-    visit(tab, standin.url)
+def _opened(tab: Browser, fake: FakeService) -> Browser:
+    visit(tab, fake.url)
     return tab
 
 
@@ -144,7 +140,7 @@ def _png(tmp_path: Path, picture: bytes) -> Path:
 
 
 def visit(tab: Browser, url: str) -> None:
-    """Open the page; what an earlier one did is forgotten."""
+    """Open the page afresh."""
     tab.open("about:blank")
     tab.forget()
     tab.show(width=1280, height=900)
@@ -153,7 +149,7 @@ def visit(tab: Browser, url: str) -> None:
 
 
 def shown(opened: Browser) -> list[list[str]]:
-    """Wait for the answer; return names and percentages."""
+    """Wait for the ranking; return names and percentages."""
     opened.wait_for("!document.getElementById('answers').hidden")
     rows: list[list[str]] = opened.evaluate(
         "[...document.querySelectorAll('.answer')].map((row) => "
@@ -175,12 +171,10 @@ def text_of(opened: Browser, name: str) -> str:
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
-def test_with_the_real_service_the_page_shows_what_the_student_answers(
+def test_with_the_real_service_the_page_shows_the_students_ranking(
     tab: Browser, empty_database: Path, tiny_student: TinyStudent, png: Path, tmp_path: Path
 ) -> None:
-    student = predictor.stand_alone(
-        tiny_student.folder / "student.safetensors", tiny_student.vectors, tiny_student.weights
-    )
+    student = portable(tiny_student)
     store = new_project(tmp_path / "project", empty_database)
     champion(store, student, png.read_bytes())
     bad = tmp_path / "damaged.png"
@@ -199,12 +193,12 @@ def test_with_the_real_service_the_page_shows_what_the_student_answers(
         assert [failure[:4] for failure in tab.failed] == ["400 "]
 
 
-def test_a_chosen_picture_is_named_with_percentages(
-    opened: Browser, standin: Standin, png: Path
+def test_a_chosen_image_is_classified_by_the_pages_own_server(
+    opened: Browser, fake: FakeService, png: Path
 ) -> None:
     opened.set_file("#file", png)
     assert shown(opened) == [["capital <b>gamma</b>", "93.2%"], [LONG, "6.8%"], ["nu", "< 0.1%"]]
-    assert standin.types == ["image/png"]
+    assert fake.types == ["image/png"]
     assert text_of(opened, "title") == "my picture.png"
     opened.wait_for("document.getElementById('preview').naturalWidth === 40")
     assert text_of(opened, "spoken") == "capital <b>gamma</b>, 93.2%"
@@ -212,16 +206,9 @@ def test_a_chosen_picture_is_named_with_percentages(
     assert opened.evaluate(bars) == pytest.approx([93.21, 6.78, 0.004])
     assert opened.complaints == []
     assert opened.failed == []
-
-
-def test_the_page_asks_nobody_but_its_own_server(
-    opened: Browser, standin: Standin, png: Path
-) -> None:
-    opened.set_file("#file", png)
-    shown(opened)
+    own = (fake.url, f"blob:{fake.url}", "data:")
     assert opened.asked
-    own = (standin.url, f"blob:{standin.url}", "data:")
-    assert [address for address in opened.asked if not address.startswith(own)] == []
+    assert all(address.startswith(own) for address in opened.asked)
 
 
 def test_the_model_is_described(opened: Browser) -> None:
@@ -232,43 +219,34 @@ def test_the_model_is_described(opened: Browser) -> None:
     assert opened.evaluate("document.title") == "promptkd-embedded_greek: try a picture"
 
 
-def test_a_file_that_is_no_picture_shows_the_servers_reason(
-    opened: Browser, standin: Standin, tmp_path: Path
+def test_the_reason_of_a_refusal_is_shown_until_the_next_image(
+    opened: Browser, fake: FakeService, png: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "notes.txt"
     bad.write_text("no picture")
     opened.set_file("#file", bad)
     assert refused(opened) == "The picture cannot be read (no picture); give a PNG file."
-    assert standin.types == ["application/octet-stream"]  # for the server to look what it is
+    assert fake.types == ["application/octet-stream"]  # for the server to look what it is
     assert opened.evaluate("document.getElementById('answers').hidden")
     assert opened.failed == [f"400 {opened.evaluate('location.href')}predict?top=5"]
     assert len(opened.complaints) == 1  # the browser's own line about the status
-
-
-def test_after_a_bad_file_a_good_one_is_answered(
-    opened: Browser, png: Path, tmp_path: Path
-) -> None:
-    bad = tmp_path / "notes.txt"
-    bad.write_text("no picture")
-    opened.set_file("#file", bad)
-    refused(opened)
     opened.set_file("#file", png)
     assert len(shown(opened)) == 3
     assert opened.evaluate("document.getElementById('error').hidden")
 
 
-def test_a_late_answer_does_not_replace_that_of_a_later_picture(
-    opened: Browser, standin: Standin, png: Path, tmp_path: Path
+def test_a_late_response_does_not_replace_that_of_a_later_image(
+    opened: Browser, fake: FakeService, png: Path, tmp_path: Path
 ) -> None:
     first = tmp_path / "slow.png"
     first.write_bytes(png.read_bytes() + b"slow")
-    standin.slow = first.read_bytes()
-    standin.go_on.clear()
+    fake.slow = first.read_bytes()
+    fake.go_on.clear()
     opened.set_file("#file", first)
     opened.wait_for("!document.getElementById('waiting').hidden")
     opened.set_file("#file", png)
     shown(opened)
-    standin.go_on.set()
+    fake.go_on.set()
     opened.wait_for(
         "performance.getEntriesByType('resource').filter("
         "(entry) => entry.name.includes('predict')).length === 2"
@@ -297,15 +275,15 @@ def test_a_picture_can_be_dropped_and_pasted(opened: Browser, png: Path, way: st
 
 
 def test_a_version_that_came_while_the_page_was_open_is_described(
-    opened: Browser, standin: Standin, png: Path
+    opened: Browser, fake: FakeService, png: Path
 ) -> None:
-    standin.version = 4
+    fake.version = 4
     opened.set_file("#file", png)
     shown(opened)
     opened.wait_for("document.getElementById('version').textContent === 'version 4'")
 
 
-def test_a_server_that_is_gone_is_said(opened: Browser, png: Path) -> None:
+def test_a_server_that_is_down_is_reported(opened: Browser, png: Path) -> None:
     opened.evaluate("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
     opened.set_file("#file", png)
     assert refused(opened) == "The server does not answer. Is it still running?"
@@ -328,12 +306,12 @@ def test_every_input_has_a_label_and_the_answer_is_spoken(opened: Browser) -> No
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("screen", SCREENS)
 def test_everything_fits_on_the_screen_and_is_seen(
-    opened: Browser, standin: Standin, png: Path, tmp_path: Path, screen: str, dark: bool
+    opened: Browser, fake: FakeService, png: Path, tmp_path: Path, screen: str, dark: bool
 ) -> None:
     width, height = SCREENS[screen]
     phone = screen != "desk"
     opened.show(width=width, height=height, dark=dark, phone=phone)
-    opened.open(standin.url)
+    opened.open(fake.url)
     opened.wait_for("!document.getElementById('facts').hidden")
     opened.evaluate("document.querySelector('details').open = true")
     opened.set_file("#file", png)

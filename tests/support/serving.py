@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from conftest import TinyStudent
 
 from pd_core.mlops import tracking
+from pd_core.mlops.predictor import stand_alone
 from pd_core.mlops.registry import CHAMPION, Version, find, set_alias
 from pd_core.mlops.registry.register import Origin, register
 from pd_core.models.portable.student import PortableStudent
@@ -26,24 +28,16 @@ DATASET = "greek"
 
 @dataclass(frozen=True)
 class Running:
-    """A service.
-
-    Attributes:
-        url: where it is.
-        process: it.
-        log: what it has written to stderr.
-    """
+    """A service: its address, its process, and its stderr."""
 
     url: str
     process: subprocess.Popen[str]
     log: Path
 
     def post(self, path: str, body: Any = None, **rest: Any) -> requests.Response:
-        """Send something."""
         return requests.post(self.url + path, data=body, timeout=60, **rest)
 
     def get(self, path: str) -> requests.Response:
-        """Ask for something."""
         return requests.get(self.url + path, timeout=60)
 
 
@@ -64,28 +58,26 @@ def champion(store: str, student: PortableStudent, picture: bytes, **rest: Any) 
     return version
 
 
-def promptkd_serve(
-    project: Path, *arguments: str, log: Any, code: Path = ROOT
-) -> subprocess.Popen[str]:
-    """Start the command, with the code of this or of another clone."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pd_core", "serve", *arguments],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(code)},
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-    )
+def portable(tiny: TinyStudent) -> PortableStudent:
+    """Fold the outputs of the stages into one student."""
+    return stand_alone(tiny.folder / "student.safetensors", tiny.vectors, tiny.weights)
 
 
 @contextmanager
 def serving(
     project: Path, *arguments: str, dataset: str = DATASET, code: Path = ROOT, status: int = 0
 ) -> Iterator[Running]:
-    """Serve the champion while the block runs; then it has to end with a status when told to."""
+    """Serve the champion during the block; after it the service has to end with a status."""
     path = project / "serve.log"
     with path.open("w") as log:
-        process = promptkd_serve(project, dataset, "--port", "0", *arguments, log=log, code=code)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pd_core", "serve", dataset, "--port", "0", *arguments],
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": str(code)},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert " at http://" in line, path.read_text()

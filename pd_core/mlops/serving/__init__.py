@@ -1,5 +1,5 @@
-"""The HTTP service around a registered student.
+"""HTTP service around a registered student.
 
-A request passes `app` (routes), `requests` (bodies within the limits), `model_manager` (batches,
-the active version) and `worker` (decoding and the model, in a process of its own).
+A request passes through `app` (routes), `requests` (uploads within limits), `model_manager` (the
+active model, batches) and `worker` (decoding and inference in a process of their own).
 """

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, metrics, upload page, a server that drains requests at its end."""
+"""HTTP application: routes, metrics, upload page, and a server that drains requests at its end."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pd_core.core.errors import BadParams
 from pd_core.mlops.serving import requests
-from pd_core.mlops.serving.model_manager import Engine, Keeper, Ranking, Served
-from pd_core.mlops.serving.requests import Limits, Room
+from pd_core.mlops.serving.model_manager import (
+    ActiveModel,
+    Batcher,
+    ModelManager,
+    Ranking,
+    process_ended,
+)
+from pd_core.mlops.serving.requests import Capacity, Limits
 
 TEXT = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def _digest(element: str) -> str:
-    """Return the hash of what stands in the page's only such element, as the policy wants it."""
+    """Return the hash of the page's only such element, for its Content-Security-Policy."""
     code = TEXT.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
     return f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
 
@@ -50,43 +56,40 @@ HEADERS = {
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_PICTURES = (1, 2, 4, 8, 16, 32, 64, 128)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOP = 5
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
-_FACTS = ("dataset", "profile", "protocol", "seed", "kind", "accuracy")  # of a version's tags
+_FACTS = ("dataset", "profile", "protocol", "seed", "kind", "accuracy")  # tags of a version
 
 
-class Telemetry:
+class Metrics:
     """Prometheus metrics of requests and batches, in a registry of their own."""
 
-    def __init__(self, room: Room, keeper: Keeper) -> None:
+    def __init__(self, capacity: Capacity, manager: ModelManager) -> None:
         """Start at zero."""
-        self._room = room
-        self._keeper = keeper
-        self._registry = CollectorRegistry()
+        self._capacity = capacity
+        self._manager = manager
+        self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "promptkd_requests",
-            "Requests, by route and status.",
+            "Requests by route and status.",
             ["route", "status"],
-            registry=self._registry,
+            registry=registry,
         )
         self._seconds = Histogram(
             "promptkd_request_seconds",
-            "Seconds from a request's first line to its answer, by route.",
+            "Duration of a request by route.",
             ["route"],
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=registry,
         )
         self._batches = Histogram(
-            "promptkd_batch_pictures",
-            "Pictures that went through the model together.",
-            buckets=_PICTURES,
-            registry=self._registry,
+            "promptkd_batch_pictures", "Images of a batch.", buckets=_BATCH_SIZES, registry=registry
         )
-        self._registry.register(self)
+        registry.register(self)
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
+    def request(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
@@ -96,48 +99,48 @@ class Telemetry:
         self._batches.observe(size)
 
     def text(self) -> bytes:
-        """Return all numbers, in Prometheus's format."""
+        """Return all metrics, in Prometheus's format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """Look up the queue, the version and its monitor, whenever the numbers are asked for."""
-        served = self._keeper.current
+        """Yield the metrics that are read when they are scraped: queue, version, drift."""
+        model = self._manager.current
         yield GaugeMetricFamily(
-            "promptkd_waiting_pictures", "Pictures that wait for an answer.", self._room.pictures
+            "promptkd_waiting_pictures", "Images in the queue.", self._capacity.pictures
         )
         info = GaugeMetricFamily(
-            "promptkd_model_info", "The version that answers.", labels=["name", "version"]
+            "promptkd_model_info", "Active version.", labels=["name", "version"]
         )
-        info.add_metric([served.version.name, str(served.version.number)], 1)
+        info.add_metric([model.version.name, str(model.version.number)], 1)
         yield info
         yield CounterMetricFamily(
             "promptkd_versions_taken_over",
             "Versions that took over since the start.",
-            self._keeper.taken_over,
+            self._manager.replacements,
         )
-        gauges = served.monitor.gauges() if served.monitor is not None else {}
+        gauges = model.monitor.gauges() if model.monitor is not None else {}
         for name, value in gauges.items():
             if math.isfinite(value):
                 yield GaugeMetricFamily(name, "See /monitoring.", value)
 
 
-class Counted:
-    """ASGI middleware: every request is counted under its route, not its path."""
+class MetricsMiddleware:
+    """ASGI middleware that counts every request under its route."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, routes: Iterable[str]) -> None:
-        """Surround an application; all paths but the known `routes` are counted as one."""
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Iterable[str]) -> None:
+        """Wrap an application; all paths that are not in `routes` count as `other`."""
         self._app = app
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._routes = frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), 500
 
-        async def noted(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -145,116 +148,123 @@ class Counted:
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, send_counted)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
-            self._telemetry.answered(route, status, time.perf_counter() - begun)
+            self._metrics.request(route, status, time.perf_counter() - start)
 
 
 class Service:
-    """The parts of the service: active model, limits of requests, queue, metrics and batches."""
+    """Parts of the service: active model, limits, capacity, metrics and batches."""
 
-    def __init__(self, keeper: Keeper, limits: Limits) -> None:
-        """Make the parts around a keeper."""
-        self.keeper, self.limits = keeper, limits
-        self.room = Room(limits)
-        self.telemetry = Telemetry(self.room, keeper)
-        self.engine = Engine(limits, on_batch=self.telemetry.batch)
+    def __init__(self, manager: ModelManager, limits: Limits) -> None:
+        """Make the parts around a model manager."""
+        self.manager, self.limits = manager, limits
+        self.capacity = Capacity(limits)
+        self.metrics = Metrics(self.capacity, manager)
+        self.batcher = Batcher(limits, on_batch=self.metrics.batch)
 
 
 def build(service: Service, *, poll: float) -> FastAPI:
-    """Make the application, which looks for a newer version every `poll` seconds."""
-    keeper, engine, room, limits = service.keeper, service.engine, service.room, service.limits
+    """Make the application, which checks for another version every `poll` seconds."""
+    manager, limits, capacity = service.manager, service.limits, service.capacity
 
     @asynccontextmanager
-    async def alive(_app: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(keeper.follow(poll))
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        polling = asyncio.create_task(manager.poll(poll))
         yield
-        following.cancel()
+        polling.cancel()
         with suppress(asyncio.CancelledError):
-            await following
+            await polling
 
-    app = FastAPI(title="PromptKD", docs_url=None, redoc_url=None, lifespan=alive)
+    app = FastAPI(title="PromptKD", docs_url=None, redoc_url=None, lifespan=lifespan)
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
-        """Classify one picture: the body itself, or a form's field `file`."""
+        """Classify one image: the body itself, or a form's field `file`."""
         top = _top(request)
-        with room.hold() as held:
-            picture = await requests.one_picture(request, limits, held)
-            rankings = await engine.answer(keeper.current, [picture])
-        return JSONResponse(_about(rankings[0]) | {"predictions": rankings[0].best(top)})
+        with capacity.admit() as reservation:
+            image = await requests.read_image(request, limits, reservation)
+            (ranking,) = await service.batcher.classify(manager.current, [image])
+        return JSONResponse(_model_of(ranking) | {"predictions": ranking.best(top)})
 
     @app.post("/predict/batch")
     async def predict_batch(request: Request) -> Response:
-        """Classify many: a form's fields `files`, or JSON `{"images": [base64, ...]}`."""
+        """Classify images: a form's fields `files`, or JSON `{"images": [base64, ...]}`."""
         top = _top(request)
-        with room.hold() as held:
-            pictures = await requests.many_pictures(request, limits, held)
-            rankings = await engine.answer(keeper.current, pictures)
+        with capacity.admit() as reservation:
+            images = await requests.read_images(request, limits, reservation)
+            rankings = await service.batcher.classify(manager.current, images)
         best = [ranking.best(top) for ranking in rankings]
-        return JSONResponse(_about(rankings[0]) | {"predictions": best})
+        return JSONResponse(_model_of(rankings[0]) | {"predictions": best})
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Say that the service is alive."""
+        """Liveness check."""
         return {"status": "alive"}
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        """Say whether predictions can be asked for."""
-        if keeper.current.worker.broken:
-            raise requests.gone()
+        """Readiness check: 503 while the model's process is restarted."""
+        if manager.current.worker.broken:
+            raise process_ended()
         return {"status": "ready"}
 
     @app.get("/model")
     async def model() -> dict[str, Any]:
-        """Describe the version that answers."""
-        return _described(keeper.current, limits)
+        """Describe the active version."""
+        return _describe(manager.current, limits)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Return numbers for Prometheus."""
-        return Response(await asyncio.to_thread(service.telemetry.text), media_type=CONTENT_TYPE)
+        """Prometheus metrics."""
+        return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE)
 
     @app.get("/monitoring")
     async def monitoring() -> Response:
-        """Compare what is asked for with the training pictures."""
-        monitor = keeper.current.monitor
+        """Drift of the received images against the training images."""
+        monitor = manager.current.monitor
         if monitor is None:
             raise HTTPException(404, "this version has no reference to compare with")
         return JSONResponse(await asyncio.to_thread(monitor.report))
 
     @app.get("/", include_in_schema=False)
     async def upload_page() -> Response:
-        """Return the upload page."""
+        """Upload page."""
         return HTMLResponse(TEXT, headers=HEADERS)
 
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _broken)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(
-        Counted,
-        telemetry=service.telemetry,
+        MetricsMiddleware,
+        metrics=service.metrics,
         routes=[getattr(route, "path", "") for route in app.routes],
     )
     return app
 
 
+async def _disconnected(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    return JSONResponse({"detail": "the service failed; see its log"}, 500)
+
+
 def _top(request: Request) -> int:
-    given = request.query_params.get("top", str(_TOP))
-    if not (given.isascii() and given.isdigit() and 0 < len(given) <= 6 and int(given) > 0):
-        raise requests.bad(f"top = {given[:20]}; ask for at least one name")
-    return int(given)
+    text = request.query_params.get("top", str(_TOP))
+    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 6 and int(text) > 0):
+        raise requests.bad_request(f"top = {text[:20]}; ask for at least one name")
+    return int(text)
 
 
-def _about(ranking: Ranking) -> dict[str, Any]:
-    version = ranking.served.version
+def _model_of(ranking: Ranking) -> dict[str, Any]:
+    version = ranking.model.version
     return {"model": version.name, "version": version.number}
 
 
-def _described(served: Served, limits: Limits) -> dict[str, Any]:
-    version, facts = served.version, served.worker.facts
+def _describe(model: ActiveModel, limits: Limits) -> dict[str, Any]:
+    version, facts = model.version, model.worker.facts
     return {
         "name": version.name,
         "version": version.number,
@@ -268,26 +278,11 @@ def _described(served: Served, limits: Limits) -> dict[str, Any]:
     }
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
-
-
-async def _gone(_request: Request, _error: Exception) -> Response:
-    """Answer a client that hung up; nobody reads it."""
-    return Response(status_code=400)
-
-
-async def _broken(_request: Request, _error: Exception) -> Response:
-    """Hide from the client what went wrong; the log has it."""
-    return JSONResponse({"detail": "the service failed; its log says why"}, 500)
-
-
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port (0 for any free one); clients may connect from now on, and wait for `run`.
+    """Bind a port (0 for any free one); clients that connect wait for `run`.
 
     Raises:
-        BadParams: the port is taken, or the address is not this machine's.
+        BadParams: the port is in use, or the address is not this machine's.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -300,13 +295,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """Return the URL of what listens."""
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run(app: ASGIApp, listening: socket.socket, *, drain_seconds: float) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what has come, for so many seconds at most."""
+    """Serve until SIGTERM or SIGINT; then finish open requests, for so many seconds at most."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -320,11 +315,11 @@ def run(app: ASGIApp, listening: socket.socket, *, drain_seconds: float) -> None
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, for which a signal to end is no failure."""
+    """Uvicorn's server, which exits with status 0 after a signal."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Note the signals; unlike the original, do not raise them again at the end."""
+        """Handle the signals; unlike the original, do not raise them again at the end."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)

@@ -1,8 +1,8 @@
-"""The active model of the service, and the batches of images that it classifies.
+"""Active model of the service, and batching of the images that it classifies.
 
-It is loaded from the registry, and replaced when its alias moves. There is no waiting for a batch
-to fill: the model's process is given whatever waits as soon as it is free. The more requests come,
-the larger the batches are; a full one is sent ahead, so that the process never waits.
+The model is loaded from the registry, and replaced when its alias moves. No request waits for a
+batch to fill: as soon as the model's process is free, it receives all images in the queue. The more
+requests come, the larger the batches; a full one is sent ahead, so that the process never waits.
 """
 
 from __future__ import annotations
@@ -27,21 +27,26 @@ from pd_core.core.errors import PdError
 from pd_core.mlops.bundle import REFERENCE
 from pd_core.mlops.drift import Monitor, Reference
 from pd_core.mlops.registry import BUNDLE, CHAMPION, Version, fetch, find, load_model
-from pd_core.mlops.serving.requests import Limits, bad, gone
-from pd_core.mlops.serving.worker import Judged, Power, Worker
+from pd_core.mlops.serving.requests import Limits, bad_request, unavailable
+from pd_core.mlops.serving.worker import Resources, Worker
 
 _LOG = logging.getLogger(__name__)
-_RETRY_SECONDS = 60.0  # loading takes a second of processor, which the requests miss
+_RETRY_SECONDS = 60.0  # loading takes a second of CPU time from the requests
+
+
+def process_ended() -> HTTPException:
+    """Make the error for a request while the model's process is restarted."""
+    return unavailable("the model's process has ended and is started again", retry_after=5)
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class ActiveModel:
     """A loaded version.
 
     Attributes:
         version: the registry's entry.
         worker: its process.
-        monitor: compares its answers with those to training images; None without these.
+        monitor: compares its images with the training images; None without a reference.
     """
 
     version: Version
@@ -50,205 +55,192 @@ class Served:
 
 
 class Ranking(NamedTuple):
-    """The answer to an image: the probability of every class (C,), and the version's."""
+    """Probability of every class for an image (C,), and the model."""
 
     probabilities: NDArray[np.float32]
-    served: Served
+    model: ActiveModel
 
     def best(self, top: int) -> list[dict[str, Any]]:
-        """Return the likeliest classes, as `{"name": ..., "probability": ...}`."""
+        """Return the most probable classes, as `{"name": ..., "probability": ...}`."""
         order = (-self.probabilities).argsort(kind="stable")[:top]
-        names = self.served.worker.facts.names
+        names = self.model.worker.facts.names
         return [
             {"name": names[label], "probability": float(self.probabilities[label])}
             for label in order.tolist()
         ]
 
 
-class Keeper:
-    """Holds the active version, and replaces it by a newer one.
+class ModelManager:
+    """Holder of the active model, which it replaces when the registry has another one.
 
     Attributes:
-        current: the active version; each request takes it once, and stays with it.
-        taken_over: how many versions took over since the start.
+        current: the active model; a request uses the same one from start to end.
+        replacements: number of versions that took over since the start.
     """
 
     def __init__(
         self,
-        current: Served,
+        current: ActiveModel,
         *,
         find: Callable[[], Version],
-        load: Callable[[Version], Served],
+        load: Callable[[Version], ActiveModel],
     ) -> None:
-        """Start with a loaded version; `find` and `load` a newer one are called in a thread."""
+        """Start with a loaded version; `find` and `load` are called in a thread."""
         self.current = current
-        self.taken_over = 0
+        self.replacements = 0
         self._find = find
         self._load = load
-        self._trouble = ""
-        self._failed: dict[int, float] = {}  # version -> when it may be tried again
+        self._problem = ""
+        self._retry_at: dict[int, float] = {}  # by version
 
-    async def follow(self, every: float) -> None:
-        """Look every so many seconds whether another version is meant, until cancelled."""
+    async def poll(self, seconds: float) -> None:
+        """Call `update` every so many seconds, until cancelled."""
         while True:
-            await asyncio.sleep(every)
-            await self.look()
+            await asyncio.sleep(seconds)
+            await self.update()
 
-    async def look(self) -> None:
-        """Take over another version, if one is meant; trouble is logged, and the old one stays."""
+    async def update(self) -> None:
+        """Activate the registry's version; on an error log it, and keep the current one."""
+        problem = ""
         try:
-            meant = await asyncio.to_thread(self._find)
-            await self._take(meant)
-            self._trouble = ""
+            await self._activate(await asyncio.to_thread(self._find))
         except PdError as error:
-            self._tell(f"{error}")
+            problem = str(error)
         except Exception as error:
-            self._tell(f"{type(error).__name__}: {error}")
+            problem = f"{type(error).__name__}: {error}"
+        if problem and problem != self._problem:
+            _LOG.warning("version %d stays active: %s", self.current.version.number, problem)
+        self._problem = problem
 
-    async def _take(self, meant: Version) -> None:
+    async def _activate(self, version: Version) -> None:
         now = self.current.version
-        same = (meant.name, meant.number) == (now.name, now.number)
+        same = (version.name, version.number) == (now.name, now.number)
         if same and not self.current.worker.broken:
-            if meant != now:  # its aliases or tags are others
-                self.current = replace(self.current, version=meant)
+            if version != now:  # it has other aliases or tags
+                self.current = replace(self.current, version=version)
             return
-        if time.monotonic() < self._failed.get(meant.number, 0.0):
+        if time.monotonic() < self._retry_at.get(version.number, 0.0):
             return
-        self._failed[meant.number] = time.monotonic() + _RETRY_SECONDS
+        self._retry_at[version.number] = time.monotonic() + _RETRY_SECONDS
         try:
-            self.current = await asyncio.to_thread(self._load, meant)
+            self.current = await asyncio.to_thread(self._load, version)
         except PdError as error:
-            raise PdError(f"version {meant.number} is not taken: {error}") from None
-        del self._failed[meant.number]
-        _LOG.info("version %d took over from version %d", meant.number, now.number)
-        self.taken_over += 1
-
-    def _tell(self, trouble: str) -> None:
-        """Log what is wrong, once."""
-        if trouble != self._trouble:
-            _LOG.warning("version %d goes on answering: %s", self.current.version.number, trouble)
-        self._trouble = trouble
+            raise PdError(f"version {version.number} cannot be activated: {error}") from None
+        del self._retry_at[version.number]
+        _LOG.info("version %d took over from version %d", version.number, now.number)
+        self.replacements += 1
 
 
-def keep(store: str, reference: str, power: Power) -> Keeper:
-    """Load the version that a reference names, to be followed from then on.
+def open_model(store: str, reference: str, resources: Resources) -> ModelManager:
+    """Load the version that a reference names, and follow the reference from then on.
 
     The reference is a data set, for its champion, or as `greek@challenger`, `greek/3`.
 
     Raises:
         UnknownName: there is no such model, alias or version.
-        PdError: it cannot be had or loaded.
+        PdError: it cannot be fetched or loaded.
     """
-    wanted = partial(find, store, reference, default=CHAMPION)
-    loaded = partial(load, store, power=power)
-    return Keeper(loaded(wanted()), find=wanted, load=loaded)
+    find_version = partial(find, store, reference, default=CHAMPION)
+    load_version = partial(load, store, resources=resources)
+    return ModelManager(load_version(find_version()), find=find_version, load=load_version)
 
 
-def load(store: str, version: Version, power: Power) -> Served:
+def load(store: str, version: Version, resources: Resources) -> ActiveModel:
     """Load a version into a process.
 
     Raises:
-        PdError: it cannot be had or loaded.
+        PdError: it cannot be fetched or loaded.
     """
     with TemporaryDirectory() as folder:
         model = fetch(store, version, Path(folder))
-        worker = Worker(partial(load_model, model), power)
-        reference = model / BUNDLE / REFERENCE
-        known = Reference.load(reference) if reference.is_file() else None
-    monitor = Monitor(known, worker.facts.names) if known is not None else None
-    return Served(version, worker, monitor)
+        worker = Worker(partial(load_model, model), resources)
+        file = model / BUNDLE / REFERENCE
+        monitor = Monitor(Reference.load(file), worker.facts.names) if file.is_file() else None
+    return ActiveModel(version, worker, monitor)
 
 
-class _Waiting(NamedTuple):
-    served: Served
-    picture: bytes
-    answer: asyncio.Future[Ranking | str]  # or why it is no picture
+class _Item(NamedTuple):
+    model: ActiveModel
+    image: bytes
+    result: asyncio.Future[Ranking | str]  # or the reason why the image is not readable
 
 
-class Engine:
-    """Makes batches of the images that wait; all of it happens in the event loop's thread."""
+class Batcher:
+    """Queue of images that are classified in batches, within the event loop's thread."""
 
     def __init__(self, limits: Limits, *, on_batch: Callable[[int], None] = lambda _: None) -> None:
-        """Start without work; `on_batch` is called with the size of every batch."""
+        """Start with an empty queue; `on_batch` is called with the size of every batch."""
         self._limits = limits
         self._on_batch = on_batch
-        self._queue: deque[_Waiting] = deque()
-        self._batches: set[asyncio.Task[None]] = set()
+        self._queue: deque[_Item] = deque()
+        self._running: set[asyncio.Task[None]] = set()
 
-    async def answer(self, served: Served, pictures: Sequence[bytes]) -> list[Ranking]:
-        """Classify the pictures of one request, all by the same version.
+    async def classify(self, model: ActiveModel, images: Sequence[bytes]) -> list[Ranking]:
+        """Classify the images of one request, all by the same model.
 
         Raises:
-            HTTPException: 400, a picture is none, with its place if there are several; 503; 504.
+            HTTPException: 400, an image is not readable, by its index if there are several; 503
+                after the end of the model's process; 504.
         """
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(served, picture, loop.create_future()) for picture in pictures]
-        self._queue.extend(waiting)
-        self._send()
+        items = [_Item(model, image, loop.create_future()) for image in images]
+        self._queue.extend(items)
+        self._submit()
         try:
             async with asyncio.timeout(self._limits.answer_seconds):
-                answers = await asyncio.gather(*(one.answer for one in waiting))
+                results = await asyncio.gather(*(item.result for item in items))
         except TimeoutError:
-            detail = f"no answer within {self._limits.answer_seconds:g} seconds; try again"
-            raise HTTPException(504, detail, headers={"Retry-After": "1"}) from None
+            reason = f"no result within {self._limits.answer_seconds:g} seconds; try again"
+            raise HTTPException(504, reason, headers={"Retry-After": "1"}) from None
         except BrokenProcessPool:
-            raise gone() from None
-        return [_ranking(answer, place, len(answers)) for place, answer in enumerate(answers)]
+            raise process_ended() from None
+        rankings = []
+        for index, result in enumerate(results):
+            if isinstance(result, str):
+                raise bad_request(f"image {index}: {result}" if len(results) > 1 else result)
+            rankings.append(result)
+        return rankings
 
-    def _send(self) -> None:
-        """Give the process what it can take."""
-        while self._queue and self._has_room():
-            if batch := self._take():
+    def _submit(self) -> None:
+        """Send batches: one if the process is free, a full one ahead of time."""
+        while self._queue and (
+            not self._running
+            or (len(self._running) == 1 and len(self._queue) >= self._limits.batch)
+        ):
+            if batch := self._next_batch():
                 self._on_batch(len(batch))
-                task = asyncio.create_task(_judge(batch))
-                self._batches.add(task)
+                task = asyncio.create_task(_run(batch))
+                self._running.add(task)
                 task.add_done_callback(self._done)
 
-    def _has_room(self) -> bool:
-        """Say whether the process is free, or a full batch is there for when it will be."""
-        return not self._batches or (
-            len(self._batches) == 1 and len(self._queue) >= self._limits.batch
-        )
-
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
-        self._send()
+        self._running.discard(task)
+        self._submit()
 
-    def _take(self) -> list[_Waiting]:
-        """Take a batch of one version off the queue."""
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[_Item]:
+        """Take a batch for one model off the queue."""
+        batch: list[_Item] = []
         while self._queue and len(batch) < self._limits.batch:
-            first = self._queue[0]
-            if batch and first.served is not batch[0].served:
+            if batch and self._queue[0].model is not batch[0].model:
                 break
-            self._queue.popleft()
-            if not first.answer.done():  # its client may have given up
-                batch.append(first)
+            item = self._queue.popleft()
+            if not item.result.done():  # its client may have given up
+                batch.append(item)
         return batch
 
 
-async def _judge(batch: Sequence[_Waiting]) -> None:
-    served = batch[0].served
+async def _run(batch: Sequence[_Item]) -> None:
+    model = batch[0].model
     try:
-        judged = await served.worker.judge([one.picture for one in batch])
-        if served.monitor is not None and len(judged.features):
-            served.monitor.observe(judged.probabilities, judged.features)
-        _deliver(batch, judged)
-    except Exception as error:  # whatever it is: these requests fail, others go on
-        for one in batch:
-            if not one.answer.done():
-                one.answer.set_exception(error)
-
-
-def _deliver(batch: Sequence[_Waiting], judged: Judged) -> None:
-    rows = iter(judged.probabilities)
-    for one, reason in zip(batch, judged.reasons, strict=True):
-        answer = reason or Ranking(next(rows), one.served)
-        if not one.answer.done():
-            one.answer.set_result(answer)
-
-
-def _ranking(answer: Ranking | str, place: int, count: int) -> Ranking:
-    if isinstance(answer, str):
-        raise bad(f"picture {place}: {answer}" if count > 1 else answer)
-    return answer
+        output = await model.worker.predict([item.image for item in batch])
+        if model.monitor is not None and len(output.features):
+            model.monitor.observe(output.probabilities, output.features)
+        rows = iter(output.probabilities)
+        for item, reason in zip(batch, output.reasons, strict=True):
+            result = reason or Ranking(next(rows), model)
+            if not item.result.done():
+                item.result.set_result(result)
+    except Exception as error:  # of any kind: these requests fail, others go on
+        for item in batch:
+            if not item.result.done():
+                item.result.set_exception(error)

@@ -1,7 +1,6 @@
-"""Requests to the service: their limits, their images, and the HTTP errors that refuse them.
+"""Uploads to the service: their limits, their images, and the HTTP errors that refuse them.
 
-Bytes, images and seconds are limited. Nothing is written to disk: the limits keep it small enough
-for memory.
+Nothing is written to disk: the limits on bytes, images and seconds keep uploads in memory.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from starlette.requests import Request
 
 _MULTIPART, _JSON = "multipart/form-data", "application/json"
 _RAW = ("", "application/octet-stream")
-_MOST_FIELDS = 8
-_DRAINED = 4  # times the limit
+_MAX_FIELDS = 8
+_DRAIN_FACTOR = 4  # an upload that is too large is read to the end up to so many times the limit
 _DRAIN_SECONDS = 5.0
 _CLOSE = {"Connection": "close"}
 
@@ -32,14 +31,14 @@ class Limits:
     """Bounds of a request, and of all requests together.
 
     Attributes:
-        batch: images that go through the model together.
-        waiting: images that may wait for their answer; further requests are sent away.
-        pictures: in one request.
-        picture_bytes: of one uploaded image.
-        batch_bytes: of a request with many images.
-        held_bytes: of all uploads that are held at a time.
-        upload_seconds: until a request has arrived.
-        answer_seconds: from then until it is answered.
+        batch: images classified together.
+        waiting: images in the queue; further requests are refused.
+        pictures: images of a request.
+        picture_bytes: bytes of an uploaded image.
+        batch_bytes: bytes of a request with several images.
+        held_bytes: bytes of all uploads at a time.
+        upload_seconds: timeout of an upload.
+        answer_seconds: timeout of a classification.
     """
 
     batch: int = 32
@@ -52,35 +51,31 @@ class Limits:
     answer_seconds: float = 30.0
 
 
-def bad(reason: str) -> HTTPException:
-    """Refuse what cannot be understood."""
+def bad_request(reason: str) -> HTTPException:
+    """Make the error for a malformed request."""
     return HTTPException(400, " ".join(reason.split()))
 
 
-def gone() -> HTTPException:
-    """Send a client away until the model's process is there again."""
-    reason = "the model's process has ended and is started again"
-    return HTTPException(503, reason, headers={"Retry-After": "5"})
+def unavailable(reason: str, *, retry_after: int) -> HTTPException:
+    """Make the error for a request that may succeed after some seconds."""
+    return HTTPException(503, reason, headers={"Retry-After": str(retry_after)})
 
 
 def _busy() -> HTTPException:
-    reason = "too many pictures are waiting; try again"
-    return HTTPException(503, reason, headers={"Retry-After": "1"})
+    return unavailable("too many images are waiting; try again", retry_after=1)
 
 
-def _unsupported(given: str) -> HTTPException:
-    return HTTPException(
-        415, f"'{given[:60]}' is not taken; send a picture, or multipart/form-data"
-    )
+def _unsupported(content_type: str) -> HTTPException:
+    reason = f"'{content_type[:60]}' is not supported; send an image, or multipart/form-data"
+    return HTTPException(415, reason)
 
 
-def _too_large(most: int, what: str = "the upload") -> HTTPException:
-    """Refuse an upload; whatever of it is still on its way is not read."""
-    return HTTPException(413, f"{what} has more than {most} bytes", headers=_CLOSE)
+def _too_large(limit: int, name: str = "the upload") -> HTTPException:
+    return HTTPException(413, f"{name} has more than {limit} bytes", headers=_CLOSE)
 
 
-class Room:
-    """Bytes of uploads that the service holds at a time, and images that wait."""
+class Capacity:
+    """Counters of the requests, images and bytes that the service holds."""
 
     def __init__(self, limits: Limits) -> None:
         """Start empty."""
@@ -88,150 +83,151 @@ class Room:
         self.requests = self.pictures = self.bytes = 0
 
     @contextmanager
-    def hold(self) -> Iterator[Held]:
-        """Admit a request; what it holds is given back when the block ends.
+    def admit(self) -> Iterator[Reservation]:
+        """Admit a request for the length of the block.
 
         Raises:
-            HTTPException: 503, as many requests are in as pictures may wait.
+            HTTPException: 503, as many requests are in as images may wait.
         """
         if self.requests >= self._limits.waiting:
             raise _busy()
         self.requests += 1
-        held = Held(self)
+        reservation = Reservation(self)
         try:
-            yield held
+            yield reservation
         finally:
             self.requests -= 1
-            self.pictures -= held.pictures
-            self.bytes -= held.bytes
+            self.pictures -= reservation.pictures
+            self.bytes -= reservation.bytes
 
-    def has(self, pictures: int, size: int) -> bool:
-        """Whether so much more may come in; a request that comes alone always may."""
-        waiting = self.pictures + pictures <= self._limits.waiting or not self.pictures
-        return waiting and self.bytes + size <= self._limits.held_bytes
+    def fits(self, pictures: int, size: int) -> bool:
+        """Return True if so much more may come in; always if no image is waiting."""
+        fits = self.pictures + pictures <= self._limits.waiting or not self.pictures
+        return fits and self.bytes + size <= self._limits.held_bytes
 
 
-class Held:
-    """One request's share of the room."""
+class Reservation:
+    """Share of one request in the capacity."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, capacity: Capacity) -> None:
         """Start with nothing."""
-        self._room = room
+        self._capacity = capacity
         self.pictures = self.bytes = 0
 
     def take(self, *, pictures: int = 0, size: int = 0) -> None:
-        """Hold more.
+        """Add images and bytes.
 
         Raises:
-            HTTPException: 503, there is no room for it.
+            HTTPException: 503, they exceed the capacity.
         """
-        if not self._room.has(pictures, size):
+        if not self._capacity.fits(pictures, size):
             raise _busy()
         self.pictures += pictures
         self.bytes += size
-        self._room.pictures += pictures
-        self._room.bytes += size
+        self._capacity.pictures += pictures
+        self._capacity.bytes += size
 
 
-async def one_picture(request: Request, limits: Limits, held: Held) -> bytes:
+async def read_image(request: Request, limits: Limits, reservation: Reservation) -> bytes:
     """Read an image's bytes: the body itself, or the field `file` of a form.
 
     Raises:
         HTTPException: 400, 408, 413, 415 or 503.
     """
-    kind = _kind(request)
-    async with _within(limits.upload_seconds):
-        chunks = _chunks(request, limits.picture_bytes, held)
+    kind = _content_type(request)
+    async with _timeout(limits.upload_seconds):
+        chunks = _chunks(request, limits.picture_bytes, reservation)
         if kind == _MULTIPART:
-            files = await _files(request, chunks, "file", most=1)
+            files = await _files(request, chunks, "file", limit=1)
             if not files:
-                raise bad("the form has no file in its field 'file'")
+                raise bad_request("the form has no file in its field 'file'")
             data = files[0]
         elif kind in _RAW or kind.startswith("image/"):
             data = b"".join([chunk async for chunk in chunks])
         else:
             raise _unsupported(kind)
-    held.take(pictures=1)
+    reservation.take(pictures=1)
     return data
 
 
-async def many_pictures(request: Request, limits: Limits, held: Held) -> list[bytes]:
+async def read_images(request: Request, limits: Limits, reservation: Reservation) -> list[bytes]:
     """Read the images of a batch: fields `files` of a form, or JSON `{"images": [base64, ...]}`.
 
     Raises:
         HTTPException: 400, 408, 413, 415 or 503.
     """
-    kind = _kind(request)
-    async with _within(limits.upload_seconds):
-        chunks = _chunks(request, limits.batch_bytes, held)
+    kind = _content_type(request)
+    async with _timeout(limits.upload_seconds):
+        chunks = _chunks(request, limits.batch_bytes, reservation)
         if kind == _MULTIPART:
-            pictures = await _files(request, chunks, "files", most=limits.pictures)
+            images = await _files(request, chunks, "files", limit=limits.pictures)
         elif kind == _JSON:
             body = b"".join([chunk async for chunk in chunks])
-            pictures = await asyncio.to_thread(_images, body, limits.pictures)
+            images = await asyncio.to_thread(_images_of, body, limits.pictures)
         else:
             raise _unsupported(kind)
-    if not pictures:
-        raise bad("no pictures; send at least one, in the field 'files' or 'images'")
-    for place, picture in enumerate(pictures):
-        if len(picture) > limits.picture_bytes:
-            raise _too_large(limits.picture_bytes, f"picture {place}")
-    held.take(pictures=len(pictures))
-    return pictures
+    if not images:
+        raise bad_request("no images; send at least one, in the field 'files' or 'images'")
+    for index, image in enumerate(images):
+        if len(image) > limits.picture_bytes:
+            raise _too_large(limits.picture_bytes, f"image {index}")
+    reservation.take(pictures=len(images))
+    return images
 
 
-def _kind(request: Request) -> str:
+def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 @asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
+async def _timeout(seconds: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        detail = f"the upload did not arrive within {seconds:g} seconds"
-        raise HTTPException(408, detail, headers=_CLOSE) from None
+        reason = f"the upload did not arrive within {seconds:g} seconds"
+        raise HTTPException(408, reason, headers=_CLOSE) from None
 
 
-async def _chunks(request: Request, most: int, held: Held) -> AsyncGenerator[bytes, None]:
-    """Yield a body's bytes as they come, up to a limit."""
-    declared = request.headers.get("content-length", "0")
-    taken = 0
+async def _chunks(
+    request: Request, limit: int, reservation: Reservation
+) -> AsyncGenerator[bytes, None]:
+    """Yield a body's bytes as they arrive, up to a limit."""
+    received = 0
     stream = request.stream()
-    if int(declared) <= most:
+    if int(request.headers.get("content-length", "0")) <= limit:
         async for chunk in stream:
-            taken += len(chunk)
-            if taken > most:
+            received += len(chunk)
+            if received > limit:
                 break
-            held.take(size=len(chunk))
+            reservation.take(size=len(chunk))
             yield chunk
         else:
             return
     if "expect" not in request.headers:
-        await _drain(stream, _DRAINED * most)
-    raise _too_large(most)
+        await _drain(stream, _DRAIN_FACTOR * limit)
+    raise _too_large(limit)
 
 
-async def _drain(stream: AsyncGenerator[bytes, None], most: int) -> None:
-    """Throw away what a client still sends, since it reads no answer before it has sent all."""
+async def _drain(stream: AsyncGenerator[bytes, None], limit: int) -> None:
+    """Discard the rest of an upload: clients read the response after they have sent all."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):
             async for chunk in stream:
-                most -= len(chunk)
-                if most < 0:
+                limit -= len(chunk)
+                if limit < 0:
                     return
 
 
 async def _files(
-    request: Request, chunks: AsyncGenerator[bytes, None], field: str, *, most: int
+    request: Request, chunks: AsyncGenerator[bytes, None], field: str, *, limit: int
 ) -> list[bytes]:
-    parser = MultiPartParser(request.headers, chunks, max_files=most, max_fields=_MOST_FIELDS)
+    parser = MultiPartParser(request.headers, chunks, max_files=limit, max_fields=_MAX_FIELDS)
     parser.spool_max_size = 0  # never to disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise bad(f"the form cannot be read: {error.message}") from None
+        raise bad_request(f"the form cannot be read: {error.message}") from None
     try:
         files = [file for file in form.getlist(field) if isinstance(file, UploadFile)]
         return [await file.read() for file in files]
@@ -239,24 +235,22 @@ async def _files(
         await form.close()
 
 
-def _images(body: bytes, most: int) -> list[bytes]:
-    """Decode `{"images": [base64, ...]}`."""
+def _images_of(body: bytes, limit: int) -> list[bytes]:
+    """Decode `{"images": [base64, ...]}`, where base64 may be a data URL."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        raise bad("the body is not JSON") from None
+        raise bad_request("the body is not JSON") from None
     texts = content.get("images") if isinstance(content, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise bad('send {"images": [base64, ...]}')
-    if len(texts) > most:
-        raise bad(f"{len(texts)} pictures; send at most {most}")
-    return [_bytes(text, place) for place, text in enumerate(texts)]
-
-
-def _bytes(text: str, place: int) -> bytes:
-    """Decode base64, as it is or as a data URL."""
-    encoded = text.partition(",")[2] if text.startswith("data:") else text
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise bad(f"picture {place} is not base64") from None
+        raise bad_request('send {"images": [base64, ...]}')
+    if len(texts) > limit:
+        raise bad_request(f"{len(texts)} images; send at most {limit}")
+    images = []
+    for index, text in enumerate(texts):
+        encoded = text.partition(",")[2] if text.startswith("data:") else text
+        try:
+            images.append(base64.b64decode(encoded, validate=True))
+        except (binascii.Error, ValueError):
+            raise bad_request(f"image {index} is not base64") from None
+    return images

@@ -1,9 +1,9 @@
-"""A student in a process of its own, which decodes pictures and classifies them.
+"""Student in a process of its own, which decodes and classifies images.
 
-So the threads that talk to clients never wait for torch, a picture that brings a decoder down
-takes no connection with it, and the memory of a version that was replaced is free at once.
+So the threads that talk to clients never wait for torch, an image that crashes a decoder closes no
+connection, and the memory of a replaced version is free at once.
 
-Shapes: B pictures, G of them readable, S pixels, C classes, D features.
+Shapes: B images, G of them readable, S pixels, C classes, D features.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pd_core.core.errors import BadArtifact
 if TYPE_CHECKING:
     from pd_core.models.portable.student import PortableStudent
 
-_WORTH_SECONDS = 0.02  # for one picture: below it, more threads cost more than they give
+_WORTH_SECONDS = 0.02  # for one image: below it, more threads cost more than they give
 _QUICK_BYTES = 2**18
 _TRIES = 5  # the fastest counts: a busy machine makes some slow
 
 
-class Facts(NamedTuple):
+class StudentInfo(NamedTuple):
     """Class names, S and description of a student."""
 
     names: tuple[str, ...]
@@ -42,12 +42,12 @@ class Facts(NamedTuple):
     info: Mapping[str, Any]
 
 
-class Judged(NamedTuple):
-    """A student's answers to B pictures.
+class Predictions(NamedTuple):
+    """Output of a student for B images.
 
     Attributes:
         reasons: B; why an image is not readable, "" if it is.
-        probabilities: (G, C), of the others.
+        probabilities: (G, C), of the readable images.
         features: (G, D).
     """
 
@@ -57,7 +57,7 @@ class Judged(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Power:
+class Resources:
     """Limits of the process.
 
     Attributes:
@@ -72,45 +72,46 @@ class Power:
 
 
 class Worker:
-    """The process, seen from outside; it ends when nobody holds this any more.
+    """Handle of the process, which ends with the last reference to it.
 
     Attributes:
-        facts: about its student.
+        facts: names, size and description of its student.
+        broken: True once the process has ended.
     """
 
-    def __init__(self, load: Callable[[], PortableStudent], power: Power) -> None:
+    def __init__(self, load: Callable[[], PortableStudent], resources: Resources) -> None:
         """Start the process and load the student there; `load` has to be importable there.
 
         Raises:
-            PdError: what `load` raised.
+            PdError: raised by `load`.
             BadArtifact: the process ended meanwhile.
         """
         self._process = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_stay_with_parent
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
         )
         self.broken = False
         try:
-            self.facts = self._process.submit(_load, load, power).result()
+            self.facts = self._process.submit(_load, load, resources).result()
         except BrokenProcessPool:
             raise BadArtifact(
-                "the model's process ended while it was loaded; see that there is memory enough"
+                "the model's process ended while loading; free memory for it"
             ) from None
 
-    async def judge(self, pictures: Sequence[bytes]) -> Judged:
-        """Classify pictures together.
+    async def predict(self, images: Sequence[bytes]) -> Predictions:
+        """Classify images together.
 
         Raises:
-            BrokenProcessPool: the process is no more; so is this worker.
+            BrokenProcessPool: the process has ended.
         """
-        return await self.call(_judge, pictures)
+        return await self.call(_predict, images)
 
     async def call(
-        self, function: Callable[[Sequence[bytes]], Judged], pictures: Sequence[bytes]
-    ) -> Judged:
-        """Call a function in the process; see `judge`."""
+        self, function: Callable[[Sequence[bytes]], Predictions], images: Sequence[bytes]
+    ) -> Predictions:
+        """Call a function in the process; see `predict`."""
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._process, function, pictures)
+            return await loop.run_in_executor(self._process, function, images)
         except BrokenProcessPool:
             self.broken = True
             raise
@@ -119,20 +120,20 @@ class Worker:
 # From here on: in the process.
 
 
-class _Inside(NamedTuple):
+class _State(NamedTuple):
     student: PortableStudent
-    power: Power
+    resources: Resources
     decoders: ThreadPoolExecutor
 
 
-_inside: _Inside
+_state: _State
 
 
-def _stay_with_parent() -> None:
-    """End with the service, however that ends; Ctrl-C is for the service to see to."""
+def _end_with_parent() -> None:
+    """End with the service, however that ends; Ctrl-C is handled by the service."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    warnings.simplefilter("ignore")  # Pillow's, about the pictures of others
+    warnings.simplefilter("ignore")  # Pillow's, about uploaded images
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -143,49 +144,49 @@ def _stay_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _load(load: Callable[[], PortableStudent], power: Power) -> Facts:
-    global _inside  # noqa: PLW0603 the process has nothing else
+def _load(load: Callable[[], PortableStudent], resources: Resources) -> StudentInfo:
+    global _state  # noqa: PLW0603 the process has nothing else
     student = load()
-    _warm_up(student, power)
-    _inside = _Inside(student, power, ThreadPoolExecutor(power.cores))
-    return Facts(student.names, student.image_size, dict(student.info))
+    _warm_up(student, resources)
+    _state = _State(student, resources, ThreadPoolExecutor(resources.cores))
+    return StudentInfo(student.names, student.image_size, dict(student.info))
 
 
-def _warm_up(student: PortableStudent, power: Power) -> None:
-    """Use the student once, and choose the number of threads."""
+def _warm_up(student: PortableStudent, resources: Resources) -> None:
+    """Run the student once, and choose the number of threads."""
     import torch
 
-    picture = np.zeros((1, student.image_size, student.image_size, 3), np.uint8)
-    torch.set_num_threads(power.threads or 1)
+    image = np.zeros((1, student.image_size, student.image_size, 3), np.uint8)
+    torch.set_num_threads(resources.threads or 1)
     seconds = []
     for _ in range(_TRIES):
-        begun = time.perf_counter()
-        student.answers(picture)
-        seconds.append(time.perf_counter() - begun)
-    if not power.threads and min(seconds) > _WORTH_SECONDS:
-        torch.set_num_threads(power.cores)
+        start = time.perf_counter()
+        student.answers(image)
+        seconds.append(time.perf_counter() - start)
+    if not resources.threads and min(seconds) > _WORTH_SECONDS:
+        torch.set_num_threads(resources.cores)
 
 
-def decoded(pictures: Sequence[bytes]) -> tuple[tuple[str, ...], list[NDArray[np.uint8]]]:
-    """Decode B pictures: the reasons why some are none, B, and the G others (S, S, 3)."""
-    # With little to decode, threads would only be in each other's way.
-    quick = sum(map(len, pictures)) < _QUICK_BYTES
-    results = list((map if quick else _inside.decoders.map)(_crop, pictures))
+def decode(images: Sequence[bytes]) -> tuple[tuple[str, ...], list[NDArray[np.uint8]]]:
+    """Decode B images; return the reason for each that is not readable, and G crops (S, S, 3)."""
+    # For small images threads cost more than they give.
+    quick = sum(map(len, images)) < _QUICK_BYTES
+    results = list((map if quick else _state.decoders.map)(_crop, images))
     reasons = tuple(result if isinstance(result, str) else "" for result in results)
     return reasons, [result for result in results if not isinstance(result, str)]
 
 
-def _judge(pictures: Sequence[bytes]) -> Judged:
-    reasons, crops = decoded(pictures)
+def _predict(images: Sequence[bytes]) -> Predictions:
+    reasons, crops = decode(images)
     if not crops:
         nothing = np.zeros((0, 0), np.float32)
-        return Judged(reasons, nothing, nothing)
-    answers = _inside.student.answers(np.stack(crops))
-    return Judged(reasons, answers.probabilities, answers.features)
+        return Predictions(reasons, nothing, nothing)
+    answers = _state.student.answers(np.stack(crops))
+    return Predictions(reasons, answers.probabilities, answers.features)
 
 
-def _crop(picture: bytes) -> NDArray[np.uint8] | str:
+def _crop(image: bytes) -> NDArray[np.uint8] | str:
     try:
-        return _inside.student.crop(picture, most_pixels=_inside.power.pixels)
+        return _state.student.crop(image, most_pixels=_state.resources.pixels)
     except ValueError as error:
-        return " ".join(str(error).split()) or "it is no picture"
+        return " ".join(str(error).split()) or "it is no image"
