@@ -8,14 +8,11 @@ an hourly schedule (`prefect.yaml`) that is the alarm. No server is needed; if o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
 from typing import Any
 
+import requests
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL
@@ -72,16 +69,16 @@ def get_json(url: str, path: str) -> dict[str, Any]:
         raise BadParams(f"'{url}' is no address; give one like http://127.0.0.1:8000")
     address = f"{url.rstrip('/')}/{path}"
     try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as response:
-            content = json.load(response)
-    except urllib.error.HTTPError as error:
-        reason = _detail(error)
-    except (OSError, ValueError, HTTPException) as error:
-        reason = str(getattr(error, "reason", error))
-    else:
-        if isinstance(content, dict):
+        response = requests.get(address, timeout=_TIMEOUT_SECONDS)
+        content = response.json()
+        if response.ok and isinstance(content, dict):
             return content
-        reason = "not a JSON object"
+        detail = content.get("detail", "") if isinstance(content, dict) else "not a JSON object"
+        reason = f"status {response.status_code} {detail}".rstrip()
+    except requests.JSONDecodeError:
+        reason = f"status {response.status_code} not a JSON object"
+    except requests.RequestException as error:
+        reason = type(error).__name__
     raise PdError(f"no report from '{address}' ({reason}); is `promptkd serve` running there?")
 
 
@@ -140,15 +137,6 @@ def main(arguments: Sequence[str] | None) -> State[Any]:
     check_server(PREFECT_API_URL.value())
     get_json(options.url, "monitoring")  # a wrong address is refused before Prefect starts
     return monitor(options.url, options.level, return_state=True)
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    """Return the status, with the service's reason if it gives one."""
-    try:
-        with error:
-            return f"{error.code}: {json.load(error)['detail']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"status {error.code}"
 
 
 def _message(tests: Mapping[str, Any], names: Sequence[str]) -> str:

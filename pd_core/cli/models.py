@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pd_core.cli.common import AsJson, note, open_store, print_json, say, setting_of
-from pd_core.cli.registry import DryRun
+from pd_core.cli.registry import DryRun, Reference
 from pd_core.core.config import ClipConfig
 from pd_core.core.errors import BadArtifact, MissingFile, UnknownName, missing
 from pd_core.pipeline.redaction import masked
@@ -40,10 +40,6 @@ Name = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(help="Output directory (default: data/<kind>/<file name>).", show_default=False),
-]
-Model = Annotated[
-    str,
-    typer.Argument(help="Data set, optionally with /<version> or @<alias>.", show_default=False),
 ]
 Names = Annotated[list[str], typer.Argument(help="Class names.", show_default=False)]
 
@@ -141,7 +137,7 @@ def predict(
 
 
 @classes.command()
-def add(model: Model, names: Names, dry_run: DryRun = False) -> None:
+def add(model: Reference, names: Names, dry_run: DryRun = False) -> None:
     """Add classes; the teacher's text tower computes their vectors."""
     from pd_core.mlops.registry import classes
 
@@ -152,7 +148,7 @@ def add(model: Model, names: Names, dry_run: DryRun = False) -> None:
 
 
 @classes.command()
-def remove(model: Model, names: Names, dry_run: DryRun = False) -> None:
+def remove(model: Reference, names: Names, dry_run: DryRun = False) -> None:
     """Remove classes."""
     from pd_core.mlops.registry import classes
 
@@ -161,7 +157,7 @@ def remove(model: Model, names: Names, dry_run: DryRun = False) -> None:
 
 @classes.command()
 def rename(
-    model: Model,
+    model: Reference,
     old: Annotated[str, typer.Argument(help="Class to rename.", show_default=False)],
     new: Annotated[str, typer.Argument(help="New name.", show_default=False)],
     recompute: Annotated[

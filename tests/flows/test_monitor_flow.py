@@ -105,7 +105,7 @@ def test_a_service_that_does_not_respond_is_refused_before_prefect_starts(
     ("path", "content", "reason"),
     [
         ("monitoring", b"[1]", "not a JSON object"),
-        ("monitoring", b"<html>", "no report"),
+        ("monitoring", b"<html>", "not a JSON object"),
         ("nothing", b"{}", "status 404"),
     ],
 )

@@ -21,10 +21,10 @@ from agents import (
     Server,
     agent,
     clone,
-    commit,
     environment,
     serving,
 )
+from git_repository import commit, git
 from mlflow import MlflowClient
 from mlflow_server import mlflow_server
 from ruamel.yaml import YAML
@@ -61,7 +61,7 @@ def shortened(folder: Path) -> Path:
     for block, values in SHORT.items():
         params[block].update(values)
     yaml.dump(params, folder / "params.yaml")
-    commit(folder, "Short trainings")
+    commit(folder)
     return folder
 
 
@@ -76,10 +76,6 @@ def run(folder: Path, *command: str, **variables: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
-
-
-def git(folder: Path, *arguments: str) -> str:
-    return run(folder, "git", *arguments)
 
 
 @pytest.fixture(scope="module")

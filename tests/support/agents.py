@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import requests
 import yaml
+from git_repository import commit, git
 
 ROOT = Path(__file__).parents[2]
 DATASETS = ("embedded_arrows", "embedded_digits", "embedded_greek", "embedded_latin")
@@ -26,27 +27,21 @@ DVC = (sys.executable, "-m", "dvc")
 
 @dataclass(frozen=True)
 class Server:
-    """A Prefect server, set up for the flows.
-
-    Attributes:
-        api: its address.
-        home: where it keeps its state.
-        code: the clone whose deployments it has.
-    """
+    """A Prefect server set up for the flows: API address, state folder, clone."""
 
     api: str
     home: Path
     code: Path
 
     def ask(self, path: str, **body: Any) -> Any:
-        """Ask its API; while its database is busy, again, as Prefect's own client does."""
+        """Post to its API; again while its database is busy, as Prefect's client does."""
         while True:
-            answer = requests.post(f"{self.api}{path}", json=body, timeout=30)
-            if answer.status_code != requests.codes.unavailable:
+            response = requests.post(f"{self.api}{path}", json=body, timeout=30)
+            if response.status_code != requests.codes.unavailable:
                 break
             time.sleep(1)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        response.raise_for_status()
+        return response.json() if response.content else None
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Return all flow runs by name, the newest of each."""
@@ -54,16 +49,13 @@ class Server:
 
     def run(self, deployment: str, name: str, **parameters: Any) -> str:
         """Start a run of a deployment, called `<flow>/<name>`; return its id."""
-        found = requests.get(f"{self.api}/deployments/name/{deployment}", timeout=30).json()
-        made = self.ask(
-            f"/deployments/{found['id']}/create_flow_run", name=name, parameters=parameters
-        )
-        return str(made["id"])
+        entry = requests.get(f"{self.api}/deployments/name/{deployment}", timeout=30).json()
+        path = f"/deployments/{entry['id']}/create_flow_run"
+        return str(self.ask(path, name=name, parameters=parameters)["id"])
 
     def state(self, run: str) -> dict[str, Any]:
         """Return the state of a flow run."""
-        answer = requests.get(f"{self.api}/flow_runs/{run}", timeout=30).json()
-        return dict(answer["state"])
+        return dict(requests.get(f"{self.api}/flow_runs/{run}", timeout=30).json()["state"])
 
     def ended(self, run: str, *, seconds: float = 300) -> dict[str, Any]:
         """Wait until a flow run has ended; return its state."""
@@ -73,26 +65,26 @@ class Server:
 
     def limits(self) -> dict[str, int]:
         """Return how many slots of each concurrency limit are taken."""
-        found = self.ask("/v2/concurrency_limits/filter")
-        return {limit["name"]: limit["active_slots"] for limit in found}
+        limits = self.ask("/v2/concurrency_limits/filter")
+        return {limit["name"]: limit["active_slots"] for limit in limits}
 
     def artifacts(self) -> dict[str, Any]:
         """Return the data of all artifacts by key, the newest of each."""
-        found = self.ask("/artifacts/filter", sort="UPDATED_DESC", limit=200)
-        return {one["key"]: one["data"] for one in reversed(found)}
+        artifacts = self.ask("/artifacts/filter", sort="UPDATED_DESC", limit=200)
+        return {artifact["key"]: artifact["data"] for artifact in reversed(artifacts)}
 
     def log(self, run: str) -> list[str]:
-        """Return what a flow run has logged."""
-        wanted = {"flow_run_id": {"any_": [run]}}
-        found = self.ask("/logs/filter", logs=wanted, sort="TIMESTAMP_ASC", limit=200)
-        return [line["message"] for line in found]
+        """Return the log of a flow run."""
+        query = {"flow_run_id": {"any_": [run]}}
+        lines = self.ask("/logs/filter", logs=query, sort="TIMESTAMP_ASC", limit=200)
+        return [line["message"] for line in lines]
 
     def slot_times(self) -> dict[str, list[tuple[str, str]]]:
         """Return when each slot was taken and freed, in order: (time, `acquired` or `released`)."""
         prefix = "prefect.concurrency-limit."
         names = [f"{prefix}acquired", f"{prefix}released"]
-        wanted = {"event": {"name": names}, "order": "ASC"}
-        page = self.ask("/events/filter", filter=wanted, limit=50)
+        query = {"event": {"name": names}, "order": "ASC"}
+        page = self.ask("/events/filter", filter=query, limit=50)
         times: dict[str, list[tuple[str, str]]] = {}
         while page["events"]:
             for event in page["events"]:
@@ -107,7 +99,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Server]:
-    """Let a Prefect server run while the block does."""
+    """Run a Prefect server during the block."""
     port = free_port() if port is None else port
     home = folder / "prefect"
     command = [sys.executable, "-m", "flows.server", "--port", str(port)]
@@ -126,7 +118,7 @@ def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Se
 def agent(
     clone: Path, api: str, *arguments: str, within: Sequence[str] = (), **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Let an agent work in a clone while the block runs; `within` is what its command follows."""
+    """Run an agent in a clone during the block; `within` is a prefix of its command."""
     command = [*within, sys.executable, "-m", "flows.agent", *arguments]
     log = clone.parent / f"{clone.name}-agent{''.join(arguments)}.log"
     before = log.read_text().count("takes runs from") if log.is_file() else 0
@@ -145,7 +137,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and everything that it started, at once."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
-        member.suspend()  # nobody sees another one die
+        member.suspend()  # so that none reacts to the end of another
     for member in family:
         member.kill()
     process.wait()
@@ -174,21 +166,8 @@ def clone(source: Path, target: Path) -> Path:
     return target
 
 
-def commit(folder: Path, message: str) -> None:
-    """Commit all that has changed."""
-    who = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-    subprocess.run(["git", "-C", str(folder), "add", "--all"], check=True)
-    subprocess.run(["git", "-C", str(folder), *who, "commit", "-qm", message], check=True)
-
-
 def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = None) -> Path:
-    """Clone this repository; four data sets have stages that wait instead of computing.
-
-    Args:
-        folder: where to.
-        seconds: that each stage waits.
-        first: that the first one waits instead.
-    """
+    """Clone this repository, with stages that wait some seconds (the first: `first`)."""
     clone(ROOT, folder)
     stages: dict[str, Any] = {}
     before = None
@@ -209,10 +188,10 @@ def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = N
         before = stage
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {}}))
-    subprocess.run(["git", "-C", str(folder), "rm", "-rq", "data"], check=True)
+    git(folder, "rm", "-rq", "data")
     with (folder / ".gitignore").open("a") as file:
         file.write("/data/\n")
-    commit(folder, "Stages that wait")
+    commit(folder)
     return folder
 
 
@@ -223,7 +202,7 @@ def wait_until(
     *,
     seconds: float = 180,
 ) -> float:
-    """Wait until something is so; return how many seconds it took."""
+    """Wait for a condition; return the seconds that it took."""
     start = time.monotonic()
     while not is_so():
         passed = time.monotonic() - start
@@ -234,7 +213,7 @@ def wait_until(
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

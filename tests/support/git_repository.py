@@ -11,5 +11,7 @@ def commit(folder: Path) -> None:
     git(folder, *identity, "commit", "--quiet", "--allow-empty", "--message", "state")
 
 
-def git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
+def git(folder: Path, *arguments: str) -> str:
+    """Run git in a folder; return its output."""
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
