@@ -37,7 +37,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Variant(DatasetRow):
-    """What differs from the profile: keys by stage, or the baseline instead of a distillation."""
+    """Changes to the profile: keys by stage, or the baseline instead of a distillation."""
 
     baseline: bool = False
 
@@ -90,9 +90,9 @@ class AblationTable(Config):
         for row in sorted(self.rows, key=lambda row: row.who != "student"):
             if row.variant == self.reference:
                 return row
-        known = ", ".join(row.variant for row in self.rows)
+        variants = ", ".join(row.variant for row in self.rows)
         raise BadParams(
-            f"reference '{self.reference}' of '{self.title}' is none of its rows: {known}"
+            f"reference '{self.reference}' of '{self.title}' is none of its rows: {variants}"
         )
 
 

@@ -102,11 +102,11 @@ def load_protocols(folder: Path) -> tuple[ProtocolsParams, Params]:
 
 def _check_datasets(path: Path, params: ProtocolsParams, profile: Params) -> None:
     """Make sure that every data set is known, and that no target is its own source."""
-    known: Mapping[str, None] = dict.fromkeys([*profile.datasets, *dataset_names()])
+    catalog: Mapping[str, None] = dict.fromkeys([*profile.datasets, *dataset_names()])
     listed = {name for names in params.datasets.values() for name in names}
     for name in sorted({params.source.dataset, *listed}):
-        if name not in known:
-            raise unknown(f"data set in {path}:", name, known)
+        if name not in catalog:
+            raise unknown(f"data set in {path}:", name, catalog)
     for protocol, names in params.datasets.items():
         if any(params.is_source(protocol, name) for name in names):
             raise BadParams(

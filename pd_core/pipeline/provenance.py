@@ -131,11 +131,11 @@ def params_hash(params: Mapping[str, object]) -> str:
 
 
 def hashes(
-    paths: Iterable[Path], project: Path, known: Mapping[str, str] | None = None
+    paths: Iterable[Path], project: Path, computed: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return hashes by path as seen from the project, those that are known already included."""
+    """Return hashes by path as seen from the project, with those that are already `computed`."""
     return {
-        **(known or {}),
+        **(computed or {}),
         **{name_in(project, path): content_hash(project / path) for path in paths},
     }
 
