@@ -309,8 +309,8 @@ def serve(
     limits = Limits(
         batch=batch,
         waiting=waiting,
-        pictures=most_pictures,
-        picture_bytes=most_bytes,
+        images=most_pictures,
+        image_bytes=most_bytes,
         upload_seconds=upload_seconds,
         answer_seconds=answer_seconds,
     )

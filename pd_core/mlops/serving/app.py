@@ -106,7 +106,7 @@ class Metrics:
         """Yield the metrics that are read when they are scraped: queue, version, drift."""
         model = self._manager.current
         yield GaugeMetricFamily(
-            "promptkd_waiting_pictures", "Images in the queue.", self._capacity.pictures
+            "promptkd_waiting_pictures", "Images in the queue.", self._capacity.images
         )
         info = GaugeMetricFamily(
             "promptkd_model_info", "Active version.", labels=["name", "version"]
@@ -273,7 +273,7 @@ def _describe(model: ActiveModel, limits: Limits) -> dict[str, Any]:
         "image_size": facts.image_size,
         "clip": facts.info.get("model"),
         "facts": {key: version.tags[key] for key in _FACTS if key in version.tags},
-        "max_upload_bytes": limits.picture_bytes,
+        "max_upload_bytes": limits.image_bytes,
         "classes": list(facts.names),
     }
 

@@ -33,8 +33,8 @@ class Limits:
     Attributes:
         batch: images classified together.
         waiting: images in the queue; further requests are refused.
-        pictures: images of a request.
-        picture_bytes: bytes of an uploaded image.
+        images: images of a request.
+        image_bytes: bytes of an uploaded image.
         batch_bytes: bytes of a request with several images.
         held_bytes: bytes of all uploads at a time.
         upload_seconds: timeout of an upload.
@@ -43,8 +43,8 @@ class Limits:
 
     batch: int = 32
     waiting: int = 256
-    pictures: int = 64
-    picture_bytes: int = 20 * 2**20
+    images: int = 64
+    image_bytes: int = 20 * 2**20
     batch_bytes: int = 64 * 2**20
     held_bytes: int = 512 * 2**20
     upload_seconds: float = 30.0
@@ -80,7 +80,7 @@ class Capacity:
     def __init__(self, limits: Limits) -> None:
         """Start empty."""
         self._limits = limits
-        self.requests = self.pictures = self.bytes = 0
+        self.requests = self.images = self.bytes = 0
 
     @contextmanager
     def admit(self) -> Iterator[Reservation]:
@@ -97,12 +97,12 @@ class Capacity:
             yield reservation
         finally:
             self.requests -= 1
-            self.pictures -= reservation.pictures
+            self.images -= reservation.images
             self.bytes -= reservation.bytes
 
-    def fits(self, pictures: int, size: int) -> bool:
+    def fits(self, images: int, size: int) -> bool:
         """Return True if so much more may come in; always if no image is waiting."""
-        fits = self.pictures + pictures <= self._limits.waiting or not self.pictures
+        fits = self.images + images <= self._limits.waiting or not self.images
         return fits and self.bytes + size <= self._limits.held_bytes
 
 
@@ -112,19 +112,19 @@ class Reservation:
     def __init__(self, capacity: Capacity) -> None:
         """Start with nothing."""
         self._capacity = capacity
-        self.pictures = self.bytes = 0
+        self.images = self.bytes = 0
 
-    def take(self, *, pictures: int = 0, size: int = 0) -> None:
+    def take(self, *, images: int = 0, size: int = 0) -> None:
         """Add images and bytes.
 
         Raises:
             HTTPException: 503, they exceed the capacity.
         """
-        if not self._capacity.fits(pictures, size):
+        if not self._capacity.fits(images, size):
             raise _busy()
-        self.pictures += pictures
+        self.images += images
         self.bytes += size
-        self._capacity.pictures += pictures
+        self._capacity.images += images
         self._capacity.bytes += size
 
 
@@ -136,7 +136,7 @@ async def read_image(request: Request, limits: Limits, reservation: Reservation)
     """
     kind = _content_type(request)
     async with _timeout(limits.upload_seconds):
-        chunks = _chunks(request, limits.picture_bytes, reservation)
+        chunks = _chunks(request, limits.image_bytes, reservation)
         if kind == _MULTIPART:
             files = await _files(request, chunks, "file", limit=1)
             if not files:
@@ -146,7 +146,7 @@ async def read_image(request: Request, limits: Limits, reservation: Reservation)
             data = b"".join([chunk async for chunk in chunks])
         else:
             raise _unsupported(kind)
-    reservation.take(pictures=1)
+    reservation.take(images=1)
     return data
 
 
@@ -160,18 +160,18 @@ async def read_images(request: Request, limits: Limits, reservation: Reservation
     async with _timeout(limits.upload_seconds):
         chunks = _chunks(request, limits.batch_bytes, reservation)
         if kind == _MULTIPART:
-            images = await _files(request, chunks, "files", limit=limits.pictures)
+            images = await _files(request, chunks, "files", limit=limits.images)
         elif kind == _JSON:
             body = b"".join([chunk async for chunk in chunks])
-            images = await asyncio.to_thread(_images_of, body, limits.pictures)
+            images = await asyncio.to_thread(_images_of, body, limits.images)
         else:
             raise _unsupported(kind)
     if not images:
         raise bad_request("no images; send at least one, in the field 'files' or 'images'")
     for index, image in enumerate(images):
-        if len(image) > limits.picture_bytes:
-            raise _too_large(limits.picture_bytes, f"image {index}")
-    reservation.take(pictures=len(images))
+        if len(image) > limits.image_bytes:
+            raise _too_large(limits.image_bytes, f"image {index}")
+    reservation.take(images=len(images))
     return images
 
 
