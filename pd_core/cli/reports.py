@@ -109,13 +109,15 @@ def page(
     jobs = {name: one.job for name, one in settings_of(params, params.datasets).items()}
     folder = PAGES / params.profile.name
     compute_with(params.run.threads)
-    from pd_core.reporting.page import build, figures, models, render
+    from pd_core.reporting import page as stage
+    from pd_core.reporting import page_dataset
 
     if measure:
-        models.measure_speed(next(iter(build.run(jobs) or jobs.values())), folder)
+        job = next(iter(stage.evaluated_jobs(jobs) or jobs.values()))
+        page_dataset.measure_speed(job, folder)
     store = open_store() if record else None
     with _recorded("page", params, store, deps=[DATA / "evaluate"], outs=[]) as run:
-        found = build.gather(
+        content = stage.gather(
             jobs,
             folder,
             profile=params.profile.name,
@@ -123,11 +125,11 @@ def page(
             protocols=protocols.REPORT,
             baselines=list(params.tuned_student),
         )
-        path = render.write(found, folder)
+        path = stage.write(content, folder)
         for suffix in (".html", ".md", ".json"):
             run.log_file(path.with_suffix(suffix))
-        run.add(figures.calibration_errors(found.pages))
-        run.log_texts(lambda: figures.calibrations(found.pages))
+        run.add(page_dataset.calibration_errors(content.pages))
+        run.log_texts(lambda: page_dataset.calibrations(content.pages))
     say(f"wrote {path}")
 
 

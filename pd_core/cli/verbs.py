@@ -269,9 +269,9 @@ def _recorded(
 
 
 def _figures(job: Job) -> dict[str, str]:
-    from pd_core.reporting.page import figures
+    from pd_core.reporting import page_dataset
 
-    return figures.of_evaluation(job)
+    return page_dataset.of_evaluation(job)
 
 
 def _data_inputs(stage: str, job: Job) -> list[DataInput]:

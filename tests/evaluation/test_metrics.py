@@ -20,7 +20,7 @@ from pd_core.evaluation import metrics
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.reporting.page.models import image_operations, student_cost, teacher_cost
+from pd_core.reporting.page_dataset import cost_of, image_operations
 
 CLASSES = 7
 
@@ -128,7 +128,7 @@ def test_operations_of_the_papers_towers_are_those_that_torch_counts(name: str, 
 def test_a_student_is_counted_with_prompts_projector_and_class_vectors() -> None:
     towers = tiny.towers()
     student = Student.untrained(towers, feature_width=24, depth=2, length=4)
-    found = student_cost(student, classes=5)
+    found = cost_of(student, classes=5)
     assert student.image_prompts is not None
     added = sum(one.numel() for one in student.parameters())
     assert found.trained == added
@@ -140,13 +140,13 @@ def test_a_student_is_counted_with_prompts_projector_and_class_vectors() -> None
 
 def test_a_student_whose_tower_is_trained_is_all_trained() -> None:
     student = Student.untrained(tiny.towers(), feature_width=24, trained=Trained.FULL_FINETUNE)
-    found = student_cost(student, classes=5)
+    found = cost_of(student, classes=5)
     assert found.trained == found.parameters
 
 
 def test_a_teacher_is_counted_without_its_text_tower() -> None:
     towers = tiny.towers()
-    found = teacher_cost(Teacher(towers), classes=5)
+    found = cost_of(Teacher(towers), classes=5)
     assert found.parameters == sum(one.numel() for one in towers.visual.parameters())
     assert found.trained == 0
     assert found.operations == image_operations(towers.visual, None) + 2 * 5 * 16

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting.page.build import AVERAGE, PUBLISHED, across, beside, paper, targets
+from pd_core.reporting.page import AVERAGE, PUBLISHED, across, beside, paper, targets
 
 ELEVEN = [name for name in paper()["base_to_novel"] if name != AVERAGE]
 OURS = {"base": 80.0, "novel": 70.0, "hm": 74.67}

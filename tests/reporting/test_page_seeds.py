@@ -13,8 +13,9 @@ from page_project import NAME, PROTOCOLS, ROOT, job, protocols
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import REPORT
-from pd_core.reporting.page import build, figures, render
-from pd_core.reporting.page.build import Page, paper
+from pd_core.reporting import figures
+from pd_core.reporting import page as pages
+from pd_core.reporting.page import Page, paper
 
 TARGETS = [name for name in paper()["cross_dataset"] if name != "average"]
 OURS = {
@@ -35,7 +36,7 @@ def gather(*names: str) -> Page:
     """Gather the page of a profile of these data sets."""
     here = Path.cwd()
     jobs = {name: job(here, NAME) for name in names or (NAME, "embedded_greek", "embedded_latin")}
-    return build.gather(
+    return pages.gather(
         jobs, here / "build", profile="quickstart", root=here, protocols=here / REPORT
     )
 
@@ -48,7 +49,7 @@ def cells(text: str, start: str) -> list[str]:
 
 def section(page: Page, heading: str) -> str:
     """Return what Markdown has under a heading."""
-    return render.markdown(page).split(f"# {heading}", 1)[1].split("\n#", 1)[0]
+    return pages.markdown(page).split(f"# {heading}", 1)[1].split("\n#", 1)[0]
 
 
 def test_each_data_set_has_mean_and_deviation_of_its_seeds() -> None:
@@ -59,7 +60,7 @@ def test_each_data_set_has_mean_and_deviation_of_its_seeds() -> None:
     mean, spread = (float(part) for part in student.replace("\N{NO-BREAK SPACE}", " ").split("±"))
     assert mean == pytest.approx(fmean(students), abs=0.01)
     assert spread == pytest.approx(stdev(students), abs=0.01)
-    assert student.replace("\N{NO-BREAK SPACE}", " ") in render.html(page).replace("\xa0", " ")
+    assert student.replace("\N{NO-BREAK SPACE}", " ") in pages.html(page).replace("\xa0", " ")
 
 
 def test_every_protocol_has_a_table_that_ends_with_the_average() -> None:
@@ -76,21 +77,21 @@ def test_every_protocol_has_a_table_that_ends_with_the_average() -> None:
 
 def test_how_many_seeds_there_are_is_said() -> None:
     protocols(Path.cwd(), seeds=(1, 2, 5))
-    assert "3 seeds: 1, 2, 5." in render.about_seeds(gather())[0]
+    assert "3 seeds: 1, 2, 5." in pages.about_seeds(gather())[0]
 
 
 def test_a_single_seed_has_no_spread() -> None:
     protocols(Path.cwd(), seeds=(4,))
     page = gather()
-    assert "One seed: 4." in render.html(page)
-    for text in (render.html(page), render.markdown(page)):
+    assert "One seed: 4." in pages.html(page)
+    for text in (pages.html(page), pages.markdown(page)):
         assert "±" not in text
         assert "Distilled student over zero-shot student: +2" in text
 
 
 def test_differences_are_told_with_their_p() -> None:
     found = protocols(Path.cwd())["protocols"]["base_to_novel"]["differences"][0]
-    line = render.about_protocol(gather(), Protocol.BASE_TO_NOVEL)[0]
+    line = pages.about_protocol(gather(), Protocol.BASE_TO_NOVEL)[0]
     assert line.startswith("Distilled student over zero-shot student: +")
     assert f"{found['difference']:+.2f} ± {found['difference_std']:.2f} points" in line
     assert f"over 3 data sets, p = {found['p']:.2g}" in line
@@ -98,7 +99,7 @@ def test_differences_are_told_with_their_p() -> None:
 
 def test_a_seed_that_is_far_off_is_named() -> None:
     protocols(Path.cwd(), wild=11.0)
-    lines = render.about_protocol(gather(), Protocol.ALL_CLASSES)
+    lines = pages.about_protocol(gather(), Protocol.ALL_CLASSES)
     (line,) = (line for line in lines if line.startswith("Outlier"))
     assert "Handwritten digits" in line
     assert "distilled student, seed 3" in line
@@ -107,15 +108,15 @@ def test_a_seed_that_is_far_off_is_named() -> None:
 def test_that_no_seed_is_far_off_is_said() -> None:
     protocols(Path.cwd())
     page = gather()
-    assert "No outlier among 9 runs." in render.about_protocol(page, Protocol.ALL_CLASSES)
-    assert "No outlier among 9 runs." in render.html(page)
+    assert "No outlier among 9 runs." in pages.about_protocol(page, Protocol.ALL_CLASSES)
+    assert "No outlier among 9 runs." in pages.html(page)
 
 
 def test_the_figure_has_a_dot_for_each_seed() -> None:
     protocols(Path.cwd(), seeds=(1, 2))
-    two = figures.seeds(gather(), Protocol.ALL_CLASSES)
+    two = figures.seeds(gather().seeds.summary, Protocol.ALL_CLASSES, {})
     protocols(Path.cwd(), seeds=(1, 2, 3))
-    three = figures.seeds(gather(), Protocol.ALL_CLASSES)
+    three = figures.seeds(gather().seeds.summary, Protocol.ALL_CLASSES, {})
     marks = [_marks(one, color) for one in (two, three) for color in ("#2f8fd0", "#e0701f")]
     assert marks[2] - marks[0] == marks[3] - marks[1] == len(PROTOCOLS[Protocol.ALL_CLASSES])
 
@@ -126,7 +127,7 @@ def _marks(svg: str, colour: str) -> int:
 
 def test_what_was_not_run_is_said_with_the_command_that_runs_it() -> None:
     page = gather()
-    for text in (render.html(page), render.markdown(page)):
+    for text in (pages.html(page), pages.markdown(page)):
         assert "Not run. `cd protocols &amp;&amp; dvc repro`" in text.replace("&&", "&amp;&amp;")
 
 
@@ -175,18 +176,18 @@ def _path() -> Path:
 
 
 def _noted(page: Page) -> None:
-    (note,) = render.about_seeds(page)
+    (note,) = pages.about_seeds(page)
     assert note.startswith("Protocols and seeds are left out: ")
     assert "run `cd protocols && dvc repro report`" in note
     assert "\n" not in note
-    for text in (render.html(page), render.markdown(page)):
+    for text in (pages.html(page), pages.markdown(page)):
         assert "are left out: " in text
         assert "## Cost" in text or "Provenance" in text
 
 
 def test_json_has_the_whole_summary() -> None:
     summary = protocols(Path.cwd())
-    path = render.write(gather(), Path("build"))
+    path = pages.write(gather(), Path("build"))
     content = json.loads(path.with_suffix(".json").read_text())
     assert content["seeds"]["summary"] == json.loads(json.dumps(summary))
 
@@ -236,4 +237,4 @@ def test_a_profile_without_the_papers_source_has_nothing_beside_the_papers_other
     protocols(Path.cwd())
     page = gather()
     assert page.across == {}
-    assert "93.61" not in render.html(page)
+    assert "93.61" not in pages.html(page)

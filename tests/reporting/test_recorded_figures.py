@@ -23,8 +23,8 @@ from sklearn.metrics import recall_score
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.mlops import tracking
 from pd_core.mlops.tracking import recorder
-from pd_core.reporting.page import figures
-from pd_core.reporting.page import figures as recorded
+from pd_core.reporting import figures
+from pd_core.reporting import page_dataset as recorded
 
 FIGURES = [recorded.CONFUSION, recorded.CURVES, recorded.CLASSES]
 SVG = "{http://www.w3.org/2000/svg}"

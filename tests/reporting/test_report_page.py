@@ -27,8 +27,9 @@ from pd_core.models.teacher import Teacher
 from pd_core.pipeline.provenance import content_hash
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
-from pd_core.reporting.page import build, models, render
-from pd_core.reporting.page.build import Page, paper
+from pd_core.reporting import page as pages
+from pd_core.reporting import page_dataset
+from pd_core.reporting.page import Page, paper
 
 Gather = Callable[[], Page]
 
@@ -70,14 +71,14 @@ def test_a_data_set_that_is_not_prepared_here_has_its_row_and_a_note_in_place_of
     assert NAME in page.summary["datasets"]
     (note,) = page.notes
     assert note.startswith(f"{NAME} has no section: ")
-    assert f"{NAME} has no section" in render.markdown(page)
+    assert f"{NAME} has no section" in pages.markdown(page)
 
 
 def test_accuracy_and_confusion_are_those_of_the_predictions(project: Path, gather: Gather) -> None:
     (page,) = gather().pages
     rows = predictions(project)
     labels = [row["label"] for row in rows]
-    for who in models.PEOPLE:
+    for who in page_dataset.TRAINED:
         answers = [row[who][1] for row in rows]
         person = page.people[who]
         assert person.accuracy == pytest.approx(100 * accuracy_score(labels, answers))
@@ -96,7 +97,7 @@ def test_the_models_answer_again_what_evaluate_wrote(project: Path, gather: Gath
     assert found.images == len(rows)
     assert found.teacher_right + found.student_right + found.both_wrong == len(differing)
     for one in found.shown:
-        for who in models.PEOPLE:
+        for who in page_dataset.TRAINED:
             best, _ = one.top[who][0]
             assert best == page.classes[rows[one.path][who][1]]
             assert len(one.top[who]) == 3
@@ -104,9 +105,9 @@ def test_the_models_answer_again_what_evaluate_wrote(project: Path, gather: Gath
 
 def test_a_data_set_that_was_not_run_is_said_so(gather: Gather) -> None:
     page = gather()
-    assert "1 of 2 data sets run" in render.html(page)
+    assert "1 of 2 data sets run" in pages.html(page)
     line = "| Greek letters, neon | not run | not run | not run | not run |"
-    assert line in render.markdown(page)
+    assert line in pages.markdown(page)
 
 
 def test_missing_pictures_leave_the_counts_and_are_noted(project: Path, gather: Gather) -> None:
@@ -135,7 +136,7 @@ def test_answers_that_evaluate_did_not_write_are_noted(project: Path, gather: Ga
 
 def test_answers_are_kept_until_the_student_changes(project: Path, gather: Gather) -> None:
     first = gather().pages[0]
-    kept = project / "build" / build.ANSWERS / f"{NAME}.json"
+    kept = project / "build" / pages.ANSWERS / f"{NAME}.json"
     content = json.loads(kept.read_text())
     content["answered"]["calibration"]["student"]["error"] = 12.5
     kept.write_text(json.dumps(content))
@@ -159,10 +160,10 @@ def test_where_no_test_image_has_a_label_accuracy_is_unknown(project: Path, gath
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     page = gather()
-    text = render.markdown(page)
+    text = pages.markdown(page)
     assert "accuracy unknown, no labelled test images; the student agrees with its teacher" in text
     assert page.pages[0].people == {}
-    assert "accuracy unknown" in render.html(page)
+    assert "accuracy unknown" in pages.html(page)
 
 
 def test_outputs_are_compared_with_what_dvc_recorded(gather: Gather) -> None:
@@ -192,7 +193,7 @@ def test_no_login_in_the_parameters_reaches_the_page(project: Path, gather: Gath
     with (project / "params.yaml").open("a") as file:
         file.write("# mirror: https://me:hunter22secret@example.org/data\n")
     page = gather()
-    render.write(page, project / "build")
+    pages.write(page, project / "build")
     for path in (project / "build").glob("report.*"):
         assert "hunter22secret" not in path.read_text()
         assert "example.org/data" in path.read_text()
@@ -201,32 +202,32 @@ def test_no_login_in_the_parameters_reaches_the_page(project: Path, gather: Gath
 def test_names_are_shown_as_they_are_written(gather: Gather) -> None:
     page = gather()
     odd = replace(page.pages[0], title="<b>x</b> & y", classes=("a|b", "<i>", "c", "d", "e"))
-    text = render.html(replace(page, pages=(odd,)))
+    text = pages.html(replace(page, pages=(odd,)))
     assert "<b>x</b> &" not in text
     assert "<i>" not in text
     assert "&lt;i&gt;" in text
-    assert "a\\|b" in render.markdown(replace(page, pages=(odd,)))
+    assert "a\\|b" in pages.markdown(replace(page, pages=(odd,)))
 
 
 def test_measured_times_are_kept_beside_the_page(project: Path, gather: Gather) -> None:
-    assert "| pictures a second | – | – |" in render.markdown(gather())
+    assert "| pictures a second | – | – |" in pages.markdown(gather())
     rows = {
-        "teacher": models.Speed("tiny", 100.0, 20.0, "CPU", 1, 32),
-        "student": models.Speed("tiny", 321.0, 10.0, "CPU", 1, 32),
+        "teacher": page_dataset.Speed("tiny", 100.0, 20.0, "CPU", 1, 32),
+        "student": page_dataset.Speed("tiny", 321.0, 10.0, "CPU", 1, 32),
     }
-    (project / "build" / models.SPEED_FILE).write_text(
+    (project / "build" / page_dataset.SPEED_FILE).write_text(
         json.dumps({who: vars(one) for who, one in rows.items()})
     )
-    assert "| pictures a second | 100 | 321 |" in render.markdown(gather())
+    assert "| pictures a second | 100 | 321 |" in pages.markdown(gather())
 
 
 def test_times_of_another_model_are_not_shown(project: Path, gather: Gather) -> None:
     gather()
-    other = vars(models.Speed("ViT-B/16", 100.0, 20.0, "CPU", 1, 32))
-    (project / "build" / models.SPEED_FILE).write_text(
+    other = vars(page_dataset.Speed("ViT-B/16", 100.0, 20.0, "CPU", 1, 32))
+    (project / "build" / page_dataset.SPEED_FILE).write_text(
         json.dumps({"teacher": other, "student": other})
     )
-    assert "| pictures a second | – | – |" in render.markdown(gather())
+    assert "| pictures a second | – | – |" in pages.markdown(gather())
 
 
 def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather: Gather) -> None:
@@ -235,13 +236,14 @@ def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather
     write_sums(split.parent)
     (page,) = gather().pages
     assert page.base_count == len(page.classes)
-    assert "novel" not in render.about_dataset(page)
-    assert render.class_table(page).heads == ("class", "images", "teacher", "student")
+    assert "novel" not in pages.about_dataset(page)
+    heads = [column.head for column in pages.class_table(page).heads]
+    assert heads == ["class", "images", "teacher", "student"]
 
 
 def test_json_has_what_the_page_shows(project: Path, gather: Gather) -> None:
     page = gather()
-    path = render.write(page, project / "build")
+    path = pages.write(page, project / "build")
     content = json.loads(path.with_suffix(".json").read_text())
     assert content["pages"][0]["people"]["student"]["accuracy"] == pytest.approx(
         page.pages[0].people["student"].accuracy
@@ -295,7 +297,7 @@ def untrained(folder: Path) -> Job:
     params = load_params(ROOT / "params.yaml").for_dataset(NAME)
     found = Job.at(folder / "data", params, seed=1, device="cpu", data_root=folder)
     teacher = Teacher.untrained(load_clip(params.teacher.model, None), text_depth=2, image_depth=2)
-    teacher.save(found.teacher / models.TEACHER_FILE)
+    teacher.save(found.teacher / "teacher.safetensors")
     vectors = class_vectors.build(teacher.eval(), ("digit one", "digit two"))
     vectors.save(found.vectors / class_vectors.FILE)
     student = Student.untrained(load_clip(params.student.model, None), feature_width=128)
@@ -309,10 +311,10 @@ def test_teacher_and_student_are_measured_each_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)  # whose params.yaml names the weights from there
-    found = models.measure_speed(untrained(tmp_path), tmp_path / "build")
+    found = page_dataset.measure_speed(untrained(tmp_path), tmp_path / "build")
     assert set(found) == {"teacher", "student"}
     assert all(one.images_per_second > 1 and one.mebibytes > 1 for one in found.values())
-    assert models.read_speed(tmp_path / "build") == found
+    assert page_dataset.read_speed(tmp_path / "build") == found
 
 
 @pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -320,7 +322,9 @@ def test_to_measure_what_is_not_there_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, alone: bool
 ) -> None:
     if not alone:  # a process of its own takes seconds
-        monkeypatch.setattr(models, "ProcessPoolExecutor", lambda _, **__: ThreadPoolExecutor(1))
+        monkeypatch.setattr(
+            page_dataset, "ProcessPoolExecutor", lambda _, **__: ThreadPoolExecutor(1)
+        )
     shutil.copy(ROOT / "params.yaml", tmp_path)
     done = promptkd(tmp_path, "page", "--measure")
     assert done.returncode == 2

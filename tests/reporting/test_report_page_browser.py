@@ -18,10 +18,9 @@ from PIL import Image
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import metrics
-from pd_core.reporting.page import render
-from pd_core.reporting.page.build import AVERAGE, across, beside, paper
-from pd_core.reporting.page.dataset import DatasetPage, Person
-from pd_core.reporting.page.models import PEOPLE, Gallery
+from pd_core.reporting import page as pages
+from pd_core.reporting.page import AVERAGE, across, beside, paper
+from pd_core.reporting.page_dataset import TRAINED, DatasetPage, Gallery, Result
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -33,10 +32,10 @@ def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), images)
     people = {}
-    for who in PEOPLE:
+    for who in TRAINED:
         shares = rng.dirichlet(np.full(classes, 0.1), len(labels))
         answers = np.where(rng.random(len(labels)) < 0.6, labels, shares.argmax(axis=1))
-        people[who] = Person(
+        people[who] = Result(
             60.0,
             metrics.class_accuracies(labels, answers, classes),
             metrics.most_confused(metrics.confusion(labels, answers, classes)),
@@ -53,7 +52,7 @@ def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
         ),
         classes // 2,
         (images,) * classes,
-        dict.fromkeys(PEOPLE, curve),
+        dict.fromkeys(TRAINED, curve),
         people,
         notes=("a note " * 20,),
     )
@@ -81,18 +80,18 @@ def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert small.gallery is not None
     shown = [replace(one, data=photo()) for one in small.gallery.shown]
     pictures = Gallery(1152, 100, 80, 60, tuple(shown[n % len(shown)] for n in range(8)))
-    pages = (replace(large(f"set_{n}"), gallery=pictures) for n in range(11))
+    sections = (replace(large(f"set_{n}"), gallery=pictures) for n in range(11))
     measured = page.seeds.protocols
     long = f"{'a data set with a long name ' * 3}without_any_place_to_break_it_somewhere"
     whole = replace(
         page,
-        pages=(small, *pages),
+        pages=(small, *sections),
         titles={**page.titles, "dtd": long},
         beside=beside(measured[Protocol.BASE_TO_NOVEL], names),
         beside_seeds=page.seeds.seeds,
         across=across(measured, "imagenet", names),
     )
-    return render.write(whole, made / "build")
+    return pages.write(whole, made / "build")
 
 
 @pytest.fixture(scope="module", name="tab")

@@ -15,8 +15,8 @@ from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import REPORT
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
-from pd_core.reporting.page import build
-from pd_core.reporting.page.build import Page
+from pd_core.reporting import page as pages
+from pd_core.reporting.page import Page
 from pd_core.reporting.protocol_report import summarise
 from pd_core.reporting.results import keys_of
 from pd_core.training.teacher import class_vectors as vectors_stage
@@ -78,7 +78,7 @@ def gathered(folder: Path) -> Page:
     """Gather the page of two data sets, of which one was run."""
     jobs = {name: job(folder, name) for name in (NAME, "embedded_greek")}
     with tiny.torch_restored():
-        return build.gather(
+        return pages.gather(
             jobs, folder / "build", profile="quickstart", root=folder, protocols=folder / REPORT
         )
 

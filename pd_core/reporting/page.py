@@ -1,0 +1,660 @@
+"""The page of a profile: its results beside the paper's, and their provenance; HTML and Markdown.
+
+The HTML file needs nothing besides: no script, no font, no network.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    pass_eval_context,
+    select_autoescape,
+)
+from jinja2.nodes import EvalContext
+from markupsafe import Markup
+
+from pd_core.core.artifacts import read_json, write_json, write_text
+from pd_core.core.errors import PdError
+from pd_core.core.options import BASELINE, TITLES
+from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
+from pd_core.data.loading.splits import Protocol
+from pd_core.pipeline.provenance import ABSENT, commit_tags, content_hash, read_lock, version
+from pd_core.pipeline.redaction import masked
+from pd_core.pipeline.stages.jobs import Job
+from pd_core.pipeline.stages.params import PARAMS
+from pd_core.reporting import figures, page_dataset
+from pd_core.reporting.page_dataset import (
+    AT_A_TIME,
+    TRAINED,
+    Cost,
+    DatasetPage,
+    Speed,
+    read_speed,
+)
+from pd_core.reporting.protocol_report import Seeds, findings, read_summary
+from pd_core.reporting.report import cautions, estimates, models_of, rows_of, summarise
+from pd_core.reporting.results import (
+    MODELS,
+    PROTOCOLS,
+    Evaluation,
+    Scores,
+    Summary,
+    heading,
+    headline,
+    keys_of,
+    read_evaluations,
+    read_titles,
+    title,
+    titles_of,
+)
+from pd_core.reporting.tables import NONE, Column, Kind, Row, Table
+
+ANSWERS = "answers"  # folder beside the page: cache of the models' predictions
+STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
+PACKAGES = ("promptkd", "torch", "torchvision", "open_clip_torch", "numpy", "dvc", "mlflow")
+AVERAGE = "average"
+SAME, OTHER, NOT_HERE, NOT_RUN = "as recorded", "not as recorded", "not here", "not run"
+
+PUBLISHED = ("student", "teacher", "zero_shot_student")
+"""The models whose accuracy the paper has; its zero-shot CLIP is the student's."""
+
+_LOCK = Path("dvc.lock")
+_PAIRS = 5  # of confused classes
+_NAMES = {
+    "base": "base classes", "novel": "novel classes", "hm": "harmonic mean",
+    "accuracy": "accuracy",
+}  # fmt: skip
+_COSTS = (
+    "model", "parameters, million", "trained, million", "GFLOPs a picture", "pictures a second",
+    "memory, MiB",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The accuracies of one data set, here and in the paper: base, novel and hm, or accuracy."""
+
+    dataset: str  # or `average`
+    ours: dict[str, float] | None  # percent; None if it was not run
+    paper: dict[str, float]  # percent
+    difference: dict[str, float] | None  # ours less the paper's, in points
+    spread: dict[str, float] | None = None  # standard deviation of ours, of several seeds
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a stage as `dvc.lock` has it, and whether it still is so."""
+
+    path: str
+    md5: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Provenance of the numbers."""
+
+    commit: str  # of git; "none" outside of a repository
+    changed: bool  # files of that commit were changed
+    versions: dict[str, str]  # by package, and Python's
+    params: str  # text of `params.yaml`
+    outputs: tuple[Output, ...]  # of the stages in `dvc.lock`
+
+
+@dataclass(frozen=True)
+class Page:
+    """Content of the page."""
+
+    profile: str
+    seed: int
+    datasets: tuple[str, ...]  # all of the profile, run or not
+    titles: dict[str, str]  # readable names, also of other profiles' data sets
+    summary: dict[str, Any]  # of the data sets that were run, see `report.summarise`
+    seeds: Seeds  # results by protocol over several seeds
+    beside: dict[str, tuple[Beside, ...]]  # by model, from base to novel classes
+    beside_seeds: tuple[int, ...]  # of ours there: several, or the one of the runs
+    across: dict[Protocol, dict[str, tuple[Beside, ...]]]  # on other data sets than the teacher's
+    pages: tuple[DatasetPage, ...]  # the data sets that were run
+    speed: dict[str, Speed]  # by model; empty if nothing was measured
+    origin: Origin
+    notes: tuple[str, ...] = ()  # data sets without a section, and why
+
+
+def evaluated_jobs(jobs: Mapping[str, Job]) -> list[Job]:
+    """Return the jobs that were evaluated."""
+    return [job for job in jobs.values() if (job.evaluation / "metrics.json").is_file()]
+
+
+def gather(
+    jobs: Mapping[str, Job],
+    folder: Path,
+    *,
+    profile: str,
+    root: Path,
+    protocols: Path,
+    baselines: Sequence[str] = (),
+) -> Page:
+    """Gather the page of a profile; what was not run is no error.
+
+    Args:
+        jobs: by the names of all data sets of the profile.
+        folder: output folder, with earlier measurements and cached predictions.
+        profile: its name.
+        root: of the repository.
+        protocols: folder of the report of all protocols and seeds, if there is one.
+        baselines: data sets that may have the baseline `tuned_student`.
+
+    Raises:
+        PdError: results are corrupt.
+    """
+    first = next(iter(jobs.values()))
+    evaluated = evaluated_jobs(jobs)
+    names = [job.evaluation.name for job in evaluated]
+    evaluations = first.evaluation.parent
+    tuned = [name for name in baselines if (evaluations / BASELINE / f"{name}.json").is_file()]
+    estimated = [job.evaluation.name for job in evaluated if job.cross_validation.is_file()]
+    rows = read_evaluations(evaluations, names, tuned, estimated) if names else {}
+    summary = summarise(profile, rows)
+    several = read_summary(protocols)
+    # several seeds stand beside the paper's if they were run wherever the single one was
+    ours, seeds = several.protocols.get(Protocol.BASE_TO_NOVEL), several.seeds
+    if ours is None or not set(summary["datasets"]) <= set(ours["datasets"]):
+        ours, seeds = summary, (first.seed,)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:  # small models do not keep the cores busy alone
+        sections = list(pool.map(lambda job: _section(job, folder / ANSWERS), evaluated))
+    titles = {name: dataset_spec(name).title for name in dataset_names()}
+    return Page(
+        profile,
+        first.seed,
+        tuple(jobs),
+        titles | read_titles(first.prepared.parent),
+        summary,
+        several,
+        beside(ours, list(jobs)),
+        seeds,
+        across(several.protocols, several.source, list(jobs)),
+        tuple(section for section in sections if isinstance(section, DatasetPage)),
+        read_speed(folder),
+        _origin(list(jobs), root),
+        tuple(note for note in sections if isinstance(note, str)),
+    )
+
+
+def _section(job: Job, folder: Path) -> DatasetPage | str:
+    """Gather a data set, or return a note if its preparation is not here."""
+    try:
+        return page_dataset.gather(job, folder)
+    except PdError as error:
+        return f"{job.evaluation.name} has no section: {masked(str(error))}"
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """Read the paper's numbers."""
+    content: dict[str, Any] = read_json(Path(__file__).with_name("paper.json"))
+    return content
+
+
+def beside(
+    summary: Summary, datasets: Sequence[str], protocol: Protocol = Protocol.BASE_TO_NOVEL
+) -> dict[str, tuple[Beside, ...]]:
+    """Put our accuracies beside the paper's.
+
+    Args:
+        summary: `datasets` and `average`, as of `report.summarise`, of what was run.
+        datasets: all data sets, run or not.
+        protocol: which of the paper's tables.
+
+    Returns:
+        By model, a row for each of `datasets` that the paper has. The paper's average is of all its
+        data sets, so ours stands beside it only if exactly these were run.
+    """
+    published = paper()[protocol]
+    shared = [name for name in datasets if name in published]
+    if not shared:
+        return {}
+    rows = {**summary["datasets"]}
+    if set(rows) == set(published) - {AVERAGE}:
+        rows[AVERAGE] = summary[AVERAGE]
+    return {
+        model: tuple(
+            _beside(name, rows.get(name, {}).get(model), published[name][model])
+            for name in (*shared, AVERAGE)
+            if model in published[name]
+        )
+        for model in PUBLISHED
+    }
+
+
+def across(
+    protocols: Mapping[Protocol, Summary], source: str | None, datasets: Sequence[str]
+) -> dict[Protocol, dict[str, tuple[Beside, ...]]]:
+    """Put our accuracies on other data sets than the teacher's beside the paper's.
+
+    Args:
+        protocols: results by protocol.
+        source: the data set that its teacher was tuned on.
+        datasets: of the profile; without the paper's source among them there is nothing to compare.
+
+    Returns:
+        By protocol and model, a row for each of the paper's targets.
+    """
+    paper_source = paper()["source_dataset"]
+    if paper_source not in datasets:
+        return {}
+    nothing: Summary = {"datasets": {}, AVERAGE: {}}
+    measured = protocols if source == paper_source else {}
+    return {
+        protocol: beside(measured.get(protocol, nothing), targets(protocol), protocol)
+        for protocol in Protocol
+        if protocol.has_source
+    }
+
+
+def targets(protocol: Protocol) -> list[str]:
+    """Return the data sets that the paper has in a protocol."""
+    return [name for name in paper()[protocol] if name != AVERAGE]
+
+
+def _beside(name: str, scores: Scores | None, published: dict[str, float]) -> Beside:
+    """Compare the numbers that the paper has; none are ours where other ones were measured."""
+    if scores is None or not set(published) <= set(scores):
+        return Beside(name, None, published, None)
+    ours = {key: scores[key] for key in published}
+    difference = {key: round(ours[key] - published[key], 2) for key in published}
+    spread = {key: scores[f"{key}_std"] for key in published if f"{key}_std" in scores}
+    return Beside(name, ours, published, difference, spread or None)
+
+
+def _origin(datasets: Sequence[str], root: Path) -> Origin:
+    """Return the provenance of the profile in the current folder."""
+    tags = commit_tags(root)
+    stages = read_lock(_LOCK.read_bytes(), f"'{_LOCK}'") if _LOCK.is_file() else {}
+    outputs = [
+        (out["path"], out["md5"])
+        for name in datasets
+        for stage in STAGES
+        for out in stages.get(f"{stage}@{name}", {}).get("outs", [])
+    ]
+    states = {path: content_hash(Path(path)) for path, _ in outputs}
+    return Origin(
+        tags["git_commit"],
+        tags.get("git_dirty") == "true",
+        {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        masked(PARAMS.read_text(encoding="utf-8")),
+        tuple(
+            Output(path, md5, {md5: SAME, ABSENT: NOT_HERE}.get(states[path], OTHER))
+            for path, md5 in outputs
+        ),
+    )
+
+
+def write(page: Page, folder: Path) -> Path:
+    """Write `report.html`, `report.md` and `report.json`; return the first.
+
+    Raises:
+        PdError: the folder cannot be written.
+    """
+    path = folder / "report.html"
+    write_json(path.with_suffix(".json"), asdict(page))
+    write_text(path.with_suffix(".md"), markdown(page))
+    write_text(path, html(page))
+    return path
+
+
+def html(page: Page) -> str:
+    """Return the page as HTML."""
+    return _templates().get_template("page.html").render(page=page)
+
+
+def markdown(page: Page) -> str:
+    """Return the page as Markdown."""
+    return _templates().get_template("page.md").render(page=page)
+
+
+@cache
+def _templates() -> Environment:
+    """Return the templates, which call this module's functions."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=select_autoescape(["html"]),
+        finalize=_escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    own = {name: value for name, value in globals().items() if not name.startswith("_")}
+    imported = {"figures": figures, "heading": heading, "keys_of": keys_of, "PROTOCOLS": PROTOCOLS}
+    environment.globals |= own | imported
+    return environment
+
+
+@pass_eval_context
+def _escaped(context: EvalContext, value: Any) -> Any:
+    """Escape a value for HTML as the standard library does, quotes included."""
+    if not context.autoescape or isinstance(value, Markup):
+        return value
+    return Markup(escape(str(value)))
+
+
+def summary_table(page: Page, key: str) -> Table:
+    """Return every model's accuracy on each data set: `base`, `novel` or `hm`."""
+    models = models_of(page.summary) or list(MODELS)
+    measured = page.summary["datasets"]
+    shown = {*measured, *page.summary.get("accuracy_unknown", {})}
+    rows = [
+        Row((name, *(_score(row, model, key) for model in models)))
+        for name, row in rows_of(page.summary, page.titles)
+    ]
+    averages = [
+        Row((f"average of {_averaged(page)}", *row.cells[1:]), Kind.AVERAGE)
+        for row in rows[len(measured) :]
+    ]
+    absent = [
+        Row((title(name, page.titles), *[NOT_RUN] * len(models)))
+        for name in page.datasets
+        if name not in shown
+    ]
+    heads = ("data set", *(TITLES[model] for model in models))
+    return Table(heads, [*rows[: len(measured)], *absent, *averages], f"{_NAMES[key]}, %")
+
+
+def _score(row: Evaluation, model: str, key: str) -> str:
+    scores = row.get(model, {})
+    number = headline(scores) if key == "hm" and scores else scores.get(key)
+    return NONE if number is None else f"{number:.1f}"
+
+
+def _averaged(page: Page) -> str:
+    """Return how many data sets the average is of, and how many there are."""
+    rows = page.summary["datasets"].values()
+    count = sum(all("hm" in scores for scores in row.values()) for row in rows)
+    return f"{count} of {len(page.datasets)}" if count < len(page.datasets) else f"all {count}"
+
+
+def seeds_table(page: Page, protocol: Protocol, key: str) -> Table:
+    """Return every model's mean over seeds on each data set of a protocol, with its spread."""
+    part = page.seeds.protocols[protocol]
+    named = [(title(name, page.titles), row) for name, row in part["datasets"].items()]
+    named.append((f"average of all {len(named)}", part[AVERAGE]))
+    kinds = [*[Kind.PLAIN] * (len(named) - 1), Kind.AVERAGE]
+    rows = [
+        Row((name, *(spread(row[model], key) for model in MODELS)), kind)
+        for (name, row), kind in zip(named, kinds, strict=True)
+    ]
+    heads = ("data set", *(titles_of(protocol)[model] for model in MODELS))
+    return Table(heads, rows, f"{_NAMES[key]}, %")
+
+
+def paper_tables(page: Page) -> list[Table]:
+    """Return our accuracies, the paper's and the differences, a table for each of `PUBLISHED`."""
+    count = len(page.beside_seeds)
+    ours = f"{count} seeds here" if count > 1 else "this run"
+    heads = ("data set", Column("whose", words=True), "base", "novel", "harmonic mean")
+    tables = []
+    for model, comparisons in page.beside.items():
+        rows = []
+        for comparison in comparisons:
+            own, published, gap = _cells(comparison)
+            rows.append(Row((_title(page, comparison), ours, *own)))
+            rows.append(Row(("", "paper", *published), Kind.PAPER))
+            rows.append(Row(("", "difference", *gap)))
+        tables.append(Table(heads, rows, f"{TITLES[model]}, %"))
+    return tables
+
+
+def across_tables(page: Page, protocol: Protocol) -> list[Table]:
+    """Return our accuracies in a protocol other than base to novel, the paper's and the gap."""
+    return [
+        Table(
+            ("data set", "here", Column("paper", paper=True), "difference"),
+            [(_title(page, row), *(cells[0] for cells in _cells(row))) for row in comparisons],
+            f"{titles_of(protocol)[model]}, %",
+        )
+        for model, comparisons in page.across[protocol].items()
+    ]
+
+
+def _cells(row: Beside) -> tuple[list[str], list[str], list[str]]:
+    """Write our accuracies, the paper's, and the differences."""
+    published, deviations = [f"{value:.2f}" for value in row.paper.values()], row.spread or {}
+    if row.ours is None or row.difference is None:
+        return [NOT_RUN] * len(published), published, [NONE] * len(published)
+    ours = [f"{row.ours[key]:.2f}{_deviation(deviations.get(key))}" for key in row.paper]
+    return ours, published, [f"{row.difference[key]:+.2f}" for key in row.paper]
+
+
+def _title(page: Page, row: Beside) -> str:
+    return "average of the paper's" if row.dataset == AVERAGE else title(row.dataset, page.titles)
+
+
+def spread(scores: Scores, key: str) -> str:
+    """Write a number, and its standard deviation if there were several seeds."""
+    return f"{scores[key]:.2f}{_deviation(scores.get(f'{key}_std'))}"
+
+
+def _deviation(value: float | None) -> str:
+    return "" if value is None else f" ±\N{NO-BREAK SPACE}{value:.2f}"
+
+
+def accuracy_table(page: DatasetPage) -> Table:
+    """Return accuracy and calibration of teacher and student, all classes compared at once."""
+    rows = []
+    for model, result in page.people.items():
+        error = f"{result.calibration.error:.1f}" if result.calibration else NONE
+        rows.append((model, f"{result.accuracy:.1f}", error))
+    return Table(("all classes at once", "accuracy, %", "calibration error (ECE), %"), rows)
+
+
+def confused_table(page: DatasetPage, model: str) -> Table:
+    """Return the most confused pairs of classes."""
+    names = page.classes
+    rows = [
+        (names[pair.label], names[pair.taken_for], f"{pair.count} of {page.images[pair.label]}")
+        for pair in page.people[model].confused[:_PAIRS]
+    ]
+    taken_for = Column("taken for", words=True, long=True)
+    return Table(("class", taken_for, "images"), rows, f"{model}: most confused")
+
+
+def class_table(page: DatasetPage) -> Table:
+    """Return each class's accuracy, the student's worst ones first."""
+    accuracies = [page.people[model].classes for model in TRAINED]
+    halves = page.base_count < len(page.classes)
+    order = sorted(
+        (label for label, images in enumerate(page.images) if images),
+        key=lambda label: (accuracies[1][label] or 0.0, label),
+    )
+    rows = []
+    for label in order:
+        half = ["base" if label < page.base_count else "novel"] if halves else []
+        cells = (f"{accuracy[label]:.0f}" for accuracy in accuracies)
+        rows.append((page.classes[label], *half, str(page.images[label]), *cells))
+    half_column = [Column("half", words=True)] if halves else []
+    bars = (Column(model, bar=model) for model in TRAINED)
+    return Table(("class", *half_column, "images", *bars), rows, "accuracy of each class, %")
+
+
+def curve_table(page: DatasetPage, stage: str) -> Table:
+    """Return the history of a training, epoch by epoch."""
+    history = page.curves[stage]
+    keys = [key for key in ("loss", "accuracy", "agreement") if history and key in history[0]]
+    rows = [
+        (str(number), *(f"{row[key]:.4g}" if key in row else "" for key in keys))
+        for number, row in enumerate(history, 1)
+    ]
+    return Table(("epoch", *keys), rows, f"{stage}: training")
+
+
+def gallery_table(page: DatasetPage) -> Table:
+    """Return the images on which teacher and student differ, with the likeliest classes."""
+    rows = []
+    for image in page.gallery.shown if page.gallery else ():
+        top = (", ".join(percent(*best) for best in image.top[model]) for model in TRAINED)
+        rows.append((image.path, image.name, *top))
+    columns = [Column(head, words=True) for head in ("picture", "class", *TRAINED)]
+    return Table(columns, rows, "some of these")
+
+
+def percent(name: str, share: float) -> str:
+    """Write a class with its probability."""
+    return f"{name} {100 * share:.0f}%"
+
+
+def cost_table(page: Page) -> Table:
+    """Return what an image costs: a column for each model, and one for the paper's student."""
+    columns: dict[tuple[str, ...], bool] = {}  # by cells: whether it is the paper's
+    for section in page.pages:
+        for model, result in section.people.items():
+            if result.cost:
+                columns[_cost(model, result.cost, page.speed.get(model))] = False
+    if page.beside:
+        cost = paper()["inference_cost"]
+        numbers = (str(cost["gflops"]), str(cost["images_per_second"]))
+        columns[f"paper's student, {cost['hardware']}", NONE, NONE, *numbers, NONE] = True
+    if not columns:
+        return Table(_COSTS[:1], ())
+    names, *rows = zip(_COSTS, *columns, strict=True)
+    published = (False, *columns.values())
+    heads = [Column(name, paper=own) for name, own in zip(names, published, strict=True)]
+    return Table(heads, rows)
+
+
+def _cost(model: str, cost: Cost, speed: Speed | None) -> tuple[str, ...]:
+    if speed is not None and speed.model != cost.model:
+        speed = None
+    return (
+        f"{model}, {cost.model}",
+        f"{cost.parameters / 1e6:.2f}",
+        f"{cost.trained / 1e6:.3f}",
+        f"{cost.operations / 1e9:.3g}",
+        f"{speed.images_per_second:.0f}" if speed else NONE,
+        f"{speed.mebibytes:.0f}" if speed else NONE,
+    )
+
+
+def outputs_table(page: Page) -> Table:
+    """Return DVC's record of each stage's outputs."""
+    heads = "path", Column("MD5", words=True, long=True), Column("on this machine", words=True)
+    rows = [(output.path, output.md5, output.state) for output in page.origin.outputs]
+    return Table(heads, rows, "outputs in dvc.lock")
+
+
+def versions_table(page: Page) -> Table:
+    """Return the versions that the page was built with."""
+    rows = list(page.origin.versions.items())
+    return Table(("package", Column("version", words=True)), rows, "versions")
+
+
+def facts(page: Page) -> list[str]:
+    """Return data sets, seed and commit in a few words."""
+    changed = " and changes" if page.origin.changed else ""
+    run = len(page.summary["datasets"]) + len(page.summary.get("accuracy_unknown", {}))
+    return [
+        f"{run} of {len(page.datasets)} data sets run",
+        f"seed {page.seed}",
+        f"commit {page.origin.commit[:10]}{changed}",
+    ]
+
+
+def about_summary(page: Page) -> list[str]:
+    """Return how to read the accuracies of the summary."""
+    return [
+        "Accuracy on test images: base classes among base classes, novel ones among novel ones. "
+        "One seed. The average's harmonic mean is that of the averaged halves, as in the paper.",
+        *cautions(page.summary, page.titles),
+        *estimates(page.summary, page.titles),
+        *page.notes,
+    ]
+
+
+def about_seeds(page: Page) -> list[str]:
+    """Return how to read the numbers of several seeds."""
+    run = page.seeds.seeds
+    if not run:
+        return [page.seeds.note]
+    several = len(run) > 1
+    count = f"{len(run)} seeds" if several else "One seed"
+    shown = "Shown are mean ± sample standard deviation over them. " if several else ""
+    return [
+        f"{count}: {', '.join(map(str, run))}. {shown}Averages are over the data sets within each "
+        "seed.",
+        "p is the chance of differences at least as clear as these if neither method were better "
+        "(Wilcoxon's signed-rank test over data sets, each with the mean of its seeds); below 0.05 "
+        "chance is no good explanation. It cannot be smaller than 2 / 2^n with n data sets.",
+    ]
+
+
+def about_protocol(page: Page, protocol: Protocol) -> list[str]:
+    """Return a protocol's differences between methods, and its outliers."""
+    lines = findings(protocol, page.seeds.protocols[protocol], page.titles)
+    return [f"{line[0].upper()}{line[1:]}." for line in lines]
+
+
+def about_paper(page: Page) -> str:
+    """Return how to compare with the paper's numbers."""
+    if not page.beside:
+        return "None of this profile's data sets is one of the paper's: nothing to compare."
+    return (
+        "The paper's numbers are the mean of three seeds, as published (CVPR 2024, arXiv "
+        f"2403.02781). From base to novel classes, ours are {_ours(page.beside_seeds)}. The "
+        "paper's zero-shot student is CLIP."
+    )
+
+
+def about_across(page: Page) -> str:
+    """Return how to compare accuracies on other data sets than the teacher's."""
+    source = paper()["source_dataset"]
+    ours = f" Ours are {_ours(page.seeds.seeds)}." if page.seeds.source == source else ""
+    tuned_on = title(source, page.titles)
+    return f"Accuracy over all classes; the teacher was tuned on {tuned_on} alone.{ours}"
+
+
+def _ours(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"of seed {seeds[0]} alone"
+    return f"the mean ± standard deviation of seeds {', '.join(map(str, seeds))}"
+
+
+def about_dataset(page: DatasetPage) -> str:
+    """Return the size of a data set."""
+    novel = len(page.classes) - page.base_count
+    halves = f", {page.base_count} base and {novel} novel" if novel else ""
+    images = f"{sum(page.images)} test images" if page.images else "no labelled test image"
+    return f"{page.name}: {len(page.classes)} classes{halves}; {images}."
+
+
+def about_gallery(page: DatasetPage) -> str:
+    """Return how often teacher and student differ."""
+    gallery = page.gallery
+    if gallery is None:
+        return ""
+    differ = gallery.teacher_right + gallery.student_right + gallery.both_wrong
+    return (
+        f"They name different classes on {differ} of {gallery.images} test images: the teacher is "
+        f"right on {gallery.teacher_right}, the student on {gallery.student_right}, neither on "
+        f"{gallery.both_wrong}."
+    )
+
+
+def about_speed(page: Page) -> str:
+    """Return the conditions of the measured times and memory."""
+    if not page.speed:
+        return "Times and memory: `promptkd page --measure`."
+    speed = page.speed["student"]
+    device, owner = speed.device, "of the GPU"
+    if device == "CPU":
+        device, owner = f"CPU, threads: {speed.threads}", "of the whole process"
+    return f"Measured on {device}, {speed.batch} pictures at a time; memory is the peak {owner}."

@@ -1,1 +1,0 @@
-"""The page of all results: `build` gathers what stages wrote, `render` shows it."""

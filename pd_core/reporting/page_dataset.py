@@ -1,0 +1,548 @@
+"""A data set on the page: curves, confusion, calibration, cost and where its models differ.
+
+A multiplication and an addition count as two operations, as in torch's counter. Class vectors are
+stored, so text towers cost nothing here. Measured times are no result: they lie beside the page,
+outside of what DVC hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from pd_core.core.artifacts import read_json, understood, write_json
+from pd_core.core.errors import PdError
+from pd_core.core.hooks import NO_HOOKS
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared, read_split
+from pd_core.evaluation.evaluate import predict
+from pd_core.evaluation.metrics import (
+    Calibration,
+    Confused,
+    calibration,
+    class_accuracies,
+    confusion,
+    most_confused,
+)
+from pd_core.mlops.predictor import STUDENT_FILE
+from pd_core.models.class_vectors import FILE as VECTORS_FILE
+from pd_core.models.class_vectors import Classifier, ClassVectors, distilled
+from pd_core.models.clip import load_clip
+from pd_core.models.precision import autocast, set_threads
+from pd_core.models.prompts import ImagePrompts
+from pd_core.models.student import Student
+from pd_core.models.teacher import Teacher
+from pd_core.pipeline import code_hash
+from pd_core.pipeline.provenance import content_hash, params_hash, peak_memory
+from pd_core.pipeline.redaction import masked
+from pd_core.pipeline.stages.jobs import Job, inputs
+from pd_core.reporting import figures
+
+TRAINED = ("teacher", "student")
+AT_A_TIME = 2
+"""Data sets whose models run at the same time; they share the cores."""
+
+SPEED_FILE = "speed.json"
+_SHOWN, _TOP = 8, 3  # images of the gallery; classes of an image
+_SIDE = 96  # pixels; a smaller image stays as it is
+_BATCH = 32
+_WARM_UPS = 2  # batches before time is taken: the first ones fill caches
+_SECONDS = 2.0
+
+Curve = tuple[Mapping[str, float], ...]  # an entry an epoch: loss, accuracy or agreement, ...
+Rows = Sequence[Mapping[str, Any]]  # of `predictions.json`: path, label, and classes by model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a classification."""
+
+    model: str  # name of the CLIP
+    parameters: int  # of image tower, prompts and projector
+    trained: int  # those of them that were trained
+    operations: int  # floating point operations for one image
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of the gallery."""
+
+    path: str  # in its data set
+    name: str  # its class
+    top: dict[str, tuple[tuple[str, float], ...]]  # model -> likeliest classes, probabilities
+    data: str  # the image, small, as a `data:` address
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images for which teacher and student predict different classes."""
+
+    images: int  # how many were compared
+    teacher_right: int  # those on which they differ and the teacher is right
+    student_right: int
+    both_wrong: int
+    shown: tuple[Shown, ...]  # some of these, evenly spread over the test list
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Results by model of running both again, which `predictions.json` does not hold."""
+
+    calibration: dict[str, Calibration]
+    cost: dict[str, Cost]
+    other: dict[str, int]  # how many predictions differ from those that `evaluate` wrote
+    gallery: Gallery
+
+
+@dataclass(frozen=True)
+class Result:
+    """Results of a teacher or a student, all classes compared at once."""
+
+    accuracy: float  # percent
+    classes: tuple[float | None, ...]  # each class's accuracy, percent; None without test images
+    confused: tuple[Confused, ...]  # pairs of classes, the most frequent ones first
+    calibration: Calibration | None = None  # None if the images or the model are not here
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True)
+class DatasetPage:
+    """One data set: how its models were trained, and how they compare."""
+
+    name: str
+    title: str
+    classes: tuple[str, ...]  # C names, by label
+    base_count: int  # how many of the first are base classes, all where all were taught
+    images: tuple[int, ...]  # test images of each class; none where no test image has a label
+    curves: dict[str, Curve]  # by stage
+    people: dict[str, Result] = field(default_factory=dict)  # by model; empty without labels
+    gallery: Gallery | None = None  # None if the images or a model are not here
+    notes: tuple[str, ...] = ()  # what is missing, or does not fit, and why
+
+    @property
+    def calibrated(self) -> bool:
+        """True if the calibration of teacher or student is known."""
+        return any(result.calibration for result in self.people.values())
+
+
+def gather(job: Job, folder: Path) -> DatasetPage:
+    """Gather the outputs of an evaluated data set's stages, and run both models again.
+
+    What is not on this machine, such as photos, is left out and noted.
+
+    Args:
+        job: the data set's.
+        folder: cache of the models' predictions.
+
+    Raises:
+        MissingFile: the data set is not prepared.
+        BadArtifact: a file is corrupt.
+    """
+    page, prepared, rows = read_stages(job)
+    if not rows:
+        return page
+    try:
+        inference = _cached_inference(job, prepared, rows, folder / f"{page.name}.json")
+    except PdError as error:
+        note = f"calibration, cost and pictures are left out: {masked(str(error))}"
+        return replace(page, notes=(*page.notes, note))
+    notes = (
+        f"{model}: {count} of {len(rows)} answers are not those that evaluate wrote; calibration "
+        "and pictures show the present ones"
+        for model, count in inference.other.items()
+        if count
+    )
+    people = {
+        model: replace(result, calibration=inference.calibration[model], cost=inference.cost[model])
+        for model, result in page.people.items()
+    }
+    return replace(page, people=people, gallery=inference.gallery, notes=(*page.notes, *notes))
+
+
+def read_stages(job: Job) -> tuple[DatasetPage, Prepared, Rows]:
+    """Read the outputs of an evaluated data set's stages, without running a model.
+
+    Returns:
+        The page, the data set, and the predictions of images with a label.
+
+    Raises:
+        MissingFile: the data set is not prepared.
+        BadArtifact: a file is corrupt.
+    """
+    prepared = read_prepared(job.prepared, data_root=job.data_root)
+    notes: list[str] = []
+    path = job.evaluation / "predictions.json"
+    rows: Rows = read_json(path) if path.is_file() else []
+    rows = rows if rows and "label" in rows[0] else []
+    classes = len(prepared.classes)
+    remedy = f"run `dvc repro evaluate@{job.evaluation.name}`"
+    with understood(path, what="predictions", remedy=remedy):
+        labels = np.array([row["label"] for row in rows], np.int64)
+        best = {model: np.array([row[model][1] for row in rows], np.int64) for model in TRAINED}
+    page = DatasetPage(
+        job.prepared.name,
+        str(read_split(job.prepared)["title"]),
+        prepared.classes,
+        len(prepared.taught),
+        tuple(np.bincount(labels, minlength=classes).tolist()) if rows else (),
+        {"teacher": _curve(job.teacher, notes), "student": _curve(job.student, notes)},
+        {
+            model: Result(
+                100 * float((labels == best[model]).mean()),
+                class_accuracies(labels, best[model], classes),
+                most_confused(confusion(labels, best[model], classes)),
+            )
+            for model in TRAINED
+            if rows
+        },
+    )
+    if not rows:
+        notes.append("no test image has a label, so nothing is compared")
+    return replace(page, notes=tuple(notes)), prepared, rows
+
+
+def _curve(folder: Path, notes: list[str]) -> Curve:
+    """Read a training's history; a zero-shot teacher has none."""
+    try:
+        rows = read_json(folder / "history.json", what="history", remedy="run `dvc pull`")
+    except PdError as error:
+        notes.append(f"no learning curve: {masked(str(error))}")
+        return ()
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class _Cached:
+    key: str
+    answered: Inference
+
+
+def _cached_inference(job: Job, prepared: Prepared, rows: Rows, path: Path) -> Inference:
+    """Run both models, or read the cached result, by a hash of its causes.
+
+    A cache that cannot be read is written anew.
+    """
+    files = [*inputs(job, "evaluate"), job.evaluation, Path(__file__)]
+    key = params_hash({
+        **{str(number): content_hash(file) for number, file in enumerate(files)},
+        "code": code_hash.of_stage("evaluate"),
+        "params": [job.params.student.model_dump(mode="json"), job.params.teacher.model,
+                   job.params.evaluate.model_dump(mode="json"), job.params.run.precision],
+    })  # fmt: skip
+    with suppress(OSError, ValidationError):
+        cached = TypeAdapter(_Cached).validate_json(path.read_bytes())
+        if cached.key == key:
+            return cached.answered
+    inference = infer(job, prepared, rows)
+    write_json(path, asdict(_Cached(key, inference)))
+    return inference
+
+
+def infer(job: Job, prepared: Prepared, rows: Rows) -> Inference:
+    """Classify all test images of a data set with teacher and student, as `evaluate` did.
+
+    Args:
+        job: whose stages made them.
+        prepared: the data set.
+        rows: the content of `predictions.json`.
+
+    Raises:
+        PdError: images or outputs of the stages are not there.
+    """
+    # The page is no result: its last bits do not matter.
+    set_threads(max(1, (os.cpu_count() or 1) // AT_A_TIME))
+    loaded = {model: load(job, model) for model in TRAINED}
+    predicted = predict(
+        {model: part.classifier for model, part in loaded.items()},
+        prepared,
+        loaded["student"].image_size,
+        job.params.evaluate,
+        job.compute,
+        NO_HOOKS,
+    )
+    probabilities = {model: _softmax(predicted.logits[model]) for model in TRAINED}
+    best = {model: probabilities[model].argmax(axis=1) for model in TRAINED}
+    labels = np.array([label for _, label in predicted.items])
+    written = {row["path"]: row for row in rows}
+    return Inference(
+        {model: calibration(probabilities[model], labels) for model in TRAINED},
+        {model: cost_of(part.model, len(prepared.classes)) for model, part in loaded.items()},
+        {
+            model: sum(
+                path not in written or written[path][model][1] != label
+                for (path, _), label in zip(predicted.items, best[model].tolist(), strict=True)
+            )
+            for model in TRAINED
+        },
+        _gallery(predicted.items, probabilities, best, prepared),
+    )
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _gallery(
+    items: Labelled,
+    probabilities: Mapping[str, NDArray[np.float64]],
+    best: Mapping[str, NDArray[np.int64]],
+    prepared: Prepared,
+) -> Gallery:
+    """Choose images, of N, on which both differ: probabilities (N, C) and best classes (N,)."""
+    labels = [label for _, label in items]
+    differ = best["teacher"] != best["student"]
+    teacher, student = (int((differ & (best[model] == labels)).sum()) for model in TRAINED)
+    indices = np.flatnonzero(differ).tolist()
+    count = min(_SHOWN, len(indices))
+    store = ImageStore(prepared.images)
+
+    def shown(index: int) -> Shown:
+        path, label = items[index]
+        top = {
+            model: _likeliest(probabilities[model][index], prepared.classes) for model in TRAINED
+        }
+        return Shown(path, prepared.classes[label], top, _address(store.open(path)))
+
+    return Gallery(
+        len(labels),
+        teacher,
+        student,
+        len(indices) - teacher - student,
+        tuple(shown(indices[number * len(indices) // count]) for number in range(count)),
+    )
+
+
+def _likeliest(row: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Return the likeliest classes of one image with their probabilities (C,)."""
+    best = np.argsort(-row, kind="stable")[:_TOP]
+    return tuple((names[label], round(float(row[label]), 4)) for label in best)
+
+
+def _address(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    small.save(file, format="WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier, the side of its images in pixels, and the model in it."""
+
+    classifier: Classifier
+    image_size: int
+    model: Teacher | Student
+
+
+def load(job: Job, model: str) -> Loaded:
+    """Load the `teacher` or the `student` of a job.
+
+    Raises:
+        PdError: outputs of the stages are not there, or do not fit together.
+    """
+    remedy = f"run `dvc repro class_vectors@{job.vectors.name}`"
+    vectors = ClassVectors.load(job.vectors / VECTORS_FILE, remedy=remedy).to(job.device)
+    block = job.params.teacher if model == "teacher" else job.params.student
+    clip = load_clip(block.model, block.weights, device=job.device)
+    if model == "teacher":
+        remedy = f"run `dvc repro teacher@{job.teacher.name}`"
+        teacher = Teacher.load(job.teacher / "teacher.safetensors", clip, remedy=remedy)
+        classifier = Classifier(teacher.image_features, vectors, teacher.logit_scale)
+        return Loaded(classifier, clip.image_size, teacher)
+    remedy = f"run `dvc repro student@{job.student.name}`"
+    student = Student.load(job.student / STUDENT_FILE, clip, remedy=remedy)
+    return Loaded(distilled(student, vectors), clip.image_size, student)
+
+
+def cost_of(model: Teacher | Student, classes: int) -> Cost:
+    """Count the cost of a model whose image features are compared with C stored class vectors."""
+    tower, trained = model.towers.visual, 0
+    if isinstance(model, Student) and model.tower is not None:
+        tower = model.tower
+        trained = sum(tensor.numel() for tensor in tower.parameters())
+    operations = image_operations(tower, model.image_prompts)
+    added, width = 0, model.towers.joint_width
+    if model.image_prompts is not None:
+        added += model.image_prompts.tokens.numel()
+    if isinstance(model, Student):
+        added += sum(tensor.numel() for tensor in model.projector.parameters())
+        layers = [part for part in model.projector if isinstance(part, nn.Linear)]
+        operations += sum(2 * layer.in_features * layer.out_features for layer in layers)
+        width = int(layers[-1].out_features)
+    return Cost(
+        model.towers.name,
+        sum(tensor.numel() for tensor in tower.parameters()) + added,
+        trained + added,
+        operations + 2 * classes * width,
+    )
+
+
+def image_operations(tower: Any, prompts: ImagePrompts | None) -> int:
+    """Count the operations of an image tower on one image, as `prompts.encode_image` drives it.
+
+    Counted are convolution, matrix products and attention, which are all but some thousandths.
+
+    Args:
+        tower: open_clip's `VisionTransformer`.
+        prompts: of the tower; their last row stays behind the deepest layer that has one.
+    """
+    width, patches = int(tower.transformer.width), prod(tower.grid_size)
+    tokens = 1 + patches + (prompts.length if prompts is not None and prompts.depth else 0)
+    blocks = tower.transformer.resblocks
+    last = 1 if tower.pool_type == "tok" else tokens  # of the last block only the class token
+    embedding = 2 * 3 * prod(tower.patch_size) * width * patches
+    projection = 0 if tower.proj is None else 2 * width * int(tower.output_dim)
+    return int(
+        embedding
+        + sum(_block(block, width, tokens, tokens) for block in blocks[:-1])
+        + _block(blocks[-1], width, tokens, last)
+        + projection
+    )
+
+
+def _block(block: Any, width: int, keys: int, queries: int) -> int:
+    """Count a residual block: keys and values of all tokens, the rest of the queries alone."""
+    hidden = int(block.mlp.c_fc.out_features)
+    linear = 2 * keys + 2 * queries  # key, value; query, output
+    attention = 2 * queries * keys  # scores, mixture
+    return 2 * width * (linear * width + attention + 2 * queries * hidden)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured speed of one classifier."""
+
+    model: str  # name of its CLIP
+    images_per_second: float  # from pixels to logits, images already decoded
+    mebibytes: float  # a GPU's peak; on a CPU that of the whole process, with Python and torch
+    device: str  # name of the GPU, or `CPU`
+    threads: int  # of the CPU
+    batch: int  # images at a time
+
+
+def measure_speed(job: Job, folder: Path) -> dict[str, Speed]:
+    """Measure teacher and student, each in a process of its own, and write it to a folder.
+
+    Raises:
+        PdError: outputs of the stages are not there.
+    """
+    speeds = {}
+    for model in TRAINED:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+            speeds[model] = alone.submit(_measure, job, model).result()
+    write_json(folder / SPEED_FILE, {model: asdict(speed) for model, speed in speeds.items()})
+    return speeds
+
+
+def read_speed(folder: Path) -> dict[str, Speed]:
+    """Read earlier measurements, if there are any.
+
+    Raises:
+        BadArtifact: the file is corrupt.
+    """
+    path = folder / SPEED_FILE
+    if not path.is_file():
+        return {}
+    content: Mapping[str, Any] = read_json(path)
+    with understood(path, what="measurement", remedy="run `promptkd page --measure`"):
+        return {model: Speed(**content[model]) for model in TRAINED}
+
+
+def _measure(job: Job, model: str) -> Speed:
+    set_threads(job.params.run.threads)
+    loaded = load(job, model)
+    device = loaded.classifier.vectors.vectors.device
+    generator = torch.Generator().manual_seed(0)
+    shape = (_BATCH, 3, loaded.image_size, loaded.image_size)
+    images = torch.randn(shape, generator=generator).to(device)
+
+    def classify() -> None:
+        with torch.inference_mode(), autocast(device, job.params.run.precision):
+            loaded.classifier.logits(images).cpu()
+
+    for _ in range(_WARM_UPS):
+        classify()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < _SECONDS:
+        classify()
+        count += 1
+    rate = count * _BATCH / (time.perf_counter() - start)
+    on_gpu = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else peak_memory()
+    name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    clip, threads = loaded.model.towers.name, torch.get_num_threads()
+    return Speed(clip, round(rate, 1), round(peak, 1), name, threads, _BATCH)
+
+
+CURVES = "learning_curves.svg"
+CONFUSION = "confusion_matrix.svg"
+CLASSES = "per_class_metrics.csv"
+CALIBRATION = "calibration"  # a folder, of a figure a data set
+
+
+def of_evaluation(job: Job) -> dict[str, str]:
+    """Return the files of an evaluated data set's run in MLflow, by name.
+
+    There is no confusion where no test image has a label.
+
+    Raises:
+        PdError: outputs of the stages are missing or corrupt.
+    """
+    page, _, _ = read_stages(job)
+    files = {CURVES: figures.standalone(figures.curves(page))}
+    if page.people:
+        files[CONFUSION] = figures.standalone(figures.matrices(page))
+        files[CLASSES] = _classes(page)
+    return files
+
+
+def calibrations(pages: Sequence[DatasetPage]) -> dict[str, str]:
+    """Return the reliability diagrams of the data sets whose models were run, by name."""
+    return {
+        f"{CALIBRATION}/{page.name}.svg": figures.standalone(figures.reliability(page))
+        for page in pages
+        if page.calibrated
+    }
+
+
+def calibration_errors(pages: Sequence[DatasetPage]) -> dict[str, float]:
+    """Return the expected calibration errors, percent, by data set and model."""
+    return {
+        f"{page.name}/{model}/calibration_error": result.calibration.error
+        for page in pages
+        for model, result in page.people.items()
+        if result.calibration is not None
+    }
+
+
+def _classes(page: DatasetPage) -> str:
+    """Write each class's test images and accuracies, percent; empty without test images."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["label", "class", "images", *TRAINED])
+    for label, name in enumerate(page.classes):
+        accuracies = [page.people[model].classes[label] for model in TRAINED]
+        cells = ("" if accuracy is None else f"{accuracy:.2f}" for accuracy in accuracies)
+        table.writerow([label, name, page.images[label], *cells])
+    return text.getvalue()
