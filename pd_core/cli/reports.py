@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from pd_core.cli.common import AsJson, open_store, print_json, say, settings_of
 from pd_core.pipeline import code_hash, protocols
@@ -26,7 +24,6 @@ from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
     from pd_core.mlops.tracking.recorder import StageRun
-    from pd_core.reporting.comparison import Comparison, MetricDifference, Side
 
 REPORTS = Path("reports")
 PAGES = Path("build") / "report"
@@ -39,11 +36,6 @@ Reference = Annotated[
     ),
 ]
 
-_NONE = "–"
-_TESTS = """\
-p       of a data set: McNemar's test on its test pictures, for hm a permutation test;
-        of the average: Wilcoxon's test over three data sets or more;
-        not corrected for the many rows"""
 _PIPED_WIDTH = 10_000  # columns: no line is broken where a program reads
 
 
@@ -161,93 +153,15 @@ def compare(first: Reference, second: Reference, as_json: AsJson = False) -> Non
     sides = [
         comparison_sources.find_side(given, Path.cwd(), open_store) for given in (first, second)
     ]
-    found = comparison.compare(*sides)
+    result = comparison.compare(*sides)
     if as_json:
-        print_json(_as_dict(found))
-    else:
-        _show(found)
-
-
-def _show(found: Comparison) -> None:
-    say(f"first   {found.first.title}")
-    say(f"second  {found.second.title}")
+        print_json(result.as_dict())
+        return
+    say(f"first   {result.first.title}")
+    say(f"second  {result.second.title}")
     piped = not Console().is_terminal
     console = Console(width=_PIPED_WIDTH) if piped else Console()
-    if found.params:
-        console.print(_params_table(found, piped))
-    else:
-        say("no parameter that both know differs")
-    if found.metrics or found.averages:
-        console.print(_metrics_table([*found.metrics, *found.averages], piped))
-        say(_TESTS)
-    for note in found.notes:
-        say(f"note    {note}")
-
-
-def _params_table(found: Comparison, piped: bool) -> Table:
-    table = _table("parameter", "first", "second", "data sets", piped=piped)
-    for one in found.params:
-        values = [_NONE if value is None else str(value) for value in (one.first, one.second)]
-        _add(table, one.name, *values, _listed(one.datasets, found.datasets))
-    return table
-
-
-def _listed(some: Sequence[str], everybody: Sequence[str]) -> str:
-    """Name some data sets, or those that are left out if these are fewer."""
-    others = [name for name in everybody if name not in some]
-    if not others:
-        return "all"
-    return f"all but {', '.join(others)}" if len(others) < len(some) else ", ".join(some)
-
-
-def _metrics_table(rows: Iterable[MetricDifference], piped: bool) -> Table:
-    table = _table("data set", "who", "metric", piped=piped)
-    for head in ("first", "second", "difference", "p", "pairs"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for one in rows:
-        numbers = f"{one.first:.2f}", f"{one.second:.2f}", f"{one.difference:+.2f}"
-        pairs = _NONE if one.pairs is None else str(one.pairs)
-        _add(table, one.dataset or "average", one.who, one.metric, *numbers, _p(one.p), pairs)
-    return table
-
-
-def _table(*heads: str, piped: bool) -> Table:
-    """Make a table; one without lines where a program reads."""
-    return Table(*heads, box=None, pad_edge=False) if piped else Table(*heads)
-
-
-def _add(table: Table, *cells: str) -> None:
-    """Add a row as it is: brackets are no markup."""
-    table.add_row(*map(Text, cells))
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _as_dict(found: Comparison) -> dict[str, Any]:
-    return {
-        "first": _side(found.first),
-        "second": _side(found.second),
-        "datasets": found.datasets,
-        "params": [
-            {"name": one.name, "first": one.first, "second": one.second, "datasets": one.datasets}
-            for one in found.params
-        ],
-        "metrics": [{"dataset": one.dataset, **_metric(one)} for one in found.metrics],
-        "averages": [_metric(one) for one in found.averages],
-        "notes": found.notes,
-    }
-
-
-def _side(side: Side) -> dict[str, str]:
-    return {"given": side.given, "kind": side.kind, "name": side.name}
-
-
-def _metric(one: MetricDifference) -> dict[str, Any]:
-    return {
-        "who": one.who, "metric": one.metric, "first": one.first, "second": one.second,
-        "difference": one.difference, "p": one.p, "pairs": one.pairs,
-    }  # fmt: skip
+    for table in result.tables():
+        console.print(table.terminal(plain=piped))
+    for line in result.remarks():
+        say(line)

@@ -1,7 +1,6 @@
-"""Tests of paired predictions: whether a difference between two classifiers is chance.
+"""Tests of paired predictions of two classifiers, two-sided, and exact wherever possible.
 
-On one data set the pairs are its test pictures, over several data sets the data sets. All tests are
-two-sided, and exact wherever that can be computed.
+On one data set the pairs are its test images, over several data sets the data sets.
 """
 
 from __future__ import annotations
@@ -23,35 +22,28 @@ _ROUNDING = 1e-9  # differences closer than this are the same
 
 @dataclass(frozen=True)
 class Paired:
-    """How often two classifiers are right about the same pictures.
+    """Counts of the images that two classifiers predict correctly."""
 
-    Attributes:
-        pictures: how many pictures both answered.
-        gained: pictures that only the first is right about.
-        lost: pictures that only the second is right about.
-        both: pictures that both are right about.
-    """
-
-    pictures: int
-    gained: int
-    lost: int
+    pictures: int  # that both classified
+    gained: int  # that only the first has right
+    lost: int  # that only the second has right
     both: int
 
     @property
     def first(self) -> float:
-        """The first one's share of right answers."""
+        """Accuracy of the first, 0 to 1."""
         return (self.both + self.gained) / self.pictures
 
     @property
     def second(self) -> float:
-        """The second one's share of right answers."""
+        """Accuracy of the second, 0 to 1."""
         return (self.both + self.lost) / self.pictures
 
     def lower_bound(self, confidence: float) -> float:
-        """Return what the first one's share is at least above the second's (below: negative).
+        """Return a lower bound of the first accuracy's difference to the second.
 
-        It is Tango's score bound for a difference of paired shares, which holds for few pictures
-        as well. Two classifiers that are right about the same pictures are taken to be equal.
+        It is Tango's score bound for a difference of paired proportions, which holds for few
+        images as well. Two classifiers that are right about the same images are taken as equal.
 
         Args:
             confidence: of the one-sided bound, for example 0.95.
@@ -88,12 +80,7 @@ class Paired:
 
 
 def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
-    """Count how often two classifiers are right about the same pictures.
-
-    Args:
-        first: (N,), whether the first is right about each picture.
-        second: (N,), the same of the second.
-    """
+    """Count the images that two classifiers predict correctly, of their hits (N,)."""
     return Paired(
         pictures=len(first),
         gained=int((first & ~second).sum()),
@@ -105,13 +92,9 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
 def harmonic_mean_test(base: Paired, novel: Paired) -> float:
     """Return the exact p-value of a permutation test on the harmonic mean of two accuracies.
 
-    If both classifiers were equally good, each picture that only one is right about could as well
-    be the other's. The test goes through all that might be so: how many of these pictures are the
-    first one's in either half. Where one half decides alone, it is McNemar's test.
-
-    Args:
-        base: the answers to pictures of base classes.
-        novel: the answers to pictures of novel classes.
+    If both classifiers were equally good, each image that only one has right could as well be the
+    other's. The test goes through all cases: how many of these images are the first one's in either
+    half. Where one half decides alone, it is McNemar's test.
     """
     chance, difference = _possibilities(novel)
     p = 0.0
@@ -123,7 +106,7 @@ def harmonic_mean_test(base: Paired, novel: Paired) -> float:
 
 
 def _possibilities(half: Paired) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what might be as well: chances (K,), and both ones' accuracy (K, 2)."""
+    """Return the K possible cases of a half: their probabilities (K,), and accuracies (K, 2)."""
     from scipy.stats import binom
 
     discordant = half.gained + half.lost
@@ -139,12 +122,9 @@ def _harmonic(base: float, novel: NDArray[np.float64] | float) -> NDArray[np.flo
 
 @dataclass(frozen=True)
 class OverDatasets:
-    """What several data sets say together.
+    """Mean difference of two methods over data sets, and its p-value.
 
-    Attributes:
-        datasets: how many there are.
-        difference: the mean of their differences.
-        p: of Wilcoxon's signed-rank test that there is none; None of fewer than `LEAST_DATASETS`.
+    p is of Wilcoxon's signed-rank test that there is none; None of fewer than `LEAST_DATASETS`.
     """
 
     datasets: int
@@ -157,12 +137,12 @@ def over_datasets(
 ) -> OverDatasets:
     """Compare two methods over the data sets that both were measured on.
 
-    Seeds of one data set are averaged: they share its pictures, and are no further evidence of what
-    happens on other data sets. With n data sets p is never below 2 / 2^n.
+    Seeds of one data set are averaged: they share its images, and are no further evidence for other
+    data sets. With n data sets p is never below 2 / 2^n.
 
     Args:
-        first: by data set, the first one's number for each seed.
-        second: the same of the second.
+        first: by data set, the first method's number for each seed.
+        second: the second's.
 
     Raises:
         ValueError: they share no data set.
@@ -179,12 +159,12 @@ def signed_ranks(differences: Sequence[float]) -> float:
     """Return the p-value of Wilcoxon's signed-rank test.
 
     Args:
-        differences: one of each pair; pairs without a difference say nothing.
+        differences: one of each pair; pairs without a difference are left out.
     """
     from scipy.stats import PermutationMethod, wilcoxon
 
-    told = [round(value, 9) for value in differences if abs(value) > _ROUNDING]
-    if not told:
+    nonzero = [round(value, 9) for value in differences if abs(value) > _ROUNDING]
+    if not nonzero:
         return 1.0
-    exact = PermutationMethod(n_resamples=2**_EXACT) if len(told) <= _EXACT else "auto"
-    return float(wilcoxon(told, method=exact).pvalue)
+    exact = PermutationMethod(n_resamples=2**_EXACT) if len(nonzero) <= _EXACT else "auto"
+    return float(wilcoxon(nonzero, method=exact).pvalue)

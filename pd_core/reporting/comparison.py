@@ -1,6 +1,6 @@
-"""Two states of the project beside each other, and whether they differ by more than chance.
+"""Comparison of two states of the project: parameters, metrics and their significance.
 
-Nothing is computed anew: what is compared is what stages wrote and what runs recorded, of git
+Nothing is computed anew: compared are the outputs of stages and the records of runs, of git
 revisions, MLflow runs or model versions (`comparison_sources` reads them).
 """
 
@@ -20,31 +20,30 @@ from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import base_count
 from pd_core.evaluation.significance import Paired, harmonic_mean_test, over_datasets, paired
 from pd_core.reporting.results import KEYS, average, rounded
+from pd_core.reporting.tables import NONE, Column, Table
 
 Params = Mapping[str, Any]  # dotted name -> value
-Scores = Mapping[str, Mapping[str, float]]  # who -> metric -> percent
+Scores = Mapping[str, Mapping[str, float]]  # model -> metric -> percent
 
 _ROUNDING = 0.006  # percent; metrics are kept with two decimals at least
-_PLACES = ("first", "second")
+_SIDES = ("first", "second")
+_TESTS = """\
+p       of a data set: McNemar's test on its test images, for hm a permutation test;
+        of the average: Wilcoxon's test over three data sets or more;
+        not corrected for the many rows"""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What everybody said about the test pictures of a data set.
+    """Predicted classes of the test images of a data set."""
 
-    Attributes:
-        paths: of the N pictures, sorted.
-        labels: (N,).
-        chosen: who -> (N, 2): the best class of the picture's half, and of all.
-    """
-
-    paths: tuple[str, ...]
-    labels: NDArray[np.int64]
-    chosen: Mapping[str, NDArray[np.int64]]
+    paths: tuple[str, ...]  # of the N images, sorted
+    labels: NDArray[np.int64]  # (N,)
+    chosen: Mapping[str, NDArray[np.int64]]  # model -> (N, 2): best of the image's half, and of all
 
     @classmethod
     def read(cls, path: Path) -> Predictions:
-        """Read what the stage `evaluate` wrote.
+        """Read the output of the stage `evaluate`.
 
         Raises:
             BadArtifact: the file is not of its form.
@@ -63,77 +62,59 @@ class Predictions:
             raise BadArtifact("they are no predictions of labelled pictures") from None
         return cls(paths, labels, chosen)
 
-    def right(self, who: str, metric: str) -> NDArray[np.bool_] | None:
-        """Say which of the pictures that a metric counts are named right, in the order of paths.
+    def right(self, model: str, metric: str) -> NDArray[np.bool_] | None:
+        """Return which of the images that a metric counts are classified correctly, by path.
 
-        Returns:
-            None if the metric is no share of pictures, or nobody of that name was asked.
+        None if the metric is no share of images, or the model has no predictions.
         """
-        if who not in self.chosen:
+        if model not in self.chosen:
             return None
-        hits: NDArray[np.bool_] = self.chosen[who] == self.labels[:, None]
-        known = (self.labels, *self.chosen.values())
-        base = self.labels < base_count(max(int(part.max()) for part in known) + 1)
+        hits: NDArray[np.bool_] = self.chosen[model] == self.labels[:, None]
+        classes = max(int(part.max()) for part in (self.labels, *self.chosen.values())) + 1
+        base = self.labels < base_count(classes)
         match metric:
             case "base":
-                hits = hits[base, 0]
+                return hits[base, 0]
             case "novel":
-                hits = hits[~base, 0]
+                return hits[~base, 0]
             case "all" | "accuracy":
-                hits = hits[:, 1]
+                return hits[:, 1]
             case _:
                 return None
-        return hits
 
-    def give(self, who: str, scores: Mapping[str, float]) -> bool:
-        """Whether these are the predictions that somebody's scores, in percent, were counted of."""
+    def fit(self, model: str, scores: Mapping[str, float]) -> bool:
+        """Return True if a model's scores, in percent, were counted of these predictions."""
         return all(
             abs(100 * right.mean() - value) < _ROUNDING
             for metric, value in scores.items()
-            if (right := self.right(who, metric)) is not None and len(right)
+            if (right := self.right(model, metric)) is not None and len(right)
         )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one data set, for one seed.
+    """Parameters and results of one data set, for one seed."""
 
-    Attributes:
-        dataset: its name, without the seed.
-        params: as they were in force for it, overrides included.
-        scores: who reached what; empty if nothing is known.
-        predictions: reads them; raises `PdError`, which says why, if they are not at hand.
-        absent: why there are no scores.
-        pictures: fingerprint of its pictures; None if it is not known.
-    """
-
-    dataset: str
-    params: Params
-    scores: Scores = field(default_factory=dict)
-    predictions: Callable[[], Predictions] | None = None
-    absent: str = ""
-    pictures: str | None = None
+    dataset: str  # without the seed
+    params: Params  # in force for it, overrides included
+    scores: Scores = field(default_factory=dict)  # empty if nothing was measured
+    predictions: Callable[[], Predictions] | None = None  # reads them; raises `PdError`
+    absent: str = ""  # why there are no scores
+    pictures: str | None = None  # fingerprint of its images, if there is one
 
 
 @dataclass(frozen=True)
 class Side:
-    """A git revision, an MLflow run or a model version.
+    """A git revision, an MLflow run or a model version."""
 
-    Attributes:
-        given: the name that the user gave.
-        kind: `revision`, `run` or `version`.
-        name: the full one: the commit, the run's id, or `promptkd-<data set>/<number>`.
-        measured: by data set; one with a seed of its own is `<data set>-<seed>`.
-    """
-
-    given: str
-    kind: str
-    name: str
-    measured: Mapping[str, Measured]
+    given: str  # by the user
+    kind: str  # `revision`, `run` or `version`
+    name: str  # the full one: the commit, the run's id, or `promptkd-<data set>/<number>`
+    measured: Mapping[str, Measured]  # by data set, or `<data set>-<seed>`
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
+        """Its readable name."""
         return f"{self.kind} {self.name}" + ("" if self.given in self.name else f" ({self.given})")
 
 
@@ -142,74 +123,114 @@ Pairs = Mapping[str, tuple[Measured, Measured]]  # by data set
 
 @dataclass(frozen=True)
 class ParamDifference:
-    """A parameter that differs.
+    """A parameter that differs."""
 
-    Attributes:
-        name: dotted.
-        first: its value on the first side; None if it is not set.
-        second: on the second side.
-        datasets: for which data sets these values are in force.
-    """
-
-    name: str
-    first: Any
+    name: str  # dotted
+    first: Any  # None if it is not set
     second: Any
-    datasets: tuple[str, ...]
+    datasets: tuple[str, ...]  # for which these values are in force
 
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """A metric that differs.
+    """A metric that differs."""
 
-    Attributes:
-        dataset: a data set; None for the average.
-        who: `student`, `teacher`, ...
-        metric: `base`, `novel`, `hm`, `all`, ...
-        first: percent, on the first side.
-        second: percent, on the second side.
-        p: that so great a difference is chance; None if it cannot be said.
-        pairs: test pictures, or data sets for the average, that `p` is from.
-    """
-
-    dataset: str | None
-    who: str
-    metric: str
-    first: float
+    dataset: str | None  # None for the average
+    who: str  # the model
+    metric: str  # `base`, `novel`, `hm`, `all`, ...
+    first: float  # percent
     second: float
-    p: float | None = None
-    pairs: int | None = None
+    p: float | None = None  # that so great a difference is chance; None if there is no test
+    pairs: int | None = None  # test images, or data sets for the average, that `p` is from
 
     @property
     def difference(self) -> float:
-        """Of the second from the first, in points."""
+        """The second number less the first, in points."""
         return round(self.second - self.first, 4)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row for JSON."""
+        names = ("who", "metric", "first", "second", "difference", "p", "pairs")
+        row = {name: getattr(self, name) for name in names}
+        return row if self.dataset is None else {"dataset": self.dataset, **row}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides beside each other.
-
-    Attributes:
-        first: one side.
-        second: the other.
-        datasets: that both know.
-        params: those that differ.
-        metrics: those that differ, data set by data set.
-        averages: those that differ, over the data sets that both have measured.
-        notes: what cannot be said, and why; one line each.
-    """
+    """Two sides, and the parameters and metrics that differ."""
 
     first: Side
     second: Side
-    datasets: tuple[str, ...]
+    datasets: tuple[str, ...]  # of both
     params: tuple[ParamDifference, ...]
-    metrics: tuple[MetricDifference, ...]
-    averages: tuple[MetricDifference, ...]
-    notes: tuple[str, ...]
+    metrics: tuple[MetricDifference, ...]  # by data set
+    averages: tuple[MetricDifference, ...]  # over the data sets that both have measured
+    notes: tuple[str, ...]  # what is not compared, and why; one line each
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the comparison for JSON."""
+        sides = {"first": self.first, "second": self.second}
+        return {
+            **{
+                name: {"given": side.given, "kind": side.kind, "name": side.name}
+                for name, side in sides.items()
+            },
+            "datasets": self.datasets,
+            "params": [vars(row) for row in self.params],
+            "metrics": [row.as_dict() for row in self.metrics],
+            "averages": [row.as_dict() for row in self.averages],
+            "notes": self.notes,
+        }
+
+    def tables(self) -> list[Table]:
+        """Return tables of the parameters and the metrics that differ, if any do."""
+        params = [
+            (row.name, _text(row.first), _text(row.second), self._listed(row.datasets))
+            for row in self.params
+        ]
+        metrics = [
+            (
+                row.dataset or "average", row.who, row.metric, f"{row.first:.2f}",
+                f"{row.second:.2f}", f"{row.difference:+.2f}", _p(row.p), _text(row.pairs),
+            )
+            for row in (*self.metrics, *self.averages)
+        ]  # fmt: skip
+        words = [Column(head, words=True) for head in ("first", "second", "data sets")]
+        models = [Column(head, words=True) for head in ("who", "metric")]
+        tables = [
+            Table(("parameter", *words), params),
+            Table(("data set", *models, "first", "second", "difference", "p", "pairs"), metrics),
+        ]
+        return [table for table in tables if table.rows]
+
+    def remarks(self) -> list[str]:
+        """Return the lines below the tables."""
+        return [
+            *([] if self.params else ["no parameter that both know differs"]),
+            *([_TESTS] if self.metrics or self.averages else []),
+            *(f"note    {note}" for note in self.notes),
+        ]
+
+    def _listed(self, names: Sequence[str]) -> str:
+        """Name some data sets, or those that are left out if these are fewer."""
+        others = [name for name in self.datasets if name not in names]
+        if not others:
+            return "all"
+        return f"all but {', '.join(others)}" if len(others) < len(names) else ", ".join(names)
+
+
+def _text(value: object) -> str:
+    return NONE if value is None else str(value)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 class _Notes(dict[str, list[str]]):
-    """Reasons, each with the data sets that it is given for."""
+    """Reasons, each with its data sets."""
 
     def add(self, reason: str, dataset: str) -> None:
         self.setdefault(reason, []).append(dataset)
@@ -219,43 +240,38 @@ class _Notes(dict[str, list[str]]):
 
 
 def compare(first: Side, second: Side) -> Comparison:
-    """Compare two sides on the data sets that both know.
+    """Compare two sides on the data sets that both have.
 
     Raises:
         BadParams: they share none.
     """
     shared = sorted(set(first.measured) & set(second.measured))
     if not shared:
-        there = [", ".join(sorted(side.measured)) or "none" for side in (first, second)]
+        names = [", ".join(sorted(side.measured)) or "none" for side in (first, second)]
         raise BadParams(
-            f"'{first.given}' and '{second.given}' share no data set; the first has {there[0]}, "
-            f"the second {there[1]}; give two of the same"
+            f"'{first.given}' and '{second.given}' share no data set; the first has {names[0]}, "
+            f"the second {names[1]}; give two of the same"
         )
     notes = _Notes()
     pairs = {name: (first.measured[name], second.measured[name]) for name in shared}
     alike = first.kind == second.kind
     params = _params(pairs, complete=alike and first.kind != "version", notes=notes)
-    known = _measured_on_both(pairs, notes)
-    metrics = [one for name, pair in known.items() for one in _metrics(name, *pair, notes)]
+    measured = _measured_on_both(pairs, notes)
+    metrics = [row for name, pair in measured.items() for row in _metrics(name, *pair, notes)]
     for name in sorted(set(first.measured) ^ set(second.measured)) if alike else ():
         notes.add("known of one side only", name)
+    averages = tuple(_averages(measured)) if len(measured) > 1 else ()
     return Comparison(
-        first,
-        second,
-        tuple(shared),
-        tuple(params),
-        tuple(metrics),
-        tuple(_averages(known)) if len(known) > 1 else (),
-        notes.lines(),
+        first, second, tuple(shared), tuple(params), tuple(metrics), averages, notes.lines()
     )
 
 
 def _params(pairs: Pairs, *, complete: bool, notes: _Notes) -> list[ParamDifference]:
-    """Find the parameters that differ, and note which are known of one side only.
+    """Find the parameters that differ, and note which only one side has.
 
     If `complete`, one that a side lacks is not set there, rather than not known.
     """
-    found: dict[str, tuple[str, Any, Any, list[str]]] = {}
+    differences: dict[str, tuple[str, Any, Any, list[str]]] = {}
     for dataset, (first, second) in pairs.items():
         apart = set(first.params) ^ set(second.params)
         both = set(map(_block, first.params)) & set(map(_block, second.params))
@@ -266,9 +282,9 @@ def _params(pairs: Pairs, *, complete: bool, notes: _Notes) -> list[ParamDiffere
         for name in sorted((set(first.params) | set(second.params)) - unknown):
             values = first.params.get(name), second.params.get(name)
             if values[0] != values[1]:
-                entry = found.setdefault(repr((name, values)), (name, *values, []))
+                entry = differences.setdefault(repr((name, values)), (name, *values, []))
                 entry[-1].append(dataset)
-    return [ParamDifference(*entry[:-1], tuple(entry[-1])) for entry in found.values()]
+    return [ParamDifference(*entry[:-1], tuple(entry[-1])) for entry in differences.values()]
 
 
 def _block(name: str) -> str:
@@ -278,12 +294,12 @@ def _block(name: str) -> str:
 def _measured_on_both(pairs: Pairs, notes: _Notes) -> Pairs:
     for dataset, pair in pairs.items():
         lacking = {
-            place: one.absent for place, one in zip(_PLACES, pair, strict=True) if not one.scores
+            side: part.absent for side, part in zip(_SIDES, pair, strict=True) if not part.scores
         }
         for reason in dict.fromkeys(lacking.values()):
-            places = [f"the {place}" for place, other in lacking.items() if other == reason]
-            notes.add(f"no metrics on {' and '.join(places)} side, {reason}", dataset)
-    return {name: pair for name, pair in pairs.items() if all(one.scores for one in pair)}
+            sides = [f"the {side}" for side, other in lacking.items() if other == reason]
+            notes.add(f"no metrics on {' and '.join(sides)} side, {reason}", dataset)
+    return {name: pair for name, pair in pairs.items() if all(part.scores for part in pair)}
 
 
 def _metrics(
@@ -294,91 +310,93 @@ def _metrics(
         notes.add("the same metrics on both sides", dataset)
         return
     try:
-        test = _tests(first, second)
+        predictions = _paired_predictions(first, second)
     except PdError as error:
         notes.add(f"significance cannot be said, {error}", dataset)
         yield from differences
         return
-    for one in differences:
-        found = test(one.who, one.metric)
-        if found is None:
-            notes.add(f"no prediction of single pictures for {one.who}'s {one.metric}", dataset)
-        yield one if found is None else replace(one, p=found[0], pairs=found[1])
+    for row in differences:
+        p, pairs = _significance(*predictions, row.who, row.metric)
+        if pairs is None:
+            notes.add(f"no prediction of single pictures for {row.who}'s {row.metric}", dataset)
+        yield replace(row, p=p, pairs=pairs)
 
 
 def _differing(dataset: str | None, first: Scores, second: Scores) -> Iterator[MetricDifference]:
     """Find the metrics that differ in the two decimals that everything that records them keeps."""
-    for who, scores in first.items():
-        shared = set(scores) & set(second.get(who, {}))
+    for model, scores in first.items():
+        others = second.get(model, {})
+        shared = set(scores) & set(others)
         for metric in (*(key for key in KEYS if key in shared), *sorted(shared - set(KEYS))):
-            one, other = scores[metric], second[who][metric]
-            if f"{one:.2f}" != f"{other:.2f}":
-                yield MetricDifference(dataset, who, metric, one, other)
+            if f"{scores[metric]:.2f}" != f"{others[metric]:.2f}":
+                yield MetricDifference(dataset, model, metric, scores[metric], others[metric])
 
 
-def _tests(first: Measured, second: Measured) -> Callable[[str, str], tuple[float, int] | None]:
-    """Return what gives p and the number of pictures for who and metric.
+def _paired_predictions(first: Measured, second: Measured) -> tuple[Predictions, Predictions]:
+    """Read the predictions of both sides.
 
-    Pictures of the same path and label are the same, unless the data sets' fingerprints differ.
+    Images of the same path and label are the same, unless the data sets' fingerprints differ.
 
     Raises:
-        PdError: the predictions are not at hand, or not of the same pictures.
+        PdError: the predictions are not at hand, or not of the same images.
     """
     if first.pictures and second.pictures and first.pictures != second.pictures:
         raise BadArtifact("the pictures are others, by their fingerprint")
-    one, other = (_predictions(*part) for part in zip(_PLACES, (first, second), strict=True))
-    if one.paths != other.paths or (one.labels != other.labels).any():
+    pair = _predictions("first", first), _predictions("second", second)
+    if pair[0].paths != pair[1].paths or (pair[0].labels != pair[1].labels).any():
         raise BadArtifact("the test pictures are others")
-
-    def pair(who: str, metric: str) -> Paired | None:
-        mine, theirs = one.right(who, metric), other.right(who, metric)
-        return None if mine is None or theirs is None else paired(mine, theirs)
-
-    def test(who: str, metric: str) -> tuple[float, int] | None:
-        if metric != "hm":
-            counted = pair(who, metric)
-            return None if counted is None else (counted.mcnemar(), counted.pictures)
-        base, novel = pair(who, "base"), pair(who, "novel")
-        if base is None or novel is None or not base.pictures or not novel.pictures:
-            return None
-        return harmonic_mean_test(base, novel), base.pictures + novel.pictures
-
-    return test
+    return pair
 
 
-def _predictions(place: str, side: Measured) -> Predictions:
+def _predictions(name: str, side: Measured) -> Predictions:
     try:
         if side.predictions is None:
             raise BadArtifact("no predictions are kept")
-        found = side.predictions()
-        if not all(found.give(who, scores) for who, scores in side.scores.items()):
+        predictions = side.predictions()
+        if not all(predictions.fit(model, scores) for model, scores in side.scores.items()):
             raise BadArtifact("the predictions are not those that the metrics were counted of")
     except PdError as error:
-        raise BadArtifact(f"on the {place} side {error}") from None
-    return found
+        raise BadArtifact(f"on the {name} side {error}") from None
+    return predictions
 
 
-def _averages(known: Pairs) -> Iterator[MetricDifference]:
+def _significance(
+    first: Predictions, second: Predictions, model: str, metric: str
+) -> tuple[float | None, int | None]:
+    """Return p and the number of images, or None where single images are not counted."""
+
+    def pair(part: str) -> Paired | None:
+        hits = first.right(model, part), second.right(model, part)
+        return None if hits[0] is None or hits[1] is None else paired(hits[0], hits[1])
+
+    if metric != "hm":
+        counted = pair(metric)
+        return (None, None) if counted is None else (counted.mcnemar(), counted.pictures)
+    base, novel = pair("base"), pair("novel")
+    if base is None or novel is None or not base.pictures or not novel.pictures:
+        return None, None
+    return harmonic_mean_test(base, novel), base.pictures + novel.pictures
+
+
+def _averages(measured: Pairs) -> Iterator[MetricDifference]:
     """Average as every table does; test over the data sets."""
-    for who in dict.fromkeys(who for pair in known.values() for who in pair[0].scores):
+    for model in dict.fromkeys(model for pair in measured.values() for model in pair[0].scores):
         halves = [
             pair
-            for pair in known.values()
-            if all(set(KEYS) <= set(side.scores.get(who, {})) for side in pair)
+            for pair in measured.values()
+            if all(set(KEYS) <= set(side.scores.get(model, {})) for side in pair)
         ]
         if len(halves) < 2:
             continue
-        first, second = zip(*halves, strict=True)
-        means = [
-            {who: rounded(average([row.scores[who] for row in rows]))} for rows in (first, second)
-        ]
-        for one in _differing(None, *means):
-            found = over_datasets(*(_by_dataset(who, one.metric, rows) for rows in (first, second)))
-            yield replace(one, p=found.p, pairs=found.datasets)
+        sides = list(zip(*halves, strict=True))
+        means = [{model: rounded(average([row.scores[model] for row in rows]))} for rows in sides]
+        for row in _differing(None, *means):
+            overall = over_datasets(*(_by_dataset(model, row.metric, rows) for rows in sides))
+            yield replace(row, p=overall.p, pairs=overall.datasets)
 
 
-def _by_dataset(who: str, metric: str, rows: Sequence[Measured]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+def _by_dataset(model: str, metric: str, rows: Sequence[Measured]) -> dict[str, list[float]]:
+    scores: dict[str, list[float]] = {}
     for row in rows:
-        found.setdefault(row.dataset, []).append(row.scores[who][metric])
-    return found
+        scores.setdefault(row.dataset, []).append(row.scores[model][metric])
+    return scores

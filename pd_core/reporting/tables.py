@@ -111,7 +111,8 @@ class Table:
             box=None if plain else HORIZONTALS,
             caption_justify="left",
             show_edge=False,
-            padding=(0, 1, 0, 0) if self.name_width is None else 0,
+            padding=(0, 1) if self.name_width is None else 0,
+            pad_edge=False,
         )
         for column in self.heads:
             shown.add_column(
