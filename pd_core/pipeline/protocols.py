@@ -34,7 +34,7 @@ EVALUATIONS = RESULTS / "evaluate"
 """In one folder for all protocols, which the report depends on."""
 SOURCE = "source"
 REPORT = Path("reports") / FOLDER
-"""What came of it, seen from the profile's folder."""
+"""Results of the stages, seen from the profile's folder."""
 
 
 class SourceParams(DatasetRow):

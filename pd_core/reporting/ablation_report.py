@@ -55,17 +55,14 @@ def run(
     datasets: Sequence[str],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Write `summary.json`, `summary.md` and `summary.png`.
+    """Write `summary.json`, `summary.md` and `summary.png`; return the summary.
 
     Args:
         results: holds `<variant>/<data set>/metrics.json`.
         folder: output folder; replaced.
         tables: the ablations to report.
-        datasets: the data sets to average over.
-        seeds: the seeds to average over.
-
-    Returns:
-        The summary, as `summarise` makes it.
+        datasets: to average over.
+        seeds: to average over.
 
     Raises:
         PdError: as of `read` and `summarise`, or the folder cannot be written.

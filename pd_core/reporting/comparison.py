@@ -59,7 +59,7 @@ class Predictions:
                 if name in TITLES
             }
         except (IndexError, KeyError, OverflowError, TypeError, ValueError):
-            raise BadArtifact("they are no predictions of labelled pictures") from None
+            raise BadArtifact("they are no predictions of labelled images") from None
         return cls(paths, labels, chosen)
 
     def right(self, model: str, metric: str) -> NDArray[np.bool_] | None:
@@ -74,13 +74,14 @@ class Predictions:
         base = self.labels < base_count(classes)
         match metric:
             case "base":
-                return hits[base, 0]
+                hits = hits[base, 0]
             case "novel":
-                return hits[~base, 0]
+                hits = hits[~base, 0]
             case "all" | "accuracy":
-                return hits[:, 1]
+                hits = hits[:, 1]
             case _:
                 return None
+        return hits
 
     def fit(self, model: str, scores: Mapping[str, float]) -> bool:
         """Return True if a model's scores, in percent, were counted of these predictions."""
@@ -312,13 +313,13 @@ def _metrics(
     try:
         predictions = _paired_predictions(first, second)
     except PdError as error:
-        notes.add(f"significance cannot be said, {error}", dataset)
+        notes.add(f"no significance, {error}", dataset)
         yield from differences
         return
     for row in differences:
         p, pairs = _significance(*predictions, row.who, row.metric)
         if pairs is None:
-            notes.add(f"no prediction of single pictures for {row.who}'s {row.metric}", dataset)
+            notes.add(f"no predictions of single images for {row.who}'s {row.metric}", dataset)
         yield replace(row, p=p, pairs=pairs)
 
 
@@ -341,10 +342,10 @@ def _paired_predictions(first: Measured, second: Measured) -> tuple[Predictions,
         PdError: the predictions are not at hand, or not of the same images.
     """
     if first.pictures and second.pictures and first.pictures != second.pictures:
-        raise BadArtifact("the pictures are others, by their fingerprint")
+        raise BadArtifact("other images, by their fingerprint")
     pair = _predictions("first", first), _predictions("second", second)
     if pair[0].paths != pair[1].paths or (pair[0].labels != pair[1].labels).any():
-        raise BadArtifact("the test pictures are others")
+        raise BadArtifact("other test images")
     return pair
 
 

@@ -1,4 +1,4 @@
-"""Read one side of a comparison: a git revision, an MLflow run or a model version."""
+"""Readers of a side of a comparison: a git revision, an MLflow run or a model version."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Find = Callable[[str, str], Path]  # a file by its path and hash
 
 
 def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
-    """Find what a name stands for; what git knows comes first.
+    """Read the side of a name; git revisions come first.
 
     Args:
         given: a git revision; the id of an MLflow run, with `runs:/` in front or not; a model
@@ -57,7 +57,7 @@ def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
 
     Raises:
         UnknownName: it is none of them.
-        PdError: what it stands for cannot be read.
+        PdError: it cannot be read.
     """
     if not given.startswith((_RUN, _MODEL)) and (commit := commit_of(project, given)):
         return _revision(given, commit, project)
@@ -91,7 +91,7 @@ def _revision(given: str, commit: str, project: Path) -> Side:
         name: _measured(name, paths, params, hashes, find)
         for name, paths in _metrics_files(hashes).items()
     }
-    if evaluated and not any(one.scores for one in evaluated.values()):
+    if evaluated and not any(part.scores for part in evaluated.values()):
         reason = next(iter(evaluated.values())).absent
         raise MissingFile(f"no metrics of revision '{given}' can be read: {reason}")
     others = {name: Measured(name, own, absent="not evaluated") for name, own in params.items()}
@@ -117,9 +117,9 @@ def _overridden(common: Mapping[str, Any], row: Any) -> dict[str, Any]:
     return {**common, **changed}
 
 
-def _dataset_of(name: str, known: Iterable[str]) -> str:
+def _dataset_of(name: str, datasets: Iterable[str]) -> str:
     """Return the data set of a folder of results: `greek` for `greek-2`, its second seed."""
-    fitting = [one for one in known if name == one or name.startswith(f"{one}-")]
+    fitting = (dataset for dataset in datasets if name == dataset or name.startswith(f"{dataset}-"))
     return max(fitting, key=len, default=name)
 
 
@@ -138,16 +138,16 @@ def _hashes(lock: bytes, name: str) -> dict[str, str]:
 
 def _metrics_files(hashes: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the paths of each data set's metrics, the baseline's last."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for pattern in (_METRICS, _ESTIMATES, _BASELINES):
         for path in hashes:
             if match := pattern.fullmatch(path):
-                found.setdefault(match["name"], []).append(path)
-    return found
+                files.setdefault(match["name"], []).append(path)
+    return files
 
 
 def _finder(project: Path) -> Find:
-    """Return what finds a file by its path and hash: in the project, or in DVC's cache."""
+    """Return a function from path and hash to a file of the project or of DVC's cache."""
     from dvc.repo import Repo
 
     with Repo(str(dvc.root(project))) as repo:
@@ -211,32 +211,32 @@ def _run(given: str, store: str, run: Run, project: Path) -> Side:
 
 
 def _version(given: str, store: str, version: Version, project: Path) -> Side:
-    """Read a model version: its run, and what its tags say of it."""
+    """Read a model version: its run, and its tags."""
     name = f"{version.name}/{version.number}"
     run = _find_run(store, version.run_id) if version.run_id else None
-    known = Measured(version.dataset, {})
+    logged = Measured(version.dataset, {})
     if run is not None and run.data.tags.get("dataset") == version.dataset:
-        known = _run(given, store, run, project).measured[version.dataset]
+        logged = _run(given, store, run, project).measured[version.dataset]
     tagged = {key: value for key, value in version.tags.items() if key in _PARAMETERS}
-    params = {**known.params, **{_PARAMETERS[key]: _value(tagged[key]) for key in tagged}}
+    params = {**logged.params, **{_PARAMETERS[key]: _value(tagged[key]) for key in tagged}}
     numbers = {key.replace("/", "."): _number(text) for key, text in version.tags.items()}
     measured = Measured(
         version.dataset.removesuffix(f"-{version.tags.get('seed')}"),
         params,
-        known.scores or scores_of(_nested(numbers, ".")),
-        known.predictions,
+        logged.scores or scores_of(_nested(numbers, ".")),
+        logged.predictions,
         absent="nothing was measured of it",
     )
     return Side(given, "version", name, {version.dataset: measured})
 
 
 def _measured_by(mlflow: MlflowClient, store: str, runs: list[Run], project: Path) -> Measured:
-    """Put together what the runs of a data set's stages know, the latest's word being the last."""
+    """Merge the records of a data set's stages, the latest run last."""
     params: dict[str, Any] = {}
     scores: dict[str, Any] = {}
     for run in runs:
-        for one in (*tracking.makers(mlflow, run), run):
-            params |= {key: _value(text) for key, text in one.data.params.items()}
+        for maker in (*tracking.makers(mlflow, run), run):
+            params |= {key: _value(text) for key, text in maker.data.params.items()}
         scores |= _scores(run)
     evaluation = next((run for run in runs if run.data.tags["stage"] == "evaluate"), None)
 
@@ -251,13 +251,13 @@ def _measured_by(mlflow: MlflowClient, store: str, runs: list[Run], project: Pat
 
 
 def _scores(run: Run) -> dict[str, dict[str, float]]:
-    """Return what a stage measured, or what is noted where a student was registered without one."""
-    found = (scores_of(_nested(run.data.metrics, separator)) for separator in "/.")
-    return next(filter(None, found), {})
+    """Return the scores of a stage's run, or of the run of a student that was registered alone."""
+    scores = (scores_of(_nested(run.data.metrics, separator)) for separator in "/.")
+    return next(filter(None, scores), {})
 
 
 def _predictions(mlflow: MlflowClient, store: str, run: Run, project: Path) -> Predictions:
-    """Read a run's predictions: those kept with it, or the project's, if they are the same."""
+    """Read a run's predictions: its artifact, or the project's file, if it is the same."""
     run_id = run.info.run_id
     with refusals(f"read the files of run '{run_id}'", store), TemporaryDirectory() as folder:
         if any(file.path == PREDICTIONS for file in mlflow.list_artifacts(run_id)):
@@ -269,7 +269,7 @@ def _predictions(mlflow: MlflowClient, store: str, run: Run, project: Path) -> P
 
 
 def _value(text: str) -> Any:
-    """Return what a parameter was before MLflow made it a string."""
+    """Return the value of a parameter that MLflow made a string."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -284,32 +284,32 @@ def _number(text: str) -> object:
 
 
 def scores_of(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Choose the numbers that say who reached what, of a metrics file or a run's metrics.
+    """Return the accuracies by model and metric of a metrics file or a run's metrics.
 
     Args:
-        content: who -> metric -> percent among other things; and estimates, metric -> who.
+        content: model -> metric -> percent among others; and estimates, metric -> model.
     """
     rows = [
-        (who, metric, value)
-        for who, row in content.items()
-        if who in TITLES and isinstance(row, Mapping)
+        (model, metric, value)
+        for model, row in content.items()
+        if model in TITLES and isinstance(row, Mapping)
         for metric, value in row.items()
     ]
     for metric in ESTIMATES:
         if isinstance(row := content.get(metric), Mapping):
-            rows += [(who, metric, value) for who, value in row.items()]
-    found: dict[str, dict[str, float]] = {}
-    for who, metric, value in rows:
+            rows += [(model, metric, value) for model, value in row.items()]
+    scores: dict[str, dict[str, float]] = {}
+    for model, metric, value in rows:
         if isinstance(value, Real) and not isinstance(value, bool):
-            found.setdefault(who, {})[metric] = float(value)
-    return found
+            scores.setdefault(model, {})[metric] = float(value)
+    return scores
 
 
 def _nested(metrics: Mapping[str, object], separator: str) -> dict[str, dict[str, object]]:
     """Return metrics such as `student/hm` as `student` -> `hm`; others are left out."""
-    found: dict[str, dict[str, object]] = {}
+    nested: dict[str, dict[str, object]] = {}
     for name, value in metrics.items():
-        who, separated, metric = name.partition(separator)
+        model, separated, metric = name.partition(separator)
         if separated:
-            found.setdefault(who, {})[metric] = value
-    return found
+            nested.setdefault(model, {})[metric] = value
+    return nested

@@ -468,7 +468,7 @@ def matrices(page: DatasetPage) -> str:
                 _shares(page, model), vmin=0, vmax=1, cmap="cividis", interpolation="none"
             )
             axes.set_title(model, fontsize=9)
-            axes.set_xlabel("answered class")
+            axes.set_xlabel("predicted class")
             _whole_numbers(axes.xaxis, axes.yaxis)
             if page.base_count < len(page.classes):
                 for line in (axes.axhline, axes.axvline):

@@ -76,7 +76,7 @@ _NAMES = {
     "accuracy": "accuracy",
 }  # fmt: skip
 _COSTS = (
-    "model", "parameters, million", "trained, million", "GFLOPs a picture", "pictures a second",
+    "model", "parameters, million", "trained, million", "GFLOPs an image", "images a second",
     "memory, MiB",
 )  # fmt: skip
 
@@ -504,7 +504,7 @@ def gallery_table(page: DatasetPage) -> Table:
     for image in page.gallery.shown if page.gallery else ():
         top = (", ".join(percent(*best) for best in image.top[model]) for model in TRAINED)
         rows.append((image.path, image.name, *top))
-    columns = [Column(head, words=True) for head in ("picture", "class", *TRAINED)]
+    columns = [Column(head, words=True) for head in ("image", "class", *TRAINED)]
     return Table(columns, rows, "some of these")
 
 
@@ -593,7 +593,7 @@ def about_seeds(page: Page) -> list[str]:
         "seed.",
         "p is the chance of differences at least as clear as these if neither method were better "
         "(Wilcoxon's signed-rank test over data sets, each with the mean of its seeds); below 0.05 "
-        "chance is no good explanation. It cannot be smaller than 2 / 2^n with n data sets.",
+        "chance is no good explanation. With n data sets, at least three, it is 2 / 2^n or more.",
     ]
 
 
@@ -643,8 +643,8 @@ def about_gallery(page: DatasetPage) -> str:
         return ""
     differ = gallery.teacher_right + gallery.student_right + gallery.both_wrong
     return (
-        f"They name different classes on {differ} of {gallery.images} test images: the teacher is "
-        f"right on {gallery.teacher_right}, the student on {gallery.student_right}, neither on "
+        f"They predict different classes on {differ} of {gallery.images} test images: the teacher "
+        f"is right on {gallery.teacher_right}, the student on {gallery.student_right}, neither on "
         f"{gallery.both_wrong}."
     )
 
@@ -657,4 +657,4 @@ def about_speed(page: Page) -> str:
     device, owner = speed.device, "of the GPU"
     if device == "CPU":
         device, owner = f"CPU, threads: {speed.threads}", "of the whole process"
-    return f"Measured on {device}, {speed.batch} pictures at a time; memory is the peak {owner}."
+    return f"Measured on {device}, {speed.batch} images at a time; memory is the peak {owner}."

@@ -162,11 +162,11 @@ def gather(job: Job, folder: Path) -> DatasetPage:
     try:
         inference = _cached_inference(job, prepared, rows, folder / f"{page.name}.json")
     except PdError as error:
-        note = f"calibration, cost and pictures are left out: {masked(str(error))}"
+        note = f"calibration, cost and images are left out: {masked(str(error))}"
         return replace(page, notes=(*page.notes, note))
     notes = (
-        f"{model}: {count} of {len(rows)} answers are not those that evaluate wrote; calibration "
-        "and pictures show the present ones"
+        f"{model}: {count} of {len(rows)} predictions differ from those of `evaluate`; calibration "
+        "and images show the present ones"
         for model, count in inference.other.items()
         if count
     )

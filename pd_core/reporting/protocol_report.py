@@ -65,19 +65,16 @@ def run(
     source: str | None = None,
     titles: Titles | None = None,
 ) -> dict[str, Any]:
-    """Write `summary.json`, `summary.md` and `summary.png`.
+    """Write `summary.json`, `summary.md` and `summary.png`; return the summary.
 
     Args:
-        evaluations: holds `<protocol>/<run>/metrics.json`, see `read`.
+        evaluations: see `read`, as for data sets, seeds and source.
         folder: output folder, `reports/protocols`; replaced.
         profile: `quickstart` or `paper`.
-        datasets: by protocol, the data sets to report; a protocol without any is left out.
-        seeds: the seeds to report.
-        source: the data set that the teacher was tuned on, for the protocols with such a one.
-        titles: a readable name for each data set, where there is one.
-
-    Returns:
-        The summary, as `summarise` makes it.
+        datasets: by protocol.
+        seeds: of the runs.
+        source: of the teacher.
+        titles: readable names of data sets, where there are any.
 
     Raises:
         PdError: as of `read`, or the folder cannot be written.
@@ -158,11 +155,6 @@ def summarise(
     sets. (The difference of harmonic means so averaged is not exactly that of the averages'
     harmonic means.)
 
-    Args:
-        profile: `quickstart` or `paper`.
-        measured: as `read` returns it.
-        source: the data set that the teacher was tuned on, where it is another.
-
     Returns:
         `profile`, `seeds`, `source` and `protocols.<protocol>` with `datasets`, `average`,
         `differences`, `outliers` and `runs`; percent and points have two decimals, p has four
@@ -239,12 +231,7 @@ def _statistics(seeds: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 
 def spread(key: str, values: Sequence[float]) -> dict[str, float]:
-    """Average a number over its seeds, of which there is at least one.
-
-    Returns:
-        The mean as `<key>`; of several seeds also the sample standard deviation as `<key>_std`, and
-        their count as `<key>_n`.
-    """
+    """Return the mean over seeds as `<key>`, and their deviation and count if there are several."""
     mean, deviation = mean_and_deviation(values)
     if deviation is None:
         return {key: mean}
@@ -285,7 +272,7 @@ class Outlier:
 
     @property
     def deviation(self) -> float:
-        """How far it lies above the other seeds (below: negative)."""
+        """The value less that of the other seeds."""
         return self.value - self.others
 
 
@@ -466,14 +453,7 @@ class Seeds:
 
 
 def read_summary(folder: Path) -> Seeds:
-    """Read the summary of a profile's protocols.
-
-    Args:
-        folder: where their report is.
-
-    Returns:
-        The summary; or, if there is none or the file is corrupt, a note that says so.
-    """
+    """Read the summary in a report's folder, or return a note if there is none or it is corrupt."""
     path = folder / "summary.json"
     if not path.is_file():
         return Seeds(note=NOT_RUN)

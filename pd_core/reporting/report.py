@@ -95,10 +95,6 @@ def summarise(profile: str, evaluations: Mapping[str, Evaluation]) -> dict[str, 
 
     Data sets of which all classes were taught have no part in the average, see `average`.
 
-    Args:
-        profile: `quickstart` or `paper`.
-        evaluations: the scores by data set and model, in percent.
-
     Returns:
         `profile`, `datasets.<name>.<model>.{base,novel,hm}` (or `.all`, which is also called
         `accuracy`, as that of every other protocol is) and `average.<model>.{base,novel,hm}`, in
@@ -269,16 +265,7 @@ def samples(
     titles: Titles | None = None,
     count: int = 10,
 ) -> bytes:
-    """Draw a strip of test images of each data set.
-
-    Args:
-        prepared: holds `<data set>/split.json` and `images.zip`, the `prepare` stage's outputs.
-        datasets: the data sets, top to bottom.
-        titles: a readable name for each data set, where there is one.
-        count: images per data set, evenly spread over its test list.
-
-    Returns:
-        A PNG image, the same bytes for the same data.
+    """Draw a strip of `count` test images of each data set, evenly spread, as a PNG image.
 
     Raises:
         MissingFile: a data set has not been prepared, or an image is not there.

@@ -1,4 +1,4 @@
-"""What is compared of two sides, and when a difference's significance cannot be said."""
+"""Two sides are compared, with the reason where a difference has no significance."""
 
 import copy
 from collections.abc import Mapping
@@ -43,13 +43,13 @@ def significance(comparison: Comparison) -> dict[tuple[str, str], float | None]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"path": "another.png"}, "the test pictures are others: greek"),
+        ({"path": "another.png"}, "other test images: greek"),
         ({"label": 4}, "those that the metrics were counted of: greek"),
         ({"student": [2, 2]}, "those that the metrics were counted of: greek"),
-        ({"student": [2]}, "no predictions of labelled pictures: greek"),
-        ({"student": "a"}, "no predictions of labelled pictures: greek"),
-        ({"path": None}, "no predictions of labelled pictures: greek"),
-        ({"label": None}, "no predictions of labelled pictures: greek"),
+        ({"student": [2]}, "no predictions of labelled images: greek"),
+        ({"student": "a"}, "no predictions of labelled images: greek"),
+        ({"path": None}, "no predictions of labelled images: greek"),
+        ({"label": None}, "no predictions of labelled images: greek"),
     ],
 )
 def test_predictions_that_do_not_fit_are_not_used(
@@ -96,7 +96,7 @@ def test_an_estimate_without_labels_is_compared_and_has_no_significance(tmp_path
     )
     comparison = compared(tmp_path, first, second)
     assert significance(comparison) == {("student", "agreement"): None}
-    assert "no predictions of labelled pictures" in comparison.notes[0]
+    assert "no predictions of labelled images" in comparison.notes[0]
 
 
 def test_who_has_no_predictions_is_compared_without_significance(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_who_has_no_predictions_is_compared_without_significance(tmp_path: Path)
     comparison = compared(tmp_path, first, second)
     assert significance(comparison)["tuned_student", "base"] is None
     assert significance(comparison)["student", "base"] is not None
-    assert "no prediction of single pictures for tuned_student's base: greek" in comparison.notes
+    assert "no predictions of single images for tuned_student's base: greek" in comparison.notes
 
 
 def test_differences_below_the_decimals_that_all_keep_are_none(tmp_path: Path) -> None:
@@ -157,6 +157,4 @@ def test_what_cannot_be_read_is_a_reason_not_an_error(tmp_path: Path) -> None:
     second = replace(measured(SECOND, tmp_path / "second"), predictions=lost)
     comparison = compare(side(first), side(second))
     assert set(significance(comparison).values()) == {None}
-    assert comparison.notes == (
-        "significance cannot be said, on the second side they are gone: greek",
-    )
+    assert comparison.notes == ("no significance, on the second side they are gone: greek",)

@@ -75,35 +75,40 @@ def test_a_data_set_that_is_not_prepared_here_has_its_row_and_a_note_in_place_of
 
 
 def test_accuracy_and_confusion_are_those_of_the_predictions(project: Path, gather: Gather) -> None:
-    (page,) = gather().pages
+    content = gather()
+    (page,) = content.pages
     rows = predictions(project)
     labels = [row["label"] for row in rows]
-    for who in page_dataset.TRAINED:
-        answers = [row[who][1] for row in rows]
-        person = page.people[who]
-        assert person.accuracy == pytest.approx(100 * accuracy_score(labels, answers))
+    path = pages.write(content, project / "build")
+    written = json.loads(path.with_suffix(".json").read_text())
+    assert written["summary"]["datasets"][NAME] == content.summary["datasets"][NAME]
+    for model, result in page.people.items():
+        answers = [row[model][1] for row in rows]
+        assert result.accuracy == pytest.approx(100 * accuracy_score(labels, answers))
         wrong = sum(label != answer for label, answer in zip(labels, answers, strict=True))
-        assert sum(pair.count for pair in person.confused) == wrong
+        assert sum(pair.count for pair in result.confused) == wrong
+        assert written["pages"][0]["people"][model]["accuracy"] == result.accuracy
+        assert len(written["pages"][0]["curves"][model]) == 2
     assert page.images == (4, 4, 4, 4, 4)
     assert page.notes == ()
 
 
-def test_the_models_answer_again_what_evaluate_wrote(project: Path, gather: Gather) -> None:
+def test_the_gallery_has_the_predictions_of_evaluate(project: Path, gather: Gather) -> None:
     (page,) = gather().pages
     rows = {row["path"]: row for row in predictions(project)}
-    assert page.gallery is not None
+    gallery = page.gallery
+    assert gallery is not None
     differing = [row for row in rows.values() if row["teacher"][1] != row["student"][1]]
-    found = page.gallery
-    assert found.images == len(rows)
-    assert found.teacher_right + found.student_right + found.both_wrong == len(differing)
-    for one in found.shown:
-        for who in page_dataset.TRAINED:
-            best, _ = one.top[who][0]
-            assert best == page.classes[rows[one.path][who][1]]
-            assert len(one.top[who]) == 3
+    assert gallery.images == len(rows)
+    total = gallery.teacher_right + gallery.student_right + gallery.both_wrong
+    assert total == len(differing)
+    for image in gallery.shown:
+        for model, top in image.top.items():
+            assert top[0][0] == page.classes[rows[image.path][model][1]]
+            assert len(top) == 3
 
 
-def test_a_data_set_that_was_not_run_is_said_so(gather: Gather) -> None:
+def test_a_data_set_that_was_not_run_has_a_row(gather: Gather) -> None:
     page = gather()
     assert "1 of 2 data sets run" in pages.html(page)
     line = "| Greek letters, neon | not run | not run | not run | not run |"
@@ -122,19 +127,18 @@ def test_missing_pictures_leave_the_counts_and_are_noted(project: Path, gather: 
     assert page.gallery is None
     assert page.people["student"].calibration is None
     assert page.people["student"].confused
-    assert "pictures are left out: no image folder at" in page.notes[0]
+    assert "images are left out: no image folder at" in page.notes[0]
 
 
-def test_answers_that_evaluate_did_not_write_are_noted(project: Path, gather: Gather) -> None:
-    path = project / "data" / "evaluate" / NAME / "predictions.json"
-    rows = json.loads(path.read_text())
+def test_predictions_that_evaluate_did_not_write_are_noted(project: Path, gather: Gather) -> None:
+    rows = predictions(project)
     rows[0]["student"][1] = (rows[0]["student"][1] + 1) % 5
-    path.write_text(json.dumps(rows))
+    (project / "data" / "evaluate" / NAME / "predictions.json").write_text(json.dumps(rows))
     (page,) = gather().pages
-    assert page.notes[0].startswith("student: 1 of 20 answers are not those that evaluate wrote")
+    assert page.notes[0].startswith("student: 1 of 20 predictions differ from those of `evaluate`")
 
 
-def test_answers_are_kept_until_the_student_changes(project: Path, gather: Gather) -> None:
+def test_predictions_are_cached_until_the_student_changes(project: Path, gather: Gather) -> None:
     first = gather().pages[0]
     kept = project / "build" / pages.ANSWERS / f"{NAME}.json"
     content = json.loads(kept.read_text())
@@ -153,11 +157,8 @@ def test_answers_are_kept_until_the_student_changes(project: Path, gather: Gathe
 def test_where_no_test_image_has_a_label_accuracy_is_unknown(project: Path, gather: Gather) -> None:
     folder = project / "data" / "evaluate" / NAME
     (folder / "predictions.json").unlink()
-    metrics = {
-        "accuracy": "unknown",
-        "agreement": {"student": 90.0},
-        "counts": {"unlabelled": 20},
-    }
+    agreement = {"agreement": {"student": 90.0}, "counts": {"unlabelled": 20}}
+    metrics = {"accuracy": "unknown", **agreement}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     page = gather()
     text = pages.markdown(page)
@@ -209,25 +210,17 @@ def test_names_are_shown_as_they_are_written(gather: Gather) -> None:
     assert "a\\|b" in pages.markdown(replace(page, pages=(odd,)))
 
 
-def test_measured_times_are_kept_beside_the_page(project: Path, gather: Gather) -> None:
-    assert "| pictures a second | – | – |" in pages.markdown(gather())
-    rows = {
-        "teacher": page_dataset.Speed("tiny", 100.0, 20.0, "CPU", 1, 32),
-        "student": page_dataset.Speed("tiny", 321.0, 10.0, "CPU", 1, 32),
+@pytest.mark.parametrize(("model", "row"), [("tiny", "| 100 | 321 |"), ("ViT-B/16", "| – | – |")])
+def test_measured_times_are_kept_beside_the_page_and_shown_for_the_same_model(
+    project: Path, gather: Gather, model: str, row: str
+) -> None:
+    assert "| images a second | – | – |" in pages.markdown(gather())
+    speeds = {
+        name: vars(page_dataset.Speed(model, rate, 20.0, "CPU", 1, 32))
+        for name, rate in (("teacher", 100.0), ("student", 321.0))
     }
-    (project / "build" / page_dataset.SPEED_FILE).write_text(
-        json.dumps({who: vars(one) for who, one in rows.items()})
-    )
-    assert "| pictures a second | 100 | 321 |" in pages.markdown(gather())
-
-
-def test_times_of_another_model_are_not_shown(project: Path, gather: Gather) -> None:
-    gather()
-    other = vars(page_dataset.Speed("ViT-B/16", 100.0, 20.0, "CPU", 1, 32))
-    (project / "build" / page_dataset.SPEED_FILE).write_text(
-        json.dumps({"teacher": other, "student": other})
-    )
-    assert "| pictures a second | – | – |" in pages.markdown(gather())
+    (project / "build" / page_dataset.SPEED_FILE).write_text(json.dumps(speeds))
+    assert f"| images a second {row}" in pages.markdown(gather())
 
 
 def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather: Gather) -> None:
@@ -239,17 +232,6 @@ def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather
     assert "novel" not in pages.about_dataset(page)
     heads = [column.head for column in pages.class_table(page).heads]
     assert heads == ["class", "images", "teacher", "student"]
-
-
-def test_json_has_what_the_page_shows(project: Path, gather: Gather) -> None:
-    page = gather()
-    path = pages.write(page, project / "build")
-    content = json.loads(path.with_suffix(".json").read_text())
-    assert content["pages"][0]["people"]["student"]["accuracy"] == pytest.approx(
-        page.pages[0].people["student"].accuracy
-    )
-    assert content["summary"]["datasets"][NAME] == page.summary["datasets"][NAME]
-    assert len(content["pages"][0]["curves"]["student"]) == 2
 
 
 def test_before_anything_is_run_the_papers_numbers_are_the_papers_alone(tmp_path: Path) -> None:
