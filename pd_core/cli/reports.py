@@ -148,11 +148,9 @@ def _recorded(
 
 def compare(first: Reference, second: Reference, as_json: AsJson = False) -> None:
     """Show the parameters and metrics that differ, and whether it is more than chance."""
-    from pd_core.reporting import comparison, comparison_sources
+    from pd_core.reporting import comparison
 
-    sides = [
-        comparison_sources.find_side(given, Path.cwd(), open_store) for given in (first, second)
-    ]
+    sides = [comparison.find_side(given, Path.cwd(), open_store) for given in (first, second)]
     result = comparison.compare(*sides)
     if as_json:
         print_json(result.as_dict())

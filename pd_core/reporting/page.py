@@ -10,19 +10,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from jinja2 import (
-    Environment,
-    FileSystemLoader,
-    StrictUndefined,
-    pass_eval_context,
-    select_autoescape,
-)
-from jinja2.nodes import EvalContext
-from markupsafe import Markup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from pd_core.core.artifacts import read_json, write_json, write_text
 from pd_core.core.errors import PdError
@@ -329,7 +320,6 @@ def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=select_autoescape(["html"]),
-        finalize=_escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -339,14 +329,6 @@ def _templates() -> Environment:
     imported = {"figures": figures, "heading": heading, "keys_of": keys_of, "PROTOCOLS": PROTOCOLS}
     environment.globals |= own | imported
     return environment
-
-
-@pass_eval_context
-def _escaped(context: EvalContext, value: Any) -> Any:
-    """Escape a value for HTML as the standard library does, quotes included."""
-    if not context.autoescape or isinstance(value, Markup):
-        return value
-    return Markup(escape(str(value)))
 
 
 def summary_table(page: Page, key: str) -> Table:
