@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tracked
 from compared import Evaluation, evaluate, evaluation, make_project
 from typer.testing import CliRunner
 
 from pd_core.cli import verbs
 from pd_core.core.errors import UnknownName
 from pd_core.mlops import tracking
-from pd_core.mlops.tracking import recorder
 from pd_core.reporting.comparison import Comparison, compare, find_side
 
 NAME = "greek"
@@ -31,18 +31,12 @@ class Project:
     store: str
 
     def stage(self, name: str, params: Mapping[str, Any], deps: tuple[str, ...] = ()) -> Any:
-        info = recorder.StageInfo(
-            profile="quickstart",
-            dataset=NAME,
-            stage=name,
-            params={"run": {"seed": 1}, name: params},
-            deps=[Path("data", dep, NAME) for dep in deps],
-            outs=[Path("data", name, NAME)],
-            seed=1,
-            protocol="base_to_novel",
+        """Record a block as a stage's run."""
+        return tracked.stage(
+            self.store, name, NAME, params={"run": {"seed": 1}, name: params},
+            deps=[Path("data", dep, NAME) for dep in deps], outs=[Path("data", name, NAME)],
             project=self.folder,
-        )
-        return recorder.stage_run(self.store, info)
+        )  # fmt: skip
 
     def student(self, lr: float) -> str:
         """Run the stage `student`; what it writes depends on the rate."""

@@ -16,13 +16,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import tracked
 import yaml
-from page_project import NAME, ROOT, gathered, job, make
+from page_project import NAME, ROOT, copy, gathered, job, make
 from sklearn.metrics import recall_score
 
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.mlops import tracking
-from pd_core.mlops.tracking import recorder
 from pd_core.reporting import figures
 from pd_core.reporting import page_dataset as recorded
 
@@ -40,21 +40,14 @@ def project(
     made: Path, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Copy these outputs into a folder of a test's own, and go there."""
-    shutil.copytree(made / "data", tmp_path / "data")
-    for weights in made.glob("*.safetensors"):
-        shutil.copy(weights, tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy(made, tmp_path)
     shutil.copy(empty_database, tmp_path / tracking.DATABASE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def evaluation(store: str | None) -> Any:
-    info = recorder.StageInfo(
-        profile="quickstart", dataset=NAME, stage="evaluate", params={}, deps=[], outs=[],
-        seed=1, protocol="base_to_novel",
-    )  # fmt: skip
-    return recorder.stage_run(store, info)
+    return tracked.stage(store, "evaluate", NAME)
 
 
 def files(store: str, run_id: str | None, folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from command import promptkd
-from page_project import NAME, ROOT, gathered, make
+from page_project import NAME, ROOT, copy, gathered, make
 from sklearn.metrics import accuracy_score
 
 from pd_core.core.artifacts import write_sums
@@ -42,11 +42,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy these outputs into a folder of a test's own, and go there."""
-    shutil.copytree(made / "data", tmp_path / "data")
-    for weights in made.glob("*.safetensors"):
-        shutil.copy(weights, tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(copy(made, tmp_path))
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def make(folder: Path) -> Path:
             prepared, teacher, vectors, student, evaluation,
             split="test", batch_size=8, **mine, **clip,
         )  # fmt: skip
+    return folder
+
+
+def copy(made: Path, folder: Path) -> Path:
+    """Copy what `make` made into a folder of a test's own."""
+    shutil.copytree(made / "data", folder / "data")
+    for weights in made.glob("*.safetensors"):
+        shutil.copy(weights, folder)
+    shutil.copy(ROOT / "params.yaml", folder)
     return folder
 
 
