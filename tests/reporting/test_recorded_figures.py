@@ -101,7 +101,7 @@ def test_figures_and_accuracies_by_class_are_files_of_the_run(
     with evaluation(store) as run:
         run.log_texts(lambda: recorded.of_evaluation(job(project, NAME)))
     kept = files(store, run.run_id, tmp_path / "kept")
-    assert sorted(kept) == sorted(FIGURES)
+    assert set(kept) == {*FIGURES, tracking.LINEAGE_FILE}
     for name in (recorded.CONFUSION, recorded.CURVES):
         root = ElementTree.fromstring(kept[name])
         assert root.tag == f"{SVG}svg"
@@ -139,7 +139,10 @@ def test_figures_that_cannot_be_drawn_cost_a_warning_and_nothing_else(
         run.log_texts(lambda: recorded.of_evaluation(job(project, NAME)))
     assert f"run 'evaluate@{NAME}' goes without its figures: " in caplog.text
     assert "is not recorded" not in caplog.text
-    assert list(files(store, run.run_id, tmp_path / "kept")) == ["predictions.json"]
+    assert set(files(store, run.run_id, tmp_path / "kept")) == {
+        "predictions.json",
+        tracking.LINEAGE_FILE,
+    }
     stored = tracking.client(store).get_run(run.run_id)
     assert (stored.info.status, stored.data.metrics["student/hm"]) == ("FINISHED", 70.0)
 
