@@ -90,8 +90,12 @@ def benchmark(
 def main(arguments: Sequence[str] | None) -> State[Any]:
     """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.benchmark", description=__doc__)
-    parser.add_argument("datasets", nargs="*", metavar="DATA_SET", help="(default: all)")
-    parser.add_argument("--profile-dir", type=Path, default=Path(), help="folder of dvc.yaml")
+    parser.add_argument(
+        "datasets", nargs="*", metavar="DATA_SET", help="data sets to run (default: all)"
+    )
+    parser.add_argument(
+        "--profile-dir", type=Path, default=Path(), help="directory with dvc.yaml (default: .)"
+    )
     options = parser.parse_args(arguments)
     check_server(PREFECT_API_URL.value())
     # Bad input is refused before Prefect starts.

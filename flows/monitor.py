@@ -129,7 +129,9 @@ def describe(
 def main(arguments: Sequence[str] | None) -> State[Any]:
     """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.monitor", description=__doc__)
-    parser.add_argument("url", metavar="URL", help="of the service, as http://127.0.0.1:8000")
+    parser.add_argument(
+        "url", metavar="URL", help="URL of the service, such as http://127.0.0.1:8000"
+    )
     parser.add_argument(
         "--level", type=float, default=LEVEL, help="rate of false alarms (default: %(default)s)"
     )

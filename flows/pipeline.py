@@ -21,9 +21,8 @@ from flows.artifacts import Row, metrics_of, row_of
 from flows.commands import unreachable
 from pd_core.core.errors import MissingFile, PdError, unknown
 from pd_core.pipeline.code_hash import CODE
-from pd_core.pipeline.processes import DVC, PROMPTKD, Ended, environment, run
+from pd_core.pipeline.processes import DVC, EXIT_STATUS, PROMPTKD, Ended, environment, run
 from pd_core.pipeline.redaction import masked
-from pd_core.pipeline.signals import EXIT_STATUS
 
 Graph = Mapping[str, frozenset[str]]  # stage -> the stages that it needs
 

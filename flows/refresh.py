@@ -99,7 +99,9 @@ def changed(status: Mapping[str, Any], datasets: Sequence[str]) -> dict[str, str
 def main(arguments: Sequence[str] | None) -> State[Any]:
     """Run the flow from the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.refresh", description=__doc__)
-    parser.add_argument("--profile-dir", type=Path, default=Path(), help="folder of dvc.yaml")
+    parser.add_argument(
+        "--profile-dir", type=Path, default=Path(), help="directory with dvc.yaml (default: .)"
+    )
     profile_dir = parser.parse_args(arguments).profile_dir
     check_server(PREFECT_API_URL.value())
     load_params(profile_dir / PARAMS)  # bad input is refused before Prefect starts

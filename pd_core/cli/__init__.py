@@ -1,8 +1,8 @@
-"""The command line: one file a group of verbs."""
+"""Command line `promptkd`: one module per group of commands."""
 
 
 def main() -> None:
-    """Run the command line, `promptkd`."""
+    """Run `promptkd`."""
     from pd_core.cli import verbs
 
     verbs.main()

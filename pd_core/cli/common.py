@@ -1,4 +1,4 @@
-"""Parts that the verbs share: the job that they are about, the store, and what they print."""
+"""Parts shared by the commands: the job, the tracking store, and printing."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from pd_core.mlops.registry.register import Registered
     from pd_core.mlops.tracking.recorder import StageRun
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A job, and what surrounds it: the profile, the repository, the environment."""
+    """A job with its profile, repository and settings."""
 
     job: Job
     profile: str
@@ -48,12 +48,12 @@ class Setting:
         return (DATA if self.protocol is None else protocols.RESULTS) / CODE
 
     def label(self, stage: str) -> str:
-        """Return what records and messages call the data set."""
+        """Return the name of the data set in records and messages."""
         name = output(self.job, stage).stem
         return name if self.protocol is None else f"{self.protocol}/{name}"
 
     def open_store(self) -> str:
-        """Open MLflow's store of the profile."""
+        """Open the profile's tracking store and return its address."""
         from pd_core.mlops import tracking
 
         return tracking.open_store(self.root, self.settings.mlflow_tracking_uri)
@@ -62,14 +62,13 @@ class Setting:
 def setting_of(
     name: str, seed: int | None = None, source: str | None = None, protocol: Protocol | None = None
 ) -> Setting:
-    """Put together what a stage of a data set needs.
+    """Return the job of a data set and its surroundings.
 
     Args:
         name: of the data set.
-        seed: instead of `run.seed`; outputs then go to folders of their own.
-        source: the data set whose teacher is used, if it is another one.
-        protocol: one of `protocols/params.yaml`, which then says more of the numbers, and names the
-            source.
+        seed: instead of `run.seed`; outputs then go to separate folders.
+        source: data set whose teacher is used, if another one.
+        protocol: one of `protocols/params.yaml`, which then overrides numbers and names the source.
 
     Raises:
         UnknownName: there is no such data set.
@@ -88,7 +87,7 @@ def setting_of(
 
 
 def settings_of(params: Params, names: Iterable[str]) -> dict[str, Setting]:
-    """Put together what the stages of several data sets need, by their names.
+    """Return the jobs of several data sets and their surroundings, by name.
 
     Raises:
         UnknownName: there is no such data set.
@@ -107,7 +106,7 @@ def _setting_in(
 
 
 def open_store() -> str:
-    """Open MLflow's store of the profile in this folder."""
+    """Open the tracking store of the profile in this folder and return its address."""
     from pd_core.mlops import tracking
 
     params, settings = load_params(PARAMS), load_settings()
@@ -115,7 +114,7 @@ def open_store() -> str:
 
 
 def register(setting: Setting, run_id: str | None = None) -> Registered:
-    """Register the student that a job's stages made, and log it to a run, or to a new one."""
+    """Register a job's student, and log it to a run (default: a new one)."""
     from pd_core.mlops.registry import register as registration
 
     return registration.register_student(
@@ -139,15 +138,15 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line beside the result, on stderr."""
+    """Print a note to stderr."""
     Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 class Reporter:
-    """Progress of long work: a bar on a terminal, plain lines elsewhere, and the stage's record."""
+    """Progress of long work: a bar on a terminal, plain lines elsewhere, and the MLflow run."""
 
     def __init__(self, title: str, unit: str = "steps", *, record: StageRun | None = None) -> None:
-        """Name the work and what is counted; nothing is shown before the first `progress`."""
+        """Set the title and the unit; nothing is shown before the first `progress`."""
         self._run = record
         self._title = title
         self._unit = unit
@@ -158,7 +157,7 @@ class Reporter:
         self._written: tuple[int, int] | None = None
 
     def __enter__(self) -> Self:
-        """Start: on a terminal a bar, elsewhere lines now and then."""
+        """Show a bar on a terminal, or lines at intervals elsewhere."""
         console = Console(stderr=True)
         if console.is_terminal:
             columns = (
@@ -171,12 +170,12 @@ class Reporter:
             self._bar = Progress(*columns, console=console, transient=True)
             self._bar.start()
             self._bar.add_task(self._title, total=None, metrics="")
-        if self._run is None:  # a stage, which has one, says at once what it is about to do
+        if self._run is None:  # a stage, which has one, prints a line at once
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Take the bar away, or end the lines, if there are any, with how far the work came."""
+        """Remove the bar, or print the last line."""
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self._written not in (None, self._state):
@@ -194,7 +193,7 @@ class Reporter:
             self._write()
 
     def loss(self, step: int, mean: float) -> None:
-        """Pass the mean loss of the steps up to this one on; an epoch's is what is shown."""
+        """Record the mean loss of the steps up to this one."""
         if self._run is not None:
             self._run.loss(step, mean)
 

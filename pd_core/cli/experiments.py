@@ -27,10 +27,9 @@ from pd_core.core.errors import FailedRun, Interrupted, missing
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
 from pd_core.pipeline import ablations, protocols
 from pd_core.pipeline.ablations import AblationParams, load_ablations
-from pd_core.pipeline.processes import PROMPTKD, run
+from pd_core.pipeline.processes import EXIT_STATUS, PROMPTKD, TERMINATED, run
 from pd_core.pipeline.protocols import ProtocolsParams, load_protocols
 from pd_core.pipeline.settings import compute_with, load_settings
-from pd_core.pipeline.signals import EXIT_STATUS, TOLD
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 LOGS = Path("build") / "benchmark"
@@ -55,11 +54,11 @@ _OF_DVC = re.compile(
 
 
 def benchmark(
-    jobs: Annotated[int, typer.Option(min=1, help="Data sets that run at a time.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of data sets to run at a time.")] = 3,
 ) -> None:
-    """Run all data sets of the profile, several at a time, then the report.
+    """Run the stages of all data sets, several at a time, then the report.
 
-    What is up to date is not run again; after a failure the same command goes on where it stopped.
+    Stages that are up to date are not run; after a failure the same command resumes.
     """
     names = list(load_params(PARAMS).datasets)
     console = Console(stderr=True)
@@ -69,7 +68,7 @@ def benchmark(
         datasets = run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
     if failed := [one for one in datasets if one.state is State.FAILED]:
         if any(one.status == EXIT_STATUS for one in failed):
-            raise Interrupted(TOLD)
+            raise Interrupted(TERMINATED)
         listed = ", ".join(f"{one.name} in {one.stage or 'no stage'}" for one in failed)
         raise FailedRun(
             f"{len(failed)} of {len(datasets)} data sets failed ({listed}); all that they printed "
@@ -308,12 +307,13 @@ def _time(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-ablation = typer.Typer(help="The paper's ablations on the embedded benchmark.")
+ablation = typer.Typer(help="Run and show the paper's ablations on the embedded benchmark.")
 protocol = typer.Typer(
-    help="The four protocols over several seeds: `make protocols`.", no_args_is_help=True
+    help="Show the results of the four protocols (`make protocols` runs them).",
+    no_args_is_help=True,
 )
 embedded = typer.Typer(
-    help="Recipes of the embedded CLIPs' weights (in a clone).", no_args_is_help=True
+    help="Make the weights of the embedded CLIPs again (in a clone).", no_args_is_help=True
 )
 _FORWARDED: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
@@ -322,16 +322,24 @@ _FORWARDED: dict[str, Any] = {
 
 
 @ablation.command()
-def base(dataset: Annotated[str, typer.Argument(show_default=False)]) -> None:
-    """Stage: few-shot lists, tuned teacher and class vectors of a data set, for every seed."""
+def base(
+    dataset: Annotated[
+        str, typer.Argument(help="Data set in ablations/params.yaml.", show_default=False)
+    ],
+) -> None:
+    """Stage: make the split, the teacher and the class vectors of a data set, for all seeds."""
     params, profile = _ablations()
     mine = params.for_dataset(profile, dataset)
     ablations.make_base(ablations.BASES / dataset, mine, **_computing(params, profile))
 
 
 @ablation.command()
-def variant(name: Annotated[str, typer.Argument(show_default=False)]) -> None:
-    """Stage: run a variant on every data set with every seed."""
+def variant(
+    name: Annotated[
+        str, typer.Argument(help="Variant in ablations/params.yaml.", show_default=False)
+    ],
+) -> None:
+    """Stage: run a variant on all data sets with all seeds."""
     params, profile = _ablations()
     changed = params.variant(name).changed
     console = Console(stderr=True)
@@ -347,7 +355,7 @@ def variant(name: Annotated[str, typer.Argument(show_default=False)]) -> None:
 
 @ablation.command("report")
 def report_ablations() -> None:
-    """Stage: put all variants beside the paper's figures."""
+    """Stage: compare all variants with the paper's numbers."""
     params, _ = _ablations()
     from pd_core.reporting import ablation_report
 
@@ -362,7 +370,7 @@ def report_ablations() -> None:
 
 @ablation.command("show")
 def show_ablations() -> None:
-    """Print the tables."""
+    """Print the tables of the report."""
     from pd_core.reporting import ablation_report
 
     Console().print(ablation_report.table(_summary(ablations.REPORT, "make ablations")))
@@ -387,7 +395,7 @@ def _computing(params: AblationParams, profile: Params) -> dict[str, Any]:
 
 @protocol.command("report")
 def report_protocols() -> None:
-    """Stage: put all protocols, data sets and seeds into one summary, table and figure."""
+    """Stage: write the summary, table and figure of all protocols, data sets and seeds."""
     params, profile = load_protocols(protocols.FOLDER)
     from pd_core.reporting import protocol_report as stage
 
@@ -404,7 +412,7 @@ def report_protocols() -> None:
 
 @protocol.command("show")
 def show_protocols() -> None:
-    """Print the tables, and where to look further."""
+    """Print the tables of the report and the paths of its files."""
     params, _ = load_protocols(protocols.FOLDER)
     from pd_core.reporting import protocol_report as stage
 

@@ -1,13 +1,14 @@
-"""The command line: one verb a stage, and one for each thing a user does besides.
+"""Entry point of `promptkd`, the commands that run stages, and the wrappers of DVC.
 
-Every verb reads `params.yaml` in the current folder, calls one function of the library and records
-the run in MLflow. What a user can put right ends in one line and exit status 2.
+A stage's command reads `params.yaml` in the current folder, calls one function of the library and
+records the run in MLflow. Errors that users can correct end in one line and exit status 2.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from pd_core.cli.common import Reporter, Setting, note, register, setting_of
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.core.hooks import Hooks
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline import code_hash, processes, signals
-from pd_core.pipeline.processes import Member
+from pd_core.pipeline import code_hash, processes
+from pd_core.pipeline.processes import Worker
 from pd_core.pipeline.redaction import masked, masked_tracebacks
 from pd_core.pipeline.settings import compute_with, load_settings, telemetry_off
 from pd_core.pipeline.stages import jobs
@@ -35,22 +36,25 @@ if TYPE_CHECKING:
 DVCS_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
-    help="PromptKD: distil a large CLIP into a small one on unlabelled pictures.",
+    help="PromptKD: distil a large CLIP into a small one on unlabelled images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Name = Annotated[str, typer.Argument(help="A data set of params.yaml.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Data set in params.yaml.", show_default=False)]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Instead of run.seed; outputs go to <data set>-<seed>.", show_default=False),
+    typer.Option(
+        help="Random seed; outputs go to <data set>-<seed> (default: run.seed).",
+        show_default=False,
+    ),
 ]
 Source = Annotated[
     str | None,
     typer.Option(
-        help="The data set whose teacher is used; outputs go to <data set>-from-<source>.",
+        help="Data set whose teacher is used; outputs go to <data set>-from-<source>.",
         show_default=False,
     ),
 ]
@@ -58,7 +62,7 @@ InProtocol = Annotated[
     Protocol | None,
     typer.Option(
         "--protocol",
-        help="As protocols/params.yaml has it; outputs go to protocols/data.",
+        help="Protocol in protocols/params.yaml; outputs go to protocols/data.",
         show_default=False,
     ),
 ]
@@ -66,21 +70,21 @@ InProtocol = Annotated[
 
 @app.command()
 def code() -> None:
-    """Stage: hash the code behind the other stages, one file a room of the package."""
+    """Stage: hash the code that the other stages depend on."""
     code_hash.write(DATA / code_hash.CODE)
 
 
 @app.command()
 def prepare(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
-    """Stage: draw the few-shot split and list the unlabelled pictures."""
+    """Stage: draw the few-shot split and list the unlabelled images."""
     setting = setting_of(name, seed, protocol=protocol)
-    with _recorded("prepare", setting, "pictures") as (_, report):
+    with _recorded("prepare", setting, "images") as (_, report):
         jobs.prepare(setting.job, on_progress=report.progress)
 
 
 @app.command()
 def teacher(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
-    """Stage: tune the teacher's prompts on the few labels."""
+    """Stage: tune the teacher's prompts on the few-shot labels."""
     _train("teacher", setting_of(name, seed, protocol=protocol), jobs.teacher)
 
 
@@ -88,7 +92,7 @@ def teacher(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
 def class_vectors(
     name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
 ) -> None:
-    """Stage: compute the teacher's text features of all classes, once."""
+    """Stage: compute the teacher's text features of all classes."""
     setting = setting_of(name, seed, source, protocol)
     compute_with(setting.job.params.run.threads)
     with _recorded("class_vectors", setting, "classes") as (_, report):
@@ -99,7 +103,7 @@ def class_vectors(
 def student(
     name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
 ) -> None:
-    """Stage: distil the student on the unlabelled pictures."""
+    """Stage: distil the student on the unlabelled images."""
     _train("student", setting_of(name, seed, source, protocol), jobs.student)
 
 
@@ -107,7 +111,7 @@ def student(
 def evaluate(
     name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
 ) -> None:
-    """Stage: measure student and teacher on test pictures; register the profile's student."""
+    """Stage: evaluate student and teacher on the test images, and register the student."""
     setting = setting_of(name, seed, source, protocol)
     job = setting.job
     compute_with(job.params.run.threads)
@@ -122,7 +126,7 @@ def evaluate(
 
 @app.command("cross-validate")
 def cross_validate(name: Name, seed: Seed = None) -> None:
-    """Stage: estimate the accuracy from the few labels, where no test picture has one."""
+    """Stage: estimate the accuracy by cross-validation, for data without test labels."""
     setting = setting_of(name, seed)
     compute_with(setting.job.params.run.threads)
     with _recorded("cross_validate", setting) as (run, _):
@@ -131,7 +135,7 @@ def cross_validate(name: Name, seed: Seed = None) -> None:
 
 @app.command("tuned-student")
 def tuned_student(name: Name, seed: Seed = None) -> None:
-    """Stage: the paper's main baseline, prompts tuned on the student's own CLIP."""
+    """Stage: tune prompts on the student's own CLIP, the paper's main baseline."""
     setting = setting_of(name, seed)
     tuning_of_student(setting.job)  # refuses a data set without it
     _train("tuned_student", setting, jobs.tuned_student)
@@ -139,7 +143,7 @@ def tuned_student(name: Name, seed: Seed = None) -> None:
 
 @app.command(context_settings=DVCS_ARGUMENTS, add_help_option=False)
 def repro(context: typer.Context) -> None:
-    """Run `dvc repro` with its own arguments, whole after a kill at any moment."""
+    """Run `dvc repro` with its own arguments, safely for kills and parallel runs."""
     from pd_core.pipeline import dvc
 
     dvc.end_with_parent()
@@ -149,7 +153,7 @@ def repro(context: typer.Context) -> None:
 
 @app.command(context_settings=DVCS_ARGUMENTS, add_help_option=False)
 def push(context: typer.Context) -> None:
-    """Run `dvc push --run-cache` with its own arguments: other machines need not compute again."""
+    """Run `dvc push --run-cache` with its own arguments, to share results."""
     from pd_core.pipeline import dvc
 
     dvc.end_with_parent()
@@ -157,16 +161,9 @@ def push(context: typer.Context) -> None:
     raise typer.Exit(dvc.push(context.args))
 
 
-def _verbs(*verbs: Callable[..., None]) -> typer.Typer:
-    group = typer.Typer()
-    for verb in verbs:
-        group.command()(verb)
-    return group
-
-
 @cache
 def add_groups() -> None:
-    """Add the verbs that are no stages, in the order of `promptkd --help`."""
+    """Add the other commands, in the order of `promptkd --help`."""
     from pd_core.cli import data, experiments, models, registry, reports
     from pd_core.cli.doctor import doctor
 
@@ -174,34 +171,37 @@ def add_groups() -> None:
     app.command()(reports.show)
     app.add_typer(experiments.embedded, name="embedded")
     app.add_typer(models.app)
-    app.add_typer(_verbs(models.serve, doctor))
+    app.command()(models.serve)
+    app.command()(doctor)
     app.add_typer(experiments.ablation, name="ablation")
     app.add_typer(data.app, name="data")
     app.add_typer(data.weights, name="weights")
     app.add_typer(registry.app, name="registry")
-    app.add_typer(_verbs(reports.page, experiments.benchmark, reports.compare))
+    app.command()(reports.page)
+    app.command()(experiments.benchmark)
+    app.command()(reports.compare)
     app.add_typer(experiments.protocol, name="protocols")
 
 
 def _is_stage(arguments: Sequence[str]) -> bool:
-    """Whether a verb of this file is called, for which the others need not be imported."""
-    verbs = {
+    """Return True for a command of this file, which does not need the others imported."""
+    commands = {
         info.name or info.callback.__name__ for info in app.registered_commands if info.callback
     }
-    return bool(arguments) and arguments[0] in verbs
+    return bool(arguments) and arguments[0] in commands
 
 
 def _train(stage: str, setting: Setting, work: Callable[[Job, Hooks], jobs.Metrics | None]) -> None:
-    """Run a training, in as many processes as the parameters say; the first one records it."""
+    """Run a training in `run.processes` ranks, of which rank 0 records it."""
     job = setting.job
-    count = job.params.run.processes
-    member = processes.member()
-    if count > 1 and member is None:
+    world_size = job.params.run.processes
+    worker = processes.this_worker()
+    if world_size > 1 and worker is None:
         command = [sys.executable, "-m", "pd_core", *sys.argv[1:]]
-        raise typer.Exit(processes.together(command, count))
+        raise typer.Exit(processes.launch(command, world_size))
     compute_with(job.params.run.threads)
-    with signals.postponed() as interrupted, _joined(member, job.device, count):
-        if member is not None and member.number > 0:
+    with processes.postponed() as interrupted, _process_group(worker, job.device, world_size):
+        if worker is not None and worker.rank > 0:
             work(job, Hooks(interrupted))
             return
         with _recorded(stage, setting) as (run, report):
@@ -212,21 +212,21 @@ def _train(stage: str, setting: Setting, work: Callable[[Job, Hooks], jobs.Metri
 
 
 @contextmanager
-def _joined(member: Member | None, device: str, count: int) -> Iterator[None]:
-    """Join those that train together, if this process was started as one."""
-    if member is None:
+def _process_group(worker: Worker | None, device: str, world_size: int) -> Iterator[None]:
+    """Join the process group of the training, if this process was started as a worker."""
+    if worker is None:
         yield
         return
-    if member.processes != count:
+    if worker.world_size != world_size:
         raise BadParams(
-            f"{PARAMS}: run.processes = {count}, but {member.processes} were started; make them"
-            " equal"
+            f"{PARAMS}: run.processes = {world_size}, but {worker.world_size} were started; make"
+            " them equal"
         )
-    processes.end_with_parent()
+    processes.end_with_launcher()
     from pd_core.training.loop import distributed
 
     try:
-        with distributed.joined(device, **asdict(member)):
+        with distributed.process_group(device, **asdict(worker)):
             yield
     except distributed.LostProcess:
         raise typer.Exit(processes.LOST) from None
@@ -238,7 +238,8 @@ def _recorded(
 ) -> Iterator[tuple[StageRun, Reporter]]:
     """Show a stage's progress, counted in a unit, and record the stage as an MLflow run.
 
-    A server that is down is refused before the stage starts.
+    Raises:
+        PdError: the tracking server does not answer; the stage has not started.
     """
     from pd_core.mlops.tracking import recorder
 
@@ -275,7 +276,7 @@ def _figures(job: Job) -> dict[str, str]:
 
 
 def _data_inputs(stage: str, job: Job) -> list[DataInput]:
-    """Return the data set that a stage reads: what `prepare` made of it, or its fingerprint."""
+    """Return the data set that a stage reads: its prepared folder, or its fingerprint."""
     from pd_core.mlops.tracking.recorder import DataInput
 
     name = job.params.name
@@ -284,11 +285,11 @@ def _data_inputs(stage: str, job: Job) -> list[DataInput]:
     return [DataInput(name, job.prepared, "evaluation" if stage == "evaluate" else "training")]
 
 
-def _spare_the_collector() -> None:
-    """Look for garbage less often, and not at the end.
+def _tune_garbage_collector() -> None:
+    """Run the garbage collector less often, and not at exit.
 
-    Importing torch makes a million objects that all stay: looking through them after every 700
-    takes a third of a stage's start, and once more a second at its end.
+    Importing torch makes a million permanent objects: traversing them after every 700 allocations
+    takes a third of a stage's start, and another second at its end.
     """
     gc.set_threshold(50_000, 10, 10)
     atexit.register(gc.freeze)
@@ -296,18 +297,20 @@ def _spare_the_collector() -> None:
 
 @masked_tracebacks()
 def main() -> None:
-    """Run the command line; errors of the user's end in one line and status 2."""
-    _spare_the_collector()
+    """Run the command line; users' errors end in one line and exit status 2."""
+    _tune_garbage_collector()
     telemetry_off()
-    signals.end_at_once()
+    processes.end_at_once()
     if not _is_stage(sys.argv[1:]):
         add_groups()
     try:
         app()
     except Interrupted as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one
         sys.stderr.write(f"stopped: {stop}\n")
-        raise SystemExit(signals.EXIT_STATUS) from None
+        raise SystemExit(processes.EXIT_STATUS) from None
     except PdError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the launcher sends it to other ranks
         sys.stderr.write(f"error: {masked(str(error))}\n")
         raise SystemExit(2) from None
     except BrokenPipeError:

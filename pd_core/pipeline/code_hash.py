@@ -1,7 +1,7 @@
-"""Hashes of the code behind each stage, over its syntax: comments and docstrings do not count.
+"""Hashes of the code of each stage, over its syntax tree without comments and docstrings.
 
-The package is hashed room by room. The DVC stage `code` writes one small file a room, on which the
-other stages depend; checkpoints and cached features are keyed by the same hashes.
+The package is hashed by rooms. The DVC stage `code` writes one small file per room, on which the
+other stages depend; the same hashes are part of the keys of checkpoints and cached features.
 """
 
 import ast
@@ -13,7 +13,7 @@ from pathlib import Path
 from pd_core.core.atomic import write_folder
 
 CODE = "code"
-"""The stage's name, and its folder's."""
+"""Name of the stage and of its output folder."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -34,7 +34,7 @@ ROOMS = {
     "protocol_report": ("reporting/protocol_report.py",),
     "ablation_report": ("reporting/ablation_report.py",),
 }
-"""The folders' modules and the single files, in the package, that each room is made of."""
+"""Folders (all their modules) and single files of the package, by room."""
 
 _TRAINING = ("core", "models", "loading", "loop", "stages")
 STAGES = {
@@ -47,18 +47,18 @@ STAGES = {
     "tuned_student": (*_TRAINING, "teacher", "evaluation"),
     "report": ("core", "models", "loading", "results", "report"),
 }
-"""The rooms that decide each stage's outputs: its own code, and what maps parameters to it."""
+"""Rooms that determine the outputs of each stage: its code, and the mapping of parameters."""
 
 
 def write(folder: Path) -> None:
-    """Write `<room>.txt` for each room into a folder: the hash of each of its files, one a line."""
+    """Write `<room>.txt` for each room into a folder, one line per file."""
     with write_folder(folder) as new:
         for room in ROOMS:
             (new / f"{room}.txt").write_text(listing(room), encoding="utf-8")
 
 
 def is_current(folder: Path) -> bool:
-    """Whether a folder holds what `write` would write."""
+    """Return True if a folder has the present output of `write`."""
     return all(
         (file := folder / f"{room}.txt").is_file() and file.read_text("utf-8") == listing(room)
         for room in ROOMS
@@ -66,12 +66,12 @@ def is_current(folder: Path) -> bool:
 
 
 def file_hashes(stage: str, folder: Path) -> dict[str, str]:
-    """Return the MD5 of each of a stage's files as `write` writes them, by path."""
+    """Return the MD5 of the files of a stage's rooms that `write` writes, by path."""
     return {(folder / f"{room}.txt").as_posix(): md5_of(listing(room)) for room in STAGES[stage]}
 
 
 def md5_of(text: str) -> str:
-    """Return the MD5 that DVC has of a file with a text."""
+    """Return the MD5 that DVC records for a file with this text."""
     return md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -88,11 +88,11 @@ def listing(room: str) -> str:
 
 
 def listing_of(room: str, package: Mapping[str, bytes]) -> str:
-    """Return the lines of a room of another state of the package, as `listing` does.
+    """Return the lines of `listing` for another state of the package.
 
     Args:
         room: one of `ROOMS`.
-        package: content by the path of each file, which begins with `pd_core/`.
+        package: content of each file by its path, from `pd_core/` on.
     """
     inside = sorted(Path(name) for name in package if _is_in(room, name))
     hashes = {path.as_posix(): _digest(path, package[path.as_posix()]) for path in inside}
@@ -101,19 +101,19 @@ def listing_of(room: str, package: Mapping[str, bytes]) -> str:
 
 def _is_in(room: str, name: str) -> bool:
     for entry in ROOMS[room]:
-        place = f"{PACKAGE.name}/{entry}"
-        if name == place or (name.startswith(f"{place}/") and name.endswith(".py")):
+        path = f"{PACKAGE.name}/{entry}"
+        if name == path or (name.startswith(f"{path}/") and name.endswith(".py")):
             return True
     return False
 
 
 def files(room: str) -> list[Path]:
     """Return the files of a room, sorted."""
-    found: set[Path] = set()
+    paths: set[Path] = set()
     for name in ROOMS[room]:
         path = PACKAGE / name
-        found |= {*path.rglob("*.py")} if path.is_dir() else {path}
-    return sorted(found)
+        paths |= {*path.rglob("*.py")} if path.is_dir() else {path}
+    return sorted(paths)
 
 
 @cache
@@ -130,9 +130,9 @@ def _syntax(source: bytes) -> str:
 
 
 def _tokens(value: object) -> Iterator[str]:
-    """Yield a syntax tree in a form that is the same under all versions of Python.
+    """Yield the tokens of a syntax tree, which are the same for all versions of Python.
 
-    Fields that are empty are left out, since later versions add some.
+    Empty fields are omitted, since later versions add some.
     """
     if isinstance(value, ast.AST):
         yield f"({type(value).__name__}"
@@ -152,7 +152,7 @@ def _tokens(value: object) -> Iterator[str]:
 
 
 def _is_docstring(node: object) -> bool:
-    """Tell a text that stands alone: of a module, class, function or attribute."""
+    """Return True for the docstring of a module, class, function or attribute."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)

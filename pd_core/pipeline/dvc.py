@@ -1,8 +1,9 @@
-"""DVC: `dvc repro` that survives kills and forwards signals, and remotes from the settings."""
+"""DVC: `dvc repro` that recovers from kills and forwards signals, and the settings' remote."""
 
 from __future__ import annotations
 
-import io
+import fcntl
+import json
 import os
 import re
 import signal
@@ -14,51 +15,51 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copy2
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO
 
 import psutil
 from filelock import FileLock
 
-from pd_core.core.atomic import sweep, write_bytes
-from pd_core.core.errors import Interrupted, PdError, missing
-from pd_core.pipeline import signals
+from pd_core.core.atomic import write_bytes
+from pd_core.core.errors import BadData, Interrupted, PdError, missing
+from pd_core.pipeline import processes
 from pd_core.pipeline.code_hash import CODE, is_current
 from pd_core.pipeline.processes import END_WITH_PARENT, own_programs_first
+from pd_core.pipeline.provenance import read_lock
 from pd_core.pipeline.settings import Settings
 
 NAME = "shared"
-"""What DVC calls the remote; it belongs to the settings, so nothing else is kept about it."""
+"""Name under which DVC gets the remote of the settings."""
 
 _REPRO = ("--wait-for-lock", "repro")
 _SINGLE = "--single-item"
 _WITHOUT_ORDER = {"-s", _SINGLE, "-f", "--force", "-i", "--interactive", "-q", "--quiet", "-v"}
 _WITHOUT_ORDER |= {"--verbose", "--pull", "--no-commit", "--no-run-cache"}
-"""Options of `dvc repro` that mean the same for a stage alone as for it among others."""
+"""Options of `dvc repro` that mean the same for a single stage as for one among others."""
 
 _S3 = "s3://"
 _PATIENCE = 60.0  # seconds for a stage to save its checkpoint
-_PAUSE = 0.05  # seconds between two looks
+_PAUSE = 0.05  # seconds between two polls
 
-# Under such a name DVC brings a file from its cache.
+# Temporary name of a file that DVC checks out.
 _DVCS_TEMPORARY = re.compile(r"\.[0-9A-Za-z]{22}\.tmp")
 
 
 def end_with_parent() -> None:
-    """End as at SIGTERM when the process that started this one has, however it did, if it asked so.
+    """End as at SIGTERM when the parent process ends, if it requested so.
 
-    It asks by the variable `PROMPTKD_END_WITH_PARENT`, which stages do not get, and holds the other
-    end of this process's input. What has not ended after a minute, this process or one below it, is
-    killed.
+    The parent sets the variable `PROMPTKD_END_WITH_PARENT`, which stages do not inherit, and holds
+    the other end of this process's stdin. Processes that have not ended after a minute are killed.
     """
     if os.environ.pop(END_WITH_PARENT, ""):
-        signals.at_end_of_input(_end)
+        processes.at_end_of_input(_end)
 
 
 def root(folder: Path = Path()) -> Path:
-    """Find the folder of the DVC project that a folder is in, by default this one.
+    """Return the root of the DVC project that contains a folder (default: the current one).
 
     Raises:
-        MissingFile: it is in none.
+        MissingFile: the folder is in no DVC project.
     """
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
@@ -71,67 +72,53 @@ def root(folder: Path = Path()) -> Path:
 
 
 def run(arguments: Sequence[str], data: Path) -> int:
-    """Run `dvc repro`, and return its status; if another one is at work, wait for its turn.
+    """Run `dvc repro` and return its exit status.
 
-    What a killed DVC left in the folder that the stages write into is cleared away.
+    Several runs may be active at a time. What a killed one left behind is repaired first.
+
+    Args:
+        arguments: of `dvc repro`.
+        data: folder that contains the outputs of the stages.
 
     Raises:
-        Interrupted: SIGTERM came; it was passed on to the stage, which has ended.
-        MissingFile: this folder is in no DVC project.
+        Interrupted: SIGTERM arrived and was forwarded to the stage, which has ended.
+        MissingFile: the current folder is in no DVC project.
     """
-    from dvc.fs import LocalFileSystem
-
-    plain = LocalFileSystem.open
-
-    def opened(self: Any, path: str, mode: str = "r", **options: Any) -> Any:
-        return _whole(Path(path)) if mode in ("w", "w+") else plain(self, path, mode, **options)
-
-    below: list[psutil.Process] = []
+    children: list[psutil.Process] = []
     ended = threading.Event()
-    state = root() / ".dvc" / "tmp"
+    project = root()
     os.environ["PATH"] = own_programs_first(os.environ.get("PATH", ""))
-    LocalFileSystem.open = opened
-    try:
-        for file in (Path("dvc.lock"), state / "rwlock"):
-            if file.parent.is_dir():
-                sweep(file)
-        _clear(data, state / "lock")
-        tell = threading.Thread(target=_pass_on, args=(below, ended), daemon=True)
-        with signals.postponed(tell.start) as told:
-            status = _repro(arguments, data / CODE, state)
-            _wait(below)
-    finally:
-        ended.set()
-        LocalFileSystem.open = plain
-    if status and told():
-        raise Interrupted(signals.TOLD)
+    forward = threading.Thread(target=_forward, args=(children, ended), daemon=True)
+    with _protected(project, data), processes.postponed(forward.start) as interrupted:
+        try:
+            status = _repro(arguments, data / CODE, project / ".dvc" / "tmp")
+            _wait(children)
+        finally:
+            ended.set()
+    if status and interrupted():
+        raise Interrupted(processes.TERMINATED)
     return status
 
 
 def _repro(arguments: Sequence[str], code: Path, state: Path) -> int:
-    """Run `dvc repro` so that other ones can run stages of other data sets at the same time.
+    """Run `dvc repro` so that others can run stages of other data sets at the same time.
 
-    All of their stages read what the stage `code` writes. Before DVC looks at a stage it locks the
-    stage's outputs, and fails where another stage is reading them. So `code` is brought up to date
-    first, by one process at a time, and DVC gets the other stages by name. A run that names no
-    stage, or needs DVC's own order, is left to DVC.
+    All stages depend on the outputs of the stage `code`. DVC locks a stage's outputs before it
+    checks the stage, and fails if another stage is reading them. So `code` is updated first, by one
+    process at a time, and DVC is given the other stages by name. A run without targets, or with
+    options that need DVC's own order, is passed on as it is.
     """
     from dvc.cli import main
 
-    options, targets = _parsed(arguments)
+    options = {argument for argument in arguments if argument.startswith("-")}  # without values
+    targets = [argument for argument in arguments if argument not in options]
     if not targets or CODE in targets or not options <= _WITHOUT_ORDER or not _has_code():
         return int(main([*_REPRO, *arguments]))
     with FileLock(state / "promptkd-code.lock"):
         status = 0 if is_current(code) else int(main([*_REPRO, _SINGLE, CODE]))
-    stages = targets if options & {"-s", _SINGLE} else _steps(targets)
-    alone = [*options, _SINGLE, *(stage for stage in stages if stage != CODE)]
-    return status or int(main([*_REPRO, *alone]))
-
-
-def _parsed(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
-    """Part options, none of which takes a value, from targets."""
-    options = {argument for argument in arguments if argument.startswith("-")}
-    return options, [argument for argument in arguments if argument not in options]
+    stages = targets if options & {"-s", _SINGLE} else _with_dependencies(targets)
+    others = (stage for stage in stages if stage != CODE)
+    return status or int(main([*_REPRO, *options, _SINGLE, *others]))
 
 
 def _has_code() -> bool:
@@ -139,8 +126,8 @@ def _has_code() -> bool:
     return file.is_file() and re.search(rf"^  {CODE}:", file.read_text("utf-8"), re.M) is not None
 
 
-def _steps(targets: Sequence[str]) -> list[str]:
-    """Return stages and all that they need, in DVC's order."""
+def _with_dependencies(targets: Sequence[str]) -> list[str]:
+    """Return stages and those that they depend on, in DVC's order."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
@@ -154,84 +141,145 @@ def _steps(targets: Sequence[str]) -> list[str]:
         return [*targets]  # DVC reports it
 
 
+@contextmanager
+def _protected(project: Path, data: Path) -> Iterator[None]:
+    """Keep a copy of the lock file during a run, since DVC rewrites it in place.
+
+    Each run holds a shared lock. The first one repairs what a killed run left, and the last one
+    removes the copy.
+    """
+    from dvc.lock import make_lock
+
+    state = project / ".dvc" / "tmp"
+    state.mkdir(parents=True, exist_ok=True)
+    lock, copy = project / "dvc.lock", state / "promptkd-dvc.lock"
+    with (state / "promptkd-runs.lock").open("a") as runs:
+        # DVC writes its files under this lock.
+        with make_lock(str(state / "lock"), tmp_dir=str(state), friendly=True, wait=True):
+            if _is_only_one(runs):
+                _restore(lock, copy)
+                _remove_corrupt(state / "rwlock")
+            fcntl.flock(runs, fcntl.LOCK_SH)
+            _clear(data)
+            if not copy.exists():
+                write_bytes(copy, lock.read_bytes() if lock.exists() else b"")
+        try:
+            yield
+        finally:
+            if _is_only_one(runs):
+                _restore(lock, copy)
+
+
+def _is_only_one(runs: IO[str]) -> bool:
+    try:
+        fcntl.flock(runs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _restore(lock: Path, copy: Path) -> None:
+    """Remove the copy of a lock file; if that one was not written completely, restore it first.
+
+    DVC takes stages that are in neither from its run cache, without running them again.
+    """
+    if copy.exists() and not _is_complete(lock, before := copy.read_bytes()):
+        sys.stderr.write(f"{lock.name} was not written completely; its last state is restored\n")
+        if before:
+            copy.replace(lock)
+        else:
+            lock.unlink()
+    copy.unlink(missing_ok=True)
+
+
+def _is_complete(lock: Path, before: bytes) -> bool:
+    """Return True if a lock file is valid to its end, and has all stages that it had before."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    content = lock.read_bytes() if lock.exists() else b""
+    if content == before:
+        return bool(before) or not lock.exists()
+    try:
+        stages = read_lock(content, "dvc.lock")
+        COMPILED_LOCKFILE_SCHEMA({"schema": "2.0", "stages": stages})
+        last = list(stages.values())[-1:]
+        outs = [out for stage in last for out in stage.get("outs", [])]
+        is_whole = content.endswith(b"\n") and all("size" in out for out in outs)
+        return is_whole and (not before or read_lock(before, "copy").keys() <= stages.keys())
+    except (BadData, Invalid):
+        return False
+
+
+def _remove_corrupt(rwlock: Path) -> None:
+    """Delete a corrupt list of the files that running stages use: DVC would refuse to start."""
+    try:
+        json.loads(rwlock.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        rwlock.unlink()
+
+
+def _clear(data: Path) -> None:
+    """Delete DVC's temporary files, while no other DVC is active."""
+    for path in data.glob("*/**/.*.tmp"):
+        if _DVCS_TEMPORARY.fullmatch(path.name):
+            path.unlink()
+
+
 def works(process: psutil.Process) -> bool:
-    """Whether a process has not ended; one that has may stay in the table as a zombie."""
+    """Return True if a process has not ended; an ended one may remain as a zombie."""
     with suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
-def _pass_on(below: list[psutil.Process], ended: threading.Event) -> None:
-    """Tell the stage that is running, which a scheduler may not, and one that DVC starts yet.
+def _forward(children: list[psutil.Process], ended: threading.Event) -> None:
+    """Send SIGTERM to the stage that is running, and to those that DVC still starts.
 
-    Until DVC has ended; all that were told are put on the list.
+    Schedulers may signal the parent only. The processes are added to `children`.
     """
     while not ended.wait(_PAUSE):
         for process in psutil.Process().children(recursive=True):
-            if process not in below:
-                below.append(process)
+            if process not in children:
+                children.append(process)
                 with suppress(psutil.NoSuchProcess):
                     process.terminate()
 
 
-def _wait(below: Sequence[psutil.Process]) -> None:
-    """Wait until a stage has ended, not only the shell that started it, for which DVC waits."""
+def _wait(children: Sequence[psutil.Process]) -> None:
+    """Wait until a stage has ended; DVC waits only for the shell that started it."""
     deadline = time.monotonic() + _PATIENCE
-    while any(works(process) for process in below) and time.monotonic() < deadline:
+    while any(works(process) for process in children) and time.monotonic() < deadline:
         time.sleep(_PAUSE)
 
 
 def _end() -> None:
-    """Let the main thread receive SIGTERM; kill what has not ended in time, this process last."""
+    """Send SIGTERM to the main thread, and kill what has not ended in time, this process last."""
     this = psutil.Process()
-    below = this.children(recursive=True)
+    children = this.children(recursive=True)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     time.sleep(_PATIENCE)
-    for process in (*below, *this.children(recursive=True), this):
+    for process in (*children, *this.children(recursive=True), this):
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[str]]:
-    """Take the text of a file, and write it at once."""
-    text = io.StringIO()
-    yield text
-    write_bytes(path, text.getvalue().encode())
-
-
-def _clear(data: Path, lock: Path) -> None:
-    """Delete DVC's temporary files, unless a DVC is at work: they may be its own."""
-    from zc.lockfile import LockError, LockFile
-
-    if not lock.parent.is_dir():
-        return
-    try:
-        held = LockFile(str(lock))
-    except LockError:
-        return
-    try:
-        for path in data.glob("*/**/.*.tmp"):
-            if _DVCS_TEMPORARY.fullmatch(path.name):
-                path.unlink()
-    finally:
-        held.close()
-
-
 def push(targets: Sequence[str]) -> int:
-    """Copy outputs to the remote, and what DVC knows of the runs that made them.
+    """Run `dvc push` with the run cache and return its exit status.
 
-    Without the latter another clone could not take an output whose `dvc.lock` it does not have.
-    SIGTERM ends the process at once, without DVC, whose exit status is returned.
+    Without the run cache, another clone could not use an output that its `dvc.lock` does not list.
+    SIGTERM ends the process at once.
     """
     from dvc.cli import main
 
-    with signals.postponed(_end_transfer):
+    with processes.postponed(_end_transfer):
         return int(main(["--wait-for-lock", "push", "--run-cache", *targets]))
 
 
 def prepare(settings: Settings, root: Path) -> None:
-    """Let DVC, in this process, use the remote of the settings; nothing is done if they name none.
+    """Configure DVC, in this process, for the remote of the settings, if there is one.
 
     Raises:
         PdError: DVC cannot read its own settings, or they cannot be written.
@@ -245,9 +293,9 @@ def prepare(settings: Settings, root: Path) -> None:
 
 
 def configure(root: Path, address: str, endpoint_url: str | None) -> None:
-    """Make an address DVC's default remote, as `shared`; other remotes and settings stay.
+    """Make an address DVC's default remote, named `shared`; other remotes and settings remain.
 
-    The file is written whole, and only if it has to change: another DVC may be reading it.
+    The file is replaced, and only if it has to change: another DVC may be reading it.
 
     Raises:
         PdError: DVC cannot read its own settings, or they cannot be written.
@@ -259,8 +307,8 @@ def configure(root: Path, address: str, endpoint_url: str | None) -> None:
     if endpoint_url and address.startswith(_S3):
         remote["endpointurl"] = endpoint_url
     try:
-        known = Config(folder).read("local")
-        if known["core"].get("remote") == NAME and known["remote"].get(NAME) == remote:
+        current = Config(folder).read("local")
+        if current["core"].get("remote") == NAME and current["remote"].get(NAME) == remote:
             return
         with (
             _rewritten(folder / "config.local") as copy,
@@ -279,9 +327,9 @@ def configure(root: Path, address: str, endpoint_url: str | None) -> None:
 
 
 def credentials(settings: Settings) -> dict[str, str]:
-    """Return the environment variables by which DVC's process gets at the remote; they are secret.
+    """Return environment variables with the credentials of the remote; their values are secret.
 
-    None where boto3 is to look for its own, or the remote is a folder.
+    Empty if boto3 is to find its own credentials, or the remote is a folder.
     """
     if not (settings.dvc_remote or "").startswith(_S3):
         return {}
@@ -289,19 +337,21 @@ def credentials(settings: Settings) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": settings.s3_access_key_id,
         "AWS_SECRET_ACCESS_KEY": settings.s3_secret_access_key,
     }
-    return {name: one.get_secret_value() for name, one in secrets.items() if one is not None}
+    return {
+        name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None
+    }
 
 
 def _end_transfer() -> None:
-    """End without DVC, which takes an exception for a file that failed, and goes on to the next."""
-    sys.stderr.write(f"stopped: {signals.TOLD}\n")
+    """Exit at once: DVC would treat an exception as one failed file and continue."""
+    sys.stderr.write(f"stopped: {processes.TERMINATED}\n")
     sys.stderr.flush()
-    os._exit(signals.EXIT_STATUS)
+    os._exit(processes.EXIT_STATUS)
 
 
 @contextmanager
 def _rewritten(file: Path) -> Iterator[Path]:
-    """Have a copy of a file changed, in a folder of its own, then put it in the file's place."""
+    """Yield a folder with a copy of a file to edit, then replace the file by it."""
     temporary = file.parent / "tmp"
     temporary.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=temporary) as name:

@@ -1,4 +1,4 @@
-"""Secrets stay out of every text that leaves the process: messages, logs, tags, tracebacks."""
+"""Redaction of secrets in messages, logs, tags and tracebacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 
 MASK = "***"
 ENV_FILE = Path(".env")
-"""Variables in place of, or beside, those of the environment."""
+"""File with variables in addition to those of the environment."""
 
 # To the last @, so that a password with a slash or an @ in it does not end too early.
 _LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
@@ -32,25 +32,24 @@ _SHORTEST = 8  # characters; a shorter value would be found inside ordinary word
 def masked(text: str) -> str:
     """Return a text without secrets.
 
-    Masked are: what stands before the host of an address, passwords and signatures after its
-    question mark, what a request is authorized by, and the values of variables that are secrets by
-    their name, wherever they occur.
+    Masked are logins of addresses, passwords and signatures in their query strings, authorization
+    headers, and all values of variables whose names mark them as secrets.
     """
-    for value in sorted(_secrets(), key=len, reverse=True):  # one may be a part of another
+    for value in sorted(_secrets(), key=len, reverse=True):  # a value may be part of another
         text = text.replace(value, MASK)
     text = _QUERY.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
     return _HEADER.sub(rf"\1{MASK}", text)
 
 
 def without_login(address: str) -> str:
-    """Return an address without name and password, to ask it something that needs none."""
+    """Return an address without name and password."""
     scheme, separator, rest = address.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def has_login(address: str) -> bool:
-    """Whether a name or a password stands before the host of an address."""
+    """Return True if an address has a name or a password."""
     return _LOGIN.search(address) is not None
 
 
@@ -58,7 +57,7 @@ def has_login(address: str) -> bool:
 def masked_tracebacks() -> Iterator[None]:
     """Print the traceback of an unexpected exception without secrets, and exit with status 1.
 
-    (Not by `sys.excepthook`, which typer replaces.)
+    `sys.excepthook` does not serve: typer replaces it.
     """
     try:
         yield
@@ -68,26 +67,26 @@ def masked_tracebacks() -> Iterator[None]:
 
 
 def variables() -> dict[str, str]:
-    """Return the variables of the environment, and those of the file `.env` behind them."""
+    """Return the variables of the environment and of `.env`; the environment has precedence."""
     try:
         file = dotenv_values(ENV_FILE)
-    except (OSError, UnicodeDecodeError):  # reading the settings says so
+    except (OSError, UnicodeDecodeError):  # reported when the settings are read
         file = {}
     return {**{name: value for name, value in file.items() if value}, **os.environ}
 
 
 def _secrets() -> set[str]:
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name, value in variables().items():
         if _SECRET.search(name):
-            found.add(value)
+            secrets.add(value)
         if _LOGIN.search(value):
-            found |= _passwords(value)
-    return {value for value in found if len(value) >= _SHORTEST}
+            secrets |= _passwords(value)
+    return {value for value in secrets if len(value) >= _SHORTEST}
 
 
 def _passwords(address: str) -> set[str]:
-    """Return an address's password, as it stands there and decoded."""
+    """Return an address's password, as it is written and decoded."""
     login = _LOGIN.findall(address)[0].removesuffix("@")
     password = login.partition(":")[2]
     try:

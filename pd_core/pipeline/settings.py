@@ -1,7 +1,7 @@
-"""The environment: where things are and who may get at them. Numbers are in ``params.yaml``.
+"""Settings from the environment: locations and credentials. Numbers are in ``params.yaml``.
 
 Each field is an environment variable with the prefix ``PD_`` (``PD_DATA_ROOT``), or a line of the
-same form in a file ``.env``. None is needed: everything is inside the project by default.
+same form in ``.env``. All are optional: by default everything is inside the project.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from pd_core.core.config import Device
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline.redaction import ENV_FILE, has_login
 
-# Read by the tools themselves. MLflow understands the word, not 1.
+# Read by the tools themselves. MLflow requires the word, not 1.
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
@@ -31,39 +31,39 @@ TELEMETRY_OFF = {
 }
 
 REFUSED = (401, 403)
-"""Statuses by which a server asks for a password, or refuses one."""
+"""HTTP statuses for a missing or wrong password."""
 
 _BUCKET = re.compile(r"s3://[\w.-]+(/.*)?")
 _PAGE = re.compile(r"https?://[^\s/]+(/\S*)?")
 _S3_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY are"
 
 
-def _location(mirror: str) -> str:
+def _mirror(mirror: str) -> str:
     if not _BUCKET.fullmatch(mirror):
         raise ValueError("give s3://<bucket>/<prefix>")
     return mirror
 
 
-def _bare(address: str, place: str = _S3_KEYS) -> str:
+def _without_login(address: str, variables: str = _S3_KEYS) -> str:
     if has_login(address):
-        raise ValueError(f"leave name and password out; {place} for them")
+        raise ValueError(f"leave name and password out; {variables} for them")
     return address
 
 
 def _remote(address: str) -> str:
-    if not _BUCKET.fullmatch(_bare(address)) and not Path(address).is_absolute():
+    if not _BUCKET.fullmatch(_without_login(address)) and not Path(address).is_absolute():
         raise ValueError("give s3://<bucket>/<prefix>, or a folder's whole path, from / on")
     return address
 
 
 def _server(address: str) -> str:
-    if not _PAGE.fullmatch(_bare(address, "PREFECT_API_AUTH_STRING is")):
+    if not _PAGE.fullmatch(_without_login(address, "PREFECT_API_AUTH_STRING is")):
         raise ValueError("give an address like http://127.0.0.1:4200/api")
     return address
 
 
 def _stripped(secret: SecretStr) -> SecretStr:
-    # A line feed, as files of secrets end, would break every request, and appear in the error.
+    # The line feed at the end of a secret's file would break every request.
     return SecretStr(secret.get_secret_value().strip())
 
 
@@ -71,21 +71,21 @@ Secret = Annotated[SecretStr, AfterValidator(_stripped)]
 
 
 class Settings(BaseSettings):
-    """What the environment decides.
+    """Settings of the environment.
 
     Attributes:
-        data_root: Folder that holds the photo data sets, one folder each; None for the
-            repository's `data/raw`.
-        mlflow_tracking_uri: Tracking server or database; None for a local SQLite file.
-        mlflow_experiment: Experiment that runs are written to.
-        prefect_api_url: Prefect server; None for Prefect's own PREFECT_API_URL, or no server.
+        data_root: Directory with one folder per photo data set (default: the repository's
+            `data/raw`).
+        mlflow_tracking_uri: Tracking server or database (default: a local SQLite file).
+        mlflow_experiment: Experiment of the runs.
+        prefect_api_url: Prefect server (default: PREFECT_API_URL, or none).
         device: Device in place of ``run.device`` (``cpu``, ``cuda``, ``cuda:1``).
-        dvc_remote: Where DVC keeps copies of outputs for other machines, `s3://<bucket>/<prefix>`
-            or a folder that all of them see; None for what DVC's own settings say.
-        mirror: Where archives and weights are mirrored, `s3://<bucket>/<prefix>`; None if nowhere.
-        s3_endpoint_url: S3 server of the mirror and of DVC's remote; None for Amazon's.
-        s3_access_key_id: Credential for both; None to let boto3 look for its own.
-        s3_secret_access_key: Credential for both; None to let boto3 look for its own.
+        dvc_remote: DVC remote that machines share, `s3://<bucket>/<prefix>` or a folder (default:
+            DVC's own settings).
+        mirror: Mirror of archives and weights, `s3://<bucket>/<prefix>` (default: none).
+        s3_endpoint_url: S3 server of the mirror and the DVC remote (default: Amazon's).
+        s3_access_key_id: Credential for both (default: found by boto3).
+        s3_secret_access_key: Credential for both (default: found by boto3).
     """
 
     model_config = SettingsConfigDict(
@@ -103,23 +103,23 @@ class Settings(BaseSettings):
     prefect_api_url: Annotated[str, AfterValidator(_server)] | None = None
     device: Device | None = None
     dvc_remote: Annotated[str, AfterValidator(_remote)] | None = None
-    mirror: Annotated[str, AfterValidator(_location)] | None = None
-    s3_endpoint_url: Annotated[str, AfterValidator(_bare)] | None = None
+    mirror: Annotated[str, AfterValidator(_mirror)] | None = None
+    s3_endpoint_url: Annotated[str, AfterValidator(_without_login)] | None = None
     s3_access_key_id: Secret | None = None
     s3_secret_access_key: Secret | None = None
 
 
 def load_settings() -> Settings:
-    """Read the environment.
+    """Read the settings.
 
     Raises:
-        BadParams: A variable has a value that cannot be; secrets are not repeated.
+        BadParams: A variable has an invalid value; the message does not repeat secrets.
     """
     try:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise BadParams(f"'{ENV_FILE}' cannot be read ({reason}); mend or remove it") from None
+        raise BadParams(f"'{ENV_FILE}' cannot be read ({reason}); correct or remove it") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = f"PD_{first['loc'][0]}".upper()
@@ -129,12 +129,12 @@ def load_settings() -> Settings:
 
 
 def variable_names() -> tuple[str, ...]:
-    """Names of all variables that are read."""
+    """Return the names of all settings' variables."""
     return tuple(f"PD_{field}".upper() for field in Settings.model_fields)
 
 
 def telemetry_off() -> None:
-    """Keep the tools from reporting to their makers, unless the user said otherwise.
+    """Turn off the telemetry of DVC, MLflow and Prefect, unless the user has set it.
 
     Call it before mlflow or prefect is imported.
     """
@@ -143,10 +143,10 @@ def telemetry_off() -> None:
 
 
 def compute_with(threads: int) -> None:
-    """Fix the threads of every numeric library, before torch and NumPy are imported.
+    """Set the number of threads of all numeric libraries, before torch and NumPy are imported.
 
-    Their number changes the last bits, so the environment must not decide it. Passive waiting
-    leaves the cores to others while one thread works.
+    The number changes the last bits, so the environment must not decide it. Passive waiting leaves
+    the cores to other processes while a single thread works.
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
@@ -155,24 +155,26 @@ def compute_with(threads: int) -> None:
 
 
 def status_of(address: str, *, seconds: float, login: str | None = None) -> int:
-    """Ask one of the servers for an address; return the status that it answers with.
+    """Return the HTTP status of an address.
 
     Args:
         address: Without name and password.
-        seconds: Time after which it is given up.
+        seconds: Timeout.
         login: `<name>:<password>` for basic authentication, if any.
 
     Raises:
-        PdError: It does not answer, in words.
+        PdError: No answer; the message is the reason.
     """
     try:
         request = urllib.request.Request(address)
         if login is not None:
             request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
-            return int(answer.status)
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         with error:
             return error.code
+    except InvalidURL:  # its text may have a part of a password
+        raise PdError("the address is invalid") from None
     except (OSError, ValueError, HTTPException) as error:
         raise PdError(str(getattr(error, "reason", error))) from None

@@ -15,8 +15,7 @@ from waiting import alive, wait_until
 from pd_core.cli import experiments
 from pd_core.cli.experiments import SHARES, DataSet, State, progress_table, run_all, seconds_left
 from pd_core.core.errors import FailedRun, Interrupted
-from pd_core.pipeline.processes import Ended
-from pd_core.pipeline.signals import EXIT_STATUS
+from pd_core.pipeline.processes import EXIT_STATUS, Ended
 from pd_core.pipeline.stages.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -142,9 +141,9 @@ def test_a_failure_is_an_error_and_the_same_command_goes_on(
 RUN = """
 from pathlib import Path
 from pd_core.cli import experiments
-from pd_core.pipeline import signals
+from pd_core.pipeline import processes
 
-signals.end_at_once()
+processes.end_at_once()
 experiments.run_all(["long"], jobs=1, logs=Path("logs"), on_change=lambda *_: None)
 """
 
@@ -166,5 +165,5 @@ def test_what_is_told_to_end_ends_its_stages_too(project: Path) -> None:
         )
         running.terminate()
         assert running.stderr is not None
-        assert "told to end" in running.stderr.read()
+        assert "terminated by SIGTERM" in running.stderr.read()
     assert not alive(int((project / "process").read_text()))

@@ -113,15 +113,12 @@ def test_an_unknown_name_stops_before_anything_is_checked(root: Path) -> None:
         data("verify", "dtd", "dtd2", "--root", root)
 
 
-def test_the_data_root_comes_from_the_environment_if_it_is_not_given(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_data_root_is_that_of_the_environment_or_below_the_profiles_root(
+    root: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PD_DATA_ROOT", str(root))
-
-    assert data("verify", "dtd").exit_code == 0
-
-
-def test_the_data_root_is_below_the_profiles_root_otherwise(root: Path, project: Path) -> None:
+    with monkeypatch.context() as change:
+        change.setenv("PD_DATA_ROOT", str(root))
+        assert data("verify", "dtd").exit_code == 0
     shutil.copy(Path(__file__).parents[2] / "params.yaml", project)
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("  root: . ", "  root: .. "))
@@ -133,7 +130,7 @@ def test_the_data_root_is_below_the_profiles_root_otherwise(root: Path, project:
     assert (project.parent / "fingerprints" / "dtd.json").is_file()
 
 
-def test_a_fingerprint_is_recorded_and_says_what_it_misses(root: Path, project: Path) -> None:
+def test_a_fingerprint_is_recorded_and_reports_what_it_misses(root: Path, project: Path) -> None:
     result = data("fingerprint", "dtd", "--root", root)
 
     assert result.exit_code == 0
@@ -143,13 +140,10 @@ def test_a_fingerprint_is_recorded_and_says_what_it_misses(root: Path, project: 
     content = json.loads((project / "fingerprints" / "dtd.json").read_text())
     assert (content["level"], content["files"]) == ("sample", 5641)
 
-
-def test_a_full_fingerprint_misses_nothing_and_says_nothing(root: Path, tmp_path: Path) -> None:
-    result = data("fingerprint", "dtd", "--root", root, "--full", "--out", tmp_path / "out")
-
-    assert "level full, 5641 files" in result.stdout
-    assert "without" not in result.stdout
-    assert json.loads((tmp_path / "out" / "dtd.json").read_text())["hashed"] == 5641
+    full = data("fingerprint", "dtd", "--root", root, "--full", "--out", project / "out")
+    assert "level full, 5641 files" in full.stdout
+    assert "without" not in full.stdout
+    assert json.loads((project / "out" / "dtd.json").read_text())["hashed"] == 5641
 
 
 def test_what_is_not_there_has_no_fingerprint(root: Path, project: Path) -> None:
@@ -176,15 +170,15 @@ def rows(*arguments: object) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(data("list", "--json", *arguments).stdout)}
 
 
-def test_the_list_says_what_is_where_and_in_what_state(root: Path) -> None:
-    for folder in ("eurosat/2750", "food-101"):
+def test_the_list_shows_locations_and_states(root: Path) -> None:
+    for folder in ("eurosat/2750", "food-101", "oxford_pets/images"):
         (root / folder).mkdir(parents=True)
     data("fingerprint", "dtd", "--root", root)
 
-    found = rows("--root", root)
+    listed = rows("--root", root)
 
-    assert len(found) >= 22
-    assert found["dtd"] == {
+    assert len(listed) >= 22
+    assert listed["dtd"] == {
         "name": "dtd",
         "classes": 47,
         "images": 5640,
@@ -192,20 +186,11 @@ def test_the_list_says_what_is_where_and_in_what_state(root: Path) -> None:
         "state": "there",
         "fingerprint": "sample",
     }
-    assert found["embedded_greek"]["state"] == found["embedded_greek"]["where"] == "embedded"
-    assert found["caltech101"]["state"] == "absent"
-    assert found["food101"]["state"] == "incomplete: no image folder"
-    assert found["caltech101"]["fingerprint"] is None
-
-
-def test_the_list_without_labels_says_so(root: Path) -> None:
-    for folder in ("oxford_pets/images", "oxford_flowers/jpg", "fgvc_aircraft/images"):
-        (root / folder).mkdir(parents=True)
-
-    found = rows("--root", root)
-
-    for name in ("oxford_pets", "oxford_flowers", "fgvc_aircraft"):
-        assert found[name]["state"] == "incomplete: no labels"
+    assert listed["embedded_greek"]["state"] == listed["embedded_greek"]["where"] == "embedded"
+    assert listed["caltech101"]["state"] == "absent"
+    assert listed["food101"]["state"] == "incomplete: no image folder"
+    assert listed["oxford_pets"]["state"] == "incomplete: no labels"
+    assert listed["caltech101"]["fingerprint"] is None
 
 
 def test_the_table_shows_every_data_set_on_a_line(root: Path) -> None:

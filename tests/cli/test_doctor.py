@@ -1,300 +1,342 @@
-"""`promptkd doctor` finds what is wrong, says how to mend it, and never hangs."""
+"""`promptkd doctor` finds what is wrong, says what to do, and never hangs."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
+import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from git_repository import commit, dvc_project, git
 from PIL import Image
+from pydantic import SecretStr
+from s3_server import BUCKET, client, endpoint, rights_checked, user_with
 from typer import Typer
 from typer.testing import CliRunner, Result
 
-from pd_core.cli import doctor as command
-from pd_core.cli.doctor import local
-from pd_core.cli.doctor.local import Finding, Mark, examine
-from pd_core.core.errors import BadParams, PdError
+from pd_core.cli import doctor as checks
+from pd_core.cli import doctor_servers as servers
+from pd_core.cli.doctor import Status, run_check
+from pd_core.core.errors import BadParams, MissingFile, PdError
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import OwnImages, dataset_spec, own_spec
+from pd_core.mlops import tracking
+from pd_core.pipeline.settings import Settings
+
+__all__ = ["endpoint"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"  # the discard port; nothing listens there
 GIB = 2**30
+RIGHTS = {
+    "list": "s3:ListBucket",
+    "write": "s3:PutObject",
+    "read": "s3:GetObject",
+    "delete": "s3:DeleteObject",
+}
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, without what the environment says."""
+    """Work in an empty folder, without the variables of the environment."""
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("PD_", "AWS_", "PREFECT_API"))]:
+    outside = ("PD_", "AWS_", "MLFLOW_TRACKING")
+    for name in [name for name in os.environ if name.startswith(outside)]:
         monkeypatch.delenv(name)
     return tmp_path
 
 
-def only(findings: Finding | Iterable[Finding]) -> Finding:
-    (finding,) = [findings] if isinstance(findings, Finding) else findings
-    return finding
+def only(results: checks.Result | Iterable[checks.Result]) -> checks.Result:
+    (result,) = [results] if isinstance(results, checks.Result) else results
+    return result
 
 
-def git(*arguments: str) -> None:
-    identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
-    subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Accept connections and never answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def dvc(folder: Path, config: str = "", secrets: str = "") -> None:
-    """Make a folder a DVC local."""
-    (folder / ".dvc" / "tmp").mkdir(parents=True)
-    (folder / ".dvc" / "config").write_text(f"[core]\n    no_scm = True\n{config}")
-    (folder / ".dvc" / "config.local").write_text(secrets)
+@contextmanager
+def answering(status: int, password: str | None = None) -> Iterator[str]:
+    """Answer every request with a status; 401 to all but /health if the password is wrong."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = self.headers["Authorization"] == password or self.path.endswith("/health")
+            self.send_response(status if password is None or good else 401)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 # The frame of all checks
 
 
 def test_a_check_that_never_ends_is_given_up() -> None:
-    def check() -> Iterator[Finding]:
+    def hang() -> list[checks.Result]:
         time.sleep(30)
-        yield Finding("slow", Mark.OK, "at last")
+        return []
 
     begun = time.monotonic()
-
-    finding = only(examine("slow", check, seconds=0.2))
-
+    result = only(run_check("slow", hang, seconds=0.2))
     assert time.monotonic() - begun < 5
-    assert (finding.subject, finding.mark) == ("slow", Mark.WRONG)
-    assert "no answer within 0.2 seconds" in finding.found
+    assert result.status is Status.WRONG
+    assert "no answer within 0.2 seconds" in result.message
 
 
-def test_an_error_is_what_was_found_and_the_remedy() -> None:
-    def check() -> Iterator[Finding]:
+def test_errors_of_checks_are_results() -> None:
+    def refuse() -> Iterator[checks.Result]:
         raise PdError("it is gone; look for it")
         yield
 
-    assert only(examine("thing", check)) == Finding(
-        "thing", Mark.WRONG, "it is gone", "look for it"
-    )
-
-
-def test_a_check_with_a_bug_does_not_stop_the_others() -> None:
-    finding = only(examine("thing", lambda: [Finding("", Mark.OK, str(1 / 0))]))
-
-    assert (finding.mark, finding.found) == (
-        Mark.WRONG,
-        "the check failed, ZeroDivisionError: division by zero",
-    )
-
-
-def test_findings_hold_no_secrets() -> None:
-    finding = Finding("x", Mark.OK, "at http://me:hidden-word@host/", "http://me:hidden-word@host")
-
-    assert "hidden" not in str(examine("x", lambda: [finding]))
+    refused = only(run_check("thing", refuse))
+    assert refused == checks.Result("thing", Status.WRONG, "it is gone", "look for it")
+    failed = only(run_check("thing", lambda: [checks.ok("", str(1 / 0))]))
+    assert (failed.status, failed.remedy) == (Status.WRONG, "report this")
+    assert "ZeroDivisionError" in failed.message
 
 
 # The machine
 
 
-def test_the_installed_versions_are_the_pinned_ones() -> None:
-    finding = only(local.packages(ROOT / "constraints.txt"))
-
-    assert finding.mark is Mark.OK
-    assert "fastapi 0.139.0" in finding.found
-    assert finding.found.endswith("as pinned")
-
-
 def test_another_version_than_the_pinned_one_is_a_warning() -> None:
+    installed = checks.packages(ROOT / "constraints.txt")
+    assert installed.status is Status.OK
+    assert installed.message.endswith("as pinned")
+
     Path("constraints.txt").write_text("torch==1.0\nmlflow==0.1\nleft-pad==1\n")
-
-    finding = only(local.packages(Path("constraints.txt")))
-
-    assert finding.mark is Mark.WARNING
-    assert "pinned is 1.0, mlflow is" in finding.found
-    assert "pip install -c constraints.txt" in finding.remedy
-
-
-def test_a_version_that_the_package_excludes_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_requirements", lambda: ["fastapi==0.1", "Open_CLIP.torch==3.3.0"])
-
-    finding = only(local.packages(Path("none")))
-
-    assert (finding.mark, finding.found) == (
-        Mark.WRONG,
-        "fastapi is 0.139.0, 0.1 is required",
-    )
-
-
-def python_on_the_path(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> Path:
-    """Have a shell find a program as `python3`, and nothing else."""
-    folder.mkdir()
-    (folder / "python3").symlink_to(program)
-    monkeypatch.setenv("PATH", str(folder))
-    return folder / "python3"
-
-
-def test_the_python_that_dvc_starts_is_the_one_of_the_shell(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert only(local.python_of_stages()).mark is Mark.OK
-
-    bare = Path(sys.executable).resolve()  # outside the virtual environment it has no packages
-    started = python_on_the_path(place / "bare", monkeypatch, str(bare))
-    lacking = only(local.python_of_stages())
-    assert lacking.mark is Mark.WARNING
-    assert lacking.found.startswith(f"`dvc repro` fails: '{started}' lacks ")
-    assert "torch" in lacking.found
-    assert lacking.remedy.startswith("use `promptkd repro`, or ")
-
-    python_on_the_path(place / "broken", monkeypatch, shutil.which("false", path="/usr/bin") or "")
-    assert only(local.python_of_stages()).found == "`dvc repro` fails: it does not start"
-    monkeypatch.setenv("PATH", str(place))
-    assert only(local.python_of_stages()).found.startswith("no `python3` on the PATH")
+    other = checks.packages(Path("constraints.txt"))
+    assert other.status is Status.WARNING
+    assert "pinned is 1.0, mlflow is" in other.message
 
 
 def test_a_folder_that_git_does_not_track_is_wrong(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "as a ZIP download is none" in only(local.repository()).found
-    git("init", "-q")
+    assert "ZIP download" in checks.repository().message
+    git(place, "init")
     Path("params.yaml").touch()
-    assert only(local.repository()).mark is Mark.WRONG
-    git("add", "params.yaml")
-    git("commit", "-q", "-m", "m")
-    assert only(local.repository()).found.startswith("commit ")
+    assert checks.repository().status is Status.WRONG
+    commit(place)
+    assert checks.repository().message.startswith("commit ")
     monkeypatch.setenv("PATH", str(place))
-    assert only(local.repository()).remedy == "install it"
+    assert checks.repository().remedy == "install git first"
 
 
-def test_the_cpu_is_there_and_a_gpu_that_is_not_is_wrong() -> None:
-    assert "cores" in only(local.device("cpu")).found
-    finding = only(local.device("cuda:97"))
-    assert finding.mark is Mark.WRONG
-    assert "cuda:97: not there" in finding.found
-    assert "PD_DEVICE" in finding.remedy
+def test_a_device_that_is_not_there_is_wrong() -> None:
+    assert "cores" in checks.device("cpu").message
+    result = checks.device("cuda:97")
+    assert result.status is Status.WRONG
+    assert "PD_DEVICE" in result.remedy
 
 
 @pytest.mark.parametrize(
-    ("free", "mark"),
-    [(6 * GIB, Mark.OK), (5 * GIB - 1, Mark.WARNING), (GIB - 1, Mark.WRONG)],
+    ("free", "status"),
+    [(6 * GIB, Status.OK), (5 * GIB - 1, Status.WARNING), (GIB - 1, Status.WRONG)],
 )
-def test_little_room_is_a_warning_and_next_to_none_is_wrong(free: int, mark: Mark) -> None:
-    finding = local.space_finding("here", free)
-
-    assert finding.mark is mark
-    assert ("make room" in finding.remedy) == (mark is not Mark.OK)
+def test_little_space_is_a_warning_and_next_to_none_is_wrong(free: int, status: Status) -> None:
+    assert checks.space_result("here", free).status is status
 
 
-def test_folders_of_one_disk_are_one_line_though_they_are_not_there_yet(place: Path) -> None:
-    finding = only(local.space({"stages": place / "data" / "x", "cache": place}))
-
-    assert f"free for stages, cache at '{place}'" in finding.found
+def test_the_space_of_a_folder_that_does_not_exist_is_that_of_its_disk(place: Path) -> None:
+    assert f"free at '{place}'" in checks.space(place / "data" / "x").message
 
 
-# What is the user's
+# The user's settings, data and weights
 
 
-def test_a_misspelt_variable_is_said_with_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PD_DEVISE", "cuda")
-    Path(".env").write_text("PD_MIRRO=x\nPD_DEVICE=cpu\n")
-    Path(".env").chmod(0o600)
-
-    findings = list(local.settings())
-
-    assert {finding.found: finding.remedy for finding in findings} == {
-        "PD_DEVISE is no setting": "write PD_DEVICE, or remove it",
-        "PD_MIRRO is no setting": "write PD_MIRROR, or remove it",
-        f"PD_DEVICE of '{Path('.env').absolute()}'": "",
-    }
-
-
-def test_a_data_folder_that_is_not_there_is_wrong_and_the_file_that_names_it_is_said(
+def test_misspelt_variables_and_a_missing_data_folder_are_named(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path(".env").write_text("PD_DATA_ROOT=pictures\n")
+    monkeypatch.setenv("PD_DEVISE", "cuda")
+    Path(".env").write_text("PD_DATA_ROOT=images\n")
     Path(".env").chmod(0o600)
-
-    wrong, _ = local.settings()
-
-    assert (wrong.mark, wrong.remedy) == (Mark.WRONG, "correct it, or make the folder")
-    assert wrong.found == f"PD_DATA_ROOT, of '{place / '.env'}': no folder 'pictures'"
-    monkeypatch.setenv("PD_DATA_ROOT", str(place))
-    assert only(local.settings()).found == "PD_DATA_ROOT of the environment"
+    misspelt, missing, used = checks.settings()
+    assert misspelt.remedy == "write PD_DEVICE, or remove it"
+    assert (missing.status, "no folder 'images'" in missing.message) == (Status.WRONG, True)
+    assert str(place / ".env") in missing.message
+    assert used.message.startswith("PD_DATA_ROOT of ")
 
 
-def test_a_file_of_secrets_that_git_would_take_or_others_may_read_is_said() -> None:
-    git("init", "-q")
+def test_a_file_of_secrets_that_git_would_take_or_others_may_read_is_named(place: Path) -> None:
+    git(place, "init")
     Path(".env").write_text("PD_DEVICE=cpu\n")
     Path(".env").chmod(0o644)
+    tracked, shared, _ = checks.settings()
+    assert (tracked.status, shared.status) == (Status.WRONG, Status.WARNING)
+    assert (".gitignore" in tracked.remedy, "chmod 600" in shared.remedy) == (True, True)
 
-    ignored, readable, _ = local.settings()
-
-    assert (ignored.mark, ignored.found) == (Mark.WRONG, "git does not ignore '.env'")
-    assert (readable.mark, readable.remedy) == (Mark.WARNING, "run `chmod 600 .env`")
     Path(".gitignore").write_text(".env\n")
     Path(".env").chmod(0o600)
-    assert [finding.mark for finding in local.settings()] == [Mark.OK]
+    assert only(checks.settings()).status is Status.OK
 
 
 def test_a_data_set_that_is_not_there_is_wrong_and_embedded_ones_are_one_line(place: Path) -> None:
-    for name in ("embedded_greek", "embedded_latin"):
-        target = fingerprint.path_of(name, place)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(fingerprint.path_of(name, ROOT), target)
-    specs = [dataset_spec(name) for name in ("embedded_greek", "dtd", "embedded_latin")]
+    target = fingerprint.path_of("embedded_greek", place)
+    target.parent.mkdir()
+    shutil.copy(fingerprint.path_of("embedded_greek", ROOT), target)
+    specs = [dataset_spec(name) for name in ("embedded_greek", "dtd")]
 
-    dtd, embedded = local.data(specs, place / "raw", place)
+    dtd, embedded = checks.data(specs, place / "raw", place)
 
-    assert (dtd.subject, dtd.mark, dtd.found) == (
-        "data dtd",
-        Mark.WRONG,
-        f"absent: '{place / 'raw' / 'dtd'}'",
-    )
+    assert (dtd.subject, dtd.status) == ("data dtd", Status.WRONG)
     assert dtd.remedy == "run `promptkd data fetch dtd`, or correct PD_DATA_ROOT"
-    assert (embedded.mark, embedded.found[:20]) == (Mark.OK, "2 embedded data sets")
+    assert embedded.status is Status.OK
 
 
-def test_pictures_need_a_fingerprint_that_can_be_read_and_is_committed(place: Path) -> None:
-    git("init", "-q")
-    pictures = place / "raw" / "mine" / "labelled" / "red"
-    pictures.mkdir(parents=True)
-    Image.new("RGB", (8, 8), "red").save(pictures / "1.png")
+def test_images_need_a_fingerprint_that_is_readable_and_committed(place: Path) -> None:
+    git(place, "init")
+    images = place / "raw" / "mine" / "labelled" / "red"
+    images.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(images / "1.png")
     mine = own_spec("mine", OwnImages(labelled="mine/labelled"))
     path = fingerprint.path_of("mine", place)
 
-    def look() -> Finding:
-        return only(local.data([mine], place / "raw", place))
+    def check() -> checks.Result:
+        return only(checks.data([mine], place / "raw", place))
 
-    assert look().mark is Mark.WRONG
-    assert "run `promptkd data fingerprint mine` and commit" in look().remedy
+    assert check().status is Status.WRONG
+    assert "run `promptkd data fingerprint mine` and commit" in check().remedy
     path.parent.mkdir()
     path.write_text("{}")
-    assert (look().mark, look().remedy) == (Mark.WRONG, "run `promptkd data fingerprint mine`")
-    shutil.copy(fingerprint.path_of("embedded_greek", ROOT), path)
-    assert (look().mark, look().found) == (Mark.WARNING, "its fingerprint is not committed")
-    git("add", str(path))
-    git("commit", "-q", "-m", "m")
-    assert look().mark is Mark.OK
-
-
-def test_weights_that_are_missing_empty_or_damaged_are_wrong(place: Path) -> None:
-    (place / "empty.pt").touch()
-    (place / "good.safetensors").write_bytes(b"weights")
-    findings = list(
-        local.weights([place / "ViT-B-16.pt", place / "empty.pt", place / "good.safetensors"])
+    assert (check().status, check().remedy) == (
+        Status.WRONG,
+        "run `promptkd data fingerprint mine`",
     )
-    assert [(one.mark, one.remedy) for one in findings[:2]] == [
-        (Mark.WRONG, "run `promptkd weights fetch ViT-B-16.pt`"),
-        (Mark.WRONG, "copy it there, or correct the path"),
-    ]
-    assert (findings[2].mark, findings[2].found) == (Mark.OK, "'good.safetensors' (7 bytes)")
+    shutil.copy(fingerprint.path_of("embedded_greek", ROOT), path)
+    assert check().status is Status.WARNING
+    commit(place)
+    assert check().status is Status.OK
+
+
+def test_weights_that_are_missing_empty_or_corrupt_are_wrong(place: Path) -> None:
+    files = [place / name for name in ("ViT-B-16.pt", "empty.pt", "good.safetensors")]
+    files[1].touch()
+    files[2].write_bytes(b"weights")
+    missing, empty, good = checks.weights(files)
+    assert missing.remedy == "run `promptkd weights fetch ViT-B-16.pt`"
+    assert (empty.status, good.status) == (Status.WRONG, Status.OK)
 
     (place / "SHA256SUMS").write_text(f"{'0' * 64}  good.safetensors\n")
-    damaged = only(examine("weights", lambda: local.weights([place / "good.safetensors"])))
-    assert damaged.mark is Mark.WRONG
-    assert "does not match" in damaged.found
+    corrupt = only(run_check("weights", lambda: checks.weights(files[2:])))
+    assert corrupt.status is Status.WRONG
+
+
+# Servers
+
+
+def test_a_local_database_is_read_but_not_created(place: Path, empty_database: Path) -> None:
+    assert servers.mlflow(place, None).status is Status.OK
+    assert not list(place.iterdir())
+
+    shutil.copy(empty_database, place / tracking.DATABASE)
+    assert servers.mlflow(place, None).message.endswith(", 0 runs")
+    (place / "other.db").write_text("no database" * 100)
+    junk = servers.mlflow(place, f"sqlite:///{place}/other.db")
+    assert (junk.status, "no database of MLflow" in junk.message) == (Status.WRONG, True)
+
+
+@pytest.mark.parametrize("given", [None, "wrong", "right"])
+@pytest.mark.parametrize("in_address", [True, False])
+def test_the_tracking_servers_password_is_tried(
+    place: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, *, in_address: bool
+) -> None:
+    with answering(200, password="Basic bWU6cmlnaHQ=") as server:  # me:right
+        if given is not None and in_address:
+            server = server.replace("://", f"://me:{given}@")
+        elif given is not None:
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", given)
+        result = servers.mlflow(place, server)
+    assert result.status is (Status.OK if given == "right" else Status.WRONG)
+    words = {None: "asks for a password", "wrong": "refuses the password", "right": "answers"}
+    assert words[given] in result.message
+
+
+def test_servers_that_never_answer_do_not_hang_the_doctor(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_SERVER_SECONDS", 0.2)
+    monkeypatch.setattr(servers, "_SECONDS", 0.2)
+    begun = time.monotonic()
+    with silent_server() as server:
+        given = Settings(s3_endpoint_url=server, s3_access_key_id=SecretStr("i"))
+        results = [
+            *run_check("MLflow", lambda: servers.mlflow(place, server)),
+            *run_check("mirror", lambda: servers.s3("mirror", "s3://bucket", given)),
+        ]
+    assert [result.status for result in results] == [Status.WRONG] * 2
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("missing", "status"),
+    [
+        (None, Status.OK),
+        ("delete", Status.WARNING),
+        ("read", Status.WRONG),
+        ("write", Status.WRONG),
+        ("list", Status.WRONG),
+    ],
+)
+def test_the_right_that_credentials_lack_is_named(
+    endpoint: str, missing: str | None, status: Status
+) -> None:
+    given = user_with(endpoint, *(RIGHTS[right] for right in RIGHTS if right != missing))
+    with rights_checked(endpoint):
+        result = servers.s3("mirror", f"s3://{BUCKET}/{missing}", given)
+    assert result.status is status, result
+    if missing is not None:
+        assert f"not allow to {missing} (s3:" in result.message
+    objects = client("s3", endpoint).list_objects_v2(Bucket=BUCKET, Prefix=f"{missing}/")
+    assert ("Contents" in objects) is (missing == "delete")
+
+
+def test_wrong_credentials_a_missing_bucket_and_a_dead_server_differ(endpoint: str) -> None:
+    given = user_with(endpoint, *RIGHTS.values())
+    given = given.model_copy(update={"s3_access_key_id": SecretStr("id")})
+    with rights_checked(endpoint):
+        stranger = servers.s3("mirror", f"s3://{BUCKET}", given)
+    nowhere = servers.s3("mirror", "s3://no-such-bucket", given)
+    dead = servers.s3(
+        "mirror", f"s3://{BUCKET}", given.model_copy(update={"s3_endpoint_url": NOWHERE})
+    )
+
+    assert "refuses the credentials" in stranger.message
+    assert "PD_S3_ACCESS_KEY_ID" in stranger.remedy
+    assert "no bucket 'no-such-bucket'" in nowhere.message
+    assert "does not answer" in dead.message
+    assert {stranger.status, nowhere.status, dead.status} == {Status.WRONG}
+
+
+def test_the_remote_has_to_be_writable_and_none_is_a_warning(place: Path, endpoint: str) -> None:
+    with pytest.raises(MissingFile, match="DVC project"):
+        servers.dvc_remote(Settings())
+    dvc_project(place)
+    assert servers.dvc_remote(Settings()).status is Status.WARNING
+    (place / "file").touch()
+    assert servers.dvc_remote(Settings(dvc_remote=f"{place}/copies")).status is Status.OK
+    assert servers.dvc_remote(Settings(dvc_remote=f"{place}/file/x")).status is Status.WRONG
+    given = user_with(endpoint, *RIGHTS.values())
+    with rights_checked(endpoint):
+        assert servers.dvc_remote(given).status is Status.OK
 
 
 # All of it
@@ -302,7 +344,7 @@ def test_weights_that_are_missing_empty_or_damaged_are_wrong(place: Path) -> Non
 
 def doctor(*arguments: str) -> Result:
     app = Typer()
-    app.command()(command.doctor)
+    app.command()(checks.doctor)
     return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
@@ -313,30 +355,27 @@ def test_a_working_profile_is_status_0_and_a_broken_one_status_1_in_text_and_jso
         shutil.copy(ROOT / name, place)
     for folder in ("fingerprints", "pd_core/models/weights"):
         shutil.copytree(ROOT / folder, place / folder)
-    dvc(place)
-    git("init", "-q")
-    git("add", "params.yaml", "fingerprints")
-    git("commit", "-q", "-m", "m")
+    dvc_project(place)
+    git(place, "init")
+    commit(place)
 
     good = doctor()
-    monkeypatch.setenv("PREFECT_API_URL", f"{NOWHERE}/api")
+    monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", NOWHERE)
     bad = doctor("--json")
 
     assert good.exit_code == 0, good.stdout
     lines = good.stdout.splitlines()
     assert all(line.split()[0] in ("ok", "warning") for line in lines)
-    assert any(line.startswith("ok      data: 11 embedded data sets") for line in lines)
     assert bad.exit_code == 1
     rows = json.loads(bad.stdout)
     assert len(rows) == len(lines)
-    (wrong,) = [row for row in rows if row["mark"] == "wrong"]
-    assert wrong["subject"] == "Prefect"
-    assert "prefect server start" in wrong["remedy"]
+    (wrong,) = [row for row in rows if row["status"] == "wrong"]
+    assert wrong["subject"] == "MLflow"
+    assert "start it" in wrong["remedy"]
 
 
 def test_bad_settings_are_the_usual_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(ROOT / "params.yaml", place)
     monkeypatch.setenv("PD_DEVICE", "gpu")
-
     with pytest.raises(BadParams, match="PD_DEVICE"):
         doctor()

@@ -1,9 +1,8 @@
-"""The command line: what a user can put right ends in one line and exit status 2."""
+"""The command line: errors that users can correct end in one line and exit status 2."""
 
-import os
+import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,29 +39,25 @@ def edit(project: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
-def test_an_unknown_data_set_is_answered_with_the_known_ones(project: Path) -> None:
+def test_an_unknown_data_set_is_refused_with_a_guess_and_the_valid_names(project: Path) -> None:
     line = refused(promptkd(project, "prepare", "embedded_digit"))
-    assert "'embedded_digit'" in line
     assert "did you mean 'embedded_digits'?" in line
     assert "embedded_greek" in line
 
 
-def test_an_unknown_key_is_answered_with_a_guess(project: Path) -> None:
-    edit(project, "  temperature:", "  temprature:")
-    line = refused(promptkd(project, "prepare", NAME))
-    assert "unknown key 'student.temprature'; did you mean 'temperature'?" in line
-
-
-def test_a_wrong_type_is_answered_with_key_and_value(project: Path) -> None:
-    edit(project, "  shots: 16", "  shots: many")
-    line = refused(promptkd(project, "prepare", NAME))
-    assert 'prepare.shots = "many"' in line
-
-
-def test_more_shots_than_images_are_refused(project: Path) -> None:
-    edit(project, "  shots: 16", "  shots: 1000")
-    line = refused(promptkd(project, "prepare", NAME))
-    assert "shots = 1000: the largest class has 90 train images; give a number from 1 to 90" in line
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("  temperature:", "  temprature:", "'student.temprature'; did you mean 'temperature'?"),
+        ("  shots: 16", "  shots: many", 'prepare.shots = "many"'),
+        ("  shots: 16", "  shots: 1000", "shots = 1000: .* give a number from 1 to 90"),
+    ],
+)
+def test_wrong_parameters_are_refused_with_key_and_value(
+    project: Path, old: str, new: str, words: str
+) -> None:
+    edit(project, old, new)
+    assert re.search(words, refused(promptkd(project, "prepare", NAME)))
     assert not (project / "data" / "prepare" / NAME).exists()
 
 
@@ -79,18 +74,21 @@ def test_a_corrupt_image_is_named_and_nothing_is_left_behind(project: Path) -> N
     tiny.cut_short(archive)
     line = refused(promptkd(project, "teacher", NAME))
     assert "train/" in line
-    assert "not a readable image" in line
+    assert "not a readable" in line
     assert not list((project / "data").glob("teacher/*"))
 
 
-def test_a_stage_before_its_predecessor_says_what_to_run(project: Path) -> None:
-    line = refused(promptkd(project, "teacher", NAME))
-    assert f"run `dvc repro prepare@{NAME}`" in line
-
-
-def test_a_baseline_that_is_not_wanted_says_how_to_add_it(project: Path) -> None:
-    line = refused(promptkd(project, "tuned-student", NAME))
-    assert f"params.yaml: tuned_student has no '{NAME}'; add `{NAME}: {{}}` to it" in line
+@pytest.mark.parametrize(
+    ("verb", "remedy"),
+    [
+        ("teacher", f"run `dvc repro prepare@{NAME}`"),
+        ("tuned-student", f"params.yaml: tuned_student has no '{NAME}'; add `{NAME}: {{}}` to it"),
+    ],
+)
+def test_a_stage_that_lacks_something_says_what_to_do(
+    project: Path, verb: str, remedy: str
+) -> None:
+    assert remedy in refused(promptkd(project, verb, NAME))
 
 
 def test_an_output_that_cannot_be_written_is_named(project: Path) -> None:
@@ -105,22 +103,13 @@ def test_a_folder_without_parameters_is_named(tmp_path: Path) -> None:
     assert "params.yaml" in line
 
 
-def test_a_tracking_server_that_does_not_answer_is_said_before_work_starts(
+def test_a_tracking_server_that_does_not_answer_is_refused_before_work_starts(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     line = refused(promptkd(project, "prepare", NAME))
     assert "127.0.0.1:9" in line
     assert not (project / "data").exists()
-
-
-def test_help_names_every_stage(project: Path) -> None:
-    command = [sys.executable, "-m", "pd_core", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    text = subprocess.check_output(command, cwd=project, env=environment, text=True)
-    stages = ("prepare", "teacher", "class-vectors", "student", "evaluate", "tuned-student")
-    for verb in (*stages, "report", "import-teacher", "import-student", "ablation"):
-        assert f"  {verb} " in text
 
 
 def test_another_seed_writes_beside_the_default_one(project: Path) -> None:

@@ -84,7 +84,8 @@ def leftovers(folder: Path) -> list[str]:
     """Find what DVC left of its own: files of the cache without a hash for a name."""
     dvc = folder / ".dvc"
     stored = r"cache/files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?|cache/runs/[0-9a-f]{2}/[0-9a-f/]+"
-    kept = re.compile(rf"{stored}|site/.*|config|\.gitignore|tmp/(btime|lock|rwlock|rwlock\.lock)")
+    locks = r"tmp/(btime|lock|rwlock|rwlock\.lock|promptkd-(code|runs)\.lock)"
+    kept = re.compile(rf"{stored}|site/.*|config|\.gitignore|{locks}")
     names = (path.relative_to(dvc).as_posix() for path in dvc.rglob("*") if path.is_file())
     return sorted(name for name in names if not kept.fullmatch(name))
 

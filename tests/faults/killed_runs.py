@@ -304,8 +304,7 @@ def _has_come(moment: Moment, folder: Path, whole: int) -> bool:
         case Moment.WRITE:
             return any(not BY_DVC.search(name) for name in temporary(folder / "data"))
         case Moment.LOCK:
-            cut = (folder / "dvc.lock").stat().st_size < whole
-            return cut or any(folder.glob(".dvc.lock.*"))
+            return (folder / "dvc.lock").stat().st_size < whole
 
 
 def _wait_for_the_end_of(group: int) -> None:

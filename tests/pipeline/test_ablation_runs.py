@@ -1,7 +1,8 @@
-"""The ablations' runs on tiny data: what a variant shares, what it leaves behind, what is shown."""
+"""Runs of ablations on tiny data: shared parts, outputs, interruptions, tables."""
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -228,28 +229,16 @@ def test_student_and_evaluation_get_their_numbers_and_the_right_models(
     jobs.evaluate(job)
 
     out = tmp_path / "b"
-    clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": profile.teacher.weights}
+    files: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": profile.teacher.weights}
     trainings.run_student(
-        made.prepared,
-        made.teacher,
-        made.vectors,
-        out / "student",
-        seed=2,
-        **clip,
-        **dict(mine.student),
-    )
+        made.prepared, made.teacher, made.vectors, out / "student", seed=2,
+        **{**files, **dict(mine.student)},
+    )  # fmt: skip
     trainings.run_evaluate(
-        made.prepared,
-        made.teacher,
-        made.vectors,
-        out / "student",
-        out / "evaluate",
-        model="tiny",
-        weights=profile.student.weights,
-        split="test",
-        batch_size=256,
-        **clip,
-    )
+        made.prepared, made.teacher, made.vectors, out / "student", out / "evaluate",
+        model="tiny", weights=profile.student.weights, teacher_model="tiny",
+        teacher_weights=profile.teacher.weights, split="test", batch_size=256,
+    )  # fmt: skip
     assert contents(tmp_path / "a") == contents(out) != {}
 
 
@@ -266,7 +255,7 @@ def run_fast(bases: Path, out: Path, names: Sequence[str] = NAMES) -> None:
     )
 
 
-def test_variants_of_the_student_share_what_the_teacher_said(
+def test_variants_of_the_student_share_the_teachers_targets(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params, profile = load_ablations(FOLDER / "params.yaml")
@@ -296,7 +285,7 @@ def test_variants_of_the_student_share_what_the_teacher_said(
     assert len(loaded) == len(SEEDS)
 
 
-def test_an_interrupted_variant_leaves_nothing_and_an_earlier_result_as_it_was(
+def test_an_interruption_leaves_nothing_new_and_earlier_results_as_they_were(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, student = tmp_path / "results" / "fast", jobs.student
@@ -320,31 +309,12 @@ def test_an_interrupted_variant_leaves_nothing_and_an_earlier_result_as_it_was(
     interrupted()
     assert contents(out.parent) == first
 
-
-def test_the_same_variant_gives_the_same_bytes(world: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        run_fast(world / BASES, tmp_path / name, NAMES[:1])
-        torch.rand(7)
-
-    assert contents(tmp_path / "a") == contents(tmp_path / "b") != {}
-
-
-def test_an_interrupted_base_leaves_nothing(
-    world: Path,  # noqa: ARG001
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def stop(_: Job) -> None:
-        raise KeyboardInterrupt
-
     params, profile = load_ablations(FOLDER / "params.yaml")
-    mine = params.for_dataset(profile, NAMES[0])
-    monkeypatch.setattr(jobs, "class_vectors", stop)
+    base, rest = tmp_path / "base", dict[str, Any](device="cpu", data_root=Path("nowhere"))
+    monkeypatch.setattr(jobs, "class_vectors", lambda _: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        ablations.make_base(
-            tmp_path / "base" / NAMES[0], mine, seeds=SEEDS, device="cpu", data_root=Path("nowhere")
-        )
-    assert list((tmp_path / "base").iterdir()) == []
+        ablations.make_base(base / "a", params.for_dataset(profile, NAMES[0]), seeds=SEEDS, **rest)
+    assert list(base.iterdir()) == []
 
 
 def test_a_missing_base_is_answered_with_the_command_that_makes_it(

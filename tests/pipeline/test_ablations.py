@@ -51,12 +51,6 @@ def values(params: DatasetParams, stage: str) -> dict[str, Any]:
     return block
 
 
-def test_every_figure_is_a_mean_of_the_papers_three_seeds(
-    shipped: tuple[AblationParams, Params],
-) -> None:
-    assert shipped[0].seeds == (1, 2, 3)
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_changes_what_it_names_and_nothing_else(
     shipped: tuple[AblationParams, Params], name: str
@@ -105,32 +99,26 @@ def test_a_variant_goes_before_the_data_sets_own_numbers_and_leaves_the_others(
     assert after == before.model_copy(update={"batch_size": 2})
 
 
-def test_no_two_variants_are_the_same() -> None:
+def test_every_variant_differs_is_shown_and_measures_what_is_shown() -> None:
     assert len({json.dumps(keys, sort_keys=True) for keys in VARIANTS.values()}) == len(VARIANTS)
-
-
-def test_every_variant_is_shown_and_every_row_has_its_variant() -> None:
     assert {row["variant"] for _, row in ROWS} == set(VARIANTS)
+    for title, row in ROWS:
+        keys = VARIANTS[row["variant"]]
+        measured = ["student", *(["teacher"] if "teacher" in keys else [])]
+        if not keys:
+            measured = list(evaluate.MODELS)
+        elif keys.get("baseline"):
+            measured = [tuned_student.MODEL]
+        assert row.get("who", "student") in measured, title
 
 
-@pytest.mark.parametrize(("title", "row"), ROWS)
-def test_who_is_shown_is_measured(title: str, row: dict[str, Any]) -> None:
-    keys = VARIANTS[row["variant"]]
-    measured = ["student", *(["teacher"] if "teacher" in keys else [])]
-    if not keys:
-        measured = list(evaluate.MODELS)
-    elif keys.get("baseline"):
-        measured = [tuned_student.MODEL]
-    assert row.get("who", "student") in measured, title
-
-
-@pytest.mark.parametrize("number", range(len(SHIPPED["tables"])))
-def test_every_table_shows_its_reference(
-    shipped: tuple[AblationParams, Params], number: int
+def test_every_table_shows_its_reference_over_the_papers_three_seeds(
+    shipped: tuple[AblationParams, Params],
 ) -> None:
-    table = shipped[0].tables[number]
-    assert table.reference_row.variant == table.reference == "promptkd"
-    assert len({row.label for row in table.rows}) == len(table.rows)
+    assert shipped[0].seeds == (1, 2, 3)
+    for table in shipped[0].tables:
+        assert table.reference_row.variant == table.reference == "promptkd"
+        assert len({row.label for row in table.rows}) == len(table.rows)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +130,7 @@ def test_every_table_shows_its_reference(
         ("Unlabelled images per class", "prepare", "unlabelled_per_class"),
     ],
 )
-def test_labels_say_which_number_was_used(
+def test_labels_name_the_number_that_was_used(
     shipped: tuple[AblationParams, Params], title: str, stage: str, key: str
 ) -> None:
     params, profile = shipped
@@ -151,23 +139,23 @@ def test_labels_say_which_number_was_used(
         assert row["label"].split()[0] == ("all" if value is None else f"{value:g}")
 
 
-def test_labels_say_which_number_is_the_default(shipped: tuple[AblationParams, Params]) -> None:
+def test_labels_name_the_default(shipped: tuple[AblationParams, Params]) -> None:
     params, profile = shipped
     default = profile.for_dataset(params.datasets[0])
     labelled = [(row, re.search(r"(\S+) \(default: (\S+)\)", row["label"])) for _, row in ROWS]
-    found = [(VARIANTS[row["variant"]]["student"], label) for row, label in labelled if label]
-    assert len(found) == 4
-    for keys, label in found:
+    matches = [(VARIANTS[row["variant"]]["student"], label) for row, label in labelled if label]
+    assert len(matches) == 4
+    for keys, label in matches:
         ((key, value),) = keys.items()
         assert label.groups() == (f"{value:g}", f"{values(default, 'student')[key]:g}")
 
 
 def test_the_papers_figures_are_the_papers() -> None:
     paper = facts("paper")
-    known = paper["ablations"]
-    form, method = known["distillation_form"], known["distillation_method"]
-    teachers, images = known["teacher_pretraining"], known["images_per_class"]
-    size, average = known["teacher_backbone_student_hm"], paper["base_to_novel"]["average"]
+    figures = paper["ablations"]
+    form, method = figures["distillation_form"], figures["distillation_method"]
+    teachers, images = figures["teacher_pretraining"], figures["images_per_class"]
+    size, average = figures["teacher_backbone_student_hm"], paper["base_to_novel"]["average"]
     expected = {
         ("Form of the distillation", "features_l1"): form["feature_l1"],
         ("Form of the distillation", "features_mse"): form["feature_mse"],
@@ -200,8 +188,8 @@ def test_the_papers_figures_are_the_papers() -> None:
         ),
         ("Epochs", "epochs", {"40": "epochs_24", "60": "epochs_36"}),
     ):
-        for given, figures in known[key].items():
-            expected[title, names.get(given, "promptkd")] = figures
+        for number, values_ in figures[key].items():
+            expected[title, names.get(number, "promptkd")] = values_
     written = {
         (title.split(",")[0], row["variant"], *([row["who"]] if "who" in row else [])): row["paper"]
         for title, row in ROWS
@@ -219,18 +207,12 @@ def test_the_papers_figures_are_the_papers() -> None:
             "projector_1: {student: {layers: 1}}",
             "ts.projector_1.student.layers'; known",
         ),
-        (r"projector_1: .*", "projector_1: {studnt: {lr: 1}}", "projector_1.studnt.* 'student'"),
         (r"projector_layers: 1", "projector_layers: 4", "projector_1.*less than or equal to 3"),
         (r"baseline: true", "baseline: 3", "variants.tuned_student.baseline = 3: .*boolean"),
         (r"^datasets: .*", "datasets: [embedded_grek]", "'embedded_grek'; did you mean 'embedd"),
-        (r"^datasets: .*", "datasets: []", "datasets"),
-        (r"^seeds: .*", "seeds: [0]", "seeds.0 = 0: .*greater than or equal to 1"),
         (r"^seeds: .*", "seeds: []", "seeds"),
-        (r"^seeds:", "sedes:", "'sedes'; did you mean 'seeds'"),
         (r"reference: promptkd", "reference: promtkd", "reference 'promtkd'"),
-        (r"reference: promptkd", "refrence: promptkd", "'tables.0.refrence'; did you mean 'refe"),
         (r"who: teacher,", "who: teachr,", "'?teachr'?.* 'teacher'"),
-        (r"who: teacher,", "whoo: teacher,", "'tables.3.rows.0.whoo'; did you mean 'who'"),
         (r"paper: 74.09", "paper: 740.9", "tables.5.rows.0.paper"),
         (r"^profile: .*", "profile: ../nothing.yaml", r"\.\./nothing.yaml"),
     ],
@@ -294,6 +276,6 @@ def deps(stage: str) -> list[str]:
 def numbers(stage: str) -> set[str]:
     """Return the keys that a stage watches, of either file."""
     watched = set()
-    for one in PIPELINE[stage].get("do", PIPELINE[stage]).get("params", []):
-        watched |= set(one[SHIPPED["profile"]]) if isinstance(one, dict) else {one}
+    for entry in PIPELINE[stage].get("do", PIPELINE[stage]).get("params", []):
+        watched |= set(entry[SHIPPED["profile"]]) if isinstance(entry, dict) else {entry}
     return watched

@@ -190,18 +190,6 @@ def test_views_that_come_again_meet_the_answers_to_the_same_pictures(
         assert len(images) == len(targets)
 
 
-def test_a_batch_of_one_is_passed_over_since_batch_norm_needs_two(
-    stages: Stages, tmp_path: Path
-) -> None:
-    stages.teacher()
-    stages.damage()
-
-    history = stages.student(tmp_path / "s", on_corrupt=OnCorrupt.SKIP, batch_size=2)
-
-    assert [row["skipped"] for row in history] == [4, 4, 4, 4]
-    assert all(np.isfinite(row["loss"]) for row in history)
-
-
 def test_an_epoch_is_scored_on_intact_pictures(stages: Stages) -> None:
     damaged = stages.damage()
     rows = json.loads((stages.prepared / "split.json").read_text())["few_shot"]

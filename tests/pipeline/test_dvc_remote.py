@@ -13,9 +13,9 @@ import pytest
 from git_repository import commit, git
 from s3_server import BUCKET, endpoint, rights_checked, user_with
 
-from pd_core.cli.doctor.servers import Access
 from pd_core.core.errors import PdError
 from pd_core.pipeline import dvc
+from pd_core.pipeline.settings import Settings
 
 __all__ = ["endpoint"]  # a fixture
 
@@ -47,7 +47,7 @@ def origin(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def access(endpoint: str) -> Iterator[Access]:
+def access(endpoint: str) -> Iterator[Settings]:
     """Return what gets at a bucket to which nobody else does."""
     user = user_with(endpoint, *RIGHTS)
     with rights_checked(endpoint):
@@ -71,20 +71,20 @@ def promptkd(folder: Path, *arguments: str, **settings: str) -> subprocess.Compl
         return command.promptkd(folder, *arguments)
 
 
-def settings(access: Access) -> dict[str, str]:
-    assert access.key_id is not None
-    assert access.secret is not None
+def settings(access: Settings) -> dict[str, str]:
+    assert access.s3_access_key_id is not None
+    assert access.s3_secret_access_key is not None
     return {
         "PD_DVC_REMOTE": f"s3://{BUCKET}/dvc",
-        "PD_S3_ENDPOINT_URL": access.endpoint or "",
-        "PD_S3_ACCESS_KEY_ID": access.key_id.get_secret_value(),
-        "PD_S3_SECRET_ACCESS_KEY": access.secret.get_secret_value(),
+        "PD_S3_ENDPOINT_URL": access.s3_endpoint_url or "",
+        "PD_S3_ACCESS_KEY_ID": access.s3_access_key_id.get_secret_value(),
+        "PD_S3_SECRET_ACCESS_KEY": access.s3_secret_access_key.get_secret_value(),
     }
 
 
 @pytest.mark.parametrize("project", [".", pytest.param("paper", marks=pytest.mark.slow)])
 def test_a_second_clone_takes_what_the_first_has_pushed_and_computes_nothing(
-    project: str, origin: Path, access: Access, tmp_path: Path
+    project: str, origin: Path, access: Settings, tmp_path: Path
 ) -> None:
     first, second = (clone(origin, name) / project for name in ("first", "second"))
     diary = tmp_path / f"diary-{project if project != '.' else 'origin'}"
@@ -107,7 +107,7 @@ def test_a_second_clone_takes_what_the_first_has_pushed_and_computes_nothing(
 
 
 def test_without_its_password_the_remote_is_not_reached_and_dvcs_status_is_given(
-    origin: Path, access: Access
+    origin: Path, access: Settings
 ) -> None:
     given = {key: value for key, value in settings(access).items() if "KEY" not in key}
     assert promptkd(origin, "repro", "first").returncode == 0
@@ -146,7 +146,7 @@ def test_a_push_ends_when_it_is_told_to(origin: Path) -> None:
                 _, said = process.communicate(timeout=20)
     assert (process.returncode, said) == (
         75,
-        "stopped: told to end; start the same command again\n",
+        "stopped: terminated by SIGTERM; start the same command again to resume\n",
     )
 
 

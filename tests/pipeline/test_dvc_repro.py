@@ -4,38 +4,50 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from command import promptkd
+from git_repository import dvc_project
 from waiting import alive, wait_until
 from zc.lockfile import LockFile
 
-from pd_core.pipeline import dvc
-
 PIPELINE = """
 stages:
-  first: {cmd: echo one > data/one, outs: [data/one]}
-  second: {cmd: cp data/one data/two, deps: [data/one], outs: [data/two]}
+  first:
+    cmd: echo first >> diary && cp source data/one
+    deps: [source]
+    outs: [data/one]
+  second:
+    cmd: echo second >> diary && cp data/one data/two
+    deps: [data/one]
+    outs: [data/two]
 """
 
-# Dies when the lock file has been written for the first time, and is not yet in its place.
+# Is killed when it has written a part of dvc.lock.
 KILLED = """
 import os, signal, sys
+from contextlib import contextmanager
 from pathlib import Path
+
+import dvc.dvcfile
+from dvc.utils.serialize import dumps_yaml, load_yaml
 from pd_core.cli.verbs import main
 
-replace = Path.replace
+
+@contextmanager
+def killed(path, fs=None):
+    data = load_yaml(path) if os.path.exists(path) else {}
+    yield data
+    text = dumps_yaml(data)
+    Path(path).write_text(text[: int(len(text) * part)])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killing(self, target):
-    if Path(target).name == "dvc.lock":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-
-
-Path.replace = killing
+dvc.dvcfile.modify_yaml = killed
+part = float(sys.argv.pop())
 sys.argv = ["promptkd", "repro"]
 main()
 """
@@ -79,9 +91,9 @@ LEFT = f".{'A1b2C3d4E5' * 2}zz.tmp"
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+    dvc_project(tmp_path)
     (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "source").write_text("one\n")
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     return tmp_path
 
@@ -103,18 +115,33 @@ def stages(project: Path) -> set[str]:
     return set(yaml.safe_load((project / "dvc.lock").read_text())["stages"])
 
 
-def test_a_kill_while_the_lock_file_is_written_needs_no_manual_step(project: Path) -> None:
-    repro(project, "first")
-    before = (project / "dvc.lock").read_bytes()
+@pytest.mark.parametrize(
+    ("part", "first"), [(0.0, True), (0.55, True), (0.97, True), (0.0, False), (0.55, False)]
+)
+def test_after_a_kill_while_the_lock_file_is_written_no_stage_runs_twice(
+    project: Path, part: float, *, first: bool
+) -> None:
+    if first:
+        repro(project, "first")
+    (project / ".dvc" / "tmp" / "rwlock").write_text('{"read": {')
 
-    assert python(project, "-c", KILLED).returncode == -signal.SIGKILL
-    assert (project / "dvc.lock").read_bytes() == before
-    assert len(list(project.glob(".dvc.lock.*"))) == 1
+    assert python(project, "-c", KILLED, str(part)).returncode == -signal.SIGKILL
 
     repro(project)
     assert stages(project) == {"first", "second"}
-    assert not list(project.glob(".dvc.lock.*"))
     assert (project / "data" / "two").read_text() == "one\n"
+    assert (project / "diary").read_text() == "first\nsecond\n"
+    assert not list((project / ".dvc" / "tmp").glob("*dvc.lock"))
+
+
+def test_stages_taken_out_of_the_lock_file_between_runs_stay_out(project: Path) -> None:
+    repro(project)
+    (project / "dvc.yaml").write_text(
+        "stages:\n  second: {cmd: echo two > data/two, outs: [data/two]}\n"
+    )
+    (project / "dvc.lock").unlink()
+    repro(project)
+    assert stages(project) == {"second"}
 
 
 def test_it_takes_the_arguments_of_dvc_and_gives_its_status(project: Path) -> None:
@@ -126,18 +153,20 @@ def test_it_takes_the_arguments_of_dvc_and_gives_its_status(project: Path) -> No
     assert "'third'" in done.stderr
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_temporary_files_of_dvc_go_unless_one_is_at_work(project: Path, busy: bool) -> None:
+def test_temporary_files_of_dvc_go_once_no_other_dvc_is_at_work(project: Path) -> None:
     left, mine = project / "data" / "deep" / LEFT, project / "data" / "deep" / ".mine.tmp"
     for path in (left, mine):
         path.write_text("")
-    lock = LockFile(str(project / ".dvc" / "tmp" / "lock")) if busy else None
+    other, seen = LockFile(str(project / ".dvc" / "tmp" / "lock")), []
 
-    dvc._clear(project / "data", project / ".dvc" / "tmp" / "lock")
+    def end_other() -> None:
+        seen.append(left.exists())
+        other.close()
 
-    if lock is not None:
-        lock.close()
-    assert left.exists() is busy
+    threading.Timer(3, end_other).start()
+    repro(project)
+    assert seen == [True]
+    assert not left.exists()
     assert mine.exists()
 
 
@@ -199,9 +228,7 @@ def test_a_stage_that_dvc_starts_after_it_was_told_to_end_is_told_as_well(projec
         wait_until((project / "ready").exists)
         process.terminate()
         assert process.stderr is not None
-        assert process.stderr.read().endswith(
-            b"stopped: told to end; start the same command again\n"
-        )
+        assert b"stopped: terminated by SIGTERM" in process.stderr.read()
     assert process.returncode == 75
     assert stages(project) == {"deaf"}
 

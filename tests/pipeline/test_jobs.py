@@ -19,46 +19,6 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("prepare", "teacher", "class_vectors", "student", "evaluate")
 NAME, OTHER = "embedded_digits", "embedded_greek"
 
-# Two seeds and two transfers beside the default, with names of their own.
-EXTENDED = """
-stages:
-  teacher_seeds:
-    matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
-    cmd: python3 -m pd_core teacher ${item.name} --seed ${item.seed}
-    deps:
-      - data/prepare/${item.name}-${item.seed}
-    outs:
-      - data/teacher/${item.name}-${item.seed}
-  prepare_seeds:
-    matrix: {name: [embedded_digits, embedded_greek], seed: [2, 3]}
-    cmd: python3 -m pd_core prepare ${item.name} --seed ${item.seed}
-    outs:
-      - data/prepare/${item.name}-${item.seed}
-  class_vectors_cross:
-    foreach:
-      digits: {source: embedded_greek, target: embedded_digits}
-      latin: {source: embedded_greek, target: embedded_latin}
-    do:
-      cmd: python3 -m pd_core class-vectors ${item.target} --source ${item.source}
-      deps:
-        - data/prepare/${item.target}
-        - data/teacher/${item.source}/teacher.safetensors
-      outs:
-        - data/class_vectors/${item.target}-from-${item.source}
-  student_cross:
-    foreach:
-      digits: {source: embedded_greek, target: embedded_digits}
-      latin: {source: embedded_greek, target: embedded_latin}
-    do:
-      cmd: python3 -m pd_core student ${item.target} --source ${item.source}
-      deps:
-        - data/prepare/${item.target}
-        - data/teacher/${item.source}/teacher.safetensors
-        - data/class_vectors/${item.target}-from-${item.source}
-      outs:
-        - data/student/${item.target}-from-${item.source}
-"""
-
 # What the registry says of the first student of one's own pictures.
 TAGS = """
 import json
@@ -151,21 +111,6 @@ def test_the_baseline_of_a_data_set_is_one_more_stage(project: Path) -> None:
         (f"prepare@{NAME}", f"tuned_student@{NAME}"),
         (f"tuned_student@{NAME}", "report"),
     ]
-
-
-def test_further_seeds_and_transfers_get_groups_of_their_own(project: Path) -> None:
-    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())
-    pipeline["stages"].update(yaml.safe_load(EXTENDED)["stages"])
-    (project / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
-    listed = set(dvc(project, "stage", "list", "--name-only").split())
-    assert {
-        "evaluate@embedded_digits",
-        "teacher_seeds@embedded_digits-2",
-        "teacher_seeds@embedded_greek-3",
-        "student_cross@latin",
-    } <= listed
-    graph = dvc(project, "dag", "--dot", "student_cross@latin")
-    assert '"teacher@embedded_greek" -> "class_vectors_cross@latin"' in graph
 
 
 def test_the_papers_profile_validates_and_stops_where_data_are_missing(shipped: Path) -> None:

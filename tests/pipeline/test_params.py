@@ -1,3 +1,5 @@
+"""`params.yaml`: the shipped numbers, overrides, and errors of one line."""
+
 import ast
 import inspect
 import re
@@ -64,11 +66,10 @@ def test_the_papers_file_has_its_eleven_data_sets_and_its_numbers() -> None:
     assert (teacher.text_loss_weight, teacher.image_loss_weight) == (25, 10)
     assert (teacher.gpa_mean, teacher.gpa_std) == (15, 1)
     assert (teacher.model, student.model) == ("ViT-L-14-quickgelu", "ViT-B-16-quickgelu")
-
-
-@pytest.mark.parametrize("name", ["fgvc_aircraft", "oxford_flowers", "dtd"])
-def test_three_data_sets_of_the_paper_have_a_smaller_weight(name: str) -> None:
-    assert load_params(PAPER).for_dataset(name).student.kd_weight == 200
+    for name in ("fgvc_aircraft", "oxford_flowers", "dtd"):
+        assert params.for_dataset(name).student.kd_weight == 200
+    assert list(params.tuned_student) == list(params.datasets)
+    assert load_params(QUICKSTART).tuned_student == {}
 
 
 @pytest.mark.parametrize("path", [QUICKSTART, PAPER])
@@ -127,13 +128,6 @@ def test_the_baseline_is_tuned_even_where_the_teacher_is_not(edited: Edited) -> 
     assert (greek.teacher.method, greek.tuned_student.method) == ("clip", "promptsrc")
 
 
-def test_only_the_papers_file_wants_the_baseline_for_every_data_set() -> None:
-    quickstart, paper = load_params(QUICKSTART), load_params(PAPER)
-
-    assert quickstart.tuned_student == {}
-    assert list(paper.tuned_student) == list(paper.datasets)
-
-
 def test_an_override_changes_its_data_set_only(edited: Edited) -> None:
     path = edited(
         r"embedded_latin: .*", "embedded_latin: {student: {lr: 0.5}, teacher: {epochs: 3}}"
@@ -172,37 +166,23 @@ def test_own_pictures_are_a_data_set_with_labels_of_all_classes(edited: Edited) 
     assert (own.own.labelled, own.own.unlabelled, own.own.test) == ("parts/labelled", None, None)
     assert own.protocol is Protocol.ALL_CLASSES
     assert params.for_dataset("embedded_greek").prepare.protocol is Protocol.BASE_TO_NOVEL
-
-
-def test_own_pictures_may_have_labels_of_half_the_classes(edited: Edited) -> None:
     row = OWN.replace("{own:", "{protocol: base_to_novel, own:")
-    params = load_params(edited(r"^  embedded_latin: .*", f"  {row}"))
-
-    assert params.for_dataset("my_parts").prepare.protocol is Protocol.BASE_TO_NOVEL
-
-
-def test_a_data_set_that_the_file_does_not_list_is_refused() -> None:
-    with pytest.raises(UnknownName, match="'embedded_latn'; did you mean 'embedded_latin'"):
-        load_params(QUICKSTART).for_dataset("embedded_latn")
+    half = load_params(edited(r"^  embedded_latin: .*", f"  {row}")).for_dataset("my_parts")
+    assert half.prepare.protocol is Protocol.BASE_TO_NOVEL
 
 
 @pytest.mark.parametrize(
     ("pattern", "replacement", "message"),
     [
         (r"seed: \d+", "seed: one", 'run.seed = "one": .*valid integer'),
-        (r"shots: 16", 'shots: "16"', 'prepare.shots = "16": .*valid integer'),
         (r"shots: 16", "shots: 0", "prepare.shots = 0: .*greater than or equal to 1"),
         (r"shots: 16", "shotz: 16", "'prepare.shotz'; did you mean 'shots'"),
         (r"^  shots: 16", "  #", "prepare.shots is missing"),
-        (r"epochs: \d+", "epochs: 10.0", "teacher.epochs = 10.0: .*valid integer"),
         (r"epochs: \d+", "epochs: true", "teacher.epochs = true: .*valid integer"),
         (r"flip: false", "flip: 0", "teacher.flip = 0: .*boolean"),
-        (r"kd_weight: \S+", "kd_weight: -1", "student.kd_weight = -1: .*greater than 0"),
         (r"kd_weight: \S+", "kd_weight: .nan", "student.kd_weight = NaN: .*finite"),
         (r"crop_scale: \[.*\]", "crop_scale: [0.9, 0.5]", "0 < least <= largest <= 1"),
-        (r"crop_scale: \[.*\]", "crop_scale: 0.5", "teacher.crop_scale = 0.5"),
         (r"precision: fp32", "precision: fp23", "'fp32', 'bf16' or 'fp16'"),
-        (r"base_to_novel", "base2novel", "'base_to_novel', 'cross_dataset'"),
         (r"device: cpu", "device: gpu", 'run.device = "gpu": give cpu'),
         (r"template: .*", "template: a photo", "where the class name goes"),
         (r"^evaluate:", "evaluat:", "'evaluat'; did you mean 'evaluate'"),
@@ -213,21 +193,9 @@ def test_a_data_set_that_the_file_does_not_list_is_refused() -> None:
             "student.lrr'; did you mean",
         ),
         (r"embedded_latin: .*", "embedded_latin: {studnt: {lr: 1}}", "did you mean 'student'"),
-        (
-            r"embedded_latin: .*",
-            "embedded_latin: {student: {lr: fast}}",
-            'datasets.embedded_latin.student.lr = "fast": .*valid number',
-        ),
-        (r"embedded_latin: .*", "embedded_latin: {student: 3}", "student = 3: give a block"),
         (r"embedded_latin: .*", "embedded_latin:", "embedded_latin = null: give a block"),
         (r"form: \S+", "form: kl", "student.form = \"kl\": .*'logits_kl', 'features_l1' or"),
         (r"projector_layers: 2", "projector_layers: 4", "projector_layers = 4: .* equal to 3"),
-        (r"projector_layers: 2", "projector_layers: 0", "projector_layers = 0: .* equal to 1"),
-        (r"selection: last", "selecton: last", "'student.selecton'; did you mean 'selection'"),
-        (r"selection: last", "selection: lst", "student.selection = \"lst\": .*'best_on_val'"),
-        (r"per_class: null", "per_class: 0", "prepare.unlabelled_per_class = 0: .*equal to 1"),
-        (r"original: null", "original: a.pth", 'teacher.original = "a.pth": give a block'),
-        (r"original: null", "original: {path: a}", "teacher.original.sha256 is missing; add it"),
         (r"original: null", "original: {path: a, sha256: 1f}", 'sha256 = "1f": .*match'),
         (r"original: null", "original: {path: a, sha: 1f}", "original.sha'.*known: path, sha256$"),
         (
@@ -236,27 +204,16 @@ def test_a_data_set_that_the_file_does_not_list_is_refused() -> None:
             "'student.further_teachers.0.foldr'; did you mean 'folder'",
         ),
         (
-            r"further_teachers: \[\]",
-            "further_teachers: [{}, {model: 3}]",
-            "student.further_teachers.1.model = 3: .*string",
-        ),
-        (
             r"tuned_student: \{\}",
             "tuned_student: {embedded_latin: {lrr: 1}}",
             "'tuned_student.embedded_latin.lrr'; did you mean 'lr'",
         ),
-        (r"tuned_student: \{\}", "tuned_student:", "tuned_student = null: give a block"),
         (
             r"embedded_latin: .*",
             OWN.replace("my_parts", "dtd"),
             "datasets.dtd has pictures of your own: give it a name .* not in the catalogue",
         ),
         (r"embedded_latin: .*", OWN.replace("my_parts", "my-parts"), "letters, digits and"),
-        (
-            r"embedded_latin: .*",
-            OWN.replace("labelled:", "labeled:"),
-            "'datasets.my_parts.prepare.own.labeled'; did you mean 'labelled'",
-        ),
         (r"folds: 4", "folds: 1", "evaluate.folds = 1: .*greater than or equal to 2"),
         (r"shots: 16", "shots: 16\n  shots: 8", "not YAML .*duplicate key"),
         (r"shots: 16", "shots: [16", "not YAML"),
@@ -274,41 +231,31 @@ def test_a_mistake_gets_one_line_with_file_key_value_and_remedy(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "replacement"),
-    [
+def test_unknown_data_sets_are_refused_with_a_guess(edited: Edited) -> None:
+    guess = "'embedded_latni'; did you mean 'embedded_latin'"
+    with pytest.raises(UnknownName, match=guess):
+        load_params(QUICKSTART).for_dataset("embedded_latni")
+    for pattern, replacement in (
         ("embedded_latin:", "embedded_latni:"),
         (r"tuned_student: \{\}", "tuned_student: {embedded_latni: {}}"),
-    ],
-)
-def test_a_data_set_that_there_is_not_is_refused(
-    edited: Edited, pattern: str, replacement: str
-) -> None:
-    path = edited(pattern, replacement)
+    ):
+        path = edited(pattern, replacement)
+        with pytest.raises(UnknownName, match=guess) as caught:
+            load_params(path)
+        assert str(path) in str(caught.value)
 
-    with pytest.raises(
-        UnknownName, match="'embedded_latni'; did you mean 'embedded_latin'"
-    ) as found:
+
+@pytest.mark.parametrize("content", [None, "", "- 1\n", "text\n"])
+def test_a_file_without_keys_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(MissingFile if content is None else PdError, match=r"params\.yaml"):
         load_params(path)
-
-    assert str(path) in str(found.value)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match=r"params\.yaml"):
-        load_params(tmp_path / "params.yaml")
-
-
-@pytest.mark.parametrize("content", ["", "- 1\n", "text\n"])
-def test_a_file_without_keys_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "params.yaml").write_text(content)
-
-    with pytest.raises(PdError, match="holds no keys"):
-        load_params(tmp_path / "params.yaml")
 
 
 def keys(model: type[BaseModel], block: str = "") -> Iterator[tuple[str, str]]:
-    """All keys of the file below its blocks, as pairs of block and key."""
+    """Yield the file's keys as pairs of block and key."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -344,7 +291,7 @@ def test_every_named_choice_is_accepted(
     assert getattr(getattr(load_params(path), block), key) is value
 
 
-@pytest.mark.parametrize("protocol", [one for one in Protocol if one.has_source])
+@pytest.mark.parametrize("protocol", [protocol for protocol in Protocol if protocol.has_source])
 def test_a_protocol_that_needs_a_source_is_refused_with_the_place_to_run_it(
     edited: Edited, protocol: Protocol
 ) -> None:
@@ -379,13 +326,13 @@ def test_every_key_reaches_its_stage(block: str, key: str) -> None:
 
 @cache
 def _reads() -> set[tuple[str, str]]:
-    """Pairs (block, key) that occur as ``block.key`` or ``something.block.key`` in the code."""
-    found = set()
+    """Return the pairs (block, key) that the code reads as ``block.key`` or ``x.block.key``."""
+    reads = set()
     for file in (*PROJECT.glob("pd_core/**/*.py"), *PROJECT.glob("flows/**/*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
                 case ast.Attribute(ast.Name(block), key) | ast.Attribute(
                     ast.Attribute(_, block), key
                 ):
-                    found.add((block, key))
-    return found
+                    reads.add((block, key))
+    return reads

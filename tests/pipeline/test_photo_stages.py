@@ -1,4 +1,4 @@
-"""Photo data sets and the user's own pictures go through every stage like the embedded ones."""
+"""Photo data sets and users' own images go through every stage like the embedded ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +46,7 @@ def root(tmp_path: Path) -> Path:
 def make(
     name: str, root: Path, monkeypatch: pytest.MonkeyPatch, *, split_file: bool = False
 ) -> DatasetSpec:
-    """Write a miniature, and let the stage take its row for the catalogue's."""
+    """Write a miniature, and let the stage use its row of the catalogue."""
     row = miniatures.miniature(name)
     miniatures.write(row, root, split_file=split_file)
     monkeypatch.setattr(prepare, "dataset_spec", lambda _: row)
@@ -59,15 +59,7 @@ def record(spec: DatasetSpec, root: Path, file: Path, level: Level = Level.FULL)
 
 
 @pytest.mark.parametrize(
-    ("name", "split_file"),
-    [
-        ("dtd", True),
-        ("oxford_pets", False),
-        ("stanford_cars", False),
-        ("sun397", True),
-        ("fgvc_aircraft", False),
-        ("imagenet", False),
-    ],
+    ("name", "split_file"), [("dtd", True), ("stanford_cars", False), ("imagenet", False)]
 )
 def test_every_stage_takes_a_photo_data_set(
     name: str, split_file: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,21 +104,25 @@ def test_a_variant_of_imagenet_is_there_to_test_only(
     assert len(prepared.test) == spec.test
 
 
-def test_pictures_other_than_those_of_the_fingerprint_are_not_prepared(
+def test_images_that_differ_from_their_fingerprint_are_not_prepared(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make("dtd", root, monkeypatch)
+    spec, out = make("dtd", root, monkeypatch), tmp_path / "prepare"
+
+    def run(printed: Path) -> None:
+        prepare.run("dtd", out, LISTS, data_root=root, seed=1, fingerprint=printed)
+
+    with pytest.raises(MissingFile, match="run `promptkd data fingerprint dtd`"):
+        run(tmp_path / "none.json")
     printed = record(spec, root, tmp_path / "fingerprint.json")
     path = root / "dtd" / "images" / read_splits(spec, root).train[0].path
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-
     with pytest.raises(BadData, match="data set 'dtd' is not what its fingerprint says"):
-        prepare.run("dtd", tmp_path / "prepare", LISTS, data_root=root, seed=1, fingerprint=printed)
+        run(printed)
+    assert not out.exists()
 
-    assert not (tmp_path / "prepare").exists()
 
-
-def test_pictures_that_changed_since_are_noticed_before_a_stage_reads_them(
+def test_images_that_changed_since_are_noticed_before_a_stage_reads_them(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make("dtd", root, monkeypatch)
@@ -140,25 +136,9 @@ def test_pictures_that_changed_since_are_noticed_before_a_stage_reads_them(
         prepare.check_pictures(out, "dtd", own=None, data_root=root)
 
 
-def test_a_data_set_without_a_fingerprint_says_how_to_get_one(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make("dtd", root, monkeypatch)
-
-    with pytest.raises(MissingFile, match="run `promptkd data fingerprint dtd`"):
-        prepare.run(
-            "dtd",
-            tmp_path / "out",
-            LISTS,
-            data_root=root,
-            seed=1,
-            fingerprint=tmp_path / "none.json",
-        )
-
-
 @pytest.fixture
 def parts(root: Path) -> Path:
-    """The user's own pictures: two classes with three labels each, four without."""
+    """Write a user's images: two classes with three labels each, and four without."""
     rng = np.random.default_rng(0)
     names = [f"labelled/{part}/{k}.png" for part in ("screw", "nut") for k in range(3)]
     for name in (*names, *(f"unlabelled/{k}.png" for k in range(4))):

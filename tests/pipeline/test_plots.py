@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from git_repository import commit
-from test_jobs import NAME, OTHER, clone, dvc, shorten
+from test_jobs import NAME, OTHER, clone, dvc
 
 REVISIONS = ("HEAD~1", "HEAD")
 PANELS = {
@@ -65,30 +63,20 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Run the pipeline for two seeds, with stages that take no time."""
     folder = clone(tmp_path_factory.mktemp("plots") / "promptkd")
     _without_work(folder / "dvc.yaml")
-    changes = (partial(few, seed=seed, datasets=(NAME, OTHER)) for seed in (1, 2))
-    return Project(folder, _two_revisions(folder, *changes))
+    written = {}
+    for seed, revision in enumerate(REVISIONS, 1):
+        _revision(folder, seed=seed)
+        written[revision] = folder.parent / revision
+        shutil.copytree(folder / "data", written[revision] / "data")
+    return Project(folder, written)
 
 
 def plots(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Return what DVC would draw, by the plots' names."""
-    found = json.loads(dvc(folder, "plots", *arguments[:1], "--json", *arguments[1:]))
-    assert "errors" not in found
-    data: dict[str, Any] = found["data"]
+    """Return the plots that DVC would draw, by name."""
+    drawn = json.loads(dvc(folder, "plots", *arguments[:1], "--json", *arguments[1:]))
+    assert "errors" not in drawn
+    data: dict[str, Any] = drawn["data"]
     return data
-
-
-def few(params: dict[str, Any], *, seed: int, datasets: tuple[str, ...]) -> None:
-    """Let some data sets be run, the first one with the baseline, with some seed."""
-    params["run"]["seed"] = seed
-    params["datasets"] = {name: params["datasets"][name] for name in datasets}
-    params["tuned_student"] = {datasets[0]: {}}
-
-
-def _change(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = folder / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    change(params)
-    path.write_text(yaml.safe_dump(params))
 
 
 def _without_work(pipeline: Path) -> None:
@@ -99,31 +87,29 @@ def _without_work(pipeline: Path) -> None:
     for stage in content["stages"].values():
         body = stage.get("do", stage)
         outputs = [body.get(kind, []) for kind in ("outs", "plots", "metrics")]
-        paths = [one if isinstance(one, str) else next(iter(one)) for one in sum(outputs, [])]
+        paths = [out if isinstance(out, str) else next(iter(out)) for out in sum(outputs, [])]
         body["cmd"] = " ".join(["python3 ${profile.root}/write.py ${run.seed}", *paths])
         del body["deps"]
     pipeline.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def _two_revisions(
-    folder: Path, *changes: Callable[[dict[str, Any]], None], target: str | None = None
-) -> dict[str, Path]:
-    """Change the parameters, run and commit, once for each revision; keep what was written."""
-    written = {}
-    for revision, change in zip(REVISIONS, changes, strict=True):
-        _change(folder, change)
-        dvc(folder, "repro", "--quiet", *filter(None, [target]))
-        commit(folder)
-        written[revision] = folder.parent / revision
-        shutil.copytree(folder / "data", written[revision] / "data")
-    return written
+def _revision(folder: Path, *, seed: int) -> None:
+    """Run two data sets, the first one with the baseline, and commit."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["run"]["seed"] = seed
+    params["datasets"] = {name: params["datasets"][name] for name in (NAME, OTHER)}
+    params["tuned_student"] = {NAME: {}}
+    path.write_text(yaml.safe_dump(params))
+    dvc(folder, "repro", "--quiet")
+    commit(folder)
 
 
 def trainings(*datasets: str) -> dict[str, str]:
     """Return the stages by the paths of their histories."""
-    known = [(stage, name) for stage in ("teacher", "student") for name in datasets]
-    known.append(("tuned_student", datasets[0]))
-    return {f"data/{stage}/{name}/history.json": stage for stage, name in known}
+    pairs = [(stage, name) for stage in ("teacher", "student") for name in datasets]
+    pairs.append(("tuned_student", datasets[0]))
+    return {f"data/{stage}/{name}/history.json": stage for stage, name in pairs}
 
 
 def curves(plot: dict[str, Any], revision: str) -> list[dict[str, Any]]:
@@ -139,19 +125,19 @@ def panels(plot: dict[str, Any], *revisions: str) -> list[tuple[str, str]]:
     content = plot["content"]
     assert content["transform"] == [{"calculate": "datum.step + 1", "as": "epoch"}]
     encodings = [panel["encoding"] for panel in content["hconcat"]]
-    for one in encodings:
-        assert (one["x"]["field"], one["x"]["title"]) == ("epoch", "epoch")
-        assert one["color"]["field"] == "rev"
-        assert set(one["color"]["scale"]["domain"]) == set(revisions)
-    return [(one["y"]["field"], one["y"]["title"]) for one in encodings]
+    for encoding in encodings:
+        assert (encoding["x"]["field"], encoding["x"]["title"]) == ("epoch", "epoch")
+        assert encoding["color"]["field"] == "rev"
+        assert set(encoding["color"]["scale"]["domain"]) == set(revisions)
+    return [(encoding["y"]["field"], encoding["y"]["title"]) for encoding in encodings]
 
 
 def test_every_training_has_its_curves_of_both_revisions(project: Project) -> None:
-    found = project.diff()
+    drawn = project.diff()
     stages = trainings(NAME, OTHER)
-    assert set(found) == {*stages, "reports/quickstart/summary.png"}
+    assert set(drawn) == {*stages, "reports/quickstart/summary.png"}
     for path, stage in stages.items():
-        (plot,) = found[path]
+        (plot,) = drawn[path]
         assert panels(plot, *REVISIONS) == PANELS[stage]
         assert path.split("/")[2] in plot["content"]["title"]
         rows = [curves(plot, revision) for revision in REVISIONS]
@@ -159,24 +145,9 @@ def test_every_training_has_its_curves_of_both_revisions(project: Project) -> No
         assert rows[0] != rows[1]
 
 
-@pytest.mark.slow
-def test_the_papers_profile_has_the_same_plots_of_its_own_data_sets(tmp_path: Path) -> None:
-    folder = clone(tmp_path / "promptkd") / "paper"
-    _without_work(folder.parent / "dvc.yaml")
-    _change(folder, partial(few, seed=1, datasets=("dtd", "eurosat")))
-    dvc(folder, "repro", "--quiet")
-    found = plots(folder, "show")
-    stages = trainings("dtd", "eurosat")
-    assert set(found) == {*stages, "reports/paper/summary.png"}
-    for path, stage in stages.items():
-        (plot,) = found[path]
-        assert panels(plot, "workspace") == PANELS[stage]
-        assert curves(plot, "workspace") == json.loads((folder / path).read_text())
-
-
 def test_the_summarys_figure_is_there_of_both_revisions(project: Project, tmp_path: Path) -> None:
-    found = project.diff("--out", str(tmp_path))
-    figures = found["reports/quickstart/summary.png"]
+    drawn = project.diff("--out", str(tmp_path))
+    figures = drawn["reports/quickstart/summary.png"]
     texts = {plot["revisions"][0]: Path(plot["url"]).read_text() for plot in figures}
     assert texts == {"HEAD~1": "picture of seed 1", "HEAD": "picture of seed 2"}
 
@@ -194,30 +165,3 @@ def test_a_confusion_matrix_is_counted_from_the_predictions_of_both_revisions(
     assert {"calculate": "datum.answers[1]", "as": "answer"} in steps  # of all classes
     (counted,) = [step["groupby"] for step in steps if "aggregate" in step]
     assert counted == ["rev", "who", "label", "answer"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_another_learning_rate_shows_in_the_students_curves_alone(tmp_path: Path) -> None:
-    folder = clone(tmp_path / "promptkd")
-    shorten(folder, NAME)
-
-    def rate(params: dict[str, Any], *, lr: float) -> None:
-        params["student"].update(lr=lr, epochs=2)  # the first epoch warms up at a rate of its own
-
-    stage = f"student@{NAME}"
-    changes = (partial(rate, lr=lr) for lr in (0.001, 0.0001))
-    written = _two_revisions(folder, *changes, target=stage)
-    project = Project(folder, written)
-    student, teacher = (f"data/{kind}/{NAME}/history.json" for kind in ("student", "teacher"))
-    found = project.diff("--targets", student, teacher, "--")
-    rows = {
-        path: [curves(plot, revision) for revision in REVISIONS] for path, (plot,) in found.items()
-    }
-    assert rows == {
-        path: [project.history(revision, path) for revision in REVISIONS]
-        for path in (student, teacher)
-    }
-    assert rows[teacher][0] == rows[teacher][1]
-    assert rows[student][0] != rows[student][1]
-    assert panels(found[student][0], *REVISIONS) == PANELS["student"]

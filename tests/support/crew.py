@@ -167,10 +167,10 @@ TASKS = (*TEACHERS, *STUDENTS, "exact", "shown", "told")
 
 @contextmanager
 def joined() -> Iterator[None]:
-    member = processes.member()
-    assert member is not None
-    processes.end_with_parent()
-    with distributed.joined("cpu", **asdict(member)):
+    worker = processes.this_worker()
+    assert worker is not None
+    processes.end_with_launcher()
+    with distributed.process_group("cpu", **asdict(worker)):
         yield
 
 

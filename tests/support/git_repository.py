@@ -15,3 +15,8 @@ def git(folder: Path, *arguments: str) -> str:
     """Run git in a folder; return its output."""
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def dvc_project(folder: Path, config: str = "") -> None:
+    (folder / ".dvc" / "tmp").mkdir(parents=True)
+    (folder / ".dvc" / "config").write_text(f"[core]\n    no_scm = True\n{config}")

@@ -12,7 +12,7 @@ import requests
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
-from pd_core.cli.doctor import servers
+from pd_core.pipeline.settings import Settings
 
 BUCKET = "promptkd-test"
 
@@ -38,19 +38,20 @@ def client(service: str, endpoint: str) -> Any:
     )
 
 
-def user_with(endpoint: str, *actions: str) -> servers.Access:
-    """Make a user who may do some things only."""
+def user_with(endpoint: str, *actions: str) -> Settings:
+    """Make a user who may do some things only; return settings with its credentials."""
     iam, name = client("iam", endpoint), f"user-{uuid.uuid4()}"
     iam.create_user(UserName=name)
     key = iam.create_access_key(UserName=name)["AccessKey"]
     allowed = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
     iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=policy)
-    return servers.Access(
-        f"s3://{BUCKET}/some/prefix",
-        endpoint,
-        SecretStr(key["AccessKeyId"]),
-        SecretStr(key["SecretAccessKey"]),
+    return Settings(
+        dvc_remote=f"s3://{BUCKET}/some/prefix",
+        mirror=f"s3://{BUCKET}/some/prefix",
+        s3_endpoint_url=endpoint,
+        s3_access_key_id=SecretStr(key["AccessKeyId"]),
+        s3_secret_access_key=SecretStr(key["SecretAccessKey"]),
     )
 
 

@@ -60,7 +60,7 @@ def together(data: Path) -> Path:
     """Return a folder with what two processes make of all tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        assert processes.together([*CREW, str(data), str(data / "together")], 2) == 0
+        assert processes.launch([*CREW, str(data), str(data / "together")], 2) == 0
     return data / "together"
 
 
@@ -178,20 +178,20 @@ def test_more_processes_than_classes_are_refused(
 
 @pytest.mark.parametrize("device", ["mps", "cuda:1"])
 def test_a_device_of_one_process_is_refused(device: str) -> None:
-    given: dict[str, Any] = {"number": 0, "processes": 2, "gpu": 0, "meeting": "env://"}
+    given: dict[str, Any] = {"rank": 0, "world_size": 2, "local_rank": 0, "init_method": "env://"}
     with (
         pytest.raises(BadParams, match=f"device {device} for 2 processes; give cuda"),
-        distributed.joined(device, **given),
+        distributed.process_group(device, **given),
     ):
         pass
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    given: dict[str, Any] = {"number": 1, "processes": 2, "gpu": 1, "meeting": "env://"}
+    given: dict[str, Any] = {"rank": 1, "world_size": 2, "local_rank": 1, "init_method": "env://"}
     with (
         pytest.raises(BadParams, match=r"run\.processes = 2, but there are 1 GPUs"),
-        distributed.joined("cuda", **given),
+        distributed.process_group("cuda", **given),
     ):
         pass
 

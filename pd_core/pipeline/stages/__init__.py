@@ -1,1 +1,1 @@
-"""From `params.yaml` to a stage: its values, its paths, its checkpoints and cache."""
+"""Mapping from `params.yaml` to stages: configurations, paths, checkpoints and caches."""

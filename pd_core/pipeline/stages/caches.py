@@ -9,7 +9,7 @@ from pd_core.training.loop.checkpoints import Checkpoints
 from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Run
 
-# Another version may compute other bits, so a training does not go on under it.
+# Another version may compute other bits, so a training does not resume with it.
 _VERSIONS = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
@@ -19,11 +19,11 @@ def run_of(job: Job, stage: str, hooks: Hooks) -> Run:
 
 
 def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:
-    """Return where a training keeps its state, known by code, data and parameters."""
+    """Return the checkpoints of a training, keyed by code, data and parameters."""
     if job.checkpoints is None:
         return None
     run = job.params.run
-    decisive = {
+    key = {
         "code": code_hash.of_stage(stage),
         "data": {str(path): provenance.content_hash(path) for path in inputs(job, stage)},
         "params": getattr(job.params, stage).model_dump(mode="json"),
@@ -35,7 +35,7 @@ def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:
     }  # fmt: skip
     return Checkpoints(
         job.checkpoints / stage / output(job, stage).name,
-        key=provenance.params_hash(decisive),
+        key=provenance.params_hash(key),
         minutes=run.checkpoint_minutes,
         interrupted=hooks.interrupted,
         on_note=hooks.on_note,
@@ -43,11 +43,11 @@ def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:
 
 
 def features(job: Job, stage: str, hooks: Hooks) -> FeatureCache | None:
-    """Return where what frozen towers say is kept, known by code, versions and pictures."""
+    """Return the cache of frozen-encoder features, keyed by code, versions and images."""
     if job.features is None:
         return None
     run = job.params.run
-    decisive = {
+    key = {
         "code": code_hash.of_stage(stage),
         "pictures": provenance.content_hash(job.fingerprint) if job.fingerprint else None,
         "run": [job.device, run.threads, run.processes, run.compile],
@@ -55,7 +55,7 @@ def features(job: Job, stage: str, hooks: Hooks) -> FeatureCache | None:
     }
     return FeatureCache(
         job.features,
-        key=provenance.params_hash(decisive),
+        key=provenance.params_hash(key),
         limit=int(run.features_gb * 2**30),
         half=run.features_precision == "fp16",
         on_note=hooks.on_note,

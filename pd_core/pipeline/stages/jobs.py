@@ -1,4 +1,4 @@
-"""From parameters to stages: their folders, inputs and configurations."""
+"""Jobs: the folders, inputs and configurations of the stages of one data set."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Job(StagePaths):
     seed: int
     device: str
     data_root: Path
-    fingerprint: Path | None = None  # of the pictures, if they have to be what they were
-    checkpoints: Path | None = None  # None: a training that is stopped starts anew
-    features: Path | None = None  # of frozen towers, kept between runs; None: not kept
+    fingerprint: Path | None = None  # of the images; None: not compared
+    checkpoints: Path | None = None  # None: an interrupted training starts anew
+    features: Path | None = None  # cache of frozen-encoder features; None: no cache
 
     @classmethod
     def at(
@@ -44,20 +44,20 @@ class Job(StagePaths):
         suffix: str = "",
         source: str | None = None,
     ) -> Job:
-        """Lay a job out as the pipeline does: one folder a stage, one in it for the data set.
+        """Return a job laid out as `<folder>/<stage>/<data set>`.
 
         Args:
-            folder: holds the stages' folders.
+            folder: directory with the stages' folders.
             params: of the data set.
-            seed: of the draws and the training.
-            device: where to compute.
-            data_root: folder that holds the photo data sets.
-            fingerprint: of the data set's pictures; None to compare them with none.
-            checkpoints: folder for the checkpoints of all stages, outside their outputs; None for
-                trainings that start anew when they were stopped.
-            features: folder for what frozen towers say, outside all outputs; None to keep nothing.
-            suffix: added to every name.
-            source: the data set whose teacher is used, if it is another one.
+            seed: of the few-shot draw and the training.
+            device: device to compute on.
+            data_root: directory with the photo data sets.
+            fingerprint: of the data set's images; None not to compare them.
+            checkpoints: directory for the checkpoints of all stages, outside their outputs; None
+                not to resume interrupted trainings.
+            features: directory for cached features, outside all outputs; None for no cache.
+            suffix: appended to every name.
+            source: data set whose teacher is used, if another one.
         """
         name = params.name
         cross = f"{name}-from-{source}" if source else name
@@ -78,43 +78,43 @@ class Job(StagePaths):
 
     @property
     def compute(self) -> Compute:
-        """How its stages compute."""
-        given = {key: getattr(self.params.run, key) for key in ComputeConfig.model_fields}
+        """Compute settings of its stages."""
+        values = {key: getattr(self.params.run, key) for key in ComputeConfig.model_fields}
         own = {"seed": self.seed, "device": self.device, "data_root": self.data_root}
-        return Compute(**{**given, **own})
+        return Compute(**{**values, **own})
 
     @property
     def clips(self) -> Clips:
-        """Its student's and its teacher's CLIP."""
+        """CLIP configurations of student and teacher."""
         return Clips(self.params.student, self.params.teacher)
 
     @property
     def tuned_student(self) -> Path:
-        """Folder of the paper's main baseline."""
+        """Output folder of `tuned_student`, the paper's main baseline."""
         return self.evaluation.parent.parent / "tuned_student" / self.prepared.name
 
     @property
     def baseline(self) -> Path:
-        """File with that baseline's accuracy."""
+        """File with the baseline's accuracy."""
         return self.evaluation.parent / "tuned_student" / f"{self.prepared.name}.json"
 
     @property
     def cross_validation(self) -> Path:
-        """File with the accuracy that was estimated from the few labels."""
+        """File with the cross-validated accuracy."""
         return self.evaluation.parent / "cross_validate" / f"{self.evaluation.name}.json"
 
 
 def shared(
     params: Params, name: str, seed: int | None, device: str | None, data_root: Path | None
 ) -> dict[str, Any]:
-    """Return what all jobs of a data set have, by the names of `Job.at`.
+    """Return the arguments of `Job.at` that all jobs of a data set share.
 
     Args:
         params: of the profile.
         name: of the data set.
         seed: instead of `run.seed`.
         device: instead of `run.device`.
-        data_root: folder of the photo data sets, instead of `data/raw` of the repository.
+        data_root: directory with the photo data sets, instead of the repository's `data/raw`.
     """
     root = Path(params.profile.root)
     return {
@@ -129,19 +129,19 @@ def shared(
 def job_of(
     params: Params, name: str, *, suffix: str = "", source: str | None = None, **rest: Any
 ) -> Job:
-    """Lay a job out for a data set of the profile; see `Job.at`.
+    """Return the job of a data set of the profile; see `Job.at`.
 
     Raises:
         UnknownName: there is no such data set.
     """
     if source is not None:
         params.for_dataset(source)  # refuses an unknown one
-    mine, checkpoints = params.for_dataset(name), DATA / "checkpoints"
-    return Job.at(DATA, mine, checkpoints=checkpoints, suffix=suffix, source=source, **rest)
+    own, checkpoints = params.for_dataset(name), DATA / "checkpoints"
+    return Job.at(DATA, own, checkpoints=checkpoints, suffix=suffix, source=source, **rest)
 
 
 def output(job: Job, stage: str) -> Path:
-    """Return the folder, or the one file, that a stage of a data set writes."""
+    """Return the folder or file that a stage writes."""
     return {
         "prepare": job.prepared,
         "teacher": job.teacher,
@@ -154,7 +154,7 @@ def output(job: Job, stage: str) -> Path:
 
 
 def inputs(job: Job, stage: str) -> list[Path]:
-    """Return the files and folders that a stage of a data set reads, its code apart."""
+    """Return the files and folders that a stage reads, without its code."""
     params = job.params
     match stage:
         case "teacher":
@@ -166,7 +166,7 @@ def inputs(job: Job, stage: str) -> list[Path]:
             return [
                 job.prepared, job.teacher, job.vectors,
                 *_weights(params.student, params.teacher, *further),
-                *(Path(one.folder) for one in further if one.folder),
+                *(Path(teacher.folder) for teacher in further if teacher.folder),
             ]  # fmt: skip
         case "evaluate":
             folders = [job.prepared, job.teacher, job.vectors, job.student]
@@ -180,7 +180,7 @@ def inputs(job: Job, stage: str) -> list[Path]:
 
 
 def tuning_of_student(job: Job) -> TeacherConfig:
-    """Return the numbers of the stage `tuned_student`.
+    """Return the configuration of the stage `tuned_student`.
 
     Raises:
         BadParams: the data set does not have it.
@@ -192,15 +192,15 @@ def tuning_of_student(job: Job) -> TeacherConfig:
 
 
 def _weights(*models: ClipConfig | FurtherTeacher) -> list[Path]:
-    """Return the files that models are made of, where they are files and not tags."""
+    """Return the weight files of models; tags of open_clip are no files."""
     given = (Path(model.weights) for model in models if model.weights)
     return sorted({path for path in given if path.is_file()})
 
 
-Metrics = dict[str, dict[str, float]]  # who -> base, novel, hm, all in percent
+Metrics = dict[str, dict[str, float]]  # model -> base, novel, hm, all in percent
 
 SPACE = 32 * 2**20
-"""Bytes that must be free before a stage starts: more than any output but a checkpoint takes."""
+"""Free bytes that a stage requires: more than any output but a checkpoint needs."""
 
 
 def prepare(job: Job, *, on_progress: OnProgress | None = None) -> None:
@@ -255,7 +255,7 @@ def student(job: Job, hooks: Hooks = NO_HOOKS) -> None:
 
 
 def evaluate(job: Job, hooks: Hooks = NO_HOOKS, who: Sequence[str] | None = None) -> Metrics:
-    """Run the stage `evaluate`; `who` are those who are measured, by default all."""
+    """Run the stage `evaluate` for the models named in `who` (default: all)."""
     from pd_core.evaluation import evaluate as stage
 
     _check(job, "evaluate")
@@ -288,9 +288,11 @@ def tuned_student(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:
 
 
 def _check(job: Job, name: str) -> None:
-    """Make sure, before a long stage starts, that there is room and that the pictures are there.
+    """Check the free space, and that the images are those that were prepared.
 
-    They have to be those that were prepared.
+    Raises:
+        NoSpace: the disk has too little space.
+        BadData: the images have changed.
     """
     check_space(output(job, name), SPACE, f"the stage {name}")
     if not (job.prepared / fingerprint.FILE).is_file():

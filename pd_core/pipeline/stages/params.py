@@ -1,7 +1,7 @@
-"""Reading ``params.yaml``, merging what data sets override, and saying what is wrong.
+"""Reader of ``params.yaml``: overrides of data sets, validation, errors of one line.
 
-A data set's overrides (``datasets.<name>.<stage>``) are merged over the stage's block and checked
-as part of it. A stage's block is the configuration of its function.
+A data set's overrides (``datasets.<name>.<stage>``) are merged into the stage's block and validated
+with it. A stage's block is the configuration of its function.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pd_core.training.student.config import StudentConfig
 from pd_core.training.teacher.config import TeacherConfig
 
 PARAMS = Path("params.yaml")
-"""The profile's parameters, in the folder of its pipeline."""
+"""File with the profile's parameters, in the folder of its pipeline."""
 DATA = Path("data")
-"""Where the stages' outputs go, one folder a stage, seen from there."""
+"""Directory of the stages' outputs, one folder per stage, relative to that folder."""
 
-_MOST_VALUES = 100_000  # hundreds of times what the shipped files have
+_MOST_VALUES = 100_000  # hundreds of times as many as the shipped files have
 
 
 class ProfileParams(Config):
-    """Which benchmark this file describes."""
+    """Benchmark that this file describes."""
 
     name: Literal["quickstart", "paper"]
-    root: str  # the repository's root, seen from this file; dvc.yaml starts stages there
+    root: str  # the repository's root, relative to this file
 
 
 class RunParams(ComputeConfig):
-    """What every stage shares."""
+    """Settings that all stages share."""
 
     processes: Count
     checkpoint_minutes: Positive
@@ -52,15 +52,15 @@ class RunParams(ComputeConfig):
 
 
 class ClassVectorsParams(Config):
-    """Class vectors need nothing but the teacher."""
+    """Empty: class vectors depend on the teacher only."""
 
 
 class CrossValidateParams(Config):
-    """Cross-validation needs nothing but the stages that it repeats."""
+    """Empty: cross-validation uses the parameters of the stages that it repeats."""
 
 
 class PromotionParams(Config):
-    """What a version has to show before it becomes the champion."""
+    """Requirements on a version before it becomes the champion."""
 
     margin: Annotated[float, Field(ge=0, lt=1)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
@@ -72,7 +72,7 @@ class PromotionParams(Config):
 
 
 class DatasetParams(Config):
-    """All parameters of one data set, its overrides merged in."""
+    """All parameters of a data set, with its overrides."""
 
     name: str
     run: RunParams
@@ -80,7 +80,7 @@ class DatasetParams(Config):
     teacher: TeacherConfig
     class_vectors: ClassVectorsParams
     student: StudentConfig
-    tuned_student: TeacherConfig | None  # None where the baseline is not wanted
+    tuned_student: TeacherConfig | None  # None: no baseline
     evaluate: EvaluateConfig
 
 
@@ -94,7 +94,7 @@ _STAGES: dict[str, type[Config]] = {
 
 
 class DatasetRow(Config):
-    """One data set: its own values for keys of the stages."""
+    """Overrides of a data set, by stage."""
 
     prepare: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
@@ -103,9 +103,9 @@ class DatasetRow(Config):
     evaluate: dict[str, Any] = {}
 
     def overrides(self, stage: str) -> dict[str, Any]:
-        """Return the values that replace those of a stage's block.
+        """Return the values that override a stage's block.
 
-        The user's own pictures have labels of all classes, unless the row says otherwise.
+        Custom images have labels of all classes, unless the row sets another protocol.
         """
         values: dict[str, Any] = getattr(self, stage)
         if stage == "prepare" and values.get("own") is not None:
@@ -114,7 +114,7 @@ class DatasetRow(Config):
 
 
 class Params(Config):
-    """The whole file."""
+    """Content of ``params.yaml``."""
 
     profile: ProfileParams
     run: RunParams
@@ -129,15 +129,15 @@ class Params(Config):
     datasets: Annotated[dict[str, DatasetRow], Field(min_length=1)]
 
     def for_dataset(self, name: str, changes: DatasetRow | None = None) -> DatasetParams:
-        """Merge a data set's overrides over the stages' blocks.
+        """Return a data set's parameters: the stages' blocks with its overrides.
 
         Args:
             name: Of the data set.
-            changes: Further overrides, which go before the data set's own.
+            changes: Further overrides, which have precedence.
 
         Raises:
             UnknownName: The file does not list the data set.
-            ValidationError: A further override is none that the stage has.
+            ValidationError: A further override is invalid.
         """
         if name not in self.datasets:
             raise unknown("data set", name, self.datasets)
@@ -151,16 +151,16 @@ class Params(Config):
         )
 
     def _tuned_student(self, name: str, stages: Mapping[str, Any]) -> TeacherConfig | None:
-        """Take the teacher's numbers, the student's CLIP, and what the file says besides."""
+        """Return the teacher's configuration with the student's CLIP and the file's overrides."""
         if name not in self.tuned_student:
             return None
         student: StudentConfig = stages["student"]
         teacher: TeacherConfig = stages["teacher"]
         method = TeacherMethod.PROMPTSRC if teacher.method is TeacherMethod.CLIP else teacher.method
-        given = {
+        values = {
             "model": student.model, "weights": student.weights, "original": None, "method": method,
         }  # fmt: skip
-        return _merge(teacher, {**given, **self.tuned_student[name]})
+        return _merge(teacher, {**values, **self.tuned_student[name]})
 
 
 _AnyConfig = TypeVar("_AnyConfig", bound=Config)
@@ -171,12 +171,12 @@ def _merge(block: _AnyConfig, overrides: Mapping[str, Any]) -> _AnyConfig:
 
 
 def validate(model: type[_AnyConfig], values: Mapping[str, Any]) -> _AnyConfig:
-    """Validate as JSON: the strict rules for it accept a list as a tuple and text as an enum."""
+    """Validate as JSON, whose strict rules accept a list as a tuple and a string as an enum."""
     return model.model_validate_json(json.dumps(values, default=str))
 
 
 def load_params(path: Path) -> Params:
-    """Read and check a ``params.yaml``, with every data set's overrides.
+    """Read and validate a ``params.yaml``, with the overrides of all data sets.
 
     The file is read as YAML 1.2, as DVC reads it: ``1e-5`` is a number.
 
@@ -194,11 +194,11 @@ def load_params(path: Path) -> Params:
 
 
 def read_mapping(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """Read a file of keys as YAML 1.2.
+    """Read a mapping from a YAML 1.2 file.
 
     Args:
         path: The file.
-        model: What it should hold, for the message.
+        model: Model of its content, for the message.
 
     Raises:
         MissingFile: There is no such file.
@@ -221,11 +221,11 @@ def read_mapping(path: Path, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _check_values(content: object) -> None:
-    """Refuse what could not be written out as JSON; an alias counts as often as it is used.
+    """Check that YAML content can be written as JSON; an alias counts as often as it is used.
 
     Raises:
-        ValueError: A key is no text, or there are more values than `_MOST_VALUES`, as in a block
-            that holds itself.
+        ValueError: A key is no string, or there are more values than `_MOST_VALUES`, as in a block
+            that contains itself.
     """
     waiting, count = [content], 0
     while waiting:
@@ -249,13 +249,13 @@ def _first_problem(error: Exception) -> str:
 
 
 def check_row(path: Path, params: Params, row: DatasetRow, where: str) -> None:
-    """Make sure that the stages have the keys of a row, and that its values are possible.
+    """Validate the overrides of a row.
 
     Args:
-        path: The file that holds the row.
-        params: Whose stages.
-        row: Keys by stage.
-        where: The row's own key in the file.
+        path: File with the row, for the message.
+        params: Parameters with the stages' blocks.
+        row: Overrides by stage.
+        where: Key of the row in the file.
 
     Raises:
         BadParams: A key is unknown, or a value has a wrong type or range.
@@ -268,16 +268,16 @@ def check_row(path: Path, params: Params, row: DatasetRow, where: str) -> None:
 
 
 def _check_overrides(path: Path, params: Params) -> None:
-    known = dataset_names()
+    catalogued = dataset_names()
     _check_protocol(path, params.prepare.protocol, "prepare.protocol")
     for name, row in params.datasets.items():
         check_row(path, params, row, f"datasets.{name}")
-        mine = _merge(params.prepare, row.overrides("prepare"))
-        _check_protocol(path, mine.protocol, f"datasets.{name}.prepare.protocol")
+        merged = _merge(params.prepare, row.overrides("prepare"))
+        _check_protocol(path, merged.protocol, f"datasets.{name}.prepare.protocol")
         is_own = row.overrides("prepare").get("own", params.prepare.own) is not None
-        if name not in known and not is_own:
-            raise unknown(f"data set in {path}:", name, known)
-        if is_own and (name in known or not re.fullmatch(r"[A-Za-z0-9_]+", name)):
+        if name not in catalogued and not is_own:
+            raise unknown(f"data set in {path}:", name, catalogued)
+        if is_own and (name in catalogued or not re.fullmatch(r"[A-Za-z0-9_]+", name)):
             raise BadParams(
                 f"{path}: datasets.{name} has pictures of your own: give it a name of letters, "
                 "digits and underscores that is not in the catalogue"
@@ -295,7 +295,7 @@ def _check_overrides(path: Path, params: Params) -> None:
 
 
 def _check_protocol(path: Path, protocol: Protocol, key: str) -> None:
-    """Refuse a protocol whose teacher is another data set's: one row cannot say whose."""
+    """Refuse a protocol that needs another data set's teacher, which a row cannot name."""
     if protocol.has_source:
         raise BadParams(
             f"{path}: {key} = {protocol} needs a source; give {Protocol.BASE_TO_NOVEL} or"
@@ -306,10 +306,11 @@ def _check_protocol(path: Path, protocol: Protocol, key: str) -> None:
 def bad_params(
     path: Path, model: type[BaseModel], error: ValidationError, where: str = ""
 ) -> BadParams:
-    """Put the first of pydantic's complaints into one line."""
+    """Return the error for the first of pydantic's complaints, in one line."""
     complaints = error.errors(include_url=False)
     # A misspelt key is also a missing one: the misspelling says more.
-    first = next((one for one in complaints if one["type"] == "extra_forbidden"), complaints[0])
+    extra = (error for error in complaints if error["type"] == "extra_forbidden")
+    first = next(extra, complaints[0])
     loc = [str(part) for part in first["loc"]]
     key = where + ".".join(loc)
     match first["type"]:
@@ -326,22 +327,21 @@ def bad_params(
 
 
 def _fields(model: type[BaseModel], loc: list[str]) -> list[str]:
-    """Names of the keys that are valid at a place in the file."""
+    """Return the valid keys at a location in the file."""
     for part in loc:
-        if part in model.model_fields:  # else it is a data set's name, or a place in a list
+        if part in model.model_fields:  # otherwise a data set's name or the index of a list
             model = _block(model.model_fields[part].annotation) or model
     return list(model.model_fields)
 
 
 def _block(annotation: Any) -> type[BaseModel] | None:
-    """Find the block in a type: itself, one of its choices, or what its list or mapping holds."""
+    """Return the model in a type: itself, or that of a union, list or mapping; None if none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _block(part))), None)
+    return next((block for part in get_args(annotation) if (block := _block(part))), None)
 
 
-def _unknown_key(path: Path, key: str, known: Mapping[str, Any] | list[str]) -> BadParams:
-    close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+def _unknown_key(path: Path, key: str, valid: list[str]) -> BadParams:
+    close = difflib.get_close_matches(key.rpartition(".")[2], valid, n=1)
     guess = f" did you mean '{close[0]}'?" if close else ""
-    valid = ", ".join(known) or "none"
-    return BadParams(f"{path}: unknown key '{key}';{guess} known: {valid}")
+    return BadParams(f"{path}: unknown key '{key}';{guess} known: {', '.join(valid) or 'none'}")
