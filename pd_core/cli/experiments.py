@@ -91,7 +91,7 @@ class State(StrEnum):
 
 @dataclass
 class DataSet:
-    """What is known of a data set's run."""
+    """Progress of a data set's stages."""
 
     name: str
     state: State = State.WAITING
@@ -105,16 +105,16 @@ class DataSet:
 
     def read(self, line: str) -> None:
         """Take up a line of the command's output."""
-        if found := _STARTED.match(line):
+        if match := _STARTED.match(line):
             self._finish_stage()
-            self.stage = found[1]
+            self.stage = match[1]
             self.tail.clear()
-        elif found := _PASSED_OVER.match(line):
+        elif match := _PASSED_OVER.match(line):
             self._finish_stage()
-            self.done[found[1]] = 1.0
-            self.skipped.add(found[1])
-        elif self.stage and (found := _STEPS.match(line)):
-            self.done[self.stage] = int(found[1]) / max(int(found[2]), 1)
+            self.done[match[1]] = 1.0
+            self.skipped.add(match[1])
+        elif self.stage and (match := _STEPS.match(line)):
+            self.done[self.stage] = int(match[1]) / max(int(match[2]), 1)
         if not _OF_DVC.match(line):
             self.tail.append(line)
 
@@ -213,16 +213,16 @@ def progress_table(datasets: Sequence[DataSet], seconds: float) -> Table:
     for stage in SHARES:
         table.add_column(stage.replace("_", " "), justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    for one in datasets:
-        cells = [_cell(one, stage) for stage in SHARES]
-        table.add_row(one.name, *cells, _clock(one.seconds) if one.started else "")
+    for dataset in datasets:
+        cells = [_cell(dataset, stage) for stage in SHARES]
+        table.add_row(dataset.name, *cells, _clock(dataset.seconds) if dataset.started else "")
     return table
 
 
 def summary(datasets: Sequence[DataSet], seconds: float) -> str:
     """Return in one line how many data sets are done, and how long the others will take."""
-    done = sum(one.state is State.DONE for one in datasets)
-    failed = sum(one.state is State.FAILED for one in datasets)
+    done = sum(dataset.state is State.DONE for dataset in datasets)
+    failed = sum(dataset.state is State.FAILED for dataset in datasets)
     left = seconds_left(datasets, seconds)
     return ", ".join(
         [
@@ -424,8 +424,8 @@ def show_protocols() -> None:
 def _titles(params: ProtocolsParams) -> dict[str, str]:
     """Return the catalogue's readable names; your own pictures have none."""
     listed = {name for names in params.datasets.values() for name in names}
-    known = {params.source.dataset, *listed} & set(dataset_names())
-    return {name: dataset_spec(name).title for name in known}
+    names = {params.source.dataset, *listed} & set(dataset_names())
+    return {name: dataset_spec(name).title for name in names}
 
 
 def _summary(report: Path, command: str) -> Any:
