@@ -1,11 +1,7 @@
-"""The verbs of data sets and CLIP's weights: list, get, check, fingerprint.
-
-They come from their origins, or from our own mirror.
-"""
+"""Verbs of data sets and CLIP weights: list, fetch, mirror, verify, fingerprint."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pd_core.cli.common import Reporter, say
+from pd_core.cli.common import AsJson, Reporter, print_json, say
 from pd_core.core.errors import BadParams
 from pd_core.data.acquire.sources import source_names, source_of, weight_names, weights_file
 from pd_core.data.catalog import fingerprint as prints
@@ -36,43 +32,42 @@ if TYPE_CHECKING:
     from pd_core.data.acquire.fetch import Fetcher
     from pd_core.data.acquire.mirror import Mirror
     from pd_core.data.acquire.sources import RemoteFile, Source
-    from pd_core.data.acquire.verify import Verdict
+    from pd_core.data.acquire.verify import Report
 
-app = typer.Typer(help="Data sets: list, fetch, check, fingerprint.", no_args_is_help=True)
-weights = typer.Typer(help="CLIP's weights: get them, check them.", no_args_is_help=True)
-_data_mirror = typer.Typer(help="Our own copy of the archives on S3 (PD_MIRROR).")
-_weights_mirror = typer.Typer(help="Our own copy of the weights on S3 (PD_MIRROR).")
+app = typer.Typer(help="List, fetch, verify and fingerprint data sets.", no_args_is_help=True)
+weights = typer.Typer(help="Fetch and verify CLIP weights.", no_args_is_help=True)
+_data_mirror = typer.Typer(help="Push archives to an S3 mirror (PD_MIRROR) or pull them.")
+_weights_mirror = typer.Typer(help="Push weights to an S3 mirror (PD_MIRROR) or pull them.")
 app.add_typer(_data_mirror, name="mirror")
 weights.add_typer(_weights_mirror, name="mirror")
 
-Names = Annotated[list[str], typer.Argument(help="Data sets.", show_default=False)]
+Names = Annotated[list[str], typer.Argument(help="Names of data sets.", show_default=False)]
 Files = Annotated[
     list[str] | None,
-    typer.Argument(help="Files; by default those that params.yaml uses.", show_default=False),
+    typer.Argument(help="Weight files (default: those in params.yaml).", show_default=False),
 ]
 Root = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of all data sets; PD_DATA_ROOT or data/raw by default.", show_default=False
+        help="Directory of all data sets (default: PD_DATA_ROOT or data/raw).", show_default=False
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON in place of text.")]
 
 _MB = 2**20
 
 
 def spec_of(name: str) -> DatasetSpec:
-    """Return the row of a data set: of the user's, if params.yaml has it, or of the catalogue.
+    """Return the row of a data set, from params.yaml if it is the user's own, or the catalogue.
 
     Raises:
-        UnknownName: There is none.
+        UnknownName: There is no such data set.
     """
     own = _own_sets()
     return own_spec(name, own[name]) if name in own else dataset_spec(name)
 
 
 def _own_sets() -> dict[str, OwnImages]:
-    """Return the user's own data sets, those of params.yaml in the current folder."""
+    """Return the user's own data sets from params.yaml in the current folder."""
     if not PARAMS.is_file():
         return {}
     params = load_params(PARAMS)
@@ -82,7 +77,7 @@ def _own_sets() -> dict[str, OwnImages]:
 
 @app.command("list")
 def list_all(root: Root = None, as_json: AsJson = False) -> None:
-    """List all data sets: classes, pictures, where they are and in what state."""
+    """List all data sets with their classes, images, location and state."""
     from pd_core.data.acquire.verify import state_of
 
     project, data_root = places(root)
@@ -100,7 +95,7 @@ def list_all(root: Root = None, as_json: AsJson = False) -> None:
         }
         rows.append(row)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     else:
         _print_table(rows, data_root)
 
@@ -109,23 +104,23 @@ def list_all(root: Root = None, as_json: AsJson = False) -> None:
 def verify(
     names: Names,
     root: Root = None,
-    full: Annotated[bool, typer.Option("--full", help="Decode every picture.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Decode every image.")] = False,
     as_json: AsJson = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode; one a core by default.")
+        int | None, typer.Option(min=1, help="Decoding processes (default: one per core).")
     ] = None,
 ) -> None:
-    """Check data sets: counts, lists, class folders, pictures. Exit status 1 if one is not whole.
+    """Verify data sets: counts, lists, class folders and images. Exit status 1 on a problem.
 
-    Without --full only the first bytes of pictures are read: one that breaks off passes.
+    Without --full only the first bytes of images are read, which does not detect truncated ones.
     """
     from pd_core.data.acquire import verify as checks
 
     project, data_root = places(root)
-    verdicts = []
+    reports = []
     for spec in [spec_of(name) for name in names]:
-        with Reporter(f"verify {spec.name}", "pictures") as progress:
-            verdict = checks.verify(
+        with Reporter(f"verify {spec.name}", "images") as progress:
+            report = checks.verify(
                 spec,
                 data_root,
                 full=full,
@@ -133,16 +128,16 @@ def verify(
                 recorded=_recorded(spec.name, project),
                 on_progress=progress.progress,
             )
-        verdicts.append(verdict)
+        reports.append(report)
         if not as_json:
-            typer.echo("\n".join(_lines(verdict)))
+            typer.echo("\n".join(_lines(report)))
     if as_json:
         rows = [
-            {"name": one.name, "ok": one.ok, "road": one.road, "counts": dict(one.counts),
-             "problems": one.problems} for one in verdicts
+            {"name": report.name, "ok": report.ok, "road": report.source,
+             "counts": dict(report.counts), "problems": report.problems} for report in reports
         ]  # fmt: skip
-        typer.echo(json.dumps(rows, indent=2))
-    if not all(verdict.ok for verdict in verdicts):
+        print_json(rows)
+    if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
 
@@ -151,15 +146,16 @@ def fingerprint(
     names: Names,
     root: Root = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Read every picture, not a sample of them.")
+        bool, typer.Option("--full", help="Hash every image, not a sample of them.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; fingerprints/ by default.")
+        Path | None,
+        typer.Option(help="Output directory (default: fingerprints).", show_default=False),
     ] = None,
 ) -> None:
-    """Record what data sets are made of; commit the files, stages compare them with the pictures.
+    """Record fingerprints of data sets. Commit the files: stages compare them with the images.
 
-    Without --full an edit that leaves a picture's size as it was, outside the sample, is missed.
+    Without --full an edit outside the sample that keeps an image's size is not detected.
     """
     from pd_core.data.catalog.readers import image_root, read_splits, sources
 
@@ -168,21 +164,21 @@ def fingerprint(
         path = out / f"{spec.name}.json" if out else prints.path_of(spec.name, project)
         embedded = spec.layout is Layout.EMBEDDED
         with (
-            tempfile.TemporaryDirectory() if embedded else nullcontext(data_root) as place,
+            tempfile.TemporaryDirectory() if embedded else nullcontext(data_root) as folder,
             Reporter(f"fingerprint {spec.name}", "files") as progress,
         ):
-            base = Path(place) / spec.folder
+            base = Path(folder) / spec.folder
             if embedded:
                 read_splits(spec, base)
-            found = prints.fingerprint(
+            value = prints.fingerprint(
                 [image_root(spec, base)] if embedded else sources(spec, data_root),
                 base,
                 level=prints.Level.FULL if full or embedded else prints.Level.SAMPLE,
                 on_progress=progress.progress,
             )
-        prints.write(path, found)
-        line = f"level {found.level}, {found.files} files, {found.bytes} bytes -> {path}"
-        missed = "" if found.hashed == found.files else f"; {prints.MISSED}"
+        prints.write(path, value)
+        line = f"level {value.level}, {value.files} files, {value.bytes} bytes -> {path}"
+        missed = "" if value.hashed == value.files else f"; {prints.MISSED}"
         typer.echo(f"{spec.name}: {line}{missed}")
 
 
@@ -191,14 +187,14 @@ def fetch(
     names: Names,
     root: Root = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what would be fetched, and from where.")
+        bool, typer.Option("--plan", help="Only print the files and their addresses.")
     ] = False,
 ) -> None:
-    """Download data sets and their split files, and unpack them; goes on where it stopped."""
+    """Download and unpack data sets and their split files; resumes partial downloads."""
     sources = _sources(names)
     if plan:
         for source in sources:
-            _tell_plan(source)
+            _print_plan(source)
         return
     for source in sources:
         _fetcher(root).fetch(source)
@@ -206,62 +202,59 @@ def fetch(
 
 @_data_mirror.command("push")
 def push_data(names: Names, root: Root = None) -> None:
-    """Copy the archives that were fetched to the mirror; goes on where it stopped."""
+    """Upload fetched archives to the mirror; skips those that it has."""
     for source in _sources(names):
         _fetcher(root).push(source, _mirror())
 
 
 @_data_mirror.command("pull")
 def pull_data(names: Names, root: Root = None) -> None:
-    """Get archives from the mirror, and unpack them; goes on where it stopped."""
+    """Download archives from the mirror and unpack them; resumes partial downloads."""
     for source in _sources(names):
         _fetcher(root).pull(source, _mirror())
 
 
 @weights.command("fetch")
 def fetch_weights(files: Files = None, root: Root = None) -> None:
-    """Download CLIP's weights; goes on where it stopped."""
+    """Download CLIP weights; resumes partial downloads."""
     for file in _weights(files):
         _fetcher(root).fetch_weights(file)
 
 
 @weights.command("verify")
-def verify_weights(
-    files: Files = None,
-    root: Root = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Compare CLIP's weights with their checksums; exit status 0, or 1 if something is wrong."""
+def verify_weights(files: Files = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Compare CLIP weights with their checksums. Exit status 1 on a mismatch."""
     from pd_core.data.acquire.fetch import check_weights
 
     folder = places(root)[1]
     problems = {file.name: check_weights(file, folder) for file in _weights(files)}
     if as_json:
-        rows = [{"name": name, "ok": not why, "problem": why} for name, why in problems.items()]
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(
+            [{"name": name, "ok": not text, "problem": text} for name, text in problems.items()]
+        )
     else:
-        for name, why in problems.items():
-            say(f"{name}: {why or 'ok'}")
+        for name, problem in problems.items():
+            say(f"{name}: {problem or 'ok'}")
     if any(problems.values()):
         raise typer.Exit(1)
 
 
 @_weights_mirror.command("push")
 def push_weights(files: Files = None, root: Root = None) -> None:
-    """Copy CLIP's weights to the mirror; goes on where it stopped."""
+    """Upload CLIP weights to the mirror; skips those that it has."""
     for file in _weights(files):
         _fetcher(root).push_weights(file, _mirror())
 
 
 @_weights_mirror.command("pull")
 def pull_weights(files: Files = None, root: Root = None) -> None:
-    """Get CLIP's weights from the mirror; goes on where it stopped."""
+    """Download CLIP weights from the mirror; resumes partial downloads."""
     for file in _weights(files):
         _fetcher(root).pull_weights(file, _mirror())
 
 
 def places(root: Path | None) -> tuple[Path, Path]:
-    """Return the repository's root, and the folder of all data sets: `root`, if given."""
+    """Return the repository's root and the data root, which is `root` if given."""
     project = Path(load_params(PARAMS).profile.root) if PARAMS.is_file() else Path()
     return project, root or load_settings().data_root or project / DATA / "raw"
 
@@ -270,19 +263,19 @@ def _sources(names: list[str]) -> list[Source]:
     for name in names:
         if name not in source_names() and name in dataset_names():
             built = dataset_spec(name).layout is Layout.EMBEDDED
-            why = "it is built from installed packages" if built else "it has no known source"
-            raise BadParams(f"there is nothing to fetch for data set '{name}': {why}")
+            reason = "it is built from installed packages" if built else "it has no known source"
+            raise BadParams(f"there is nothing to fetch for data set '{name}': {reason}")
     return [source_of(name) for name in names]
 
 
 def _weights(names: list[str] | None) -> list[RemoteFile]:
-    """Return the named files, or those that the profile in this folder uses, or all."""
+    """Return the named weight files, or those that params.yaml uses, or all."""
     used = set()
     if PARAMS.is_file():
         params = load_params(PARAMS)
         used = {Path(block.weights or "").name for block in (params.teacher, params.student)}
-    known = weight_names()
-    return [weights_file(name) for name in names or [one for one in known if one in used] or known]
+    default = [name for name in weight_names() if name in used]
+    return [weights_file(name) for name in names or default or weight_names()]
 
 
 def _fetcher(root: Path | None) -> Fetcher:
@@ -310,7 +303,7 @@ def _watch(title: str) -> Iterator[OnProgress]:
         yield lambda done, total: report.progress(done // _MB, max(done, total) // _MB)
 
 
-def _tell_plan(source: Source) -> None:
+def _print_plan(source: Source) -> None:
     from pd_core.data.acquire.fetch import trust
 
     say(f"{source.name}: to {source.folder}/")
@@ -329,13 +322,13 @@ def _recorded(name: str, project: Path) -> prints.Fingerprint | None:
     return prints.read(path, name) if path.is_file() else None
 
 
-def _lines(verdict: Verdict) -> list[str]:
-    if not verdict.ok:
-        return [f"{verdict.name}: {problem}" for problem in verdict.problems]
-    counts = verdict.counts
+def _lines(report: Report) -> list[str]:
+    if not report.ok:
+        return [f"{report.name}: {problem}" for problem in report.problems]
+    counts = report.counts
     return [
-        f"{verdict.name}: ok, {counts['classes']} classes, {counts['train']} train, "
-        f"{counts['val']} validation and {counts['test']} test pictures ({verdict.road})"
+        f"{report.name}: ok, {counts['classes']} classes, {counts['train']} train, "
+        f"{counts['val']} validation and {counts['test']} test images ({report.source})"
     ]
 
 

@@ -60,7 +60,7 @@ def test_a_whole_data_set_is_one_line_and_status_0(root: Path) -> None:
 
     assert result.exit_code == 0
     assert result.stdout == (
-        "dtd: ok, 47 classes, 2820 train, 1128 validation and 1692 test pictures (split file)\n"
+        "dtd: ok, 47 classes, 2820 train, 1128 validation and 1692 test images (split file)\n"
     )
 
 
@@ -72,10 +72,9 @@ def test_every_problem_is_a_line_and_status_1(root: Path) -> None:
 
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
-        "dtd: picture 'class04/val_0.jpg' of class folder 'class04' is missing: "
-        "expected 120 pictures, found 119",
-        "dtd: class folder 'class03' is missing (is 'class_03' it, renamed?): "
-        "expected 120 pictures, found 0",
+        "dtd: image 'class04/val_0.jpg' of class folder 'class04' is missing: "
+        "expected 120 images, found 119",
+        "dtd: class folder 'class03' is missing: expected 120 images, found 0",
     ]
 
 

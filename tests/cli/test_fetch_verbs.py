@@ -1,16 +1,15 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from archive_files import tarred, tree, zipped
-from file_server import FileServer, file_server
+from file_server import FileServer, server
 from filelock import FileLock
-from moto.server import ThreadedMotoServer
 from origins import ARCHIVES, LAYOUTS, served
+from s3_server import endpoint
 from typer import Typer
 from typer.testing import CliRunner, Result
 
@@ -20,22 +19,9 @@ from pd_core.data.acquire import sources
 from pd_core.data.acquire import sources as clip_weights
 from pd_core.data.acquire.sources import Address, Origin, RemoteFile, source_of
 
+__all__ = ["endpoint", "server"]  # fixtures
+
 DTD = ARCHIVES["dtd"]
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +53,10 @@ def clip(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> FileServer:
 
 
 @pytest.fixture
-def mirror(s3: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def mirror(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     bucket = f"bucket-{abs(hash(request.node.name))}"
     monkeypatch.setenv("PD_MIRROR", f"s3://{bucket}/mine")
-    monkeypatch.setenv("PD_S3_ENDPOINT_URL", s3)
+    monkeypatch.setenv("PD_S3_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("PD_S3_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("PD_S3_SECRET_ACCESS_KEY", "secret")
     cli_data._mirror().client.create_bucket(Bucket=bucket)

@@ -1,32 +1,17 @@
-"""Parameter files that break off, are no YAML, or say what cannot be."""
+"""Parameter files that are cut off, are no YAML, or have invalid values."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from corruption import (
-    OWN,
-    WRONG,
-    Case,
-    check_refused,
-    copied,
-    cut,
-    folder_for,
-    in_process,
-    put,
-    unreadable,
-    write_params,
-)
+from corruption import OWN, Case, Damage, damages, put, refused, write_params
 from ruamel.yaml import YAML
-
-pytestmark = pytest.mark.timeout(20)
 
 PARAMS = Path("params.yaml")
 VERB = ("prepare", OWN)
 
 
-def appended(text: str) -> Callable[[Path], object]:
+def appended(text: str) -> Damage:
     """Add lines to the file."""
 
     def damage(project: Path) -> None:
@@ -36,7 +21,7 @@ def appended(text: str) -> Callable[[Path], object]:
     return damage
 
 
-def value(block: str, key: str, new: Any) -> Callable[[Path], object]:
+def value(block: str, key: str, new: Any) -> Damage:
     """Set a key."""
 
     def damage(project: Path) -> None:
@@ -47,9 +32,9 @@ def value(block: str, key: str, new: Any) -> Callable[[Path], object]:
     return damage
 
 
-def raw(block: str, key: str, text: str) -> Callable[[Path], object]:
-    """Set a key to a text of YAML's."""
-    mark = "0123456789 in place of the text"
+def raw(block: str, key: str, text: str) -> Damage:
+    """Set a key to a raw text of YAML."""
+    mark = "0123456789 instead of the text"
 
     def damage(project: Path) -> None:
         value(block, key, mark)(project)
@@ -75,24 +60,11 @@ TAGS = (
 )
 VALUES: dict[str, tuple[str, str, Any]] = {
     "rate nan": ("teacher", "lr", float("nan")),
-    "rate infinite": ("teacher", "lr", float("inf")),
     "rate negative": ("student", "lr", -0.1),
-    "rate text": ("student", "lr", "fast"),
-    "rate list": ("student", "lr", [0.1]),
     "shots 0": ("prepare", "shots", 0),
-    "shots half": ("prepare", "shots", 1.5),
     "shots yes": ("prepare", "shots", True),
-    "shots null": ("prepare", "shots", None),
-    "seed text": ("run", "seed", "one"),
     "seed endless": ("run", "seed", 10**40),
-    "seed negative": ("run", "seed", -1),
-    "threads 0": ("run", "threads", 0),
-    "device magic": ("run", "device", "magic"),
-    "momentum 2": ("teacher", "momentum", 2),
     "crop reversed": ("teacher", "crop_scale", [1.0, 0.5]),
-    "crop of three": ("teacher", "crop_scale", [0.1, 0.5, 1.0]),
-    "method unknown": ("teacher", "method", "magic"),
-    "template without a place": ("teacher", "template", "a photo"),
     "key unknown": ("teacher", "learning_rate", 0.1),
     "block of text": ("datasets", OWN, "text"),
     "data set with a path for a name": ("datasets", "../../outside", {}),
@@ -102,11 +74,8 @@ VALUES: dict[str, tuple[str, str, Any]] = {
 
 
 def cases() -> Iterator[Case]:
-    damages: dict[str, Callable[[Path], object]] = {
-        **{f"cut at {share}": cut(PARAMS, share) for share in (0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)},
-        **{kind: put(PARAMS, data) for kind, data in WRONG.items()},
-        "a folder": folder_for(PARAMS),
-        "on a broken disk": unreadable(PARAMS),
+    named = {
+        **damages(PARAMS, cuts=(0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)),
         "latin 1": put(PARAMS, "a: \u00e9\n".encode("latin-1")),
         "zero bytes": appended("a: \0\n"),
         "tabs": appended("\tteacher:\n\t\tlr: 1\n"),
@@ -129,21 +98,8 @@ def cases() -> Iterator[Case]:
         **{name: value(*given) for name, given in VALUES.items()},
     }
     names = {"pictures elsewhere": "../../outside", "pictures anywhere": "/etc"}
-    for name, damage in damages.items():
+    for name, damage in named.items():
         yield Case(f"params: {name}", damage, VERB, names.get(name, "params.yaml"))
 
 
-CASES = list(cases())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _in_process() -> Iterator[None]:
-    with in_process():
-        yield
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_corrupted_parameters_are_refused(
-    case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    check_refused(case, copied(tmp_path_factory.getbasetemp(), tmp_path))
+test_corrupt_parameters_are_refused = refused(cases())

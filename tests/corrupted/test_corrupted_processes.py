@@ -1,4 +1,4 @@
-"""The same refusals from a process of its own, as a user meets them."""
+"""Refusals in a separate process, as users see them."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ from corruption import (
     ],
     ids=["params", "teacher", "prepared"],
 )
-def test_a_process_of_its_own_says_the_same(
+def test_a_separate_process_refuses_corrupt_input(
     path: Path,
     data: bytes,
     verb: str,
@@ -75,7 +75,7 @@ def test_a_process_of_its_own_says_the_same(
 @pytest.mark.parametrize(
     ("path", "verb"), [(TEACHER, "class-vectors"), (PREPARED / "split.json", "class-vectors")]
 )
-def test_a_file_damaged_in_the_cache_of_dvc_does_not_get_past_the_stage(
+def test_a_file_corrupted_in_the_cache_of_dvc_is_refused_by_the_stage(
     path: Path, verb: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     project = copied(tmp_path_factory.getbasetemp(), tmp_path)

@@ -8,7 +8,7 @@ from pd_core.core.errors import UnknownName
 from pd_core.data.catalog import embedded
 from pd_core.data.catalog.annotations import class_folders, imagenet_names
 from pd_core.data.catalog.catalogue import Layout, dataset_names, dataset_spec
-from pd_core.data.loading.splits import Item, base_and_novel, base_count
+from pd_core.data.loading.splits import base_count
 
 
 def test_eleven_photo_data_sets_and_four_variants_follow_as_many_embedded_ones() -> None:
@@ -78,18 +78,6 @@ def test_base_classes_have_the_papers_test_pictures_where_classes_are_of_one_siz
         base_count(spec.num_classes) * per_class
         == (facts("paper")["dataset_sizes"][name]["test_base"])
     )
-
-
-@pytest.mark.parametrize("name", dataset_names())
-def test_the_first_half_of_the_classes_rounded_up_is_base(name: str) -> None:
-    count = dataset_spec(name).num_classes
-    items = [Item(f"{label}.jpg", label, str(label)) for label in range(count)]
-
-    base, novel = base_and_novel(items, count)
-
-    assert len(base) == -(-count // 2)
-    assert len(base) + len(novel) == count
-    assert base[-1].label + 1 == novel[0].label
 
 
 @pytest.mark.parametrize("name", NAMES)

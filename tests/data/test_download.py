@@ -2,25 +2,20 @@ import gzip
 import hashlib
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from file_server import FileServer, file_server
+from file_server import FileServer, server
 
 from pd_core.core.errors import BadData, PdError
 from pd_core.data.acquire.download import Part, Retries, digest, download
 from pd_core.data.acquire.sources import Address, Origin
 
+__all__ = ["server"]  # fixtures
+
 CONTENT = random.Random(0).randbytes(3_000_000)
 CHECKSUM = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as running:
-        yield running
 
 
 @pytest.fixture

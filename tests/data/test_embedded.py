@@ -35,8 +35,8 @@ def test_a_variant_has_the_classes_of_its_source_by_the_same_labels(name: str) -
 
 
 def test_no_two_variants_look_alike() -> None:
-    looks = {embedded.domain(name).camera for name in ("embedded_symbols", *embedded.VARIANTS)}
-    assert len(looks) == 5
+    styles = {embedded.domain(name).style for name in ("embedded_symbols", *embedded.VARIANTS)}
+    assert len(styles) == 5
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,14 +1,12 @@
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pd_core.core.errors import BadArtifact, BadData, MissingFile
+from pd_core.core.errors import BadArtifact, BadData
 from pd_core.data.catalog.fingerprint import (
     SAMPLE_SIZE,
     Fingerprint,
@@ -176,14 +174,6 @@ def test_only_the_full_level_notices_an_edit_of_equal_size_outside_the_sample(
     assert missed == 2
 
 
-def test_a_missing_folder_is_named(base: Path) -> None:
-    recorded = of(base)
-    shutil.rmtree(base / "images")
-
-    with pytest.raises(MissingFile, match="no '.*images'"):
-        check(recorded, sources(base), base, name="dtd")
-
-
 def test_a_linked_folder_counts_as_the_folder(base: Path, tmp_path: Path) -> None:
     expected = of(base)
     (base / "images" / "class0").rename(tmp_path / "elsewhere")
@@ -205,7 +195,7 @@ def test_a_broken_link_is_refused(name: str, base: Path) -> None:
 def test_a_link_in_a_circle_is_refused(base: Path) -> None:
     (base / "images" / "class0" / "again").symlink_to(base / "images")
 
-    with pytest.raises(BadData, match="again' links to a folder it is in"):
+    with pytest.raises(BadData, match="again' is a link to a folder that it is in"):
         of(base)
 
 
@@ -261,23 +251,14 @@ def test_another_file_is_no_fingerprint(content: str, tmp_path: Path) -> None:
         read(tmp_path / "dtd.json", "dtd")
 
 
-def test_progress_is_reported_to_the_end(base: Path) -> None:
-    steps: list[tuple[int, int]] = []
-    fingerprint(sources(base), base, level=Level.FULL, on_progress=lambda *step: steps.append(step))
-
-    assert steps[-1] == (13, 13)
-
-
 def test_twenty_thousand_files_take_little_time(tmp_path: Path) -> None:
-    for folder in range(20):
-        (tmp_path / f"{folder}").mkdir()
     for number in range(20_000):
-        (tmp_path / f"{number % 20}" / f"{number}.jpg").write_bytes(b"%d" % number)
+        folder = tmp_path / f"{number % 20}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(b"%d" % number)
 
     start = time.perf_counter()
-    found = fingerprint([tmp_path], tmp_path, level=Level.SAMPLE)
+    value = fingerprint([tmp_path], tmp_path, level=Level.SAMPLE)
 
     assert time.perf_counter() - start < 3  # 0.4 s on two slow cores
-    assert replace(found, names="", content="") == Fingerprint(
-        Level.SAMPLE, 20_000, 88_890, "", "", SAMPLE_SIZE
-    )
+    assert (value.files, value.bytes, value.hashed) == (20_000, 88_890, SAMPLE_SIZE)

@@ -73,10 +73,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-# The two take turns, so that other work on the machine slows down both, and what counts is the
-# fastest turn of each, which it disturbs least; they go on while a disturbance may be the reason.
-# Without any, one worker reaches 0.98 to 1.03, and two 0.78 to 0.95 of two cores, which they share
-# with the process that they work for; the bounds leave room for a machine that is never quiet.
+# Without other load, one worker reaches 0.98 to 1.03, and two 0.78 to 0.95 of two cores, which they
+# share with the main process. Turns alternate and the fastest counts, so that other load matters
+# least.
 BOUND = {1: 0.8, 2: 0.7}
 
 

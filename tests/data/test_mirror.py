@@ -1,31 +1,23 @@
 import hashlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
+from s3_server import endpoint
 
 from pd_core.core.errors import BadData, BadParams, MissingFile, PdError
 from pd_core.data.acquire.download import Part
 from pd_core.data.acquire.mirror import Mirror, open_mirror
+
+__all__ = ["endpoint"]  # fixtures
 
 CONTENT = random.Random(0).randbytes(13 * 2**20)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 PART = 5 * 2**20  # S3's smallest
 PATH = "archives/dtd/dtd.tar.gz"
 SECRET = "very-secret-value"
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

@@ -162,10 +162,10 @@ def _stray_picture(root: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "damage", "message"),
     [
-        (FOLDERS, _empty_class, "class folder '.*washer' has no pictures"),
-        (FOLDERS, _one_class, "has 1 classes: give pictures of two"),
+        (FOLDERS, _empty_class, "class folder '.*washer' has no images"),
+        (FOLDERS, _one_class, "has 1 classes: give images of two"),
         (FOLDERS, _stray_picture, "'.*stray.png' is in no class folder"),
-        (CSV, _remove("labelled/screw/2.png"), "1 of the 4 pictures of .* 'labelled/screw/2.png'"),
+        (CSV, _remove("labelled/screw/2.png"), "1 of the 4 images of .* 'labelled/screw/2.png'"),
         (CSV, _remove("list.csv"), "no list '.*list.csv'"),
         (OwnImages(labelled="part/labelled"), lambda _: None, "no folder '.*part/labelled'"),
         (OwnImages(labelled="../parts"), lambda _: None, "'../parts' leads out of the data root"),
@@ -208,7 +208,7 @@ def test_a_line_of_a_list_that_cannot_be_is_named(line: str, message: str, root:
         ([{"path": "labelled/screw/1.png", "label": 3}], "entry 1 is .*as text"),
         ([{"path": "labelled/screw/1.png", "label": "s", "split": "tset"}], "split 'tset'"),
         ([{"path": "labelled/screw/1.png", "label": "s", "weight": 1}], "nothing else"),
-        ([], "lists no pictures"),
+        ([], "lists no images"),
     ],
 )
 def test_a_json_list_that_cannot_be_is_refused(content: Any, message: str, root: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_class_that_no_labelled_picture_shows_is_refused(root: Path) -> None:
 def test_an_empty_folder_of_unlabelled_pictures_is_refused(root: Path) -> None:
     (root / "empty").mkdir()
 
-    with pytest.raises(BadData, match="'.*empty' has no pictures"):
+    with pytest.raises(BadData, match="'.*empty' has no images"):
         readers.own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="empty"), root)
     with pytest.raises(MissingFile, match="no folder '.*nowhere'"):
         readers.own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="nowhere"), root)

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from archive_files import tree
-from file_server import FileServer, file_server
+from file_server import FileServer, server
 from origins import ARCHIVES, LAYOUTS, served
 
 from pd_core.core.errors import MissingFile, UnknownName
@@ -23,6 +23,8 @@ from pd_core.data.catalog import embedded
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
 from pd_core.data.catalog.readers import image_root
 from pd_core.data.loading.splits import is_below
+
+__all__ = ["server"]  # fixtures
 
 PHOTOS = [name for name in dataset_names() if not name.startswith(embedded.PREFIX)]
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
@@ -110,12 +112,6 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         source_of("dtd2")
     with pytest.raises(UnknownName, match="'ViT-B16'; did you mean 'ViT-B-16.pt'"):
         weights_file("ViT-B16")
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as running:
-        yield running
 
 
 @contextmanager

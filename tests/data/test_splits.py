@@ -13,7 +13,6 @@ from pd_core.data.loading.splits import (
     Splits,
     base_and_novel,
     base_count,
-    check_paths_disjoint,
     few_shot,
     few_shot_split,
     is_picture,
@@ -131,11 +130,6 @@ def test_three_way_cut_is_that_of_the_published_code(order: str) -> None:
     assert rng.random() == recorded["next_random_random_after"]
 
 
-@pytest.mark.parametrize(("classes", "base"), [(1, 1), (2, 1), (7, 4), (10, 5), (37, 19)])
-def test_base_classes_are_the_first_half_rounded_up(classes: int, base: int) -> None:
-    assert base_count(classes) == base
-
-
 def test_a_class_smaller_than_the_shots_takes_no_random_number() -> None:
     rng = random.Random(5)
 
@@ -200,12 +194,6 @@ def test_a_class_too_small_for_three_lists_is_named(count: int) -> None:
         train_val_test(made({0: 10, 1: count}), random.Random(1))
 
 
-def test_one_image_for_each_of_three_lists_is_enough() -> None:
-    splits = train_val_test(made({0: 3}), random.Random(1), train_fraction=0.34, val_fraction=0.34)
-
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1, 1, 1]
-
-
 def test_no_list_of_the_three_may_be_without_a_class() -> None:
     for train_fraction, val_fraction in ((0.1, 0.5), (0.5, 0.1), (0.5, 0.5)):
         with pytest.raises(BadData, match="'class 0' has 4 images, too few"):
@@ -217,31 +205,11 @@ def test_no_list_of_the_three_may_be_without_a_class() -> None:
             )
 
 
-def test_class_names_are_in_label_order() -> None:
-    splits = Splits((Item("b", 1, "bee"),), (), (Item("a", 0, "ant"),))
-
-    assert splits.class_names == ("ant", "bee")
-
-
 def test_a_label_with_two_names_is_refused() -> None:
     splits = Splits((Item("a", 0, "ant"),), (Item("b", 0, "bee"),), ())
 
     with pytest.raises(BadData, match="label 0 has two names, 'ant' and 'bee'"):
         _ = splits.class_names
-
-
-def test_a_gap_in_the_labels_is_refused() -> None:
-    splits = Splits((Item("a", 0, "ant"), Item("c", 2, "cat")), (), ())
-
-    with pytest.raises(BadData, match="no image has label 1"):
-        _ = splits.class_names
-
-
-def test_an_image_in_two_lists_is_named_with_both() -> None:
-    shared = made({0: 2})
-
-    with pytest.raises(BadData, match=r"'0/[01]\.png' is in both train and test"):
-        check_paths_disjoint({"train": shared, "test": shared})
 
 
 def test_images_are_known_by_their_suffix_and_hidden_files_are_none() -> None:

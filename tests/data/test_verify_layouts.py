@@ -1,4 +1,4 @@
-"""Data sets of every layout are accepted; without split files, damaged ones are refused as well."""
+"""Data sets of every layout are verified, with a split file and with the original annotations."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from pd_core.data.acquire import verify as inspection
 from pd_core.data.acquire.verify import state_of, verify
 from pd_core.data.catalog.catalogue import DatasetSpec
-from pd_core.data.catalog.readers import Road
+from pd_core.data.catalog.readers import LabelSource
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +30,17 @@ def _decoded_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         *((name, True) for name in miniatures.WITH_SPLIT_FILE),
     ],
 )
-def test_every_layout_is_accepted_by_both_roads(
+def test_an_intact_miniature_of_every_layout_has_no_problems(
     name: str, split_file: bool, tmp_path: Path
 ) -> None:
     row = miniatures.miniature(name)
     miniatures.write(row, tmp_path, split_file=split_file)
 
     for full in (False, True):
-        verdict = verify(row, tmp_path, full=full, workers=1)
-        assert verdict.problems == ()
-        assert verdict.road is (Road.SPLIT_FILE if split_file else Road.ANNOTATIONS)
-        assert verdict.counts["test"] == row.test
+        report = verify(row, tmp_path, full=full, workers=1)
+        assert report.problems == ()
+        assert report.source is (LabelSource.SPLIT_FILE if split_file else LabelSource.ANNOTATIONS)
+        assert report.counts["test"] == row.test
 
 
 def annotated(root: Path, name: str, classes: int = 3) -> tuple[DatasetSpec, list[Path]]:
@@ -64,91 +64,51 @@ def test_without_a_split_file_a_missing_picture_is_named_where_lists_have_it(
     row, pictures = annotated(tmp_path, name)
     pictures[4].unlink()
 
-    found = only(row, tmp_path)
+    line = only(row, tmp_path)
 
-    assert found.startswith("picture '")
-    assert pictures[4].name in found
-    assert re.search(r"expected \d+ pictures, found \d+$", found)
+    assert line.startswith("image '")
+    assert pictures[4].name in line
+    assert re.search(r"expected \d+ images, found \d+$", line)
 
 
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("dtd", "expected 30 pictures, found 28"),
-        ("imagenet", "expected 12 train pictures, found 10 train"),
-        ("imagenet_r", "expected 9 test pictures, found 7 test"),
+        ("dtd", "expected 30 images, found 28"),
+        ("imagenet", "expected 12 train images, found 10 train"),
+        ("imagenet_r", "expected 9 test images, found 7 test"),
     ],
 )
-def test_without_lists_missing_pictures_are_counted_and_the_class_is_named(
-    name: str, counts: str, tmp_path: Path
-) -> None:
+def test_without_lists_missing_images_are_counted(name: str, counts: str, tmp_path: Path) -> None:
     row, pictures = annotated(tmp_path, name)
     for picture in pictures[:2]:
         picture.unlink()
 
-    found = only(row, tmp_path)
-
-    assert counts in found
-    if name != "imagenet":  # whose train and test folders differ in size anyway
-        assert f"class folder '{pictures[0].parent.name}' has " in found
-
-
-@pytest.mark.parametrize("name", ["dtd", "imagenet", "imagenetv2", "imagenet_a"])
-def test_without_lists_a_renamed_class_folder_is_recognised(name: str, tmp_path: Path) -> None:
-    row, pictures = annotated(tmp_path, name, classes=10 if name == "imagenetv2" else 3)
-    folder = pictures[0].parent
-    folder.rename(folder.with_name(f"{folder.name}x"))
-
-    found = only(row, tmp_path)
-
-    assert f"{folder.name}' is missing (is '" in found
-    assert f"{folder.name}x' it, renamed?): expected {row.num_classes} class folders" in found
-    assert found.endswith(f"found {row.num_classes - 1}")
+    assert counts in only(row, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sun397", "ucf101"])
-def test_without_a_split_file_a_renamed_class_folder_is_recognised(
-    name: str, tmp_path: Path
-) -> None:
+def test_with_annotations_a_missing_class_folder_is_named(name: str, tmp_path: Path) -> None:
     row, pictures = annotated(tmp_path, name)
-    folder = pictures[0].parent
-    folder.rename(folder.with_name("other"))
+    shutil.rmtree(pictures[0].parent)
 
-    found = only(row, tmp_path)
+    line = only(row, tmp_path)
 
-    assert f"{folder.name}' is missing (is '" in found
-    assert "other' it, renamed?): expected 8 pictures, found 0" in found
+    assert f"{pictures[0].parent.name}' is missing: expected 8 images, found 0" in line
 
 
-def test_of_all_class_folders_each_that_is_missing_empty_or_unknown_is_named(
+def test_class_folders_that_are_unknown_are_named_together_with_the_missing_ones(
     tmp_path: Path,
 ) -> None:
     row, _ = annotated(tmp_path, "eurosat", classes=10)
     images = tmp_path / "eurosat" / "2750"
-    for picture in (images / "River").iterdir():
-        picture.unlink()
     shutil.rmtree(images / "Forest")
     (images / "Highway").rename(images / "highways")
-    shutil.copytree(images / "Pasture", images / "Zoo")
-    counts = "expected 10 class folders with pictures, found 7"
 
-    assert verify(row, tmp_path).problems == (
-        "class folder 'Zoo' is unknown: rename or remove it",
-        f"class folder 'Highway' is missing (is 'highways' it, renamed?): {counts}",
-        f"class folder 'River' has no pictures: {counts}",
-        f"class folder 'Forest' is missing: {counts}",
-    )
+    line = only(row, tmp_path)
 
-
-def test_of_many_missing_class_folders_the_first_is_named(tmp_path: Path) -> None:
-    row, pictures = annotated(tmp_path, "dtd", classes=47)
-    for folder in sorted({picture.parent for picture in pictures})[:20]:
-        shutil.rmtree(folder)
-
-    assert only(row, tmp_path) == (
-        "class folder 'banded' is missing, and so are 19 more: "
-        "expected 47 class folders with pictures, found 27"
-    )
+    assert "class folder 'highways' in" in line
+    assert "is unknown ('Forest', 'Highway' missing)" in line
 
 
 def edit(file: str, old: str, new: str) -> Callable[[Path], None]:

@@ -175,7 +175,7 @@ def test_a_hostile_list_cannot_open_what_is_elsewhere(
 def test_label_files_beyond_the_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(annotations, "MOST_BYTES", 1000)
+    monkeypatch.setattr(annotations, "MAX_BYTES", 1000)
     for name in ("a.json", "a.mat"):
         (tmp_path / name).write_bytes(b" " * 1001)
     with pytest.raises(BadData, match="has 1001 bytes, more than the 1000"):
@@ -224,7 +224,7 @@ def test_a_matlab_file_that_claims_or_unpacks_to_too_much_is_refused(
     with pytest.raises(BadData, match="claims 2147483648 bytes, 100 are left"):
         read_matlab(file, "labels")
 
-    monkeypatch.setattr(annotations, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(annotations, "MAX_BYTES", 10_000)
     file.write_bytes(HEADER + element(15, zlib.compress(bytes(20_000))))
     with pytest.raises(BadData, match="unpacks to more than 10000 bytes"):
         read_matlab(file, "labels")
@@ -253,5 +253,5 @@ def test_a_folder_may_be_a_link_but_not_to_one_that_it_lies_in(tmp_path: Path) -
     assert readers.own_unlabelled(pictures, tmp_path / "root") == ("pictures/1.png",)
 
     (tmp_path / "elsewhere" / "again").symlink_to(".")
-    with pytest.raises(BadData, match="is a link to a folder that it lies in"):
+    with pytest.raises(BadData, match="is a link to a folder that it is in"):
         readers.own_unlabelled(pictures, tmp_path / "root")

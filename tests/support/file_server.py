@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 
 @dataclass
 class Served:
@@ -53,6 +55,13 @@ class FileServer:
         """Serve a file."""
         self.files[path] = Served(content)
         return self.files[path]
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    """Run a server during a test."""
+    with file_server() as running:
+        yield running
 
 
 @contextmanager

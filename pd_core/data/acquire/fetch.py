@@ -89,14 +89,14 @@ class Fetcher:
     def fetch(self, source: Source) -> None:
         """Download and unpack a data set, by the first of its routes that succeeds."""
         self._require_manual_step(source)
-        with self._locked(source) as kept:
+        with self._locked(source) as archives:
             reasons = []
-            for route in sorted(source.routes, key=lambda route: not _all_in(kept, route)):
+            for route in sorted(source.routes, key=lambda route: not _all_in(archives, route)):
                 try:
                     # Small files first: if one of them fails, no large one was downloaded in vain.
                     for file in sorted(route, key=lambda file: file.is_archive):
                         if not self._is_unpacked(source, file):
-                            self._download(file, kept / file.name)
+                            self._download(file, archives / file.name)
                     for file in route:
                         self._install(source, file)
                 except BadData as error:
@@ -106,21 +106,21 @@ class Fetcher:
         raise BadData(f"data set '{source.name}': {'; or else: '.join(reasons)}")
 
     def push(self, source: Source, mirror: Mirror) -> None:
-        """Upload the kept archives of a data set to the mirror."""
-        kept = self._kept(source)
-        route = next((route for route in source.routes if _all_in(kept, route)), None)
+        """Upload the downloaded archives of a data set to the mirror."""
+        archives = self._archives(source)
+        route = next((route for route in source.routes if _all_in(archives, route)), None)
         if route is None:
             remedy = f"run `promptkd data fetch {source.name}`"
-            raise missing(f"archives of '{source.name}'", kept, remedy)
+            raise missing(f"archives of '{source.name}'", archives, remedy)
         for file in route:
-            self._push(mirror, kept / file.name)
+            self._push(mirror, archives / file.name)
 
     def pull(self, source: Source, mirror: Mirror) -> None:
         """Download the archives of a data set from the mirror, and unpack them."""
         self._require_manual_step(source)
-        kept = self._kept(source)
+        archives = self._archives(source)
         for route in source.routes:
-            if all(mirror.has(self._key(kept / file.name)) for file in route):
+            if all(mirror.has(self._key(archives / file.name)) for file in route):
                 break
         else:
             raise MissingFile(
@@ -130,7 +130,7 @@ class Fetcher:
         with self._locked(source):
             for file in route:
                 if not self._is_unpacked(source, file):
-                    self._pull(mirror, kept / file.name, file)
+                    self._pull(mirror, archives / file.name, file)
                     self._install(source, file)
 
     def fetch_weights(self, file: RemoteFile) -> None:
@@ -148,7 +148,7 @@ class Fetcher:
         """Download weights from the mirror."""
         self._pull(mirror, self.root / WEIGHTS / file.name, file)
 
-    def _kept(self, source: Source) -> Path:
+    def _archives(self, source: Source) -> Path:
         return self.root / ARCHIVES / source.name
 
     def _key(self, target: Path) -> str:
@@ -162,10 +162,10 @@ class Fetcher:
     @contextmanager
     def _locked(self, source: Source) -> Iterator[Path]:
         """Lock the archives of a data set against other processes; yield their folder."""
-        kept = self._kept(source)
-        with writing(kept):
-            kept.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(kept / ".lock", timeout=0)
+        archives = self._archives(source)
+        with writing(archives):
+            archives.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(archives / ".lock", timeout=0)
             try:
                 lock.acquire()
             except Timeout:
@@ -173,7 +173,7 @@ class Fetcher:
                     f"another process is fetching '{source.name}' to '{self.root}'; wait for it"
                 ) from None
         try:
-            yield kept
+            yield archives
         finally:
             lock.release()
 
@@ -199,28 +199,30 @@ class Fetcher:
         self.on_note(f"{target.name}: {'pulled' if pulled else 'here already'}")
 
     def _record_of(self, source: Source, file: RemoteFile) -> Path:
-        return self._kept(source) / f"{file.name}.unpacked"
+        return self._archives(source) / f"{file.name}.unpacked"
 
     def _is_unpacked(self, source: Source, file: RemoteFile) -> bool:
         targets = (self.root / source.folder / item.target for item in file.placements)
         return self._record_of(source, file).is_file() and all(path.exists() for path in targets)
 
     def _install(self, source: Source, file: RemoteFile) -> None:
-        """Unpack a kept file and move its content to where it belongs."""
+        """Unpack a downloaded file and move its content to where it belongs."""
         if self._is_unpacked(source, file):
             return
-        kept, folder = self._kept(source) / file.name, self.root / source.folder
+        archive, folder = self._archives(source) / file.name, self.root / source.folder
         tree = self.root / f".unpacking-{source.name}-{file.name}"  # on the target's disk
         with writing(tree):
             shutil.rmtree(tree, ignore_errors=True)  # of a killed process
         try:
             if file.is_archive:
                 with self.watch(f"unpack {file.name}") as progress:
-                    unpack(kept, tree, nested=file.nested, limits=self.limits, on_progress=progress)
+                    unpack(
+                        archive, tree, nested=file.nested, limits=self.limits, on_progress=progress
+                    )
             else:
                 with writing(tree):
                     tree.mkdir()
-                    shutil.copyfile(kept, tree / file.name)
+                    shutil.copyfile(archive, tree / file.name)
             place(tree, file.placements, folder)
         finally:
             shutil.rmtree(tree, ignore_errors=True)

@@ -1,11 +1,10 @@
 """Label sources of data sets: class folders, split files, the original annotation files.
 
-Corrupt files are refused, in one line that says what to do.
+Corrupt files raise BadData with a line that names the file and the remedy.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -23,9 +22,9 @@ from pd_core.data.loading.splits import Item, Items, Splits, clean_path, is_pict
 
 
 def class_folders(spec: DatasetSpec) -> tuple[str, ...]:
-    """Return the class folders of the whole data set below the image root, in the order of labels.
+    """Return the class folders of a data set below the image root, in the order of labels.
 
-    There are none if images lie otherwise or the folders are not known.
+    Empty if the layout has no class folders, or their names are not known.
     """
     match spec.layout:
         case Layout.CLASS_FOLDERS | Layout.SUN397:
@@ -49,111 +48,96 @@ def imagenet_names() -> Mapping[str, str]:
 
 
 def in_words(action: str) -> str:
-    """Return the class folder of one of UCF101's actions: `ApplyLipstick` is `Apply_Lipstick`."""
+    """Return the class folder of an action of UCF101: `Apply_Lipstick` for `ApplyLipstick`."""
     return "_".join(re.findall("[A-Z][^A-Z]*", action))
 
 
 def listing(
     folder: Path, known: Sequence[str], *, num_classes: int, ignored: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """List the images of class folders: their sorted names by folder, in the order of labels.
+    """List the images of class folders: sorted file names by folder, in the order of labels.
 
-    Hidden files, and those that are no images by their suffix, are left out, as are unknown
-    folders without images.
+    Hidden files, files without the suffix of an image, and unknown folders without images are left
+    out.
 
     Args:
-        folder: What holds the class folders.
-        known: Folders that may be there, in the order of labels; none for any, in sorted order.
-        num_classes: How many have to be there.
+        folder: Folder that holds the class folders.
+        known: Possible class folders, in the order of labels; if empty, any, in sorted order.
+        num_classes: Expected number of class folders.
         ignored: Folders that are no classes.
 
     Raises:
-        BadData: A folder is unknown, missing or empty; the message says which.
+        BadData: A folder is unknown, missing or empty.
     """
-    found = {name: _pictures(folder / name) for name in _folders(folder) if name not in ignored}
-    if known:
-        _refuse_unknown(folder, [name for name in found if found[name]], known)
-    classes = [name for name in known or sorted(found) if name in found]
-    if len(classes) != num_classes:
-        missing = [name for name in known if name not in found]
+    names = [name for name in _names(folder) if name[0] != "." and (folder / name).is_dir()]
+    images = {
+        name: sorted(filter(is_picture, _names(folder / name)))
+        for name in names
+        if name not in ignored
+    }
+    classes = [name for name in known or sorted(images) if name in images]
+    missing = [name for name in known if name not in images]
+    absent = f" ({_few(missing)} missing)" if missing else ""
+    unknown = sorted(name for name in images if images[name] and name not in classes)
+    if unknown:
         raise BadData(
-            f"expected {num_classes} class folders in '{folder}', found {len(classes)}"
-            f"{f', without {_few(missing)}' if missing else ''}: restore the data set"
+            f"class folder {_few(unknown)} in '{folder}' is unknown{absent}: rename or remove it"
         )
-    empty = [name for name in classes if not found[name]]
-    if empty:
-        raise BadData(f"no pictures in '{folder}' of class {_few(empty)}: restore them")
-    return {name: found[name] for name in classes}
+    if len(classes) != num_classes:
+        raise BadData(
+            f"expected {num_classes} class folders in '{folder}', found {len(classes)}{absent}: "
+            "restore the data set"
+        )
+    if empty := [name for name in classes if not images[name]]:
+        raise BadData(f"no images in '{folder}' of class {_few(empty)}: restore them")
+    return {name: images[name] for name in classes}
 
 
 def labelled(
-    pictures: Mapping[str, Sequence[str]], names: Mapping[str, str], prefix: str = ""
+    images: Mapping[str, Sequence[str]], names: Mapping[str, str], prefix: str = ""
 ) -> Items:
-    """Label images, by class folder, with the number of the folder.
+    """Label the images of class folders by the position of their folder.
 
     Args:
-        pictures: What `listing` returned.
+        images: File names by class folder, from `listing`.
         names: Class names by folder.
-        prefix: What paths start with, before the class folder.
+        prefix: Start of the paths, before the class folder.
 
     Raises:
         BadData: A class has no name.
     """
-    nameless = [folder for folder in pictures if folder not in names]
+    nameless = [folder for folder in images if folder not in names]
     if nameless:
         raise BadData(f"class folder {_few(nameless)} has no name: download the names again")
     return tuple(
-        Item(f"{prefix}{folder}/{picture}", label, names[folder])
-        for label, folder in enumerate(pictures)
-        for picture in pictures[folder]
+        Item(f"{prefix}{folder}/{image}", label, names[folder])
+        for label, folder in enumerate(images)
+        for image in images[folder]
     )
 
 
-def _refuse_unknown(folder: Path, found: Collection[str], known: Collection[str]) -> None:
-    unknown = sorted(set(found) - set(known))
-    if not unknown:
-        return
-    missing = [name for name in known if name not in found]
-    nearest = difflib.get_close_matches(unknown[0], missing, n=1, cutoff=0)
-    remedy = f"'{nearest[0]}' is missing, rename it" if nearest else "remove it"
-    others = f", one of {len(unknown)}," if len(unknown) > 1 else ""
-    raise BadData(f"class folder '{unknown[0]}' in '{folder}'{others} is unknown: {remedy}")
-
-
 def _few(names: Sequence[str]) -> str:
-    """Name the first of them, and how many more there are."""
+    """Return the first names, and the number of the others."""
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _folders(folder: Path) -> list[str]:
+def _names(folder: Path) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        return os.listdir(folder)  # noqa: PTH208 objects of a million names take seconds
     except OSError as error:
         raise BadData(f"'{folder}' cannot be listed ({error.strerror}): restore it") from None
-
-
-def _pictures(folder: Path) -> list[str]:
-    """Return the names of a folder's pictures, sorted; a million of them, so by suffix alone."""
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 objects of a million names take seconds
-    except OSError as error:
-        raise BadData(f"'{folder}' cannot be listed ({error.strerror}): restore it") from None
-    return sorted(filter(is_picture, names))
 
 
 @cache
 def _known_names() -> dict[str, Any]:
-    """Return class folders by data set; of ImageNet, names by folder."""
+    """Return class folders by data set; for ImageNet, class names by folder."""
     file = Path(__file__).with_name("class_names.json")
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 
 
-_NAMES = "variants.txt"
 _VARIANTS = tuple(f"images_variant_{split}.txt" for split in ("train", "val", "test"))
-_ACTIONS = "ucfTrainTestlist/classInd.txt"
 
 ANNOTATION_FILES: Mapping[Layout, tuple[str, ...]] = {
     Layout.PETS: ("annotations/trainval.txt", "annotations/test.txt"),
@@ -163,39 +147,41 @@ ANNOTATION_FILES: Mapping[Layout, tuple[str, ...]] = {
         "devkit/cars_meta.mat",
     ),
     Layout.FLOWERS: ("imagelabels.mat", "cat_to_name.json"),
-    Layout.AIRCRAFT: (*_VARIANTS, _NAMES),
+    Layout.AIRCRAFT: (*_VARIANTS, "variants.txt"),
     Layout.SUN397: ("Training_01.txt", "Testing_01.txt", "ClassName.txt"),
     Layout.UCF101: (
         "ucfTrainTestlist/trainlist01.txt",
         "ucfTrainTestlist/testlist01.txt",
-        _ACTIONS,
+        "ucfTrainTestlist/classInd.txt",
     ),
 }
-"""Label files below a data set's folder: those that list pictures, then those that name classes."""
+"""Label files below a data set's folder: lists of images, then class names."""
 
 
 def read_annotations(layout: Layout, folder: Path, num_classes: int) -> tuple[Items, ...]:
-    """Read the label files of one of `ANNOTATION_FILES`.
+    """Read the label files of a layout in `ANNOTATION_FILES`.
 
     Returns:
-        The lists that the data set has: train and test, those and validation between them, or one.
+        The published lists: one; train and test; or train, validation and test.
 
     Raises:
         MissingFile: A file is missing.
-        BadData: A file is damaged, a list has no image of a class, or a path leads out of the
+        BadData: A file is corrupt, a list has no image of a class, or a path leads out of the
             image folder.
     """
     files = [folder / name for name in ANNOTATION_FILES[layout]]
     lists = _READERS[layout](files, num_classes)
     for file, items in zip(files, lists, strict=False):
-        _check_complete(file, items, num_classes)
+        absent = set(range(num_classes)) - {item.label for item in items}
+        if absent:
+            raise BadData(f"'{file}' has no image of label {min(absent) + 1}: download it again")
     return lists
 
 
 def _text_lists(
     files: Iterable[Path], form: re.Pattern[str], meaning: str, item: Callable[..., Item]
 ) -> tuple[Items, ...]:
-    """Make an item of each line of text files: `item` gets where it is, and its groups."""
+    """Read lists of one image per line; `item` gets the line's place and its groups."""
     return tuple(
         tuple(item(where, *groups) for where, groups in read_lines(file, form, meaning))
         for file in files
@@ -211,45 +197,13 @@ def _pets(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
     return _text_lists(files, form, "'image label species breed'", item)
 
 
-def _cars(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
-    *lists, meta = files
-    names = [_year_first(name, meta) for name in _column(read_matlab(meta, "class_names"))]
-    _check_classes(meta, names, num_classes)
-
-    def items(file: Path, folder: str) -> Iterable[Item]:
-        table = read_matlab(file, "annotations")
-        for number, (name, label) in enumerate(_records(table, file), start=1):
-            where = f"'{file}', annotation {number}"
-            label = _label(label, num_classes, where)
-            yield Item(_path(f"{folder}/{name}", where), label, names[label])
-
-    folders = ("cars_train", "cars_test")
-    return tuple(tuple(items(file, part)) for file, part in zip(lists, folders, strict=True))
-
-
-def _flowers(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
-    labels, by_label = files
-    names = read_json(by_label)
-    expected = [str(label) for label in range(1, num_classes + 1)]
-    if not isinstance(names, dict) or not all(isinstance(names.get(key), str) for key in expected):
-        raise BadData(
-            f"'{by_label}' does not name the labels 1 to {num_classes}: download it again"
-        )
-    items = []
-    for number, value in enumerate(_column(read_matlab(labels, "labels")), start=1):
-        label = _label(value, num_classes, f"'{labels}', picture {number}")
-        items.append(Item(f"image_{number:05}.jpg", label, names[str(label + 1)]))
-    return (tuple(items),)
-
-
 def _aircraft(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
     *lists, variants = files
     names = [name for _, (name,) in read_lines(variants, re.compile("(.+)"), "a name")]
     labels = _labels(variants, names, num_classes)
 
     def item(where: str, number: str, name: str) -> Item:
-        label = _label_of(name, labels, where, variants)
-        return Item(_path(f"{number}.jpg", where), label, name)
+        return Item(_path(f"{number}.jpg", where), _label_of(name, labels, where, variants), name)
 
     return _text_lists(lists, re.compile(r"(\S+) (.+)"), "'image variant'", item)
 
@@ -261,7 +215,7 @@ def _sun397(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
 
     def item(where: str, path: str, folder: str) -> Item:
         label = _label_of(folder, labels, where, class_names)
-        # What a place is like comes last in a folder's name, but first in English.
+        # The attribute of a place comes last in the folder's name, but first in English.
         return Item(_path(path, where), label, " ".join(reversed(folder.split("/")[1:])))
 
     return _text_lists(lists, re.compile("/((.+)/[^/]+)"), "'/a/name/image'", item)
@@ -290,6 +244,47 @@ def _ucf101(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
     return _text_lists(lists, form, "'action/video.avi label'", item)
 
 
+def _cars(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    *lists, meta = files
+    names = _column(read_matlab(meta, "class_names"))
+    if not all(isinstance(name, str) and name.split() for name in names):
+        raise BadData(f"'{meta}' names a class by no text: download it again")
+    labels = _labels(meta, names, num_classes)
+    # The year of a car is the last word of its name there, but the first of the class name.
+    titles = [" ".join(name.split()[-1:] + name.split()[:-1]) for name in labels]
+
+    def items(file: Path, folder: str) -> Iterable[Item]:
+        table = read_matlab(file, "annotations")
+        fields = getattr(table, "dtype", None)
+        if fields is None or not {"fname", "class"} <= set(fields.names or ()):
+            raise BadData(
+                f"'{file}' has no annotations with 'fname' and 'class': download it again"
+            )
+        rows = zip(_column(table["fname"]), _column(table["class"]), strict=True)
+        for number, (name, value) in enumerate(rows, start=1):
+            where = f"'{file}', annotation {number}"
+            label = _label(value, num_classes, where)
+            yield Item(_path(f"{folder}/{name}", where), label, titles[label])
+
+    folders = ("cars_train", "cars_test")
+    return tuple(tuple(items(file, part)) for file, part in zip(lists, folders, strict=True))
+
+
+def _flowers(files: Sequence[Path], num_classes: int) -> tuple[Items, ...]:
+    labels, by_label = files
+    names = read_json(by_label)
+    expected = [str(label) for label in range(1, num_classes + 1)]
+    if not isinstance(names, dict) or not all(isinstance(names.get(key), str) for key in expected):
+        raise BadData(
+            f"'{by_label}' does not name the labels 1 to {num_classes}: download it again"
+        )
+    items = []
+    for number, value in enumerate(_column(read_matlab(labels, "labels")), start=1):
+        label = _label(value, num_classes, f"'{labels}', image {number}")
+        items.append(Item(f"image_{number:05}.jpg", label, names[str(label + 1)]))
+    return (tuple(items),)
+
+
 _READERS: Mapping[Layout, Callable[[Sequence[Path], int], tuple[Items, ...]]] = {
     Layout.PETS: _pets,
     Layout.CARS: _cars,
@@ -300,31 +295,15 @@ _READERS: Mapping[Layout, Callable[[Sequence[Path], int], tuple[Items, ...]]] = 
 }
 
 
-def _year_first(name: Any, file: Path) -> str:
-    """Put the year of a car, its name's last word, first."""
-    words = name.split() if isinstance(name, str) else []
-    if not words:
-        raise BadData(f"'{file}' names a class {str(name)[:20]!r}: download it again")
-    return " ".join(words[-1:] + words[:-1])
-
-
 def _column(values: Any) -> list[Any]:
-    """Return a MATLAB array of one dimension as a list, one of a single value too."""
+    """Return a MATLAB array of one dimension, or a single value, as a list."""
     import numpy as np
 
     return list(np.atleast_1d(values).ravel().tolist())
 
 
-def _records(table: Any, file: Path) -> list[tuple[str, Any]]:
-    """Return the file name and the label of every annotation of a car."""
-    fields = getattr(table, "dtype", None)
-    if fields is None or not {"fname", "class"} <= set(fields.names or ()):
-        raise BadData(f"'{file}' has no annotations with 'fname' and 'class': download it again")
-    return list(zip(_column(table["fname"]), _column(table["class"]), strict=True))
-
-
 def _label(value: Any, num_classes: int, where: str) -> int:
-    """Return a label that counts from 1 as one that counts from 0."""
+    """Convert a label from 1 to one from 0."""
     # MATLAB's numbers are floats unless someone took care.
     if type(value) not in (int, float) or value not in range(1, num_classes + 1):
         raise BadData(
@@ -342,7 +321,12 @@ def _path(path: str, where: str) -> str:
 
 
 def _labels(file: Path, names: Sequence[str], num_classes: int) -> dict[str, int]:
-    _check_classes(file, names, num_classes)
+    distinct = len(set(names))
+    if distinct != num_classes or len(names) != num_classes:
+        raise BadData(
+            f"'{file}' names {distinct} classes in {len(names)} entries, expected {num_classes}: "
+            "download it again"
+        )
     return {name: label for label, name in enumerate(names)}
 
 
@@ -352,28 +336,13 @@ def _label_of(name: str, labels: Mapping[str, int], where: str, file: Path) -> i
     return labels[name]
 
 
-def _check_classes(file: Path, names: Sequence[str], num_classes: int) -> None:
-    found = len(set(names))
-    if found != num_classes or len(names) != num_classes:
-        raise BadData(
-            f"'{file}' names {found} classes in {len(names)} entries, expected {num_classes}: "
-            "download it again"
-        )
-
-
-def _check_complete(file: Path, items: Items, num_classes: int) -> None:
-    absent = set(range(num_classes)) - {item.label for item in items}
-    if absent:
-        raise BadData(f"'{file}' has no picture of label {min(absent) + 1}: download it again")
-
-
-MOST_BYTES = 2**28
-"""Size that a label file may have, unpacked; a list of a million pictures is half as large."""
+MAX_BYTES = 2**28
+"""Limit of an unpacked label file; a list of a million images is half as large."""
 
 # MATLAB's format, level 5: a header, then elements of a type, a size and a content.
 _HEADER = 128
-_MATRIX, _PACKED = 14, 15
-_DEEPEST = 16  # matrices in matrices; in the files of the table there are four
+_MATRIX, _COMPRESSED = 14, 15
+_MAX_DEPTH = 16  # of nested matrices; the files of the table have four
 
 
 def read_json(file: Path) -> Any:
@@ -390,11 +359,11 @@ def read_lines(file: Path, form: re.Pattern[str], meaning: str) -> Iterator[tupl
 
     Args:
         file: The file.
-        form: What a line has to match.
-        meaning: The same in words, for the message.
+        form: Pattern of a line.
+        meaning: The pattern in words, for errors.
 
     Yields:
-        Where a line is, for messages, and the groups of its match.
+        The place of a line in words, for errors, and the groups of its match.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_text(file).splitlines(), 1)]
     if not any(line for _, line in lines):
@@ -410,14 +379,14 @@ def read_lines(file: Path, form: re.Pattern[str], meaning: str) -> Iterator[tupl
 
 
 def read_matlab(file: Path, variable: str) -> Any:
-    """Read a variable of a MATLAB file, dimensions of length one removed; raises as `read_text`."""
+    """Read a variable of a MATLAB file, squeezed; raises as `read_text` does."""
     from scipy.io import loadmat
 
     content = _bytes(file)
     try:
         _check_matlab(content)
         variables = loadmat(BytesIO(content), squeeze_me=True)
-    except Exception as error:  # damage makes the parser raise anything
+    except Exception as error:  # the parser raises anything on corrupt input
         raise BadData(
             f"'{file}' is no MATLAB file that can be read ({error}): download it again"
         ) from None
@@ -430,8 +399,8 @@ def read_text(file: Path) -> str:
     """Read a text file, with or without a byte order mark.
 
     Raises:
-        MissingFile: There is none.
-        BadData: It is not what it should be.
+        MissingFile: There is no such file.
+        BadData: It is too large, unreadable or not UTF-8.
     """
     try:
         return _bytes(file).decode("utf-8-sig")
@@ -442,9 +411,9 @@ def read_text(file: Path) -> str:
 def _bytes(file: Path) -> bytes:
     try:
         size = file.stat().st_size
-        if size > MOST_BYTES:
+        if size > MAX_BYTES:
             raise BadData(
-                f"'{file}' has {size} bytes, more than the {MOST_BYTES} of any label file: "
+                f"'{file}' has {size} bytes, more than the {MAX_BYTES} of any label file: "
                 "download it again"
             )
         return file.read_bytes()
@@ -455,35 +424,35 @@ def _bytes(file: Path) -> bytes:
 
 
 def _check_matlab(content: bytes) -> None:
-    """Raise an error for a file whose elements do not lie in each other as they say, or too deep.
+    """Raise ValueError if nested elements exceed their parents, or are nested too deep.
 
-    The parser takes memory as they say, and goes down as deep as they go until the process dies.
+    The parser would allocate whatever they claim, and recurse until the process dies.
     """
     if content[124:128] != b"\0\1IM":
         raise ValueError("not of level 5, little-endian")
-    budget = MOST_BYTES
+    budget = MAX_BYTES
     for kind, element in _elements(memoryview(content)[_HEADER:]):
         matrix = element
-        if kind == _PACKED:
+        if kind == _COMPRESSED:
             unpacker = zlib.decompressobj()
             matrix = memoryview(unpacker.decompress(element, budget))
             if unpacker.unconsumed_tail:
-                raise ValueError(f"unpacks to more than {MOST_BYTES} bytes")
+                raise ValueError(f"unpacks to more than {MAX_BYTES} bytes")
             budget -= len(matrix)
         _check_depth(matrix)
 
 
 def _check_depth(elements: memoryview) -> None:
-    waiting = [(elements, 0)]
-    while waiting:
-        outer, depth = waiting.pop()
-        if depth > _DEEPEST:
-            raise ValueError("its matrices lie in each other too deep")
-        waiting += [(inner, depth + 1) for kind, inner in _elements(outer) if kind == _MATRIX]
+    stack = [(elements, 0)]
+    while stack:
+        outer, depth = stack.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError("its matrices are nested too deep")
+        stack += [(inner, depth + 1) for kind, inner in _elements(outer) if kind == _MATRIX]
 
 
 def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield type and content of the elements that follow each other, padded to eight bytes."""
+    """Yield type and content of consecutive elements, which are padded to eight bytes."""
     start = 0
     while start + 8 <= len(content):
         kind, size = struct.unpack_from("<II", content, start)
@@ -493,7 +462,7 @@ def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
         if size > len(content) - start:
             raise ValueError(f"an element claims {size} bytes, {len(content) - start} are left")
         yield kind, content[start : start + size]
-        start += size if kind == _PACKED else size + -size % 8
+        start += size if kind == _COMPRESSED else size + -size % 8
 
 
 _LISTS = ("train", "val", "test")
@@ -504,7 +473,7 @@ def read_split_file(file: Path) -> Splits:
 
     Raises:
         MissingFile: There is no such file.
-        BadData: It is not of this form, or a path leads out of the image folder.
+        BadData: It has another form, or a path leads out of the image folder.
     """
     lists = read_json(file)
     if not isinstance(lists, dict) or not set(_LISTS) <= set(lists):

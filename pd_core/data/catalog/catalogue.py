@@ -1,9 +1,9 @@
-"""Catalogue of the data sets: one row each. Adding a data set is adding a row.
+"""Catalogue of the data sets, one row each.
 
 Sizes are those of the community's splits (Zhou et al., "Learning to Prompt for Vision-Language
 Models", IJCV 2022, appendix), which the paper uses; those of ImageNet's variants are their
-publishers'. The embedded rows come from ``embedded.py``, rows of the user's own pictures from
-``params.yaml``.
+publishers'. Embedded rows come from `embedded.py`, rows of the user's own images from
+`params.yaml`.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from pd_core.data.loading.splits import Protocol
 
 
 class Layout(StrEnum):
-    """How a data set's pictures and original annotations lie on disk; each has one reader."""
+    """Format of a data set on disk; each has one reader."""
 
     EMBEDDED = "embedded"  # built from installed packages
-    OWN = "own"  # the user's pictures, in class folders or a list
-    CLASS_FOLDERS = "class_folders"  # a folder of pictures for each class
+    OWN = "own"  # the user's images, in class folders or a list
+    CLASS_FOLDERS = "class_folders"  # a folder of images for each class
     IMAGENET = "imagenet"  # the same twice, for train and test; folders named by WordNet id
-    IMAGENET_TEST = "imagenet_test"  # folders named by WordNet id, to test only
-    IMAGENET_NUMBERED = "imagenet_numbered"  # folders named by label, to test only
+    IMAGENET_TEST = "imagenet_test"  # folders named by WordNet id, test images only
+    IMAGENET_NUMBERED = "imagenet_numbered"  # folders named by label, test images only
     PETS = "pets"  # two text files of name, label, species and breed
     CARS = "cars"  # three MATLAB files
     FLOWERS = "flowers"  # a MATLAB file of labels, and names in JSON
     AIRCRAFT = "aircraft"  # three text files of number and variant
     SUN397 = "sun397"  # two text files of paths; class folders in folders
-    UCF101 = "ucf101"  # two text files of videos, of which one frame each is there
+    UCF101 = "ucf101"  # two text files of videos, with one frame of each
 
 
 _Path = Annotated[str, Field(min_length=1)]
 
 
 class OwnImages(Config):
-    """Where the user's own images are; every path is below the data root.
+    """Locations of the user's own images, below the data root.
 
     Attributes:
-        labelled: Folder of class folders, or a list (`.csv`, `.json`) of path, label and, if some
-            are for validation or test, split.
-        unlabelled: Folder of images without labels; None if there are none.
-        test: Folder of class folders, or a list, to measure accuracy on; None if there is none.
+        labelled: Folder of class folders, or a list (`.csv`, `.json`) with path, label and,
+            optionally, split.
+        unlabelled: Folder of images without labels, if any.
+        test: Folder of class folders, or a list, of test images, if any.
     """
 
     labelled: _Path
@@ -58,7 +58,7 @@ class OwnImages(Config):
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The paths that are given."""
+        """The paths that are not None."""
         return tuple(path for path in (self.labelled, self.unlabelled, self.test) if path)
 
     @property
@@ -69,16 +69,16 @@ class OwnImages(Config):
 
 
 class PrepareConfig(Config):
-    """The block `prepare` of `params.yaml`: few-shot lists, and which images are distilled on.
+    """Block `prepare` of `params.yaml`: few-shot lists, and the images to distil on.
 
     Attributes:
-        own: Where the user's own images are; None for a data set of the catalogue.
-        protocol: Which classes the teacher may see labels of.
+        own: Locations of the user's own images; None for a data set of the catalogue.
+        protocol: Protocol, which sets the classes that the teacher sees labels of.
         shots: Labelled training images per class.
         val_shots: Labelled validation images per class, at most `shots`.
-        unlabelled_per_class: How many training images of each class are listed; None: all.
+        unlabelled_per_class: Training images per class in the unlabelled list; None for all.
         transductive: List the test images instead, as the published code does for ImageNet's
-            variants, which have no others; the student then sees them, without labels, beforehand.
+            variants, which have no others; the student is then trained on them without labels.
     """
 
     own: OwnImages | None
@@ -90,31 +90,31 @@ class PrepareConfig(Config):
 
 
 def is_list(path: str) -> bool:
-    """Whether a path of `OwnImages` is that of a list; otherwise it is a folder's."""
+    """True if a path of `OwnImages` is a list; otherwise it is a folder."""
     return path.lower().endswith((".csv", ".json"))
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One row of the catalogue; sizes are None where the row does not say."""
+    """Row of the catalogue; sizes are None if unknown."""
 
-    name: str  # what parameters and stages call it
-    title: str  # what tables and figures call it
+    name: str  # in parameters and stages
+    title: str  # in tables and figures
     layout: Layout
-    num_classes: int  # 0 if the user's own images decide
-    folder: str = ""  # below the data root; empty if it is embedded
-    image_dir: str = ""  # folder below ``folder`` that paths of images start from
+    num_classes: int  # 0 for the user's own images
+    folder: str = ""  # below the data root; empty if embedded
+    image_dir: str = ""  # folder below `folder` that image paths start from
     split_file: str | None = None
-    """The community's lists, below ``folder``, which decide wherever they are there."""
-    train: int | None = None  # training images, 0 if it is there to test only
+    """The community's lists, below `folder`, which take precedence over the annotations."""
+    train: int | None = None  # training images; 0 if there are test images only
     val: int | None = None  # validation images
     test: int | None = None  # test images
     parts: tuple[str, ...] = ()
-    """Folders below ``image_dir`` that hold all images; empty if it does so itself."""
+    """Folders below `image_dir` that hold all images; empty if it does so itself."""
     ignored: tuple[str, ...] = ()  # class folders that are no classes of the benchmark
     renames: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Class names that are not those of the class folders, by folder."""
-    own: OwnImages | None = None  # where the user's own images are
+    """Class names that differ from their class folder, by folder."""
+    own: OwnImages | None = None  # locations of the user's own images
 
 
 _PHOTOS = {
@@ -204,7 +204,7 @@ _PHOTOS = {
 
 
 def dataset_names() -> tuple[str, ...]:
-    """All names, embedded data sets first."""
+    """Names of all data sets, embedded ones first."""
     # Drawing glyphs needs scipy, which takes half a second to import.
     from pd_core.data.catalog import embedded
 
@@ -212,10 +212,10 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the row called ``name``.
+    """Return the row of a data set.
 
     Raises:
-        UnknownName: There is none; the message has the nearest name and all known ones.
+        UnknownName: There is no such data set.
     """
     if name in _PHOTOS:
         return _PHOTOS[name]
@@ -232,5 +232,5 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 
 def own_spec(name: str, own: OwnImages) -> DatasetSpec:
-    """Make the row of the user's own pictures."""
+    """Return a row for the user's own images."""
     return DatasetSpec(name, name, Layout.OWN, num_classes=0, folder=own.folder, own=own)

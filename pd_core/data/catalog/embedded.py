@@ -1,8 +1,7 @@
-"""The eleven embedded data sets and variants of one of them, drawn from installed fonts.
+"""The eleven embedded data sets and variants of one of them, rendered from installed fonts.
 
-A data set's style is a `Camera`: it takes ink, float32 (N, S, S) from 0 (paper) to 1, and a random
-generator, and returns colour images, float32 (N, S, S, 3) from 0 to 1. Images differ within a data
-set by what the generator draws; the style itself is the function.
+A `Style` turns ink, float32 (N, S, S) from 0 (paper) to 1, into colour images, float32 (N, S, S, 3)
+from 0 to 1. Images of a data set differ by what its random generator draws.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ HELD_OUT_FONTS = (
 
 _FONT_SIZE = 34
 _WIDEST = 44
-# Marks, separators and control characters have no picture of their own.
+# Marks, separators and control characters have no glyph of their own.
 _UNDRAWABLE = ("M", "Z", "C")
 
 
 def character_name(char: str) -> str:
-    """Return the official Unicode name in lower case, or ``""`` where there is none."""
+    """Return the official Unicode name in lower case; empty if there is none."""
     return unicodedata.name(char, "").lower()
 
 
@@ -68,7 +67,7 @@ def font_file(font: str) -> Path:
 
 @cache
 def characters(font: str) -> frozenset[str]:
-    """Return the named characters that ``font`` can draw with ink of their own."""
+    """Return the named characters of a font that have a glyph of their own."""
     from fontTools.ttLib import TTFont
 
     with TTFont(font_file(font), lazy=True) as file:
@@ -88,13 +87,13 @@ def _truetype(font: str, size: int) -> ImageFont.FreeTypeFont:
 
 @cache
 def render(char: str, font: str) -> NDArray[np.uint8]:
-    """Draw ``char`` centred on a square master.
+    """Render a character, centred on a square master.
 
-    All characters of a font share one size, so that capital and small letters differ; those too
-    large for the master are drawn smaller.
+    All characters of a font have one size, so that capital and small letters differ; those too
+    large for the master are scaled down.
 
     Returns:
-        Ink from 0 (paper) to 255, shape (``MASTER_SIZE``, ``MASTER_SIZE``).
+        Ink from 0 (paper) to 255, shape (`MASTER_SIZE`, `MASTER_SIZE`).
     """
     left, top, right, bottom = _truetype(font, _FONT_SIZE).getbbox(char)
     extent = max(right - left, bottom - top, 1)
@@ -111,45 +110,45 @@ def render(char: str, font: str) -> NDArray[np.uint8]:
 
 
 def has_ink(master: NDArray[np.uint8]) -> bool:
-    """Tell whether a master shows anything."""
+    """True if a master has visible ink."""
     return bool(master.max() > 64)
 
 
 Ink = NDArray[np.float32]
-Pictures = NDArray[np.float32]
+Images = NDArray[np.float32]
 Rng = np.random.Generator
-Camera = Callable[[Ink, Rng], Pictures]
+Style = Callable[[Ink, Rng], Images]
 
-PICTURE_SIZE = 32
+IMAGE_SIZE = 32
 """Side of an image, in pixels."""
 
-_GRID = np.mgrid[:PICTURE_SIZE, :PICTURE_SIZE]
-_CENTRED = _GRID / (PICTURE_SIZE - 1) * 2 - 1  # from -1 to 1
+_GRID = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+_CENTRED = _GRID / (IMAGE_SIZE - 1) * 2 - 1  # from -1 to 1
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Ranges of the affine view of a master: how far it may turn, grow and move."""
+    """Ranges of the random affine transform of a master."""
 
     rotation: float = 10.0  # degrees, either way
     scale: tuple[float, float] = (0.85, 1.15)
     aspect: float = 0.1  # relative, either way
     shear: float = 0.08
-    shift: float = 0.06  # of the picture's side, either way
+    shift: float = 0.06  # of the image side, either way
 
 
 def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
-    """View masters, uint8 (N, M, M), through random affine maps: ink as cameras take it."""
+    """Apply random affine transforms to masters, uint8 (N, M, M); return ink (N, S, S)."""
     n: int = masters.shape[0]
     side: int = masters.shape[1]
     angle = np.deg2rad(rng.uniform(-pose.rotation, pose.rotation, n))
-    zoom = side / PICTURE_SIZE / rng.uniform(*pose.scale, n)
+    zoom = side / IMAGE_SIZE / rng.uniform(*pose.scale, n)
     aspect: NDArray[np.float64] = 1 + rng.uniform(-pose.aspect, pose.aspect, n)
     shear = rng.uniform(-pose.shear, pose.shear, n)
     shift = rng.uniform(-pose.shift, pose.shift, (2, n)) * side
     cos: NDArray[np.float64] = np.cos(angle) * zoom
     sin: NDArray[np.float64] = np.sin(angle) * zoom
-    rows, cols = _GRID - (PICTURE_SIZE - 1) / 2
+    rows, cols = _GRID - (IMAGE_SIZE - 1) / 2
 
     def column(values: NDArray[Any]) -> NDArray[np.float64]:
         return values[:, None, None]
@@ -165,7 +164,7 @@ def pose_ink(masters: NDArray[np.uint8], pose: Pose, rng: Rng) -> Ink:
 
 
 def _blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Blur each picture of (N, S, S) or (N, S, S, 3) on its own."""
+    """Blur each image of (N, S, S) or (N, S, S, 3) separately."""
     sigmas = (0.0, sigma, sigma) + (0.0,) * (image.ndim - 3)
     blurred: NDArray[np.float32] = scipy.ndimage.gaussian_filter(image, sigmas)
     return blurred
@@ -175,14 +174,14 @@ def _per_picture(rng: Rng, n: int, low: float, high: float) -> NDArray[np.float3
     return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
 
 
-def _colour(rng: Rng, n: int, rgb: tuple[float, float, float], spread: float) -> Pictures:
-    """Draw one colour a picture around ``rgb``: (N, 1, 1, 3)."""
+def _colour(rng: Rng, n: int, rgb: tuple[float, float, float], spread: float) -> Images:
+    """Draw one colour per image around `rgb`: (N, 1, 1, 3)."""
     drawn = np.asarray(rgb) + rng.uniform(-spread, spread, (n, 1, 1, 3))
     return np.clip(drawn, 0, 1).astype(np.float32)
 
 
 def _noise(rng: Rng, ink: Ink, sigma: float, amount: float) -> Ink:
-    """Draw zero-mean texture of unit-free ``amount``; ``sigma`` is its grain in pixels."""
+    """Draw zero-mean texture of strength `amount`; `sigma` is its grain in pixels."""
     grain = rng.standard_normal(ink.shape).astype(np.float32)
     if sigma:
         grain = _blur(grain, sigma)
@@ -190,7 +189,7 @@ def _noise(rng: Rng, ink: Ink, sigma: float, amount: float) -> Ink:
     return grain * np.float32(amount)
 
 
-def _mix(background: Pictures, foreground: Pictures, ink: Ink) -> Pictures:
+def _mix(background: Images, foreground: Images, ink: Ink) -> Images:
     alpha = ink[..., None]
     return background * (1 - alpha) + foreground * alpha
 
@@ -212,12 +211,12 @@ def _ramp(rng: Rng, n: int) -> Ink:
     return light / np.float32(np.sqrt(2))
 
 
-def _finish(picture: Pictures) -> Pictures:
-    clipped: Pictures = np.clip(picture, 0, 1).astype(np.float32)
+def _finish(image: Images) -> Images:
+    clipped: Images = np.clip(image, 0, 1).astype(np.float32)
     return clipped
 
 
-def faded_photo(ink: Ink, rng: Rng) -> Pictures:
+def faded_photo(ink: Ink, rng: Rng) -> Images:
     """A low-contrast snapshot: soft focus, colour cast, vignette."""
     n = len(ink)
     wall = _colour(rng, n, (0.72, 0.66, 0.58), 0.12)
@@ -225,11 +224,11 @@ def faded_photo(ink: Ink, rng: Rng) -> Pictures:
     soft = _blur(ink, 1.0)
     rows, cols = _CENTRED
     vignette = (1 - 0.22 * (rows**2 + cols**2))[None, ..., None]
-    picture = (_mix(wall, paint, soft) + 0.12 * _ramp(rng, n)[..., None]) * vignette
-    return _finish(picture + _noise(rng, ink, 0, 0.05)[..., None])
+    image = (_mix(wall, paint, soft) + 0.12 * _ramp(rng, n)[..., None]) * vignette
+    return _finish(image + _noise(rng, ink, 0, 0.05)[..., None])
 
 
-def chalk(ink: Ink, rng: Rng) -> Pictures:
+def chalk(ink: Ink, rng: Rng) -> Images:
     """The side of a chalk drawn over a smeared board, whose grain shows through."""
     n = len(ink)
     board = _colour(rng, n, (0.13, 0.24, 0.19), 0.04)
@@ -242,7 +241,7 @@ def chalk(ink: Ink, rng: Rng) -> Pictures:
     return _finish(_mix(board + smear, powder, ink * grain * crumbs))
 
 
-def halftone(ink: Ink, rng: Rng) -> Pictures:
+def halftone(ink: Ink, rng: Rng) -> Images:
     """Contours in newspaper print: tone becomes dots of a coarse screen."""
     n = len(ink)
     phase = rng.uniform(0, 2 * np.pi, (2, n, 1, 1))
@@ -257,7 +256,7 @@ def halftone(ink: Ink, rng: Rng) -> Pictures:
     return _finish(_mix(paper, printed, dots.astype(np.float32)))
 
 
-def neon(ink: Ink, rng: Rng) -> Pictures:
+def neon(ink: Ink, rng: Rng) -> Images:
     """Glowing tubes along the contour, at night."""
     n = len(ink)
     wall = _colour(rng, n, (0.1, 0.08, 0.12), 0.05) + _noise(rng, ink, 1.5, 0.03)[..., None]
@@ -267,7 +266,7 @@ def neon(ink: Ink, rng: Rng) -> Pictures:
     return _finish(wall + glow + _noise(rng, ink, 0, 0.04)[..., None])
 
 
-def scratchboard(ink: Ink, rng: Rng) -> Pictures:
+def scratchboard(ink: Ink, rng: Rng) -> Images:
     """Contours scratched white into black, on hatched ground."""
     n = len(ink)
     rows, cols = _GRID
@@ -276,11 +275,11 @@ def scratchboard(ink: Ink, rng: Rng) -> Pictures:
     hatch = np.clip(np.sin((rows - cols) * 2 * np.pi / pitch + phase), 0, 1) ** 2 * (1 - ink)
     scratches = np.maximum(_edges(ink) * _per_picture(rng, n, 0.7, 1.0), 0.5 * hatch)
     ground = _colour(rng, n, (0.1, 0.1, 0.11), 0.04)
-    picture = _mix(ground, _colour(rng, n, (0.88, 0.85, 0.75), 0.08), scratches)
-    return _finish((picture + _noise(rng, ink, 0, 0.04)[..., None]).astype(np.float32))
+    image = _mix(ground, _colour(rng, n, (0.88, 0.85, 0.75), 0.08), scratches)
+    return _finish((image + _noise(rng, ink, 0, 0.04)[..., None]).astype(np.float32))
 
 
-def road_sign(ink: Ink, rng: Rng) -> Pictures:
+def road_sign(ink: Ink, rng: Rng) -> Images:
     """Light contours on a coloured plate before a landscape, with glare."""
     n = len(ink)
     plates = np.array([(0.1, 0.3, 0.65), (0.72, 0.12, 0.14), (0.1, 0.45, 0.25), (0.85, 0.65, 0.1)])
@@ -292,11 +291,11 @@ def road_sign(ink: Ink, rng: Rng) -> Pictures:
     scenery = _colour(rng, n, (0.45, 0.5, 0.42), 0.2) + _noise(rng, ink, 2.0, 0.12)[..., None]
     sign = _mix(plate, _colour(rng, n, (0.93, 0.93, 0.9), 0.06), _edges(ink))
     glare = np.clip(_ramp(rng, n), 0, 1) * _per_picture(rng, n, 0.0, 0.55)
-    picture = _mix(scenery, sign + glare[..., None], inside)
-    return _finish(_blur(picture, 0.5))
+    image = _mix(scenery, sign + glare[..., None], inside)
+    return _finish(_blur(image, 0.5))
 
 
-def blueprint(ink: Ink, rng: Rng) -> Pictures:
+def blueprint(ink: Ink, rng: Rng) -> Images:
     """White contours on a blue sheet with a grid."""
     n = len(ink)
     sheet = _colour(rng, n, (0.1, 0.25, 0.55), 0.05)
@@ -304,11 +303,11 @@ def blueprint(ink: Ink, rng: Rng) -> Pictures:
     rows, cols = _GRID
     grid = (((rows + start[0]) % pitch == 0) | ((cols + start[1]) % pitch == 0)) * 0.3
     lines = np.maximum(_edges(ink) * _per_picture(rng, n, 0.75, 1.0), grid.astype(np.float32))
-    picture = _mix(sheet, _colour(rng, n, (0.88, 0.93, 1.0), 0.04), lines)
-    return _finish(picture + _noise(rng, ink, 0, 0.03)[..., None])
+    image = _mix(sheet, _colour(rng, n, (0.88, 0.93, 1.0), 0.04), lines)
+    return _finish(image + _noise(rng, ink, 0, 0.03)[..., None])
 
 
-def embossed(ink: Ink, rng: Rng) -> Pictures:
+def embossed(ink: Ink, rng: Rng) -> Images:
     """Relief in thick paper, seen by its shading only."""
     n = len(ink)
     height = _blur(ink, 0.9)
@@ -320,10 +319,10 @@ def embossed(ink: Ink, rng: Rng) -> Pictures:
     return _finish(paper + light[..., None] + _noise(rng, ink, 0.5, 0.04)[..., None])
 
 
-def embroidery(ink: Ink, rng: Rng) -> Pictures:
+def embroidery(ink: Ink, rng: Rng) -> Images:
     """Contours cross-stitched in coloured thread on woven cloth."""
     n, stitch = len(ink), 2
-    cells = PICTURE_SIZE // stitch
+    cells = IMAGE_SIZE // stitch
     coverage = _edges(ink).reshape(n, cells, stitch, cells, stitch).mean(axis=(2, 4))
     stitched = (coverage > 0.5).astype(np.float32)
     thread = _colour(rng, n, (0.6, 0.15, 0.2), 0.25)
@@ -335,7 +334,7 @@ def embroidery(ink: Ink, rng: Rng) -> Pictures:
     return _finish(_mix(cloth * weave[..., None], thread * thread_shade[..., None], full))
 
 
-def outline(ink: Ink, rng: Rng) -> Pictures:
+def outline(ink: Ink, rng: Rng) -> Images:
     """Thin, broken contour drawn with a pen on textured paper."""
     n = len(ink)
     contour = _edges(ink) * np.clip(0.8 + _noise(rng, ink, 1.2, 0.3), 0, 1)
@@ -356,18 +355,18 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Domain:
-    """One embedded data set: which characters, seen how."""
+    """Embedded data set: its characters, and their rendering."""
 
     title: str
     blocks: tuple[tuple[int, int], ...]  # inclusive ranges of code points
-    camera: Camera
+    style: Style
     pose: Pose = Pose()
     without: str = ""  # characters that differ from another of the domain in size alone
-    source: str = ""  # the domain that this one is a variant of: the same classes, another camera
+    source: str = ""  # domain that this one is a variant of: the same classes, another style
 
     @property
     def handwritten(self) -> bool:
-        """Whether pictures are scikit-learn's digits rather than rendered characters."""
+        """True if the images are scikit-learn's digits rather than rendered characters."""
         return not self.blocks
 
 
@@ -412,11 +411,11 @@ DOMAINS: dict[str, Domain] = {
 }  # fmt: skip
 
 
-def _variant(look: str, camera: Camera) -> Domain:
-    """Make a variant of the symbols, as ImageNet has variants."""
+def _variant(look: str, style: Style) -> Domain:
+    """Return a variant of the symbols, like ImageNet's variants."""
     symbols = DOMAINS["embedded_symbols"]
     return replace(
-        symbols, title=f"Miscellaneous symbols, {look}", camera=camera, source="embedded_symbols"
+        symbols, title=f"Miscellaneous symbols, {look}", style=style, source="embedded_symbols"
     )
 
 
@@ -426,23 +425,23 @@ VARIANTS: dict[str, Domain] = {
     "embedded_symbols_neon": _variant("neon", neon),
     "embedded_symbols_photo": _variant("faded photo", faded_photo),
 }
-"""Domains to generalise to; no part of the benchmark of eleven."""
+"""Domains for domain generalisation; not among the eleven of the benchmark."""
 
 
 def domain(name: str) -> Domain:
-    """Return the row called ``name``; UnknownName if there is none."""
-    known = {**DOMAINS, **VARIANTS}
-    if name not in known:
-        raise unknown("embedded data set", name, known)
-    return known[name]
+    """Return an embedded data set; UnknownName if there is none."""
+    domains = {**DOMAINS, **VARIANTS}
+    if name not in domains:
+        raise unknown("embedded data set", name, domains)
+    return domains[name]
 
 
 @cache
 def class_characters(name: str) -> tuple[str, ...]:
     """Return a domain's characters in label order.
 
-    The order is shuffled once and for all, so that base and novel halves are alike. A variant has
-    that of its source.
+    The order is shuffled, with the name as the seed, so that base and novel halves are alike. A
+    variant has the order of its source.
     """
     row = domain(name)
     if row.source:
@@ -469,7 +468,7 @@ def _fonts(char: str) -> tuple[str, ...]:
 
 
 def _distinct(chars: list[str]) -> list[str]:
-    """Drop characters without ink, and those that look exactly like an earlier one."""
+    """Drop characters without ink, and those with the glyph of an earlier one."""
     seen: set[bytes] = set()
     kept = []
     for char in chars:
@@ -482,46 +481,46 @@ def _distinct(chars: list[str]) -> list[str]:
 
 
 def build(name: str, folder: Path, *, on_progress: OnProgress | None = None) -> Splits:
-    """Write a data set's images to ``folder / ARCHIVE`` and return its lists.
+    """Write the images of a data set to `folder / ARCHIVE` and return its lists.
 
-    The same bytes come out at every call: nothing but the name decides.
+    The archive is deterministic: the same name gives the same bytes.
 
     Args:
-        name: a key of ``DOMAINS`` or ``VARIANTS``.
-        folder: where the archive goes; must exist.
-        on_progress: called with images written and images in all.
+        name: Key of `DOMAINS` or `VARIANTS`.
+        folder: Existing folder.
+        on_progress: Called with images written and total images.
 
     Raises:
-        UnknownName: there is no such embedded data set.
+        UnknownName: There is no such embedded data set.
     """
     items: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     names = class_names(name)
     per_class = HANDWRITTEN_PER_CLASS if domain(name).handwritten else IMAGES_PER_CLASS
     total = len(names) * sum(per_class.values())
     with zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_STORED) as archive:
-        for done, (split, label, number, picture) in enumerate(_pictures(name)):
+        for done, (split, label, number, image) in enumerate(_pictures(name)):
             if on_progress is not None:
                 on_progress(done, total)
             path = f"{split}/{label:03d}/{number:03d}.png"
-            archive.writestr(zipfile.ZipInfo(path, _EPOCH), _png(picture))
+            archive.writestr(zipfile.ZipInfo(path, _EPOCH), _png(image))
             items[split].append(Item(path, label, names[label]))
     return Splits(*(tuple(items[split]) for split in ("train", "val", "test")))
 
 
 def _pictures(name: str) -> Iterator[tuple[str, int, int, NDArray[np.uint8]]]:
-    """Yield (split, label, number, picture (S, S, 3)) of a whole data set."""
+    """Yield (split, label, number, image (S, S, 3)) of a data set."""
     row = domain(name)
     masters = _handwriting(name) if row.handwritten else _drawings(name)
     for (split, label), stack in masters:
         rng = np.random.default_rng([ord(c) for c in f"{name}/{split}/{label}"])
         ink = pose_ink(stack, row.pose, rng)
-        pictures = (row.camera(ink, rng) * 255).round().astype(np.uint8)
-        for number, picture in enumerate(pictures):
-            yield split, label, number, picture
+        images = (row.style(ink, rng) * 255).round().astype(np.uint8)
+        for number, image in enumerate(images):
+            yield split, label, number, image
 
 
 def _drawings(name: str) -> Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]:
-    """Yield masters (N, M, M) of each (split, label): the fonts that have the character in turn."""
+    """Yield masters (N, M, M) of each (split, label), from the fonts of the character in turn."""
     for split, count in IMAGES_PER_CLASS.items():
         for label, char in enumerate(class_characters(name)):
             fonts = _fonts(char)
@@ -535,16 +534,16 @@ def _handwriting(name: str) -> Iterator[tuple[tuple[str, int], NDArray[np.uint8]
 
     images, targets = load_digits(return_X_y=True)
     for label, char in enumerate(class_characters(name)):
-        mine = images[targets == int(char)].reshape(-1, 8, 8)
+        digits = images[targets == int(char)].reshape(-1, 8, 8)
         start = 0
         for split, count in HANDWRITTEN_PER_CLASS.items():
-            chosen = mine[start : start + count]
+            chosen = digits[start : start + count]
             start += count
             yield (split, label), np.stack([_enlarge(image) for image in chosen])
 
 
 def _enlarge(image: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Scale an 8x8 picture of 0..16 to a master with a margin."""
+    """Scale an 8x8 image of 0..16 to a master with a margin."""
     side = MASTER_SIZE * 3 // 4
     grey = Image.fromarray((image * 255 / 16).round().astype(np.uint8))
     large = np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC))
@@ -552,7 +551,7 @@ def _enlarge(image: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.pad(large, margin)
 
 
-def _png(picture: NDArray[np.uint8]) -> bytes:
+def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""Fingerprints: what a data set's files are, in a few hundred bytes that git can keep.
+"""Fingerprints of data sets: hashes of their files, in a few hundred bytes for git.
 
-DVC would hash every picture at each run, minutes for a million of them. Stages depend on a
-fingerprint instead, and compare it with the pictures before they read any. It is made of names,
-sizes and contents alone, so the same files give the same bytes on every machine.
+DVC would hash every image at each run, which takes minutes for a million. Stages depend on a
+fingerprint instead, and compare it with the images before they read any. It covers names, sizes and
+contents alone, so the same files give the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import heapq
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,34 +24,34 @@ from pd_core.core.hooks import OnProgress
 from pd_core.data.loading.splits import is_picture
 
 FILE = "fingerprint.json"
-"""Beside a prepared data set: what its images have to be; not there for embedded ones."""
+"""Expected fingerprint of the images, in a prepared data set that is not embedded."""
 
 FORMAT = 1
-"""Version of the recorded form; another one gives other hashes for the same files."""
+"""Version of the format; another one gives other hashes for the same files."""
 
 SAMPLE_SIZE = 256
-"""Pictures whose content is hashed at the level `SAMPLE`."""
+"""Images whose content is hashed at the level `SAMPLE`."""
 
-MISSED = "a picture edited without changing its size, outside the sample, goes unnoticed"
-"""What the level `SAMPLE` cannot see, for those who read its result."""
+MISSED = "an image edited without changing its size, outside the sample, goes unnoticed"
+"""Limitation of the level `SAMPLE`, for messages."""
 
-_SAMPLE_SEED = b"1/"  # put before a name, its hash decides whether the picture is in the sample
-_READERS = 8  # threads: hashing and reading let others run
+_SAMPLE_SEED = b"1/"  # prefix of a name; the hash of both draws the sample
+_THREADS = 8  # hashing and reading release the lock
 _CHUNK = 64  # files a thread takes at a time
 
 
 class Level(StrEnum):
-    """How much of the content a fingerprint covers, beside all names and sizes."""
+    """Content that a fingerprint covers, beside all names and sizes."""
 
-    SAMPLE = "sample"  # label files and archives, and `SAMPLE_SIZE` pictures
+    SAMPLE = "sample"  # label files and archives, and `SAMPLE_SIZE` images
     FULL = "full"  # every file
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a data set's files are."""
+    """Hashes of a data set's files."""
 
-    level: Level  # how much `content` covers
+    level: Level  # coverage of `content`
     files: int  # number of files
     bytes: int  # their size together
     names: str  # SHA-256 of all names and sizes, in hexadecimal
@@ -70,28 +70,27 @@ class _File(NamedTuple):
 def fingerprint(
     sources: Sequence[Path], base: Path, *, level: Level, on_progress: OnProgress | None = None
 ) -> Fingerprint:
-    """Compute the fingerprint of folders of pictures and of single files.
+    """Compute the fingerprint of folders of images and of single files.
 
-    The level `SAMPLE` reads files that are no pictures whole, and `SAMPLE_SIZE` pictures, chosen
-    by a hash of their names. It misses edits of other pictures that leave their size as it was.
+    The level `SAMPLE` reads all files that are no images, and `SAMPLE_SIZE` images, drawn by a hash
+    of their names. It does not detect edits of other images that keep their size.
 
     Args:
-        sources: Folders, searched for pictures however deep, and files of any kind. Links are
-            followed; hidden files and folders are left out. What is found twice counts once.
+        sources: Folders, searched for images however deep, and files of any kind. Links are
+            followed; hidden files and folders are left out. Duplicates count once.
         base: Folder above all of them that names start from.
-        level: How much content to read.
-        on_progress: Gets the number of files read so far, and of those to read.
+        level: Content to read.
+        on_progress: Called with files read and total files to read.
 
     Raises:
-        MissingFile: A source is not there.
-        BadData: A folder has no pictures, a link leads nowhere or in a circle, or a file cannot be
-            read.
+        MissingFile: A source is missing.
+        BadData: A folder has no images, a link is broken or circular, or a file cannot be read.
     """
     try:
-        found = {file.key: file for source in sources for file in _files(source, base)}
+        by_key = {file.key: file for source in sources for file in _files(source, base)}
     except OSError as error:
         raise BadData(f"'{error.filename}' cannot be read ({error.strerror}): restore it") from None
-    files = [found[key] for key in sorted(found)]
+    files = [by_key[key] for key in sorted(by_key)]
     names = hashlib.sha256()
     for file in files:
         names.update(b"%b\0%d\n" % (file.key, file.size))
@@ -117,23 +116,21 @@ def check(
     name: str,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Compare files with a fingerprint of the same level.
-
-    At the level `SAMPLE` an edited image outside the sample passes if its size is the same.
+    """Compare files with a recorded fingerprint, at its level.
 
     Args:
-        recorded: What they should be.
-        sources: As `fingerprint` got them, and so are the others.
-        base: What names start from.
-        name: The data set, for the message.
-        on_progress: Gets the number of files read so far, and of those to read.
+        recorded: Expected fingerprint.
+        sources: As for `fingerprint`.
+        base: As for `fingerprint`.
+        name: Name of the data set, for the error.
+        on_progress: As for `fingerprint`.
 
     Raises:
-        MissingFile: A source is not there.
-        BadData: The files are others; the message says in what, and what to do.
+        MissingFile: A source is missing.
+        BadData: The files differ.
     """
-    found = fingerprint(sources, base, level=recorded.level, on_progress=on_progress)
-    difference = _difference(recorded, found)
+    actual = fingerprint(sources, base, level=recorded.level, on_progress=on_progress)
+    difference = _difference(recorded, actual)
     if difference:
         raise BadData(
             f"data set '{name}' is not what its fingerprint says: {difference}; restore the files "
@@ -142,7 +139,7 @@ def check(
 
 
 def path_of(name: str, project: Path) -> Path:
-    """Where the fingerprint of a data set is kept: in the repository, not beside the pictures."""
+    """Return the path of a data set's fingerprint in the repository."""
     return project / "fingerprints" / f"{name}.json"
 
 
@@ -152,11 +149,11 @@ def write(path: Path, value: Fingerprint) -> None:
 
 
 def read(path: Path, name: str) -> Fingerprint:
-    """Read what `write` wrote for a data set.
+    """Read the fingerprint of a data set.
 
     Raises:
         MissingFile: There is no such file.
-        BadArtifact: It is not a fingerprint, or one of another format.
+        BadArtifact: It is no fingerprint, or one of another format.
     """
     remedy = f"run `promptkd data fingerprint {name}`"
     content = read_json(path, what="fingerprint", remedy=remedy)
@@ -176,58 +173,74 @@ def read(path: Path, name: str) -> Fingerprint:
             raise BadArtifact(f"'{path}' is no fingerprint of format {FORMAT}: {remedy}")
 
 
-def _difference(recorded: Fingerprint, found: Fingerprint) -> str:
-    """Say in what two fingerprints differ, the coarsest thing only; nothing if they are equal."""
-    if found.files != recorded.files:
-        return f"expected {recorded.files} files, found {found.files}"
-    if found.bytes != recorded.bytes:
-        return f"expected {recorded.bytes} bytes in {recorded.files} files, found {found.bytes}"
-    if found.names != recorded.names:
+def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files below a folder, however deep: path below it, and entry.
+
+    Links are followed; hidden files and folders are left out.
+
+    Raises:
+        BadData: A link leads to a folder that it is in.
+    """
+    return _walk(os.fspath(folder), "", frozenset([_identity(folder.stat())]))
+
+
+def _walk(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield f"{prefix}{entry.name}", entry
+                continue
+            identity = _identity(Path(entry.path).stat())
+            if identity in above:
+                raise BadData(f"'{entry.path}' is a link to a folder that it is in: remove it")
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity})
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
+def _difference(recorded: Fingerprint, actual: Fingerprint) -> str:
+    """Describe the coarsest difference of two fingerprints; empty if they are equal."""
+    if actual.files != recorded.files:
+        return f"expected {recorded.files} files, found {actual.files}"
+    if actual.bytes != recorded.bytes:
+        return f"expected {recorded.bytes} bytes in {recorded.files} files, found {actual.bytes}"
+    if actual.names != recorded.names:
         return f"the names or the sizes of some of the {recorded.files} files are others"
-    if found.content != recorded.content:
+    if actual.content != recorded.content:
         return f"the content of some of the {recorded.hashed} files read is another"
     return ""
 
 
 def _files(source: Path, base: Path) -> Iterator[_File]:
     name = source.relative_to(base).as_posix()
-    path = os.fspath(source)
     try:
         info = source.stat()
     except FileNotFoundError:
-        raise MissingFile(f"no '{path}': restore it, or correct PD_DATA_ROOT") from None
-    if stat.S_ISDIR(info.st_mode):
-        prefix = "" if name == "." else f"{name}/"
-        pictures = list(_pictures(path, prefix, frozenset([_identity(info)])))
-        if not pictures:
-            raise BadData(f"'{path}' has no pictures: restore them")
-        yield from pictures
-    else:
-        yield _file(name, path, info, is_picture(source.name))
-
-
-def _pictures(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[_File]:
-    """Yield a folder's pictures, however deep; `above` are the folders that lead here."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = f"{prefix}{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                here = _identity(Path(entry.path).stat())
-                if here in above:
-                    raise BadData(f"'{entry.path}' links to a folder it is in: remove the link")
-                yield from _pictures(entry.path, f"{name}/", above | {here})
-            elif is_picture(entry.name):
-                yield _file(name, entry.path, _followed(entry), True)
-            elif entry.is_symlink():
-                _followed(entry)  # may have been a folder of pictures
+        raise MissingFile(f"no '{source}': restore it, or correct PD_DATA_ROOT") from None
+    if not stat.S_ISDIR(info.st_mode):
+        yield _file(name, os.fspath(source), info, is_picture(source.name))
+        return
+    prefix, empty = "" if name == "." else f"{name}/", True
+    for path, entry in walk(source):
+        if is_picture(entry.name):
+            empty = False
+            yield _file(f"{prefix}{path}", entry.path, _followed(entry), True)
+        elif entry.is_symlink():
+            _followed(entry)  # it may have been a folder of images
+    if empty:
+        raise BadData(f"'{source}' has no images: restore them")
 
 
 def _file(name: str, path: str, info: os.stat_result, is_picture: bool) -> _File:
     if not stat.S_ISREG(info.st_mode):
         raise BadData(f"'{path}' is no regular file: remove it")
-    # Names that are not UTF-8 come back as the bytes that they are.
+    # Names that are not UTF-8 become the bytes that they are.
     return _File(name.encode("utf-8", "surrogateescape"), path, info.st_size, is_picture)
 
 
@@ -238,12 +251,8 @@ def _followed(entry: os.DirEntry[str]) -> os.stat_result:
         raise BadData(f"'{entry.path}' is a link that leads nowhere: mend or remove it") from None
 
 
-def _identity(info: os.stat_result) -> tuple[int, int]:
-    return info.st_dev, info.st_ino
-
-
 def _chosen(files: list[_File], level: Level) -> list[_File]:
-    """Return the files whose content counts, in the order given."""
+    """Return the files whose content is hashed, in the given order."""
     match level:
         case Level.FULL:
             return files
@@ -258,19 +267,13 @@ def _draw(file: _File) -> bytes:
 
 
 def _digests(files: list[_File], on_progress: OnProgress | None) -> Iterator[bytes]:
-    """Yield the SHA-256 of every file's content, in order."""
-    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-    done = 0
-    with ThreadPoolExecutor(_READERS) as pool:
-        for digests in pool.map(_hash_all, chunks):
-            yield from digests
-            done += len(digests)
-            if on_progress is not None:
+    """Yield the SHA-256 of each file's content, in order."""
+    paths = [file.path for file in files]
+    with ThreadPool(_THREADS) as pool:
+        for done, digest in enumerate(pool.imap(_hash, paths, chunksize=_CHUNK), start=1):
+            yield digest
+            if on_progress is not None and (done % _CHUNK == 0 or done == len(files)):
                 on_progress(done, len(files))
-
-
-def _hash_all(files: list[_File]) -> list[bytes]:
-    return [_hash(file.path) for file in files]
 
 
 def _hash(path: str) -> bytes:

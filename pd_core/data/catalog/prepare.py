@@ -1,4 +1,4 @@
-"""Stage `prepare`: draw the few-shot split of a data set and list the unlabelled images."""
+"""Stage `prepare`: few-shot split and unlabelled images of a data set."""
 
 import random
 from collections.abc import Iterable
@@ -39,23 +39,23 @@ def run(
 ) -> None:
     """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the images.
 
-    The unlabelled list is the whole train split of all classes (paper, section 3.3), and the folder
-    of unlabelled images if there is one, in an order that tells nothing about labels.
+    The unlabelled list is the complete train split of all classes (paper, section 3.3), and the
+    folder of unlabelled images if there is one, sorted by path.
 
     Args:
-        dataset: A name of the catalogue, or of the user's own images.
-        out: Folder to write into.
-        config: What to draw and to list.
-        data_root: Folder that holds the photo data sets.
-        seed: Of the draw.
-        fingerprint: Of the images, which are compared with it before they are used, here and in
-            later stages; None for no comparison.
-        on_progress: Called with images done and images in all, where images are looked at.
+        dataset: Name in the catalogue, or of the user's own images.
+        out: Output folder.
+        config: Options of the split and the lists.
+        data_root: Folder of all data sets.
+        seed: Seed of the draw.
+        fingerprint: Expected fingerprint of the images, here and in later stages; None to skip the
+            comparison.
+        on_progress: Called with images done and total images.
 
     Raises:
         UnknownName: There is no such data set.
-        MissingFile: Its files are not where they should be, or there is no fingerprint.
-        BadData: Its files are not what they should be, or not those of the fingerprint.
+        MissingFile: A file of the data set, or the fingerprint, is missing.
+        BadData: A file of the data set is corrupt, or differs from the fingerprint.
         BadParams: No class has that many images.
     """
     spec = spec_of(dataset, config.own)
@@ -69,7 +69,7 @@ def run(
         splits = read_splits(spec, root, on_progress=on_progress)
         drawn: Items = ()
         drawn_val: Items = ()
-        if splits.train:  # ImageNet's variants are there to test only
+        if splits.train:  # ImageNet's variants have test images only
             drawn, drawn_val = few_shot_split(
                 splits,
                 shots=config.shots,
@@ -96,17 +96,17 @@ def run(
 
 
 def check_pictures(prepared: Path, dataset: str, *, own: OwnImages | None, data_root: Path) -> None:
-    """Compare the images with the fingerprint that a prepared data set was made by, if any.
+    """Compare the images with the fingerprint in a prepared data set, if any.
 
     Args:
-        prepared: Folder written by the stage `prepare`.
-        dataset: Its data set.
-        own: Where the user's own images are, if it is theirs.
-        data_root: Folder that holds the photo data sets.
+        prepared: Output folder of the stage `prepare`.
+        dataset: Name of the data set.
+        own: Locations of the user's own images, if it is theirs.
+        data_root: Folder of all data sets.
 
     Raises:
-        MissingFile: The images are not there.
-        BadData: They are others.
+        MissingFile: The images are missing.
+        BadData: The images differ.
     """
     file = prepared / prints.FILE
     if file.is_file():
@@ -114,7 +114,7 @@ def check_pictures(prepared: Path, dataset: str, *, own: OwnImages | None, data_
 
 
 def spec_of(dataset: str, own: OwnImages | None) -> DatasetSpec:
-    """Return a data set's row: the catalogue's, or one for the user's own images."""
+    """Return the row of a data set, from the catalogue or for the user's own images."""
     return dataset_spec(dataset) if own is None else own_spec(dataset, own)
 
 
@@ -134,14 +134,14 @@ def _unlabelled(
     """Return the paths of the images to distil on."""
     train = splits.train
     if config.unlabelled_per_class is not None:
-        # With numbers of its own, so that the few labelled images stay the same.
+        # A generator of its own, so that the few-shot draw stays the same.
         train = few_shot(train, config.unlabelled_per_class, random.Random(seed))
     paths = {item.path for item in train}
     if spec.own is not None:
         paths |= set(own_unlabelled(spec.own, root))
     if config.transductive:
         return {item.path for item in splits.test}
-    # No training may see these, wherever else the user put them.
+    # No training may see these, even if the user put copies into other folders.
     return paths - {item.path for item in (*splits.val, *splits.test)}
 
 

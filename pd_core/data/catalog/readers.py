@@ -1,7 +1,8 @@
-"""Read a data set's train, validation and test lists, by either road.
+"""Train, validation and test lists of a data set, from either of its label sources.
 
-The community's split file decides wherever it is there. Where it is not, the original annotations
-are read, and what they leave open is drawn as the community drew it.
+The community's split file takes precedence. Without it, the original annotations are read, and the
+lists that they lack are drawn as the community drew them. The user's own data sets are lists or
+class folders.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pd_core.data.catalog.annotations import (
     read_text,
 )
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout, OwnImages, is_list
+from pd_core.data.catalog.fingerprint import walk
 from pd_core.data.loading.splits import (
     Item,
     Items,
@@ -47,11 +49,11 @@ _IMAGENETS = (Layout.IMAGENET, Layout.IMAGENET_TEST, Layout.IMAGENET_NUMBERED)
 _WNID_AND_NAME = re.compile(r"(n\d{8})\s+(.+)", re.ASCII)
 
 CLASS_NAMES = "classnames.txt"
-"""Class names beside the pictures of ImageNet and its variants; CLIP's are used without it."""
+"""Class names beside the images of ImageNet and its variants; CLIP's are used without it."""
 
 
-class Road(StrEnum):
-    """What a data set's lists are read from."""
+class LabelSource(StrEnum):
+    """What the lists of a data set are read from."""
 
     EMBEDDED = "embedded"
     OWN = "own pictures"
@@ -59,113 +61,103 @@ class Road(StrEnum):
     ANNOTATIONS = "original annotations"
 
 
-def label_road(spec: DatasetSpec, root: Path) -> Road:
-    """Say what `read_splits` reads, from the files that are there."""
+def label_source(spec: DatasetSpec, root: Path) -> LabelSource:
+    """Return the label source that `read_splits` uses, by the files that exist."""
     if spec.layout is Layout.EMBEDDED:
-        return Road.EMBEDDED
+        return LabelSource.EMBEDDED
     if spec.own is not None:
-        return Road.OWN
+        return LabelSource.OWN
     if spec.split_file is not None and (root / spec.folder / spec.split_file).is_file():
-        return Road.SPLIT_FILE
-    return Road.ANNOTATIONS
+        return LabelSource.SPLIT_FILE
+    return LabelSource.ANNOTATIONS
 
 
 def image_root(spec: DatasetSpec, root: Path) -> Path:
-    """Where the paths of ``read_splits`` start: a folder, or the zip of an embedded data set."""
-    match spec.layout:
-        case Layout.EMBEDDED:
-            from pd_core.data.catalog import embedded
+    """Return the folder of all images, or the zip file of an embedded data set."""
+    if spec.layout is Layout.EMBEDDED:
+        from pd_core.data.catalog import embedded
 
-            return root / embedded.ARCHIVE
-        case _:
-            return root / spec.folder / spec.image_dir
+        return root / embedded.ARCHIVE
+    return root / spec.folder / spec.image_dir
 
 
 def sources(spec: DatasetSpec, root: Path) -> tuple[Path, ...]:
-    """Return what a data set is made of: folders of images, then the label files that are read."""
-    pictures = image_root(spec, root)
-    folder = root / spec.folder
-    found = [pictures / part for part in spec.parts or (".",)]
-    match label_road(spec, root):
-        case Road.EMBEDDED:
-            return (pictures,)
-        case Road.OWN:
+    """Return the folders of images, then the label files, that a data set is read from."""
+    folder, images = root / spec.folder, image_root(spec, root)
+    folders = [images / part for part in spec.parts or (".",)]
+    match label_source(spec, root):
+        case LabelSource.EMBEDDED:
+            return (images,)
+        case LabelSource.OWN:
             return own_sources(spec.own, root) if spec.own else ()
-        case Road.SPLIT_FILE:
-            return (*found, folder / str(spec.split_file))
-        case Road.ANNOTATIONS:
+        case LabelSource.SPLIT_FILE:
+            return (*folders, folder / str(spec.split_file))
+        case LabelSource.ANNOTATIONS:
             files = [folder / name for name in ANNOTATION_FILES.get(spec.layout, ())]
             if spec.layout in _IMAGENETS and (folder / CLASS_NAMES).is_file():
                 files.append(folder / CLASS_NAMES)
-            return (*found, *files)
+            return (*folders, *files)
 
 
 def read_splits(spec: DatasetSpec, root: Path, *, on_progress: OnProgress | None = None) -> Splits:
-    """Read a data set's lists and check them against its row.
+    """Read the lists of a data set and compare them with its row.
 
-    Pictures are not looked at; where class folders are the labels, they are listed.
+    Images are not read; where class folders are the labels, they are listed.
 
     Args:
         spec: The data set.
-        root: Folder that holds all data sets. For an embedded one: the folder, which must exist,
-            where its pictures are written.
-        on_progress: Called with pictures written and pictures in all, for an embedded one.
+        root: Data root; for an embedded data set an existing folder that its images go to.
+        on_progress: Called with images written and total images, for an embedded data set.
 
     Raises:
-        MissingFile: A folder or a file is missing; the message says where it was looked for and
-            what to do.
-        BadData: The lists are damaged or do not have the classes and pictures of the row.
+        MissingFile: A folder or a file is missing.
+        BadData: The lists are corrupt, or do not have the classes and images of the row.
     """
-    road = label_road(spec, root)
-    match road:
-        case Road.EMBEDDED:
+    source = label_source(spec, root)
+    match source:
+        case LabelSource.EMBEDDED:
             from pd_core.data.catalog import embedded
 
             return embedded.build(spec.name, root, on_progress=on_progress)
-        case Road.OWN:
+        case LabelSource.OWN:
             return read_own(spec.own, root) if spec.own else Splits((), (), ())
-        case Road.SPLIT_FILE:
+        case LabelSource.SPLIT_FILE:
             _require_folders(spec, root)
             splits = read_split_file(root / spec.folder / str(spec.split_file))
-        case Road.ANNOTATIONS:
+        case LabelSource.ANNOTATIONS:
             _require_folders(spec, root)
             _require_files(spec, root)
             splits = _annotated(spec, root)
     check_paths_disjoint(splits.lists)
-    problem = _repeated(splits) or _class_problem(spec, splits) or count_problem(spec, splits, road)
+    problem = _repeated(splits) or _class_problem(spec, splits)
+    problem = problem or count_problem(spec, splits, source)
     if problem:
         raise BadData(f"data set '{spec.name}': {problem}; download it again")
     return splits
 
 
-def count_problem(spec: DatasetSpec, splits: Splits, road: Road) -> str:
-    """Compare the number of images with the row; nothing if it is right.
+def count_problem(spec: DatasetSpec, splits: Splits, source: LabelSource) -> str:
+    """Compare the number of images with the row; return an empty text if they are equal.
 
-    Lists that were drawn are counted together: rounding class by class may give one of them a few
-    more than the row has, which is no damage.
+    Drawn lists are counted together: rounding per class may move a few images between them.
     """
     row = {"train": spec.train, "validation": spec.val, "test": spec.test}
-    lists = splits.lists
-    expected: list[str] = []
-    found: list[str] = []
-    for names in _counted_together(spec, road):
+    differences: list[tuple[str, str]] = []
+    for names in _counted_together(spec, source):
         sizes = [row[name] for name in names]
-        there = sum(len(lists[name]) for name in names)
-        known = [size for size in sizes if size is not None]
-        if len(known) == len(sizes) and sum(known) != there:
-            what = "" if len(names) == len(row) else f" {' and '.join(names)}"
-            expected.append(f"{sum(known)}{what}")
-            found.append(f"{there}{what}")
-    if not expected:
+        expected = sum(size for size in sizes if size is not None)
+        actual = sum(len(splits.lists[name]) for name in names)
+        if None not in sizes and expected != actual:
+            title = "" if len(names) == len(row) else f" {' and '.join(names)}"
+            differences.append((f"{expected}{title}", f"{actual}{title}"))
+    if not differences:
         return ""
-    return (
-        "the lists are not the published ones: "
-        f"expected {', '.join(expected)} pictures, found {', '.join(found)}"
-    )
+    wanted, present = (", ".join(counts) for counts in zip(*differences, strict=True))
+    return f"the lists are not the published ones: expected {wanted} images, found {present}"
 
 
-def _counted_together(spec: DatasetSpec, road: Road) -> tuple[tuple[str, ...], ...]:
-    if road is Road.ANNOTATIONS:
+def _counted_together(spec: DatasetSpec, source: LabelSource) -> tuple[tuple[str, ...], ...]:
+    if source is LabelSource.ANNOTATIONS:
         match spec.layout:
             case Layout.CLASS_FOLDERS | Layout.FLOWERS:
                 return (("train", "validation", "test"),)
@@ -185,22 +177,22 @@ def _repeated(splits: Splits) -> str:
 
 
 def _class_problem(spec: DatasetSpec, splits: Splits) -> str:
-    found = len(splits.class_names)
-    if found == spec.num_classes:
+    count = len(splits.class_names)
+    if count == spec.num_classes:
         return ""
-    return f"the lists have {found} classes, expected {spec.num_classes}"
+    return f"the lists have {count} classes, expected {spec.num_classes}"
 
 
 def _require_folders(spec: DatasetSpec, root: Path) -> None:
-    pictures = image_root(spec, root)
-    for folder, what in (
+    images = image_root(spec, root)
+    for folder, title in (
         (root, "data root"),
         (root / spec.folder, "folder"),
-        *((pictures / part, "image folder") for part in (".", *spec.parts)),
+        *((images / part, "image folder") for part in (".", *spec.parts)),
     ):
         if not folder.is_dir():
             raise MissingFile(
-                f"data set '{spec.name}': no {what} '{folder}'; download {spec.title} to "
+                f"data set '{spec.name}': no {title} '{folder}'; download {spec.title} to "
                 f"'{root / spec.folder}', or set PD_DATA_ROOT to the folder that holds it"
             )
 
@@ -217,7 +209,7 @@ def _require_files(spec: DatasetSpec, root: Path) -> None:
 
 
 def _annotated(spec: DatasetSpec, root: Path) -> Splits:
-    """Read the original annotations and draw what they leave open."""
+    """Read the original annotations and draw the lists that they lack."""
     # Not the run's seed: with it, the test list would change from run to run.
     rng = random.Random(1)
     match spec.layout:
@@ -240,15 +232,15 @@ def _annotated(spec: DatasetSpec, root: Path) -> Splits:
 
 
 def _folders(spec: DatasetSpec, root: Path, part: str = "") -> Items:
-    """List the class folders below the image root or, with its slash, below a part of it."""
+    """List the class folders below the image root, or below a part of it (with a slash)."""
     known = class_folders(spec)
-    pictures = listing(
+    images = listing(
         image_root(spec, root) / part,
         [folder.removeprefix(part) for folder in known if folder.startswith(part)],
         num_classes=spec.num_classes,
         ignored=spec.ignored,
     )
-    return labelled(pictures, _names(spec, root, pictures), part)
+    return labelled(images, _names(spec, root, images), part)
 
 
 def _names(spec: DatasetSpec, root: Path, folders: Iterable[str]) -> Mapping[str, str]:
@@ -265,7 +257,7 @@ def _names(spec: DatasetSpec, root: Path, folders: Iterable[str]) -> Mapping[str
 
 
 def _names_by_wnid(file: Path) -> Mapping[str, str]:
-    """Return ImageNet's class names: those beside the pictures, or else CLIP's."""
+    """Return ImageNet's class names by WordNet id, from the file if it exists, or else CLIP's."""
     if not file.is_file():
         return imagenet_names()
     names: dict[str, str] = {}
@@ -285,21 +277,20 @@ def read_own(own: OwnImages, root: Path) -> Splits:
     """Read the user's labelled images, paths below `own.folder`; class names are sorted.
 
     Raises:
-        MissingFile: A folder, a list or a listed image is not there.
-        BadData: A list is malformed, a class has no image to learn from, or an image is in
-            two lists.
+        MissingFile: A folder, a list or a listed image is missing.
+        BadData: A list is malformed, a class has no training image, or an image is in two lists.
     """
     _check_paths(own)
-    rows = list(_read(own.labelled, root, "train"))
+    rows = _rows(own.labelled, root, "train")
     if own.test is not None:
-        rows += [(path, label, "test") for path, label, _ in _read(own.test, root, "test")]
+        rows += [(path, label, "test") for path, label, _ in _rows(own.test, root, "test")]
     names = sorted({label for _, label, split in rows if split == "train"})
     if len(names) < 2:
-        raise BadData(f"'{root / own.labelled}' has {len(names)} classes: give pictures of two")
+        raise BadData(f"'{root / own.labelled}' has {len(names)} classes: give images of two")
     for path, label, split in rows:
         if label not in names:
             raise BadData(
-                f"{split} picture '{path}' is of class '{label}', which no labelled picture shows: "
+                f"{split} image '{path}' is of class '{label}', which no labelled image shows: "
                 "add one, or correct the name"
             )
     lists = {split: _items(rows, split, names, own.folder) for split in _SPLITS}
@@ -308,30 +299,30 @@ def read_own(own: OwnImages, root: Path) -> Splits:
 
 
 def own_unlabelled(own: OwnImages, root: Path) -> tuple[str, ...]:
-    """List the images of the folder without labels, if any: sorted paths below `own.folder`.
+    """List the images of the unlabelled folder, if any: sorted paths below `own.folder`.
 
     Raises:
-        MissingFile: The folder is not there.
+        MissingFile: The folder is missing.
         BadData: The folder has no images, or leads out of the data root.
     """
     _check_paths(own)
     if own.unlabelled is None:
         return ()
-    found = sorted(_pictures(root / own.unlabelled))
-    if not found:
-        raise BadData(f"'{root / own.unlabelled}' has no pictures: put some there")
-    return tuple(_below(f"{own.unlabelled}/{path}", own.folder) for path in found)
+    images = sorted(_images(root / own.unlabelled))
+    if not images:
+        raise BadData(f"'{root / own.unlabelled}' has no images: put some there")
+    return tuple(_below(f"{own.unlabelled}/{path}", own.folder) for path in images)
 
 
 def own_sources(own: OwnImages, root: Path) -> tuple[Path, ...]:
-    """Return what `read_own` reads, and raise as it does: folders, lists and listed images."""
+    """Return the folders, lists and listed images that `read_own` reads; raises as it does."""
     _check_paths(own)
-    found: list[Path] = []
+    files: list[Path] = []
     for path in own.given:
-        found.append(root / path)
+        files.append(root / path)
         if is_list(path):
-            found += [root / name for name, _, _ in _read(path, root, "train")]
-    return tuple(found)
+            files += [root / name for name, _, _ in _listed(path, root, "train")]
+    return tuple(files)
 
 
 def _check_paths(own: OwnImages) -> None:
@@ -340,76 +331,63 @@ def _check_paths(own: OwnImages) -> None:
             raise BadData(f"'{path}' leads out of the data root: give a path below it")
 
 
-def _read(path: str, root: Path, split: str) -> Iterator[_Row]:
+def _rows(path: str, root: Path, split: str) -> list[_Row]:
     """Read class folders or a list; rows of a list may name another split."""
-    if not is_list(path):
-        return _class_folders(path, root, split)
-    return _listed(path, root, split)
+    return _listed(path, root, split) if is_list(path) else _in_folders(path, root, split)
 
 
-def _class_folders(path: str, root: Path, split: str) -> Iterator[_Row]:
+def _in_folders(path: str, root: Path, split: str) -> list[_Row]:
     folder = root / path
     if not folder.is_dir():
         raise MissingFile(
-            f"no folder '{folder}': put one folder of pictures for each class there, or set "
+            f"no folder '{folder}': put one folder of images for each class there, or set "
             "PD_DATA_ROOT to the folder that holds it"
         )
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            if is_picture(entry.name):
-                raise BadData(
-                    f"'{folder / entry.name}' is in no class folder: a picture's class is the name "
-                    "of its folder"
-                )
-            continue
-        pictures = sorted(_pictures(Path(entry.path)))
-        if not pictures:
-            raise BadData(f"class folder '{entry.path}' has no pictures: add some, or remove it")
-        yield from ((f"{path}/{entry.name}/{name}", entry.name, split) for name in pictures)
-
-
-def _pictures(folder: Path, inside: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield paths of pictures below a folder, however deep, hidden ones left out."""
-    if not folder.is_dir():
-        raise MissingFile(f"no folder '{folder}': put the pictures there")
-    place = os.path.realpath(folder)
-    if place in inside:
-        raise BadData(f"'{folder}' is a link to a folder that it lies in: remove it")
-    with os.scandir(folder) as scanned:
-        entries = [entry for entry in scanned if not entry.name.startswith(".")]
-    for entry in entries:
-        if entry.is_dir():
-            deeper = _pictures(Path(entry.path), (*inside, place))
-            yield from (f"{entry.name}/{path}" for path in deeper)
+    rows = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            names = sorted(_images(entry))
+            if not names:
+                raise BadData(f"class folder '{entry}' has no images: add some, or remove it")
+            rows += [(f"{path}/{entry.name}/{name}", entry.name, split) for name in names]
         elif is_picture(entry.name):
-            yield entry.name
+            raise BadData(
+                f"'{entry}' is in no class folder: an image's class is the name of its folder"
+            )
+    return rows
 
 
-def _listed(path: str, root: Path, split: str) -> Iterator[_Row]:
+def _images(folder: Path) -> Iterator[str]:
+    """Yield the paths of images below a folder, however deep."""
+    if not folder.is_dir():
+        raise MissingFile(f"no folder '{folder}': put the images there")
+    return (name for name, _ in walk(folder) if is_picture(name.rpartition("/")[2]))
+
+
+def _listed(path: str, root: Path, split: str) -> list[_Row]:
     file = root / path
     if not file.is_file():
         raise MissingFile(f"no list '{file}': put it there, or correct prepare.own")
-    parent = Path(path).parent.as_posix()
     rows = [
         _row(content, f"'{file}', entry {number}", split)
         for number, content in enumerate(_entries(file), start=1)
     ]
     if not rows:
-        raise BadData(f"'{file}' lists no pictures: add some")
-    # Of a name that is too long, pathlib's own would raise what the system says.
+        raise BadData(f"'{file}' lists no images: add some")
+    # Unlike pathlib's, it does not raise an error for a name that is too long.
     absent = [name for name, _, _ in rows if not os.path.isfile(file.parent / name)]  # noqa: PTH113
     if absent:
         raise MissingFile(
-            f"{len(absent)} of the {len(rows)} pictures of '{file}' are not there, the first is "
+            f"{len(absent)} of the {len(rows)} images of '{file}' are not there, the first is "
             f"'{absent[0][:80]}': paths start at the list's folder"
         )
-    yield from ((_joined(parent, name), label, where) for name, label, where in rows)
+    parent = Path(path).parent.as_posix()
+    start = "" if parent == "." else f"{parent}/"
+    return [(f"{start}{name}", label, where) for name, label, where in rows]
 
 
 def _entries(file: Path) -> list[Any]:
-    """Read a list's entries: mappings with path, label and perhaps split."""
+    """Read the entries of a list: mappings with path, label and perhaps split."""
     if file.suffix.lower() == ".csv":
         try:
             return list(csv.DictReader(read_text(file).splitlines(), strict=True))
@@ -439,15 +417,11 @@ def _row(content: Any, where: str, split: str) -> _Row:
 
 def _items(rows: list[_Row], split: str, names: list[str], folder: str) -> Items:
     label_of = {name: label for label, name in enumerate(names)}
-    seen: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for path, name, where in rows:
-        if where == split and seen.setdefault(path, name) != name:
-            raise BadData(f"'{path}' is of class '{seen[path]}' and of '{name}': give it one")
-    return tuple(Item(_below(path, folder), label_of[name], name) for path, name in seen.items())
-
-
-def _joined(folder: str, name: str) -> str:
-    return name if folder == "." else f"{folder}/{name}"
+        if where == split and classes.setdefault(path, name) != name:
+            raise BadData(f"'{path}' is of class '{classes[path]}' and of '{name}': give it one")
+    return tuple(Item(_below(path, folder), label_of[name], name) for path, name in classes.items())
 
 
 def _below(path: str, folder: str) -> str:
