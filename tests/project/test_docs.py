@@ -92,7 +92,8 @@ def test_every_named_file_of_the_repository_exists(path: str) -> None:
 
 
 def test_the_guide_for_contributors_names_what_is_in_the_code() -> None:
-    files = [*(ROOT / "pd_core").rglob("*.py"), *ROOT.glob("*.yaml"), *ROOT.glob("*.toml")]
+    code = (path for name in ("pd_core", "tests") for path in (ROOT / name).rglob("*.py"))
+    files = [*code, *ROOT.glob("*.yaml"), *ROOT.glob("*.toml")]
     words = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
     names = re.findall(r"`([A-Za-z_.]+)(?:\([^`]*\))?`", PAGES["CONTRIBUTING.md"])
     parts = {part for name in names if not (ROOT / name).exists() for part in name.split(".")}
