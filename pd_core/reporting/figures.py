@@ -49,15 +49,9 @@ _GAIN: dict[str, Any] = {"textcoords": "offset points", "color": BLUE, "fontsize
 
 
 def png(draw: Callable[[Figure], None], *, height: float, gap: float = 0.1) -> bytes:
-    """Draw a figure of ten inches' width.
+    """Draw a PNG image, ten inches wide, the same bytes whatever the user's matplotlibrc.
 
-    Args:
-        draw: fills the figure.
-        height: of the figure, inches.
-        gap: above and below its axes, inches.
-
-    Returns:
-        A PNG image, the same bytes whatever the user's matplotlibrc.
+    `draw` fills the figure; its height, and the gap above and below its axes, are in inches.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -93,13 +87,10 @@ _FAMILY = re.compile(r" font-family: [^;\"]*;")
 
 
 def svg(draw: Callable[[Figure], None], *, height: float, key: str, label: str) -> str:
-    """Draw a figure of 4.4 inches' width as an SVG element in the colours of the page around it.
+    """Draw an SVG element, 4.4 inches wide, in the colours of the page around it.
 
-    Args:
-        draw: fills the figure; `SVG_INK` becomes the page's colour of text.
-        height: of the figure, inches.
-        key: makes the names inside the element unique on its page.
-        label: read aloud in place of the figure.
+    `draw` fills the figure, and `SVG_INK` becomes the page's colour of text. The key makes names
+    inside the element unique on its page; the label is read aloud in place of the figure.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -155,16 +146,11 @@ def dumbbells(
     average_row: tuple[str, Evaluation] | None,
     notes: Sequence[str],
 ) -> bytes:
-    """Draw what tuning and distillation changed, data set by data set.
+    """Draw what tuning and distillation changed, data set by data set, then their average.
 
     Each data set has two dumbbells on the axis of the harmonic mean (or of the accuracy on all
     classes, if these were taught): the teacher's, from zero-shot to tuned, and the student's, from
     zero-shot to distilled. Data sets are in the order of the distilled student's result.
-
-    Args:
-        rows: readable name and scores of each data set.
-        average_row: of all of them, drawn last.
-        notes: lines below the axis.
     """
     ordered = sorted(rows, key=lambda row: (-headline(row[1]["student"]), row[0]))
     ordered += [average_row] if average_row else []

@@ -139,7 +139,7 @@ def gather(
     """Gather the page of a profile; what was not run is no error.
 
     Args:
-        jobs: by the names of all data sets of the profile.
+        jobs: by data set, all of the profile.
         folder: output folder, with earlier measurements and cached predictions.
         profile: its name.
         root: of the repository.

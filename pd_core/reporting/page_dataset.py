@@ -146,11 +146,8 @@ class DatasetPage:
 def gather(job: Job, folder: Path) -> DatasetPage:
     """Gather the outputs of an evaluated data set's stages, and run both models again.
 
-    What is not on this machine, such as photos, is left out and noted.
-
-    Args:
-        job: the data set's.
-        folder: cache of the models' predictions.
+    What is not on this machine, such as photos, is left out and noted. Results of the models are
+    cached in `folder`.
 
     Raises:
         MissingFile: the data set is not prepared.
@@ -178,10 +175,7 @@ def gather(job: Job, folder: Path) -> DatasetPage:
 
 
 def read_stages(job: Job) -> tuple[DatasetPage, Prepared, Rows]:
-    """Read the outputs of an evaluated data set's stages, without running a model.
-
-    Returns:
-        The page, the data set, and the predictions of images with a label.
+    """Read the page, the data set, and the predictions of labelled images, of a job's stages.
 
     Raises:
         MissingFile: the data set is not prepared.
@@ -258,11 +252,6 @@ def _cached_inference(job: Job, prepared: Prepared, rows: Rows, path: Path) -> I
 
 def infer(job: Job, prepared: Prepared, rows: Rows) -> Inference:
     """Classify all test images of a data set with teacher and student, as `evaluate` did.
-
-    Args:
-        job: whose stages made them.
-        prepared: the data set.
-        rows: the content of `predictions.json`.
 
     Raises:
         PdError: images or outputs of the stages are not there.

@@ -106,15 +106,9 @@ def scores_of(
     remedy: str,
     seed: str = "",
 ) -> dict[str, dict[str, float]]:
-    """Return the scores of models out of a metrics file's content, in percent.
+    """Return scores, model -> key -> percent, of a metrics file's content.
 
-    Args:
-        content: model -> key -> percent.
-        models: the models to read.
-        keys: the numbers to read of each.
-        path: named in errors.
-        remedy: named in errors.
-        seed: named in errors, if the file holds several.
+    Errors name the path, the seed, if the file holds several, and the remedy.
 
     Raises:
         BadArtifact: a number is not there, or is no percentage.
