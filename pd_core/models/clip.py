@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pd_core.core.artifacts import SUMS, check_sum
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
-from pd_core.models.checkpoint_io import OPENAI_ONLY, read_weights
+from pd_core.models.checkpoint_io import read_weights
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 MERGES_FILE = WEIGHTS_FOLDER / "merges.txt.gz"
@@ -181,26 +181,6 @@ def load_clip(
     return freeze(name, model.to(device=device, dtype=dtype), open_clip.get_tokenizer(name))
 
 
-def from_openai_state_dict(state: Mapping[str, Tensor], *, name: str = "openai") -> ClipTowers:
-    """Build frozen fp32 towers with QuickGELU from weights with the keys of OpenAI's release.
-
-    The sizes are read from the shapes (64 units a head).
-
-    Raises:
-        BadArtifact: keys are missing, unexpected, or of the wrong shape.
-    """
-    import open_clip
-
-    weights = {key: value for key, value in state.items() if key not in OPENAI_ONLY}
-    try:
-        model = _openai_skeleton(weights)
-    except KeyError as error:
-        raise BadArtifact(f"OpenAI weights without {error}; give a complete state dict") from None
-    _load_strictly(model, weights, "OpenAI state dict")
-    tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
-    return freeze(name, model, tokenize)
-
-
 def freeze(name: str, model: Any, tokenize: Tokenize) -> ClipTowers:
     """Freeze the towers of an open_clip `CustomTextCLIP`, in place.
 
@@ -355,36 +335,6 @@ def _check_plain(name: str, model: Any) -> None:
             f"model '{name}' does not support deep prompts; use two plain transformers, causal for"
             " texts and with end-of-text pooling, such as 'ViT-B-16-quickgelu'"
         )
-
-
-def _openai_skeleton(state: Mapping[str, Tensor]) -> Any:
-    """Build an open_clip model with the sizes of the weights."""
-    import open_clip
-
-    width, _, patch, _ = state["visual.conv1.weight"].shape
-    grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    text_width = state["ln_final.weight"].shape[0]
-    vision = open_clip.CLIPVisionCfg(
-        layers=_count_blocks(state, "visual.transformer."),
-        width=width,
-        patch_size=patch,
-        image_size=patch * grid,
-    )
-    text = open_clip.CLIPTextCfg(
-        context_length=state["positional_embedding"].shape[0],
-        vocab_size=state["token_embedding.weight"].shape[0],
-        width=text_width,
-        heads=text_width // 64,
-        layers=_count_blocks(state, "transformer."),
-    )
-    return open_clip.CustomTextCLIP(
-        state["text_projection"].shape[1], vision_cfg=vision, text_cfg=text, quick_gelu=True
-    )
-
-
-def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    start = f"{prefix}resblocks."
-    return len({key[len(start) :].split(".")[0] for key in state if key.startswith(start)})
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import view
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform, view
+from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform
 
 NAMES = tuple(f"{number}.png" for number in range(12))
 DAMAGED = (2, 3, 7)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import view
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform, view
+from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform
 
 RECORDED = Path(__file__).parents[1] / "parity" / "data" / "transforms"
 NAMES = tuple(f"{number}.png" for number in range(10))

@@ -14,10 +14,11 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import view
 from torch import Tensor
 
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import ImageBatches, train_transform, view
+from pd_core.data.loading.images import ImageBatches, train_transform
 
 COUNT = 12
 NAMES = tuple(f"{number}.png" for number in range(COUNT))

@@ -17,25 +17,6 @@ from pd_core.models import clip
 from pd_core.models.teacher import Teacher
 
 
-def openai_model() -> open_clip.CustomTextCLIP:
-    return open_clip.CustomTextCLIP(
-        8,
-        vision_cfg=open_clip.CLIPVisionCfg(layers=2, width=64, patch_size=8, image_size=16),
-        text_cfg=open_clip.CLIPTextCfg(
-            context_length=24, vocab_size=50, width=64, heads=1, layers=2
-        ),
-        quick_gelu=True,
-    )
-
-
-def openai_state() -> dict[str, Tensor]:
-    """Make weights under OpenAI's keys, with values that half precision holds."""
-    return {
-        key.removeprefix("text."): value.half().float()
-        for key, value in openai_model().state_dict().items()
-    }
-
-
 def test_a_local_file_gives_the_models_features(tmp_path: Path) -> None:
     towers = clip.load_clip("tiny", tiny.weights(tmp_path))
 
@@ -143,51 +124,6 @@ def _nest(module: torch.nn.Module, parts: list[str], value: Tensor) -> None:
             module.add_module(part, torch.nn.Module())
         module = module.get_submodule(part)
     module.register_buffer(parts[-1], value)
-
-
-def test_openai_keys_give_towers_of_the_implied_sizes() -> None:
-    state = openai_state()
-
-    towers = clip.from_openai_state_dict(
-        {**state, "input_resolution": torch.tensor(16), "vocab_size": torch.tensor(50)}
-    )
-
-    assert (towers.image_size, towers.context_length, towers.joint_width) == (16, 24, 8)
-    assert (towers.image_layers, towers.text_layers) == (2, 2)
-    assert (towers.image_width, towers.text_width) == (64, 64)
-    assert torch.equal(towers.visual.conv1.weight, state["visual.conv1.weight"])
-    assert isinstance(
-        towers.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU
-    )
-
-
-def test_openai_keys_give_the_features_of_the_model_that_had_them() -> None:
-    state = openai_state()
-    model = openai_model()
-    model.load_state_dict(
-        {key: state[key.removeprefix("text.")] for key in model.state_dict()}, strict=True
-    )
-    tokens = torch.tensor([[1, 7, 9, 49, *[0] * 20], [1, 3, 49, *[0] * 21]])
-
-    for dtype in (torch.float32, torch.float16):
-        towers = clip.from_openai_state_dict({key: v.to(dtype) for key, v in state.items()})
-
-        with torch.no_grad():
-            for ours, expected in (
-                (towers.visual(tiny.images(3)), model.eval().encode_image(tiny.images(3))),
-                (towers.text(tokens), model.encode_text(tokens)),
-            ):
-                assert ours.dtype == torch.float32
-                torch.testing.assert_close(ours, expected)
-
-
-def test_incomplete_openai_weights_are_refused() -> None:
-    state = openai_state()
-
-    with pytest.raises(BadArtifact, match="without 'ln_final.weight'"):
-        clip.from_openai_state_dict({k: v for k, v in state.items() if k != "ln_final.weight"})
-    with pytest.raises(BadArtifact, match="visual.proj"):
-        clip.from_openai_state_dict({k: v for k, v in state.items() if k != "visual.proj"})
 
 
 def test_openai_weights_need_the_quickgelu_name(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import openai_clip
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pd_core.core.options import TeacherMethod
-from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts
 from pd_core.models.student import Student
@@ -189,4 +189,4 @@ class Trace:
         rows = state.pop("token_embedding.rows")
         table = torch.zeros(VOCABULARY, rows.shape[1])
         table[self.tensors["token_row_ids"].long()] = rows
-        return clip.from_openai_state_dict({**state, "token_embedding.weight": table})
+        return openai_clip.towers({**state, "token_embedding.weight": table})

@@ -19,7 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pd_core.core.artifacts import write_sums
-from pd_core.data.loading.images import Batch
+from pd_core.data.loading import images as loading
+from pd_core.data.loading.images import Batch, Transform
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
@@ -123,6 +124,13 @@ def torch_restored() -> Iterator[None]:
 def images(count: int, *, seed: int = 0) -> Tensor:
     """Make random images (count, 3, 16, 16)."""
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, index: int) -> Tensor:
+    """Return the view of an image alone: (3, H, W)."""
+    with loading._seeded_views() as reseed:
+        reseed(loading._hash(seed, epoch, index))
+        return transform(image)
 
 
 class Batches:

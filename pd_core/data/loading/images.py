@@ -104,16 +104,6 @@ class Share:
 _WHOLE = Share(part=lambda positions: positions, union=set)
 
 
-def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, index: int) -> Tensor:
-    """Return the view of an image for (seed, epoch, index): (3, H, W), normalised.
-
-    The global generator of torch is not changed.
-    """
-    with _seeded_views() as reseed:
-        reseed(_hash(seed, epoch, index))
-        return transform(image)
-
-
 class ImageBatches:
     """Batches of an image list, by epoch or once in order.
 
