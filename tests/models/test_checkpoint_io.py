@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from archive_files import rewrite
 from torch import Tensor, nn
 
 from pd_core.core.errors import BadArtifact
@@ -77,16 +78,6 @@ def test_an_archive_gives_the_state_that_torch_gives_to_the_bit(
     assert read_weights(path)[1] == "by its entries"
 
 
-def rewrite(path: Path, records: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path) as old:
-        content = {name: old.read(name) for name in old.namelist()}
-    root = next(iter(content)).partition("/")[0]
-    with zipfile.ZipFile(path, "w") as new:
-        for name, data in {**content, **{f"{root}/{n}": d for n, d in records.items()}}.items():
-            new.writestr(name, data)
-    return path
-
-
 SYSTEM = b"cposix\nsystem\nX\x0c\x00\x00\x00touch MARKER\x85R"
 
 
@@ -96,7 +87,7 @@ def with_program(path: Path, program: bytes) -> Path:
         pickled = next(file.read(name) for name in file.namelist() if name.endswith("/data.pkl"))
     named = b"\n".join(pickled[2:].split(b"\n")[:2]) + b"\n"
     program = program.replace(b"MODULE", b"CLASS)\x81q\x00").replace(b"CLASS", named)
-    return rewrite(path, {"data.pkl": b"\x80\x02" + program})
+    return rewrite(path, {f"{path.stem}/data.pkl": b"\x80\x02" + program})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +166,7 @@ def test_a_pickle_cannot_make_its_reader_take_memory(tmp_path: Path) -> None:
     path, limit = tmp_path / "a.pt", 2**34  # of the process's address space
     torch.save({"a": 1}, path)
     # Remembers one object under the number 2^27; C's reader makes a table of twice as many places.
-    rewrite(path, {"data.pkl": b"\x80\x02}r" + (2**27).to_bytes(4, "little") + b"."})
+    rewrite(path, {"a/data.pkl": b"\x80\x02}r" + (2**27).to_bytes(4, "little") + b"."})
 
     done = subprocess.run(
         [sys.executable, "-c", HOG, str(path)],

@@ -3,7 +3,6 @@
 import re
 import sys
 import types
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -170,15 +169,6 @@ def assert_tiny_prompts(teacher: Teacher) -> None:
         assert prompts is not None
         expected = torch.stack(list(tiny_prompts(branch).values()))
         assert torch.equal(prompts.tokens, expected)
-
-
-def rewrite(path: Path, records: Mapping[str, bytes]) -> None:
-    """Replace records of a zip file, or add them."""
-    with zipfile.ZipFile(path) as archive:
-        old = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {**old, **records}.items():
-            archive.writestr(name, content)
 
 
 def assert_matches(message: str, pattern: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from original_files import assert_matches, assert_tiny_prompts, refused, rewrite, save, tiny_state
+from archive_files import rewrite
+from original_files import assert_matches, assert_tiny_prompts, refused, save, tiny_state
 from torch import Tensor
 
 from pd_core.core.errors import BadArtifact

@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 import traces
+from archive_files import rewrite
 from original_files import (
     assert_matches,
     refused,
-    rewrite,
     save,
     tiny_projector,
     tiny_prompts,

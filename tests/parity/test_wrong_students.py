@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from torch import Tensor, nn
-from variants import Changed, Patch, assert_noticed, cases, patch
+from variants import Patch, assert_noticed, cases, image_without_ln_pre, patch
 
 from pd_core.data.loading import splits
 from pd_core.evaluation import evaluate
@@ -15,7 +15,6 @@ from pd_core.models import class_vectors as classifier
 from pd_core.models import student as student_module
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import ClipTowers
-from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.student import Student
 from pd_core.training.loop import losses
 from pd_core.training.student import distillation as distilling
@@ -23,10 +22,6 @@ from pd_core.training.student import distillation as distilling
 distillation, right_step = losses.distillation, distilling.distillation_step
 right_predictions, right_classifier = evaluate.predictions, classifier.distilled
 untrained = Student.untrained
-
-
-def image_without_ln_pre(tower: Any, images: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
-    return encode_image(Changed(tower, ln_pre=nn.Identity()), images, prompts)
 
 
 def frozen_batch_norm(student: Student, *args: Any, **rest: Any) -> distilling.DistillationStep:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
-from variants import Changed, Patch, assert_noticed, cases, patch
+from variants import Changed, Patch, assert_noticed, cases, image_without_ln_pre, patch
 
 from pd_core.models import class_vectors
 from pd_core.models import prompts as prompts_module
@@ -55,10 +55,6 @@ def divergence_reversed(logits: Tensor, labels: Tensor, **rest: Any) -> losses.P
     return replace(promptsrc(logits, labels, **rest), logits=wrong / logits.numel())
 
 
-def image_without_ln_pre(tower: Any, images: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
-    return encode_image(Changed(tower, ln_pre=nn.Identity()), images, prompts)
-
-
 def text_without_positions(
     tower: Any, tokens: Tensor, prompts: DeepPrompts | None = None
 ) -> Tensor:
@@ -88,10 +84,6 @@ def rate_that_reaches_zero(
         return warmup_lr
     left = (epoch - warmup_epochs - 1) / (epochs - warmup_epochs - 1)
     return 0.5 * peak * (1 + math.cos(math.pi * left))
-
-
-def rate_without_warmup(epoch: int, *, epochs: int, peak: float, **_: Any) -> float:
-    return fit_rate(epoch, epochs=epochs, peak=peak, warmup_epochs=0, warmup_lr=peak)
 
 
 def decay_on_matrices_only(parameters: Iterable[nn.Parameter], **rest: Any) -> SGD:
@@ -219,7 +211,13 @@ VARIANTS = {
     },
     "learning_rates": {
         "rate that reaches zero": patch(schedule, "learning_rate", rate_that_reaches_zero),
-        "no warm-up": patch(schedule, "learning_rate", rate_without_warmup),
+        "no warm-up": patch(
+            schedule,
+            "learning_rate",
+            lambda epoch, **rest: fit_rate(
+                epoch, **(rest | {"warmup_epochs": 0, "warmup_lr": rest["peak"]})
+            ),
+        ),
     },
     "optimiser": {name: patch(fit, "make_optimizer", wrong) for name, wrong in OPTIMISERS.items()},
     "averaging": {

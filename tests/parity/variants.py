@@ -7,6 +7,9 @@ from typing import Any
 import checks
 import pytest
 import traces
+from torch import Tensor, nn
+
+from pd_core.models.prompts import DeepPrompts, encode_image
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -35,6 +38,10 @@ class Changed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
+
+
+def image_without_ln_pre(tower: Any, images: Tensor, prompts: DeepPrompts | None = None) -> Tensor:
+    return encode_image(Changed(tower, ln_pre=nn.Identity()), images, prompts)
 
 
 @cache

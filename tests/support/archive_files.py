@@ -30,3 +30,13 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def rewrite(path: Path, records: dict[str, bytes]) -> Path:
+    """Replace members of a zip file, or add them."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**members, **records}.items():
+            archive.writestr(name, content)
+    return path
