@@ -1,7 +1,7 @@
 """A step of distillation, from the images to the optimiser's step.
 
-Ours has the class vectors before it starts, and either asks the teacher or has its answers
-recorded. The reference has neither.
+Ours computes the class vectors before, and the teacher's logits online or from a cache. The
+reference computes both at every step.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ REFERENCE, ONLINE, CACHED = "reference", "ours, online", "ours, cached"
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """Sizes of the benchmark.
 
     Attributes:
         compared: classes of the step that is compared with the reference.

@@ -20,7 +20,7 @@ OURS, CACHED, REFERENCE = "ours", "ours, recorded before", "reference"
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """Sizes of the benchmark.
 
     Attributes:
         teacher_epochs: of the tuning.

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: a model, pictures, pictures a batch, and their sides in pixels."""
+    """Sizes of the benchmark: model, images, images a batch, their sides in pixels."""
 
     model: str = SMALL
     pictures: int = 48

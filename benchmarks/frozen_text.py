@@ -19,7 +19,7 @@ from pd_core.models.teacher import Teacher
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """Sizes of the benchmark.
 
     Attributes:
         templates: of ours alone.

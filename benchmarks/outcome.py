@@ -23,7 +23,7 @@ class Row:
         least: the target, if the value is to be this or more.
         most: the target, if the value is to be this or less.
         unit: of the value.
-        note: what else there is to say.
+        note: remark.
     """
 
     what: str
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the target is met."""
+        """`met`, `**missed**`, or nothing without a target."""
         if self.least is None and self.most is None:
             return ""
         low_enough = self.most is None or self.value <= self.most
@@ -161,7 +161,7 @@ def _scaling(outcomes: Mapping[str, Outcome]) -> list[str]:
 
 
 def _machines(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Say what was measured on: one line a machine, with its parts if there are several."""
+    """Return a line for each machine, with its parts if there are several."""
     parts: dict[str, list[str]] = {}
     for part, outcome in outcomes.items():
         facts = ", ".join(f"{name} {value}" for name, value in outcome.machine.items())

@@ -25,7 +25,7 @@ MEMORY = 4 * 2**30  # bytes for the text gradients, the default of the stage
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """Sizes of the benchmark.
 
     Attributes:
         compared: numbers of classes with a reference of their own, and the targets: online, cached.
@@ -100,7 +100,7 @@ def plain(towers: ClipTowers, views: Tensor, count: int) -> Work:
 
 
 def frozen_text(towers: ClipTowers, count: int) -> Tensor:
-    """Make what stands for the frozen text features, which are computed before any step."""
+    """Make random features in place of the frozen text features."""
     noise = torch.randn(count, towers.joint_width, generator=torch.Generator().manual_seed(2))
     return F.normalize(noise, dim=-1)
 

@@ -1,4 +1,4 @@
-"""What our steps and stages cost as classes, pictures and epochs become more."""
+"""Cost of our steps and stages by the number of classes, images and epochs."""
 
 import shutil
 import tempfile
@@ -23,7 +23,7 @@ FIRST, AGAIN = "distillation, recording first", "distillation, recorded before"
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """Sizes of the benchmark.
 
     Attributes:
         model: of the PromptSRC step.
@@ -98,7 +98,7 @@ def _by_epochs(size: Size, folder: Path, note: Note) -> list[Series]:
 
 
 def _prepared(folder: Path, per_class: int, **changes: Any) -> Job:
-    """Describe the stages on some of the pictures, and prepare them."""
+    """Describe the stages on some of the images, and prepare them."""
     job = stages.make_job(folder / f"of-{per_class}", per_class=per_class, **changes)
     if not job.prepared.is_dir():
         jobs.prepare(job)
@@ -117,7 +117,7 @@ def _cached(folder: Path, per_class: int, epochs: int) -> Job:
 
 
 def _recording(folder: Path, per_class: int, epochs: int) -> Work:
-    """Make what has to record the answers each time, for whoever comes next."""
+    """Make a distillation that caches the teacher's logits each time."""
     job = _cached(folder, per_class, epochs)
 
     def work() -> float:

@@ -1,4 +1,4 @@
-"""What is measured on: models of real sizes with random weights, names, images, records."""
+"""Inputs of the benchmarks: models of real sizes with random weights, names, images."""
 
 import os
 import platform
@@ -82,7 +82,7 @@ class OneBatch:
 
 
 def record(folder: Path, views: Tensor, encode: Source, *, width: int) -> CachedViews:
-    """Record what a frozen tower gives for one batch, (B, width), as the stages do."""
+    """Cache the features of a frozen tower for one batch, (B, width), as the stages do."""
     store = FeatureCache(folder, limit=2**30)
     place = store.place("benchmark", {"width": width})
     recorded = CachedViews(store, place, count=len(views), width=width, device=torch.device("cpu"))
@@ -92,7 +92,7 @@ def record(folder: Path, views: Tensor, encode: Source, *, width: int) -> Cached
 
 
 def machine() -> dict[str, str]:
-    """Say what decides the seconds: processor, cores and versions."""
+    """Return what times depend on: processor, cores and versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),

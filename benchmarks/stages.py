@@ -33,7 +33,7 @@ DATASET = "embedded_greek"
 
 @dataclass(frozen=True)
 class Epoch:
-    """What decides how an epoch is trained: a block of the parameters, and the epoch."""
+    """A block of the parameters, and the number of an epoch."""
 
     block: Any
     number: int

@@ -1,4 +1,4 @@
-"""What a stage costs before its work begins, and what its record costs after it.
+"""Overhead of a stage: its imports, and the MLflow run.
 
 Every turn is a process of its own. The processor's seconds are those of the child.
 """
@@ -44,7 +44,7 @@ print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time(
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """Sizes of the benchmark.
 
     Attributes:
         bare: the code of the least that a stage cannot do without.

@@ -29,7 +29,7 @@ UNBOUNDED, DEFAULT, NOTHING = "unbounded", "default budget", "no budget, all com
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """Sizes of the benchmark.
 
     Attributes:
         trained: classes of the training whose memory is measured.

@@ -21,7 +21,7 @@ Work = Callable[[], float]
 
 @dataclass(frozen=True)
 class Turns:
-    """What all sides took, round by round.
+    """Times of all sides in each round.
 
     Attributes:
         seconds: by side, one pair of clocks a round.
@@ -154,7 +154,7 @@ class Line:
 
 
 def to_stderr(part: str) -> Note:
-    """Make what writes lines of progress."""
+    """Return a function that writes lines of progress to stderr."""
 
     def note(line: str) -> None:
         sys.stderr.write(f"{part}: {line}\n")

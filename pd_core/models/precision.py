@@ -1,4 +1,4 @@
-"""How tensors are computed: precision, CPU threads, deterministic kernels."""
+"""Numerics: precision, CPU threads, deterministic kernels."""
 
 import os
 from contextlib import AbstractContextManager
@@ -12,26 +12,22 @@ from pd_core.core.options import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Make the context in which towers run at a precision."""
+    """Return the autocast context of a precision."""
     dtype = torch.float16 if precision is Precision.FP16 else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision is not Precision.FP32)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device; to a GPU from pinned memory, so that nothing waits for it."""
+    """Move a tensor to a device; to a GPU asynchronously, from pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def set_threads(threads: int) -> None:
-    """Fix the number of CPU threads and ask for deterministic kernels.
+    """Set the number of CPU threads and deterministic kernels; BadParams if it is below 1.
 
-    Sums are split among the threads, so their number changes the last bits of
-    every result: it belongs to what makes a run reproducible.
-
-    Raises:
-        BadParams: fewer than one thread.
+    Sums are split among the threads, so their number changes the last bits of results.
     """
     if threads < 1:
         raise BadParams(f"threads = {threads}; give a number from 1 upwards")
@@ -39,6 +35,6 @@ def set_threads(threads: int) -> None:
     # cuBLAS is only deterministic with a fixed workspace, set before its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True)
-    # It would also fill every new buffer, at a price, to expose reads of memory never written.
+    # Otherwise it also fills every new buffer, which takes time.
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = False

@@ -1,4 +1,4 @@
-"""What holds of all class vectors: they come back as they were, and damage is noticed."""
+"""Properties of all class vectors: they are stored exactly, and corruption is noticed."""
 
 import tempfile
 from contextlib import suppress

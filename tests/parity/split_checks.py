@@ -25,7 +25,7 @@ VAL_SHOTS = 4
 
 
 def few_shot_lists(recorded: Recorded) -> int:
-    """Few-shot training and validation images, and where the generator stands afterwards."""
+    """Compare few-shot training and validation images, and the generator's next number."""
     count = 0
     for seed, shots, expected in _few_shot_cases(recorded):
         rng = random.Random(seed)
@@ -38,7 +38,7 @@ def few_shot_lists(recorded: Recorded) -> int:
 
 
 def base_and_novel_lists(recorded: Recorded) -> int:
-    """Which images and classes are base and which are novel, in few-shot and test lists."""
+    """Compare base and novel images and classes of few-shot and test lists."""
     count = 0
     content = _content(recorded["input"])
     names = content.class_names
@@ -61,7 +61,7 @@ def base_and_novel_lists(recorded: Recorded) -> int:
 
 
 def distillation_lists(recorded: Recorded) -> int:
-    """What distillation sees: the whole train list, or few shots; and what is tested."""
+    """Compare the unlabelled images, all of the train list or few shots, and the test images."""
     count = 0
     content = _content(recorded["input"])
     cut = splits.base_count(len(content.class_names))
@@ -87,7 +87,7 @@ def distillation_lists(recorded: Recorded) -> int:
 
 
 def validation_cuts(recorded: Recorded) -> int:
-    """The validation list that is cut off a train list, and few-shot draws that go on from it."""
+    """Compare the validation split of a train list, and few-shot draws after it."""
     fresh = recorded.get("fresh_no_split_file", {})
     items = _items(fresh.get("trainval_input", []))
     cases = [
@@ -114,7 +114,7 @@ def validation_cuts(recorded: Recorded) -> int:
 
 
 def three_way_cuts(recorded: Recorded) -> int:
-    """One folder per class, cut into train, validation and test."""
+    """Compare the split of folders into train, validation and test."""
     count = 0
     for key, expected in recorded.items():
         case = re.fullmatch(r"dtd_read_and_split_seed(\d+)_.*", key)

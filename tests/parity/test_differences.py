@@ -1,4 +1,4 @@
-"""What counts as the same number."""
+"""Tests of the tolerances."""
 
 import pytest
 import torch
