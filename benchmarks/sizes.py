@@ -66,7 +66,7 @@ class OneBatch:
 
     def __init__(self, views: Tensor) -> None:
         self._views = views
-        self.damaged: set[int] = set()
+        self.corrupt: set[int] = set()
         self.left_out = 0
 
     @property

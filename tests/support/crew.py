@@ -106,7 +106,7 @@ def shown(folder: Path, out: Path) -> None:
     """Note which pictures are read for which batch of two epochs, and what is found damaged."""
     source = batches(folder)
     seen = [[positions.tolist() for positions, *_ in source.epoch(epoch)] for epoch in (1, 2)]
-    said = [seen, sorted(source.damaged), source.left_out]
+    said = [seen, sorted(source.corrupt), source.left_out]
     torch.save(said, out.with_name(f"{out.name}-{distributed.rank()}"))
 
 

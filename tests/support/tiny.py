@@ -139,7 +139,7 @@ class Batches:
     def __init__(self, count: int, *, size: int) -> None:
         self._images = images(count)
         self._size = size
-        self.damaged: set[int] = set()
+        self.corrupt: set[int] = set()
         self.left_out = 0
 
     @property

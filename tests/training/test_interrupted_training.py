@@ -134,7 +134,7 @@ def test_states_are_stored_within_an_epoch_only_when_they_are_due(tmp_path: Path
 
 def test_damaged_pictures_are_still_known_after_an_interruption(tmp_path: Path) -> None:
     told, stopped, batches = Told(after=2), Point(), Batches(6, size=2)
-    batches.damaged = {5, 1}
+    batches.corrupt = {5, 1}
     with pytest.raises(Interrupted):
         train(
             stopped,
@@ -146,4 +146,4 @@ def test_damaged_pictures_are_still_known_after_an_interruption(tmp_path: Path) 
 
     train(Point(), batches=again, checkpoints=checkpoints(tmp_path))
 
-    assert again.damaged == {1, 5}
+    assert again.corrupt == {1, 5}

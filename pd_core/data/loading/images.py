@@ -108,7 +108,7 @@ class ImageBatches:
     """Batches of an image list, by epoch or once in order.
 
     Attributes:
-        damaged: Positions of corrupt images seen so far; they are not opened again.
+        corrupt: Positions of corrupt images seen so far; they are not opened again.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class ImageBatches:
         self._store = store
         self._count = len(paths)
         self._paths = tuple(paths)
-        self.damaged: set[int] = set()
+        self.corrupt: set[int] = set()
         self._left_out = 0
         self._views = _Views(store, self._paths, transform, seed, on_corrupt)
         self._requests: list[_Request] = []  # of the next epoch, for persistent workers
@@ -165,12 +165,12 @@ class ImageBatches:
     @property
     def skipped(self) -> tuple[str, ...]:
         """Paths of the corrupt images seen so far, without duplicates, in the list's order."""
-        return tuple(dict.fromkeys(self._paths[index] for index in sorted(self.damaged)))
+        return tuple(dict.fromkeys(self._paths[index] for index in sorted(self.corrupt)))
 
     @property
     def intact(self) -> list[int]:
         """Positions of the images not known to be corrupt."""
-        return [index for index in range(self._count) if index not in self.damaged]
+        return [index for index in range(self._count) if index not in self.corrupt]
 
     @property
     def left_out(self) -> int:
@@ -217,8 +217,8 @@ class ImageBatches:
 
     def _counted(self, batches: Iterator[Batch], order: list[int]) -> Iterator[Batch]:
         yield from batches
-        self._note(self._share.union(self.damaged))
-        self._left_out = len(self.damaged.intersection(order))
+        self._note(self._share.union(self.corrupt))
+        self._left_out = len(self.corrupt.intersection(order))
 
     def _divided(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
         size = self._batch_size
@@ -228,7 +228,7 @@ class ImageBatches:
         self, epoch: int, batches: Iterable[Sequence[int]], start: int = 0
     ) -> Iterator[Batch]:
         # Known corrupt images are left out, so that resumed epochs are the same.
-        intact = ([index for index in batch if index not in self.damaged] for batch in batches)
+        intact = ([index for index in batch if index not in self.corrupt] for batch in batches)
         self._requests[:] = [[(epoch, index) for index in batch] for batch in intact]
         with _any_number_of_workers():
             decoded = map(self._views.__getitems__, tuple(self._requests))
@@ -240,19 +240,19 @@ class ImageBatches:
                     raise result
                 finally:
                     del result  # as a cycle of error and frame it would hold the workers
-            self._note(result.damaged)
+            self._note(result.corrupt)
             positions = torch.tensor(result.positions, dtype=torch.int64)
             yield Batch(
                 positions, normalised(torch.from_numpy(result.pixels)), epoch, next(numbers)
             )
 
-    def _note(self, damaged: Iterable[int]) -> None:
+    def _note(self, corrupt: Iterable[int]) -> None:
         """Record corrupt images; BadData if they are more than half of the list."""
-        self.damaged.update(damaged)
-        if 2 * len(self.damaged) > self._count:
+        self.corrupt.update(corrupt)
+        if 2 * len(self.corrupt) > self._count:
             raise BadData(
-                f"at least {len(self.damaged)} of {self._count} images in '{self._store.root}' are "
-                f"corrupt, such as '{self._paths[min(self.damaged)]}': too many to skip, restore "
+                f"at least {len(self.corrupt)} of {self._count} images in '{self._store.root}' are "
+                f"corrupt, such as '{self._paths[min(self.corrupt)]}': too many to skip, restore "
                 "the data set"
             )
 
@@ -265,7 +265,7 @@ class _Decoded(NamedTuple):
 
     positions: list[int]
     pixels: NDArray[np.uint8]  # (B, H, W, 3)
-    damaged: list[int]  # positions
+    corrupt: list[int]  # positions
 
 
 class _Views(Dataset[_Decoded]):
@@ -286,7 +286,7 @@ class _Views(Dataset[_Decoded]):
         self._on_corrupt = on_corrupt
 
     def __getitems__(self, request: _Request) -> _Decoded | BadData | MissingFile:
-        positions, crops, damaged = [], [], []
+        positions, crops, corrupt = [], [], []
         with _seeded_views() as reseed:
             for epoch, index in request:
                 try:
@@ -296,14 +296,14 @@ class _Views(Dataset[_Decoded]):
                 except BadData as error:
                     if self._on_corrupt is OnCorrupt.FAIL:
                         return error
-                    damaged.append(index)
+                    corrupt.append(index)
                     continue
                 reseed(_hash(self._seed, epoch, index))
                 crops.append(np.asarray(self._transform.crop(image)))
                 positions.append(index)
         size = self._transform.size
         pixels = np.array(crops, np.uint8).reshape(-1, size, size, 3)
-        return _Decoded(positions, pixels, damaged)
+        return _Decoded(positions, pixels, corrupt)
 
 
 def _loader(

@@ -52,7 +52,7 @@ class Batches(Protocol):
         """Batches per epoch."""
 
     @property
-    def damaged(self) -> set[int]:
+    def corrupt(self) -> set[int]:
         """Positions of the corrupt images so far, which are left out."""
 
     @property
@@ -325,7 +325,7 @@ class _Loop:
         if not state.is_finite():
             last = torch.empty(0, dtype=torch.int64) if indices is None else indices
             raise self._watch.error("a weight is not finite", state.epoch, state.done, last)
-        damaged = json.dumps(sorted(self._batches.damaged))
+        damaged = json.dumps(sorted(self._batches.corrupt))
         metadata = {**state.metadata(), "damaged": damaged}
         self._checkpoints.save(state.epoch, state.done, state.tensors(), metadata)
 
@@ -338,7 +338,7 @@ class _Loop:
         if checkpoint is not None:
             tensors, metadata = checkpoint
             self._state.restore(tensors, metadata)
-            self._batches.damaged.update(json.loads(metadata["damaged"]))
+            self._batches.corrupt.update(json.loads(metadata["damaged"]))
 
     def stop_if_requested(self) -> None:
         """Raise `Interrupted` if the training is to stop; its state has been stored."""
