@@ -1,4 +1,4 @@
-"""The student that stands alone answers as the trained one, in torch and in ONNX."""
+"""The standalone student computes what the trained one does, in torch and in ONNX."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def _trained(name: str, folder: Path, **choices: object) -> Student:
     ],
     ids=["two layers", "all layers", "quick gelu", "no prompts", "a tower of its own"],
 )
-def test_the_network_answers_as_the_student_that_it_was_folded_from(
+def test_the_network_computes_what_the_student_does_that_it_was_folded_from(
     name: str, choices: dict[str, object], tmp_path: Path
 ) -> None:
     student = _trained(name, tmp_path, **choices)
@@ -119,7 +119,9 @@ def folder(student: PortableStudent, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-def test_onnx_answers_as_torch_whatever_the_batch(student: PortableStudent, folder: Path) -> None:
+def test_onnx_computes_what_torch_does_for_any_batch(
+    student: PortableStudent, folder: Path
+) -> None:
     session = onnxruntime.InferenceSession(
         str(folder / bundle.ONNX), providers=["CPUExecutionProvider"]
     )
@@ -142,7 +144,7 @@ def test_a_bundle_holds_hashes_of_all_its_files_and_no_pickle(folder: Path) -> N
     assert done.returncode == 0
 
 
-def test_the_bundles_own_code_answers_without_the_project(
+def test_the_bundles_own_code_classifies_without_the_project(
     student: PortableStudent, folder: Path, picture: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "picture.png").write_bytes(picture)
@@ -186,7 +188,7 @@ def test_a_larger_picture_than_allowed_is_refused_before_it_is_decoded(
         student.crop(Image.new("L", (1, 1600)), most_pixels=1600)
 
 
-def test_a_damaged_bundle_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_corrupt_bundle_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes((folder / "model.json").read_bytes())
     weights = (folder / "student.safetensors").read_bytes()
     (tmp_path / "student.safetensors").write_bytes(weights[: len(weights) // 2])

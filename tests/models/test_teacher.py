@@ -59,14 +59,14 @@ def test_the_template_is_an_argument() -> None:
         Teacher.untrained(towers(), template="a drawing")
 
 
-def test_a_fresh_teacher_with_shallow_word_prompts_says_what_zero_shot_says() -> None:
+def test_a_fresh_teacher_with_shallow_word_prompts_computes_what_zero_shot_does() -> None:
     fresh, zero_shot = teacher(text_depth=1), Teacher(towers())
     tokens = zero_shot.tokens(NAMES)
 
     torch.testing.assert_close(fresh.text_features(tokens), zero_shot.text_features(tokens))
 
 
-def test_features_have_unit_length_and_frozen_ones_know_no_prompts() -> None:
+def test_features_have_unit_length_and_frozen_ones_have_no_prompts() -> None:
     made = teacher()
 
     for features in (made.image_features(images(3)), made.text_features(made.tokens(NAMES))):
