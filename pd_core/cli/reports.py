@@ -31,7 +31,7 @@ PAGES = Path("build") / "report"
 Reference = Annotated[
     str,
     typer.Argument(
-        help="A git revision, an MLflow run's id, or a model version: greek/3, greek@champion.",
+        help="Git revision, MLflow run ID, or model version (greek/3, greek@champion).",
         show_default=False,
     ),
 ]
@@ -40,7 +40,7 @@ _PIPED_WIDTH = 10_000  # columns: no line is broken where a program reads
 
 
 def report() -> None:
-    """Stage: put all data sets' results into one summary, table and figure."""
+    """Stage: write the summary, table and figure of all data sets."""
     params = load_params(PARAMS)
     from pd_core.reporting import report as stage
 
@@ -61,7 +61,7 @@ def report() -> None:
 
 
 def show() -> None:
-    """Print the result table, and where to look further."""
+    """Print the table of the report and the paths of its files."""
     params = load_params(PARAMS)
     from pd_core.reporting import report as stage
     from pd_core.reporting.results import read_titles
@@ -90,13 +90,13 @@ def _mlflow_page() -> str:
 def page(
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Take the time and memory of teacher and student first."),
+        typer.Option("--measure", help="Measure time and memory of teacher and student first."),
     ] = False,
     record: Annotated[
-        bool, typer.Option("--record", help="Keep the page and its calibration in MLflow as well.")
+        bool, typer.Option("--record", help="Log the page and its calibration to MLflow.")
     ] = False,
 ) -> None:
-    """Put all that is known of the results on one page: HTML, Markdown, JSON."""
+    """Write a page of all results, as HTML, Markdown and JSON."""
     params = load_params(PARAMS)
     jobs = {name: one.job for name, one in settings_of(params, params.datasets).items()}
     folder = PAGES / params.profile.name
@@ -147,7 +147,7 @@ def _recorded(
 
 
 def compare(first: Reference, second: Reference, as_json: AsJson = False) -> None:
-    """Show the parameters and metrics that differ, and whether it is more than chance."""
+    """Compare the parameters and metrics of two states, with significance tests."""
     from pd_core.reporting import comparison
 
     sides = [comparison.find_side(given, Path.cwd(), open_store) for given in (first, second)]
