@@ -36,6 +36,14 @@ def test_a_vector_is_the_text_feature_of_its_class() -> None:
         torch.testing.assert_close(vector, alone)
 
 
+def test_building_reports_progress_in_classes() -> None:
+    progress: list[tuple[int, int]] = []
+
+    build(teacher(), NAMES, on_progress=lambda *counts: progress.append(counts))
+
+    assert progress[0] == (0, len(NAMES))  # called before each batch
+
+
 def test_logits_are_scaled_cosines() -> None:
     made = vectors()
     features = teacher().image_features(images(4)).detach()

@@ -78,6 +78,15 @@ def test_a_tower_that_pools_all_tokens_gets_all_of_them() -> None:
     torch.testing.assert_close(features, tower(images(3).double()), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_no_images_have_no_features(depth: int) -> None:
+    tower = towers().visual
+    given = prompts(depth) if depth else None
+
+    assert encode_image(tower, images(3)[:0], given).shape == (0, 16)
+    assert len(encode_image(tower, images(1), given)) == 1
+
+
 def test_image_prompts_stand_behind_the_patches_and_are_replaced_layer_by_layer() -> None:
     clip, made = towers(), prompts(2)
     plain = inputs_of_blocks(clip.visual, lambda: encode_image(clip.visual, images(3)))
