@@ -136,7 +136,7 @@ def promote(
         gate.examine, store, exam=_exam(version.dataset, accept_unknown), on_note=note
     )
     reference = f"{version.name}/{version.number}"
-    decision = promotion.promote(store, reference, examine, who=_who(), dry_run=dry_run)
+    decision = promotion.promote(store, reference, examine, user=_user(), dry_run=dry_run)
     conclusion = _conclusion(decision, dry_run=dry_run)
     if as_json:
         print_json(_as_dict(decision, conclusion, dry_run=dry_run))
@@ -155,7 +155,7 @@ def rollback(name: Name, dry_run: DryRun = False) -> None:
     store = open_store()
     from pd_core.mlops.registry import promotion
 
-    decision = promotion.rollback(store, name, who=_who(), dry_run=dry_run)
+    decision = promotion.rollback(store, name, user=_user(), dry_run=dry_run)
     would = "would be" if dry_run else "is"
     say(
         f"version {decision.version.number} of '{decision.version.name}' {would} champion again, "
@@ -202,7 +202,7 @@ def _only_model(names: Sequence[str]) -> str:
     return names[0]
 
 
-def _who() -> str:
+def _user() -> str:
     """Return user and machine, and the name in git."""
     from pd_core.mlops.tracking.recorder import user_name
 

@@ -121,11 +121,12 @@ def write_onnx(path: Path, network: Network) -> None:
             verbose=False,
         )
     assert program is not None  # as no file is given
-    graph = program.model_proto.graph
+    model = program.model_proto  # a new one each time
+    graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
         part.ClearField("metadata_props")  # source locations on this machine
         part.ClearField("doc_string")
-    write_bytes(path, program.model_proto.SerializeToString(deterministic=True))
+    write_bytes(path, model.SerializeToString(deterministic=True))
     _check(path, network)
 
 

@@ -1,6 +1,5 @@
 """Classes are added, removed and renamed without training, each as a new version."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,17 @@ import torch
 from conftest import TinyStudent
 from torch import Tensor
 from torch.nn.functional import normalize
+from tracked import store
 
 from pd_core.core.errors import BadParams, UnknownName
-from pd_core.mlops import bundle, predictor, registry, tracking
+from pd_core.mlops import bundle, predictor, registry
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.registry import classes
 from pd_core.mlops.registry.register import Origin, register
 from pd_core.models.portable.student import PortableStudent
 from pd_core.pipeline.provenance import Lineage
+
+__all__ = ["store"]  # a fixture
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
@@ -102,14 +104,7 @@ def test_a_change_that_makes_no_sense_is_refused(
         make(student)
 
 
-@pytest.fixture
-def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
-    monkeypatch.chdir(tmp_path)
-    return tracking.open_store(tmp_path)
-
-
-def test_the_new_version_knows_its_parent_and_its_card_and_reference_follow(
+def test_the_new_version_has_its_parent_and_its_card_and_reference_follow(
     store: str, student: PortableStudent, picture: bytes, tmp_path: Path
 ) -> None:
     lineage = Lineage("abc", outs={"data/teacher/greek/teacher.safetensors": "123"})
@@ -142,12 +137,12 @@ def test_the_new_version_knows_its_parent_and_its_card_and_reference_follow(
     assert "3. delta" in card
     assert card.count("## Classes") == 1
     changed = predictor.load_bundle(folder)
-    mine = Reference.load(folder / bundle.REFERENCE)
-    assert np.array_equal(mine.features, reference.features)
+    own = Reference.load(folder / bundle.REFERENCE)
+    assert np.array_equal(own.features, reference.features)
     answered = changed.answers(noise(10)).probabilities
-    assert np.array_equal(mine.predicted, answered.argmax(axis=1))
-    assert np.allclose(mine.confidence, answered.max(axis=1), atol=1e-6)
-    assert not np.allclose(mine.confidence, reference.confidence, atol=1e-3)
+    assert np.array_equal(own.predicted, answered.argmax(axis=1))
+    assert np.allclose(own.confidence, answered.max(axis=1), atol=1e-6)
+    assert not np.allclose(own.confidence, reference.confidence, atol=1e-3)
 
     _, again = classes.register_change(store, parent, make, experiment="promptkd")
     assert again is not None

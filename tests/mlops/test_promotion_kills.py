@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def two(store: str, good: Path) -> str:
 
 
 def with_two_versions(store: str, folder: Path) -> str:
-    publish(store, folder)
-    publish(store, folder)
+    for _ in range(2):
+        publish(store, folder)
     promote(store, 1)
     return store
 
@@ -199,24 +199,22 @@ def test_a_champion_that_moved_while_the_gate_was_at_work_is_not_overwritten(
         return [PASS]
 
     with pytest.raises(PdError, match="became version 3 while the gate was at work"):
-        promotion.promote(two, f"{NAME}/2", examine, who="tester@here")
+        promotion.promote(two, f"{NAME}/2", examine, user="tester@here")
     assert champion(two) == 3
 
 
 def test_an_error_of_the_disk_while_the_lock_is_held_is_not_taken_for_one_of_the_lock(
     store: str,
 ) -> None:
-    with pytest.raises(OSError, match="disk"), lock.promotion(store, NAME, who="tester@here"):
+    with pytest.raises(OSError, match="disk"), lock.promotion(store, NAME, user="tester@here"):
         raise OSError("the disk is full")
 
 
 # The lock in the registry, which machines share; here it is made in a local one.
 
 
-@contextmanager
-def in_the_registry(store: str) -> Iterator[lock.Held]:
-    with lock._in_the_registry(store, NAME, "second@here") as held:
-        yield held
+def in_the_registry(store: str) -> AbstractContextManager[lock.Held]:
+    return lock._in_the_registry(store, NAME, "second@here")
 
 
 def held_by(store: str, process: str = this_process(), silence: float = 0) -> None:
@@ -224,7 +222,7 @@ def held_by(store: str, process: str = this_process(), silence: float = 0) -> No
     now = time.time()
     tags = {
         "token": "another",
-        "who": "first@there",
+        "user": "first@there",
         "process": process,
         "since": str(now),
         "alive": str(now - silence),
@@ -290,7 +288,7 @@ def test_each_rollback_goes_one_champion_further_back(two: str, good: Path) -> N
     for number in (2, 1):
         roll_back(two)
         assert champion(two) == number
-    with pytest.raises(UnknownName, match="version 1 is the first champion"):
+    with pytest.raises(UnknownName, match="first champion"):
         roll_back(two)
     promote(two, 3)
     roll_back(two)
@@ -299,8 +297,7 @@ def test_each_rollback_goes_one_champion_further_back(two: str, good: Path) -> N
         ("promoted", 1), ("promoted", 2), ("promoted", 3), ("rolled back", 2), ("rolled back", 1),
         ("promoted", 3), ("rolled back", 1),
     ]  # fmt: skip
-    third = registry.versions(two, NAME)[-1]
-    assert third.tags["decision"] == "rolled back to 1"
+    assert registry.versions(two, NAME)[-1].tags["decision"] == "rolled back to 1"
 
 
 def test_an_alias_moved_by_other_means_counts_as_a_promotion(two: str) -> None:
@@ -318,22 +315,16 @@ def test_a_rollback_to_damaged_files_is_refused(two: str) -> None:
     assert champion(two) == 2
 
 
-def test_a_rollback_without_a_champion_is_refused_and_a_dry_run_changes_nothing(
-    store: str, good: Path
-) -> None:
+def test_a_rollback_without_a_champion_is_refused(store: str, good: Path) -> None:
     publish(store, good)
-    publish(store, good)
-    with pytest.raises(UnknownName, match="has no champion; run `promptkd registry promote"):
+    with pytest.raises(UnknownName, match="has no champion"):
         roll_back(store)
-    promote(store, 1)
-    promote(store, 2)
-    before = registry.versions(store, NAME)
-    planned = promotion.rollback(store, NAME, who="tester@here", dry_run=True)
-    assert planned.version.number == 1
-    assert registry.versions(store, NAME) == before
 
 
-def test_promoting_the_champion_does_nothing(two: str) -> None:
+def test_a_dry_run_and_promoting_the_champion_change_nothing(two: str) -> None:
+    promote(two, 2)
     before = registry.versions(two, NAME)
-    promote(two, 1, FAIL)
+    planned = promotion.rollback(two, NAME, user="tester@here", dry_run=True)
+    assert planned.version.number == 1
+    promote(two, 2, FAIL)
     assert registry.versions(two, NAME) == before

@@ -1,8 +1,7 @@
-"""The registered student loads and predicts, is registered once, and tells its metrics."""
+"""The registered student loads and predicts, is registered once, and has its metrics."""
 
 import base64
 import json
-import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 from conftest import TinyStudent
 from PIL import Image
+from tracked import stage, store
 
 from pd_core.core.errors import PdError
 from pd_core.mlops import predictor, registry, tracking
@@ -22,6 +22,8 @@ from pd_core.mlops.registry.register import Origin, Registered, register
 from pd_core.mlops.tracking import recorder
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.pipeline.provenance import Lineage
+
+__all__ = ["store"]  # a fixture
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
 pytestmark = [
@@ -33,13 +35,6 @@ METRICS = {
     "student": {"base": 80.123, "novel": 70.0, "hm": 74.72},
     "teacher": {"base": 82.0, "novel": 71.0, "hm": 76.1},
 }
-
-
-@pytest.fixture
-def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    shutil.copyfile(empty_database, tmp_path / tracking.DATABASE)
-    monkeypatch.chdir(tmp_path)
-    return tracking.open_store(tmp_path)
 
 
 def _register(store: str, tiny: TinyStudent, picture: bytes, **changes: Any) -> Registered:
@@ -62,27 +57,35 @@ def _load(store: str, registered: Registered) -> Any:
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_a_registered_student_answers_as_the_stages_student_does(
+def test_a_registered_student_predicts_as_the_stages_student_does_from_any_kind_of_image(
     store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(picture)
     text = base64.b64encode(picture).decode()
+    with Image.open(BytesIO(picture)) as image:
+        array = np.asarray(image.convert("RGB"))
     model = _load(store, _register(store, tiny_student, picture))
     student = predictor.load_student(tiny_student.folder, weights=tiny_student.weights)
     expected = student.classify(picture)
-    for pictures in (
+    for images in (
         pd.DataFrame({"image": [text, str(path)]}),
         pd.Series([text, str(path)]),
-        [text, text],
-        [picture, picture],
+        [text, picture],
+        pd.DataFrame({"image": pd.Series([array, array.tolist()], dtype=object)}),
     ):
-        answer = model.predict(pictures)
+        frame = model.predict(images)
         for row in range(2):
-            got = list(zip(answer["names"][row], answer["probabilities"][row], strict=True))
-            assert [name for name, _ in got] == [name for name, _ in expected]
-            assert dict(got) == pytest.approx(dict(expected), abs=1e-6)
+            ranking = list(zip(frame["names"][row], frame["probabilities"][row], strict=True))
+            assert [name for name, _ in ranking] == [name for name, _ in expected]
+            assert dict(ranking) == pytest.approx(dict(expected), abs=1e-6)
     assert len(model.predict([text], params={"top": 1})["names"][0]) == 1
+
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="cannot be read") as caught:
+        model.predict(["no picture"])
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"  # MLflow's server answers 400
 
 
 def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
@@ -123,18 +126,8 @@ def test_metrics_and_provenance_are_on_the_version_its_model_and_its_run(
     store: str, tiny_student: TinyStudent, picture: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "prepared").mkdir()
-    info = recorder.StageInfo(
-        profile="quickstart",
-        dataset="greek",
-        stage="evaluate",
-        params={},
-        deps=[],
-        outs=[],
-        seed=1,
-        protocol="base_to_novel",
-        inputs=[recorder.DataInput("greek", tmp_path / "prepared", "evaluation")],
-    )
-    with recorder.stage_run(store, info) as run:
+    inputs = [recorder.DataInput("greek", tmp_path / "prepared", "evaluation")]
+    with stage(store, "evaluate", inputs=inputs) as run:
         run.log_metrics(METRICS)
     lineage = Lineage("abc", "false", outs={"data/student": "123"})
     registered = _register(
@@ -187,27 +180,8 @@ def test_the_same_weights_are_registered_once_other_weights_anew(
     other = _register(store, tiny_student, picture, vectors=tmp_path / "two.safetensors")
     assert (other.version, other.created) == (2, True)
     assert _register(store, tiny_student, picture).version == 1
-
-
-@pytest.mark.usefixtures("no_onnx")
-def test_each_data_set_has_its_own_name(
-    store: str, tiny_student: TinyStudent, picture: bytes
-) -> None:
-    for dataset in ("greek", "latin"):
-        registered = _register(store, tiny_student, picture, dataset=dataset)
-        assert (registered.name, registered.version) == (f"promptkd-{dataset}", 1)
-
-
-@pytest.mark.usefixtures("no_onnx")
-def test_a_bad_picture_is_the_callers_error(
-    store: str, tiny_student: TinyStudent, picture: bytes
-) -> None:
-    from mlflow.exceptions import MlflowException
-
-    model = _load(store, _register(store, tiny_student, picture))
-    with pytest.raises(MlflowException, match="cannot be read") as caught:
-        model.predict(["no picture"])
-    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"  # MLflow's server answers 400
+    latin = _register(store, tiny_student, picture, dataset="latin")
+    assert (latin.name, latin.version, latin.created) == ("promptkd-latin", 1, True)
 
 
 @pytest.mark.usefixtures("no_onnx")
@@ -253,18 +227,6 @@ def test_the_model_runs_where_there_is_nothing_but_its_requirements(
     *words, value = done.stdout.split()
     assert " ".join(words) == name
     assert float(value) == pytest.approx(probability, abs=1e-6)
-
-
-@pytest.mark.usefixtures("no_onnx")
-def test_arrays_and_nested_lists_are_pictures_too(
-    store: str, tiny_student: TinyStudent, picture: bytes
-) -> None:
-    model = _load(store, _register(store, tiny_student, picture))
-    with Image.open(BytesIO(picture)) as image:
-        array = np.asarray(image.convert("RGB"))
-    expected = model.predict([picture])["names"][0]
-    frame = pd.DataFrame({"image": pd.Series([array, array.tolist()], dtype=object)})
-    assert [list(names) for names in model.predict(frame)["names"]] == [expected, expected]
 
 
 @pytest.mark.usefixtures("no_onnx")

@@ -1,4 +1,4 @@
-"""Runs are nested by commit and data set, and say what they replace."""
+"""Runs are nested by commit and data set, and name the runs that they replace."""
 
 import json
 import os
@@ -6,11 +6,12 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import git_repository
 import pytest
-from tracked import COMMIT, EXPERIMENT, PARENT, runs, stage, store
+from tracked import COMMIT, EXPERIMENT, PARENT, ran, runs, stage, store
 
 from pd_core.core.errors import BadParams, Interrupted
 from pd_core.mlops import tracking
@@ -20,30 +21,29 @@ from pd_core.pipeline import provenance
 __all__ = ["store"]  # a fixture
 
 
-def status_of(store: str, level: str, **tags: str) -> str:
-    (found,) = runs(store, level=level, **tags)
-    return str(found.info.status)
+def status_above(store: str) -> str:
+    """Return the status of the benchmark's run, which the data set's has too."""
+    statuses = {
+        run.info.status for level in ("benchmark", "dataset") for run in runs(store, level=level)
+    }
+    (status,) = statuses
+    return str(status)
 
 
 def test_stages_are_below_their_data_sets_run_and_that_below_the_benchmarks(store: str) -> None:
     for dataset in ("greek", "latin"):
         for name in ("prepare", "teacher"):
-            with stage(store, name, dataset):
-                pass
-    with stage(store, "report", ""):
-        pass
+            ran(store, name, dataset)
+    ran(store, "report", "")
 
     (benchmark,) = runs(store, level="benchmark")
-    datasets = runs(store, level="dataset")
-    assert [run.info.run_name for run in datasets] == ["greek", "latin"]
-    assert {run.data.tags[PARENT] for run in datasets} == {benchmark.info.run_id}
-    above = {run.data.tags["dataset"]: run.info.run_id for run in datasets}
-    below = runs(store, level="stage")
-    assert [run.info.run_name for run in below] == [
-        "prepare@greek", "teacher@greek", "prepare@latin", "teacher@latin", "report",
-    ]  # fmt: skip
-    assert [run.data.tags[PARENT] for run in below] == [
-        *[above["greek"]] * 2, *[above["latin"]] * 2, benchmark.info.run_id,
+    greek, latin = runs(store, level="dataset")
+    assert [greek.info.run_name, latin.info.run_name] == ["greek", "latin"]
+    ids = {run.info.run_id: run.info.run_name for run in (benchmark, greek, latin)}
+    assert {run.data.tags[PARENT] for run in (greek, latin)} == {benchmark.info.run_id}
+    assert [(run.info.run_name, ids[run.data.tags[PARENT]]) for run in runs(store)] == [
+        ("prepare@greek", "greek"), ("teacher@greek", "greek"),
+        ("prepare@latin", "latin"), ("teacher@latin", "latin"), ("report", "benchmark"),
     ]  # fmt: skip
 
 
@@ -54,55 +54,51 @@ def test_each_commit_has_a_benchmark_of_its_own(store: str, tmp_path: Path) -> N
     for number in range(2):
         (tmp_path / "code.py").write_text(str(number))
         git_repository.commit(tmp_path)
-        commits.append(provenance.commit_of(tmp_path, "HEAD"))
+        commits.append(str(provenance.commit_of(tmp_path, "HEAD")))
         for name in ("prepare", "teacher"):
-            with stage(store, name, project=tmp_path):
-                pass
+            ran(store, name, project=tmp_path)
 
     benchmarks = runs(store, level="benchmark")
     assert [run.data.tags[COMMIT] for run in benchmarks] == commits
-    assert [run.info.run_name for run in benchmarks] == [f"benchmark@{str(c)[:7]}" for c in commits]
+    assert [run.info.run_name for run in benchmarks] == [f"benchmark@{c[:7]}" for c in commits]
     assert len(runs(store, level="dataset")) == 2
 
 
 def test_runs_above_run_as_long_as_one_below_and_end_with_the_last(store: str) -> None:
-    levels = ("benchmark", "dataset")
     with stage(store):
-        assert [status_of(store, level) for level in levels] == ["RUNNING"] * 2
-    assert [status_of(store, level) for level in levels] == ["FINISHED"] * 2
+        assert status_above(store) == "RUNNING"
+    assert status_above(store) == "FINISHED"
     (benchmark,) = runs(store, level="benchmark")
-    (last,) = runs(store, level="stage")
+    (last,) = runs(store)
     assert last.info.end_time <= benchmark.info.end_time <= last.info.end_time + 5000
 
     with stage(store, "student"):
-        with stage(store, "report", ""):
-            pass
-        assert [status_of(store, level) for level in levels] == ["RUNNING"] * 2
-    assert [status_of(store, level) for level in levels] == ["FINISHED"] * 2
+        ran(store, "report", "")
+        assert status_above(store) == "RUNNING"
+    assert status_above(store) == "FINISHED"
 
 
 def test_runs_above_end_as_the_worst_below_until_that_is_replaced(store: str) -> None:
-    with stage(store, "prepare"):
-        pass
+    ran(store, "prepare")
     with pytest.raises(Interrupted), stage(store, "teacher"):
         raise Interrupted("told to end")
-    assert status_of(store, "dataset") == status_of(store, "benchmark") == "KILLED"
+    assert status_above(store) == "KILLED"
     with pytest.raises(BadParams), stage(store, "student"):
         raise BadParams("wrong")
-    assert status_of(store, "dataset") == status_of(store, "benchmark") == "FAILED"
-
+    assert status_above(store) == "FAILED"
     for name in ("teacher", "student"):
-        with stage(store, name):
-            pass
-    assert status_of(store, "dataset") == status_of(store, "benchmark") == "FINISHED"
+        ran(store, name)
+    assert status_above(store) == "FINISHED"
 
 
-def test_how_a_stage_ended_is_shown_on_the_run_above_it(store: str) -> None:
+def test_the_final_metrics_of_a_stage_are_on_the_run_above_it_unless_it_failed(store: str) -> None:
     with stage(store, "evaluate") as run:
         run.log_metrics({"student": {"hm": 71.5}, "teacher": {"hm": 75.0}})
     with stage(store, "report", "") as run:
         run.log_metrics({"student": {"hm": 70.0}})
-    fails(store)
+    with suppress(BadParams), stage(store, "evaluate") as run:
+        run.log_metrics({"student": {"hm": 1.0}})
+        raise BadParams("wrong")
 
     (dataset,) = runs(store, level="dataset")
     (benchmark,) = runs(store, level="benchmark")
@@ -110,95 +106,71 @@ def test_how_a_stage_ended_is_shown_on_the_run_above_it(store: str) -> None:
     assert benchmark.data.metrics == {"student/hm": 70.0}
 
 
-def fails(store: str) -> None:
-    def work() -> None:
-        with stage(store, "evaluate") as run:
-            run.log_metrics({"student": {"hm": 1.0}})
-            raise BadParams("wrong")
+def test_a_stage_that_runs_again_names_the_run_that_it_replaces(store: str) -> None:
+    others = [ran(store, "teacher", "latin"), ran(store, "student")]
+    first, second, third = (ran(store) for _ in range(3))
 
-    with pytest.raises(BadParams):
-        work()
-
-
-def test_a_stage_that_runs_again_says_which_run_it_replaces(store: str) -> None:
-    for name, dataset in (("teacher", "greek"), ("teacher", "latin"), ("student", "greek")):
-        with stage(store, name, dataset):
-            pass
-    with stage(store):
-        pass
-    with stage(store):
-        pass
-
-    first, second, third = runs(store, level="stage", stage="teacher", dataset="greek")
-    assert [run.data.tags.get("replaces") for run in (first, second, third)] == [
-        None, first.info.run_id, second.info.run_id,
+    tags = {run.info.run_id: run.data.tags for run in runs(store)}
+    links = [(tags[run].get("replaces"), tags[run].get("replaced_by")) for run in tags]
+    assert links == [(None, None)] * len(others) + [
+        (None, second), (first, third), (second, None),
     ]  # fmt: skip
-    assert [run.data.tags.get("replaced_by") for run in (first, second, third)] == [
-        second.info.run_id, third.info.run_id, None,
-    ]  # fmt: skip
-    for other in (*runs(store, stage="teacher", dataset="latin"), *runs(store, stage="student")):
-        assert not {"replaces", "replaced_by"} & other.data.tags.keys()
 
 
 def left_running(store: str, process: str) -> str:
     """Make a run as a stage leaves it that is killed; return its id."""
-    with stage(store) as run:
-        pass
+    run_id = ran(store)
     client = tracking.client(store)
-    client.update_run(run.run_id, "RUNNING")
-    client.set_tag(run.run_id, recorder.PROCESS, process)
-    return str(run.run_id)
+    client.update_run(run_id, "RUNNING")
+    client.set_tag(run_id, recorder.PROCESS, process)
+    return run_id
 
 
-def a_dead_process() -> str:
+def test_a_run_that_a_killed_process_left_is_marked_as_killed(store: str) -> None:
     with subprocess.Popen(["true"]) as process:
-        return f"{socket.gethostname()} {process.pid} {time.time()}"
-
-
-def test_what_a_killed_process_left_running_is_marked_as_killed(store: str) -> None:
-    left = left_running(store, a_dead_process())
+        left = left_running(store, f"{socket.gethostname()} {process.pid} {time.time()}")
     with stage(store) as run:
-        assert status_of(store, "dataset") == "RUNNING"
+        assert status_above(store) == "RUNNING"
 
-    killed, again = runs(store, level="stage")
+    killed, again = runs(store)
     assert (killed.info.run_id, killed.info.status) == (left, "KILLED")
     assert again.data.tags["replaces"] == left
     assert killed.data.tags["replaced_by"] == run.run_id
     assert killed.info.end_time <= again.info.start_time  # its last sign of life
-    assert status_of(store, "dataset") == "FINISHED"
+    assert status_above(store) == "FINISHED"
 
 
-def test_a_process_that_has_a_dead_ones_number_is_not_it(store: str) -> None:
-    left = left_running(store, f"{socket.gethostname()} {os.getppid()} 1.0")
-    with stage(store):
-        pass
-    assert tracking.client(store).get_run(left).info.status == "KILLED"
-
-
-@pytest.mark.parametrize("process", [recorder.this_process(), "elsewhere 1 1.0"])
-def test_a_stage_that_may_still_run_is_left_alone(store: str, process: str) -> None:
+@pytest.mark.parametrize(
+    ("process", "status"),
+    [
+        (recorder.this_process(), "RUNNING"),
+        ("elsewhere 1 1.0", "RUNNING"),
+        (f"{socket.gethostname()} {os.getpid()} 1.0", "KILLED"),  # its number is given again
+    ],
+)
+def test_a_run_is_left_alone_as_long_as_its_process_may_live(
+    store: str, process: str, status: str
+) -> None:
     left = left_running(store, process)
-    client = tracking.client(store)
-    with stage(store) as run:
-        pass
+    again = ran(store)
 
-    assert client.get_run(left).info.status == "RUNNING"
-    assert "replaced_by" not in client.get_run(left).data.tags
-    assert "replaces" not in client.get_run(run.run_id).data.tags
-    assert status_of(store, "dataset") == "RUNNING"
+    client = tracking.client(store)
+    assert client.get_run(left).info.status == status
+    assert ("replaced_by" in client.get_run(left).data.tags) is (status == "KILLED")
+    assert ("replaces" in client.get_run(again).data.tags) is (status == "KILLED")
 
 
 def test_of_two_benchmarks_created_at_once_the_earlier_stays(store: str) -> None:
     with stage(store):
-        (mine,) = runs(store, level="benchmark")
+        (own,) = runs(store, level="benchmark")
         client = tracking.client(store)
-        key = {name: mine.data.tags[name] for name in (COMMIT, "level")}
-        earlier = client.create_run(mine.info.experiment_id, start_time=1, tags=key)
+        key = {name: own.data.tags[name] for name in (COMMIT, "level")}
+        earlier = client.create_run(own.info.experiment_id, start_time=1, tags=key)
     (kept,) = runs(store, level="benchmark")
     (dataset,) = runs(store, level="dataset")
     assert kept.info.run_id == earlier.info.run_id == dataset.data.tags[PARENT]
-    assert kept.info.status == "FINISHED"
-    assert client.get_run(mine.info.run_id).info.lifecycle_stage == "deleted"
+    assert status_above(store) == "FINISHED"
+    assert client.get_run(own.info.run_id).info.lifecycle_stage == "deleted"
 
 
 def test_eight_that_look_at_once_without_a_lock_agree_by_the_second_look(store: str) -> None:
@@ -220,16 +192,15 @@ def test_the_data_sets_that_a_stage_reads_are_inputs_of_its_run(store: str, tmp_
     prepared = tmp_path / "data" / "prepare" / "greek"
     prepared.mkdir(parents=True)
     (prepared / "split.json").write_text("{}")
-    given = [
+    inputs = [
         recorder.DataInput("embedded_greek", prepared, "training"),
         recorder.DataInput("not there", tmp_path / "absent", "evaluation"),
     ]
-    with stage(store, inputs=given, project=tmp_path):
-        pass
+    ran(store, inputs=inputs, project=tmp_path)
 
-    (run,) = runs(store, level="stage")
-    (found,) = run.inputs.dataset_inputs
-    assert found.dataset.name == "embedded_greek"
-    assert found.dataset.digest == provenance.content_hash(prepared)
-    assert json.loads(found.dataset.source) == {"uri": "data/prepare/greek"}
-    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
+    (run,) = runs(store)
+    (entry,) = run.inputs.dataset_inputs
+    assert entry.dataset.name == "embedded_greek"
+    assert entry.dataset.digest == provenance.content_hash(prepared)
+    assert json.loads(entry.dataset.source) == {"uri": "data/prepare/greek"}
+    assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "training")]

@@ -25,7 +25,7 @@ FAIL = Check("gate", passed=False, finding="left out")
 
 
 def promote(store: str, number: int, check: Check = PASS) -> None:
-    promotion.promote(store, f"{NAME}/{number}", lambda *_: [check], who="tester@here")
+    promotion.promote(store, f"{NAME}/{number}", lambda *_: [check], user="tester@here")
 
 
 def refuse(store: str, number: int) -> None:
@@ -33,7 +33,7 @@ def refuse(store: str, number: int) -> None:
 
 
 def roll_back(store: str, *_: int) -> None:
-    promotion.rollback(store, NAME, who="tester@here")
+    promotion.rollback(store, NAME, user="tester@here")
 
 
 def act_until(step: int, act: Callable[..., None], *arguments: Any) -> None:
@@ -65,7 +65,7 @@ def promote_when_told(store: str, number: int, pipe: Connection) -> None:
         pipe.recv()
         return [PASS]
 
-    promotion.promote(store, f"{NAME}/{number}", examine, who="first@here")
+    promotion.promote(store, f"{NAME}/{number}", examine, user="first@here")
 
 
 def spawner() -> Any:

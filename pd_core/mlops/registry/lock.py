@@ -53,33 +53,33 @@ class Held:
 
 
 @contextmanager
-def promotion(store: str, name: str, *, who: str) -> Iterator[Held]:
+def promotion(store: str, name: str, *, user: str) -> Iterator[Held]:
     """Hold the lock of a model's aliases.
 
     Args:
         store: the address that `tracking.open_store` returned.
         name: of the model.
-        who: the user, named in the errors of other processes meanwhile.
+        user: the user, named in the errors of other processes meanwhile.
 
     Raises:
         Busy: another process holds it.
         PdError: it cannot be taken for another reason.
     """
-    with _on_this_machine(store, name, who):
+    with _on_this_machine(store, name, user):
         if store.startswith(SQLITE):
             yield Held()
         else:
-            with _in_the_registry(store, name, who) as held:
-                yield held
+            with _in_the_registry(store, name, user) as lock:
+                yield lock
 
 
 @contextmanager
-def _on_this_machine(store: str, name: str, who: str) -> Iterator[None]:
+def _on_this_machine(store: str, name: str, user: str) -> Iterator[None]:
     path = _path(store, name)
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
-        path.write_text(f"{who}, process {os.getpid()}, since {clock(time.time())}")
+        path.write_text(f"{user}, process {os.getpid()}, since {clock(time.time())}")
     except Timeout:
         raise _busy(name, path.read_text().strip() or "another process") from None
     except OSError as error:
@@ -100,26 +100,26 @@ def _path(store: str, name: str) -> Path:
 
 
 @contextmanager
-def _in_the_registry(store: str, name: str, who: str) -> Iterator[Held]:
+def _in_the_registry(store: str, name: str, user: str) -> Iterator[Held]:
     with refusals(f"lock '{name}'", store):
-        held = _RegistryLock(tracking.client(store), name, who)
-        held.take()
+        lock = _RegistryLock(tracking.client(store), name, user)
+        lock.take()
     stop = threading.Event()
-    renewal = threading.Thread(target=held.renew, args=(stop,), daemon=True)
+    renewal = threading.Thread(target=lock.renew, args=(stop,), daemon=True)
     renewal.start()
     try:
-        yield held
+        yield lock
     finally:
         stop.set()
         renewal.join()
-        held.release()
+        lock.release()
 
 
 @dataclass
 class _RegistryLock(Held):
     mlflow: MlflowClient
     model: str
-    who: str
+    user: str
     token: str = field(default_factory=lambda: uuid4().hex)
 
     @property
@@ -170,7 +170,7 @@ class _RegistryLock(Held):
 
     def _create(self) -> bool:
         now = str(time.time())
-        tags = {"token": self.token, "who": self.who, "process": this_process()}
+        tags = {"token": self.token, "user": self.user, "process": this_process()}
         with ignoring("RESOURCE_ALREADY_EXISTS"):
             self.mlflow.create_registered_model(self.name, {**tags, "since": now, "alive": now})
             return True
@@ -197,7 +197,7 @@ def _described(holder: Mapping[str, str]) -> str:
         return "no process any more: it was taken over and released"
     host, _, rest = holder["process"].partition(" ")
     number, since = rest.partition(" ")[0], clock(float(holder["since"]))
-    return f"{holder['who']}, process {number} on {host}, since {since}"
+    return f"{holder['user']}, process {number} on {host}, since {since}"
 
 
 def _busy(name: str, holder: str) -> Busy:

@@ -118,7 +118,7 @@ class Decision:
 
 
 def promote(
-    store: str, reference: str, examine: Examine, *, who: str, dry_run: bool = False
+    store: str, reference: str, examine: Examine, *, user: str, dry_run: bool = False
 ) -> Decision:
     """Make a version the champion, if it passes the gate `examine`.
 
@@ -126,7 +126,7 @@ def promote(
         store: the registry's.
         reference: of the version; the newest one of a model's name alone.
         examine: the gate.
-        who: the user, for the journal.
+        user: the user, for the journal.
         dry_run: change nothing.
 
     Raises:
@@ -137,21 +137,21 @@ def promote(
     if dry_run:
         champion = current(registry.versions(store, version.name))
         return _examined(version, champion, examine)
-    with promotion(store, version.name, who=who) as held:
+    with promotion(store, version.name, user=user) as lock:
         versions = _recovered(store, version.name)
         champion = current(versions)
         if champion and champion.number == version.number:
             return Decision(version, champion)
         registry.set_alias(store, version, CHALLENGER)
         decision = _examined(version, champion, examine)
-        held.check()
+        lock.check()
         _check_unmoved(store, version.name, champion)
         action = Action.PROMOTED if decision.accepted else Action.REFUSED
-        _carry_out(store, _entry(versions, decision, action, who), version, held)
+        _carry_out(store, _entry(versions, decision, action, user), version, lock)
     return decision
 
 
-def rollback(store: str, name: str, *, who: str, dry_run: bool = False) -> Decision:
+def rollback(store: str, name: str, *, user: str, dry_run: bool = False) -> Decision:
     """Make the previous champion the champion again.
 
     Each rollback goes one champion further back; a promotion starts from there. The previous
@@ -165,12 +165,12 @@ def rollback(store: str, name: str, *, who: str, dry_run: bool = False) -> Decis
     name = registry.model_name(name)
     if dry_run:
         return _previous(store, registry.versions(store, name), name)
-    with promotion(store, name, who=who) as held:
+    with promotion(store, name, user=user) as lock:
         versions = _recovered(store, name)
         decision = _previous(store, versions, name)
-        held.check()
-        entry = _entry(versions, decision, Action.ROLLED_BACK, who)
-        _carry_out(store, entry, decision.version, held)
+        lock.check()
+        entry = _entry(versions, decision, Action.ROLLED_BACK, user)
+        _carry_out(store, entry, decision.version, lock)
     return decision
 
 
@@ -199,12 +199,12 @@ def _previous(store: str, versions: Sequence[Version], name: str) -> Decision:
     champion = current(versions)
     if champion is None:
         raise UnknownName(f"'{name}' has no champion; run `promptkd registry promote {name}`")
-    by_number = {version.number: version for version in versions}
-    line = _champions(_settled(versions), champion.number)
-    before = [number for number in line if number in by_number and number != champion.number]
+    others = {version.number: version for version in versions if version is not champion}
+    line = _champions(entry for entry in _settled(versions) if entry.moved)
+    before = [others[number] for number in line if number in others]
     if not before:
         raise UnknownName(f"version {champion.number} is the first champion of '{name}'")
-    version = by_number[before[-1]]
+    version = before[-1]
     check = check_files(store, version)
     if not check.passed:
         raise BadArtifact(
@@ -214,28 +214,15 @@ def _previous(store: str, versions: Sequence[Version], name: str) -> Decision:
     return Decision(version, champion, (check,))
 
 
-def _champions(history: Iterable[Entry], champion: int) -> list[int]:
-    """Return the champions in their order, the present one last.
-
-    A rollback removes the champions after the one that it restores. An alias that was moved by
-    other means counts as a promotion.
-    """
-    line: list[int] = []
-
-    def append(version: int) -> None:
-        if line[-1:] != [version]:
-            line.append(version)
-
+def _champions(history: Iterable[Entry]) -> list[int | None]:
+    """Return the champions in their order; a rollback removes those after the one it restores."""
+    line: list[int | None] = []
     for entry in history:
-        if not entry.moved:
-            continue
-        if entry.champion is not None:
-            append(entry.champion)
         if entry.action is Action.ROLLED_BACK and entry.version in line:
             while line[-1] != entry.version:
                 line.pop()
-        append(entry.version)
-    append(champion)
+        else:  # the champion before, since an alias may have been moved by other means
+            line += [entry.champion, entry.version]
     return line
 
 
@@ -264,14 +251,14 @@ def _recovered(store: str, name: str) -> list[Version]:
     return registry.versions(store, name) if unfinished else versions
 
 
-def _entry(versions: Sequence[Version], decision: Decision, action: Action, who: str) -> Entry:
+def _entry(versions: Sequence[Version], decision: Decision, action: Action, user: str) -> Entry:
     return Entry(
         number=max((entry.number for entry in _entries(versions)), default=0) + 1,
         action=action,
         state=State.PENDING,
         version=decision.version.number,
         champion=_number(decision.champion),
-        by=who,
+        by=user,
         at=clock(time.time()),
         findings={
             check.name: f"{'pass' if check.passed else 'fail'}: {check.finding}"
@@ -280,11 +267,11 @@ def _entry(versions: Sequence[Version], decision: Decision, action: Action, who:
     )
 
 
-def _carry_out(store: str, entry: Entry, version: Version, held: Held) -> None:
+def _carry_out(store: str, entry: Entry, version: Version, lock: Held) -> None:
     """Write the decision to the journal, move the alias, finish; `_recovered` follows a kill."""
     registry.set_tags(store, version, entry.tags())
     if entry.action is not Action.REFUSED:
-        held.check()
+        lock.check()
         registry.set_alias(store, version, CHAMPION)
     versions = registry.versions(store, version.name)
     _finish(store, replace(entry, state=State.DONE), versions)

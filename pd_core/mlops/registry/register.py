@@ -7,6 +7,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 MOST_TRAINING_IMAGES = 1000
-"""Images whose answers a version keeps as its reference for drift."""
+"""Images whose predictions a version holds as its reference for drift."""
 
 _SCRIPT = Path(__file__).with_name("student_model.py")
 _ARTIFACT = "student"  # what the script calls it
@@ -47,19 +48,12 @@ _NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in the registry.
-
-    Attributes:
-        name: `promptkd-<data set>`.
-        version: counts from 1.
-        created: whether it was added now; False if the same student was registered before.
-        weights: the student's hash.
-    """
+    """A version in the registry; not `created` if the same student was registered before."""
 
     name: str
     version: int
     created: bool
-    weights: str
+    weights: str  # hash of the student
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ def register(
         student: on any device.
         origin: its data, code and results.
         example: an image file's bytes, the model's input example.
-        reference: images that it was trained on, or its answers to them, for monitoring.
+        reference: images that it was trained on, or its predictions for them, for monitoring.
 
     Returns:
         The version: a new one, or the one that is this student already, whose lineage is brought
@@ -179,7 +173,7 @@ def _new_run(mlflow: MlflowClient, store: str, origin: Origin) -> str:
         tags={
             "dataset": origin.dataset,
             "stage": "register",
-            **source_tags("promptkd registry register", origin.lineage),
+            **source_tags("promptkd registry register", origin.lineage.git_commit),
         },
     )
     mlflow.set_terminated(run.info.run_id)
@@ -273,42 +267,49 @@ def register_student(
 ) -> Registered:
     """Register the student that a job's stages made, once; for the names see `Origin`.
 
-    The stages have run, or their outputs were pulled; `on_note` is told of missing images.
+    The stages have run, or their outputs were pulled; `on_note` is called if images are missing.
 
     Raises:
         MissingFile: an output is not there.
         BadArtifact: the outputs do not fit together.
     """
     metrics = _metrics(job)
+    student_file = job.student / "student.safetensors"
     student = predictor.stand_alone(
-        job.student / "student.safetensors",
+        student_file,
         job.vectors / "class_vectors.safetensors",
         job.params.student.weights,
         device=job.device,
         remedy=f"run `dvc repro student@{job.student.name}`",
     )
-    outputs = [
-        job.prepared,
-        job.teacher / "teacher.safetensors",
-        job.vectors,
-        job.student / "student.safetensors",
-    ]
+    outputs = [job.prepared, job.teacher / "teacher.safetensors", job.vectors, student_file]
     origin = Origin(
         profile=profile,
         dataset=job.student.name,
         lineage=Lineage.of_commit(Path(), outs=provenance.hashes(outputs, Path())),
         metrics=metrics,
         counts=_counts(job.prepared),
-        tags=_tags(job, metrics),
+        tags={
+            "seed": str(job.seed),
+            "protocol": job.params.prepare.protocol,
+            "selection": job.params.student.selection,
+            **({} if "student" in metrics else evaluate.UNKNOWN),
+        },
         run_id=run_id,
         experiment=experiment,
     )
-    example, reference = _images(job, student.image_size, on_note)
+    reference = None
+    try:
+        example = example_image(job.prepared, data_root=job.data_root)
+        reference = training_images(job.prepared, data_root=job.data_root)
+    except MissingFile as error:  # as on a machine that only pulled results
+        on_note(f"'{job.student.name}' is registered without a reference for drift: {error}")
+        example = _png(Image.new("RGB", (student.image_size, student.image_size), "grey"))
     return register(store, student, origin, example=example, reference=reference)
 
 
 def _metrics(job: Job) -> dict[str, Any]:
-    """Read the evaluation's accuracies; remarks among the numbers are left out."""
+    """Read the evaluation's accuracies; texts among the numbers are left out."""
     content = read_json(
         job.evaluation / "metrics.json",
         what="evaluation",
@@ -316,31 +317,7 @@ def _metrics(job: Job) -> dict[str, Any]:
     )
     if "student" not in content and job.cross_validation.is_file():
         content |= read_json(job.cross_validation, what="cross-validation")
-    return {who: scores for who, scores in content.items() if isinstance(scores, Mapping)}
-
-
-def _tags(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "seed": str(job.seed),
-        "protocol": job.params.prepare.protocol,
-        "selection": job.params.student.selection,
-        **({} if "student" in metrics else evaluate.UNKNOWN),
-    }
-
-
-def _images(
-    job: Job, size: int, on_note: Callable[[str], None]
-) -> tuple[bytes, Iterable[Image.Image] | None]:
-    """Return the input example, and images that the student was trained on.
-
-    Where they are not, as on a machine that only pulled results, the example is plain grey.
-    """
-    try:
-        example = example_image(job.prepared, data_root=job.data_root)
-        return example, training_images(job.prepared, data_root=job.data_root)
-    except MissingFile as error:
-        on_note(f"'{job.student.name}' is registered without a reference for drift: {error}")
-        return _png(Image.new("RGB", (size, size), "grey")), None
+    return {key: scores for key, scores in content.items() if isinstance(scores, Mapping)}
 
 
 def _counts(prepared: Path) -> dict[str, int]:
@@ -359,7 +336,7 @@ def _counts(prepared: Path) -> dict[str, int]:
 
 
 def example_image(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
-    """Return the first readable test image (unlabelled one, without test images) as a PNG file.
+    """Return the first intact test image (unlabelled one, without test images) as a PNG file.
 
     Images with a longest side of more than `size` pixels are made smaller.
 
@@ -368,38 +345,31 @@ def example_image(prepared: Path, *, data_root: Path = Path(), size: int = 336) 
         BadData: all of them are corrupt.
     """
     split = read_prepared(prepared, data_root=data_root)
-    store = ImageStore(split.images)
-    image = _first_readable(store, [path for path, _ in split.test] or read_unlabelled(prepared))
+    paths = [path for path, _ in split.test] or read_unlabelled(prepared)
+    image = next(_intact(ImageStore(split.images), paths), None)
+    if image is None:
+        raise BadData(f"all images of '{prepared}' are corrupt, as {paths[0]}; replace them")
+    image = image.copy()
     image.thumbnail((size, size))
     return _png(image)
 
 
 def training_images(prepared: Path, *, data_root: Path = Path()) -> Iterator[Image.Image]:
-    """Open images that the student was distilled on, evenly from the whole list.
-
-    Corrupt ones are left out.
+    """Open images that the student was distilled on, evenly from the list; not corrupt ones.
 
     Raises:
         MissingFile: the data set is not prepared, or an image is not there.
     """
     paths = read_unlabelled(prepared)
-    store = ImageStore(image_root(prepared, data_root=data_root), keep_bytes=0)
     step = max(1, -(-len(paths) // MOST_TRAINING_IMAGES))
-    for path in paths[::step]:
-        try:
+    store = ImageStore(image_root(prepared, data_root=data_root), keep_bytes=0)
+    return _intact(store, paths[::step])
+
+
+def _intact(store: ImageStore, paths: Sequence[str]) -> Iterator[Image.Image]:
+    for path in paths:
+        with suppress(BadData):
             yield store.open(path)
-        except BadData:
-            continue
-
-
-def _first_readable(store: ImageStore, paths: Sequence[str]) -> Image.Image:
-    """Open the first image that is not corrupt; the last one's error is raised if all are."""
-    for path in paths[:-1]:
-        try:
-            return store.open(path).copy()
-        except BadData:
-            continue
-    return store.open(paths[-1]).copy()
 
 
 def _png(image: Image.Image) -> bytes:

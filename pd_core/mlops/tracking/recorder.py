@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import psutil
 
@@ -50,19 +50,12 @@ _WORST_FIRST = ("FAILED", "KILLED", "FINISHED")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DataInput:
-    """A data set that a stage reads.
-
-    Attributes:
-        name: as in the parameters.
-        path: the file or folder whose hash identifies its state.
-        context: its use: "training", "evaluation", ...
-    """
+class DataInput(NamedTuple):
+    """A data set that a stage reads, the path that identifies its state, and its use."""
 
     name: str
     path: Path
-    context: str
+    context: str  # "training", "evaluation", ...
 
 
 @dataclass(frozen=True)
@@ -102,13 +95,12 @@ class StageInfo:
         """The run's name: `stage@dataset`."""
         return f"{self.stage}@{self.dataset}" if self.dataset else self.stage
 
-    def lineage(self, *, with_outs: bool) -> Lineage:
-        """Hash what the stage reads and, once it has ended, what it wrote."""
+    def lineage(self) -> Lineage:
+        """Hash what the stage reads."""
         return Lineage.of_commit(
             self.project,
             params_md5=provenance.params_hash(self.params),
             deps=provenance.hashes(self.deps, self.project, self.code),
-            outs=provenance.hashes(self.outs if with_outs else (), self.project),
         )
 
 
@@ -210,7 +202,8 @@ def stage_run(store: str | None, stage: StageInfo) -> Iterator[StageRun]:
         recorder.open()
         start = time.monotonic()
         yield run
-        recorder.lineage = stage.lineage(with_outs=True)
+        outs = provenance.hashes(stage.outs, stage.project)
+        recorder.lineage = replace(recorder.lineage, outs=outs)
         status = "FINISHED"
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
@@ -232,12 +225,14 @@ class _Recorder:
     same time can get half of a module.
     """
 
+    _monitor: Any = None  # MLflow's, of the machine; published without types
+
     def __init__(self, store: str, stage: StageInfo, run: StageRun) -> None:
-        self.lineage = stage.lineage(with_outs=False)
+        self.lineage = stage.lineage()
         self._store = store
         self._stage = stage
         self._run = run
-        self._error: Exception | None = None
+        self._error: Exception | None = None  # of `open`
         self._sent = 0  # points
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_sending, name="tracking", daemon=True)
@@ -247,7 +242,7 @@ class _Recorder:
         self._error = _failure_of(self._create_run) or _failure_of(self._describe)
         if isinstance(self._error, Interrupted):  # before the stage has begun
             raise self._error
-        if self._error is None:
+        if self._run.run_id is not None:
             self._thread.start()
 
     def close(self, status: str) -> None:
@@ -255,11 +250,14 @@ class _Recorder:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._monitor is not None:
             self._monitor.finish()
-        name, texts = self._stage.name, dict[str, str]()
-        if error := _failure_of(lambda: [texts.update(make()) for make in self._run.texts]):
-            _log.warning("run '%s' goes without its figures: %s", name, one_line(error))
-        if error := self._error or _failure_of(lambda: self._finish(status, texts)):
+        name, texts, error = self._stage.name, dict[str, str](), self._error
+        if problem := _failure_of(lambda: [texts.update(make()) for make in self._run.texts]):
+            _log.warning("run '%s' goes without its figures: %s", name, one_line(problem))
+        if self._run.run_id is not None:
+            error = _failure_of(lambda: self._finish(status, texts)) or error
+        if error:
             _log.warning(
                 "run '%s' is not recorded in '%s': %s", name, masked(self._store), one_line(error)
             )
@@ -285,7 +283,8 @@ class _Recorder:
                 "seed": str(stage.seed),
                 PROCESS: this_process(),
                 PARENT: self._nesting.above[0],
-                **source_tags(f"promptkd {stage.stage.replace('_', '-')}", self.lineage),
+                "mlflow.source.git.dirty": self.lineage.git_dirty,
+                **source_tags(f"promptkd {stage.stage.replace('_', '-')}", commit),
             }
             run = self._mlflow.create_run(experiment, run_name=stage.name, tags=tags)
             self._id = self._run.run_id = str(run.info.run_id)
@@ -304,7 +303,8 @@ class _Recorder:
             self._mlflow.log_inputs(self._id, inputs)
         with exclusive(self._store):
             self._nesting.replace(self._id, self._stage.stage)
-        monitor: Any = SystemMetricsMonitor  # published without types
+        psutil.cpu_percent()  # the monitor's first sample counts from here
+        monitor: Any = SystemMetricsMonitor
         self._monitor = monitor(self._id, tracking_uri=self._store)
         self._monitor.start()
 
@@ -374,9 +374,9 @@ class _Nesting:
 
     def find_or_create(self) -> None:
         """Find the runs above, or create those that do not exist."""
-        known = self.commit != provenance.NO_COMMIT
-        key = {COMMIT: self.commit}
-        name = f"benchmark@{self.commit[:7]}" if known else "benchmark"
+        key, name = {COMMIT: self.commit}, "benchmark"
+        if self.commit != provenance.NO_COMMIT:
+            name += f"@{self.commit[:7]}"
         benchmark = self._only_run(name, {**key, LEVEL: "benchmark"})
         self.above = (benchmark,)
         if self.dataset:
@@ -450,7 +450,8 @@ class _Nesting:
 
         runs = search(self.mlflow, self.experiment, key)
         if not runs:
-            tags = {**key, "mlflow.user": user_name(), **({PARENT: parent} if parent else {})}
+            tags = {**key, **source_tags("promptkd", self.commit)}
+            tags |= {PARENT: parent} if parent else {}
             run = self.mlflow.create_run(self.experiment, run_name=name, tags=tags)
             self.created.append(str(run.info.run_id))
             runs = search(self.mlflow, self.experiment, key)
@@ -474,11 +475,14 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def source_tags(name: str, lineage: Lineage) -> dict[str, str]:
+def source_tags(name: str, commit: str) -> dict[str, str]:
     """Return the tags that MLflow shows as user, source and commit of a run."""
-    tags = {"mlflow.user": user_name(), "mlflow.source.name": name, "mlflow.source.type": "LOCAL"}
-    dirty = {"mlflow.source.git.dirty": lineage.git_dirty} if lineage.git_dirty else {}
-    return {**tags, COMMIT: lineage.git_commit, **dirty}
+    return {
+        "mlflow.user": user_name(),
+        "mlflow.source.name": name,
+        "mlflow.source.type": "LOCAL",
+        COMMIT: commit,
+    }
 
 
 def this_process() -> str:
