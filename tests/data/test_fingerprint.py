@@ -54,7 +54,7 @@ def written(value: Fingerprint, folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_same_files_give_the_same_bytes_wherever_and_however_they_were_made(
+def test_equal_files_have_equal_fingerprints_whatever_their_place_order_and_time(
     level: Level, tmp_path: Path
 ) -> None:
     first = fill(tmp_path / "here", range(300))
@@ -62,14 +62,14 @@ def test_the_same_files_give_the_same_bytes_wherever_and_however_they_were_made(
     for file in second.rglob("*.jpg"):
         os.utime(file, (1, 1))
 
-    one, other = written(of(first, level), first), written(of(second, level), second)
+    record, other = written(of(first, level), first), written(of(second, level), second)
 
-    assert one == other
-    assert one.endswith(b"}\n")
-    assert str(tmp_path).encode() not in one
+    assert record == other
+    assert record.endswith(b"}\n")
+    assert str(tmp_path).encode() not in record
 
 
-def test_the_record_says_what_it_covers(base: Path) -> None:
+def test_the_record_has_level_and_counts(base: Path) -> None:
     content = json.loads(written(of(base), base))
 
     assert content["level"] == "full"
@@ -79,13 +79,13 @@ def test_the_record_says_what_it_covers(base: Path) -> None:
 
 
 def test_the_hashes_and_the_sample_stay_as_they_are(tmp_path: Path) -> None:
-    found = of(fill(tmp_path, range(300)), Level.SAMPLE)
+    value = of(fill(tmp_path, range(300)), Level.SAMPLE)
 
-    assert found.names[:16] == "19d3be0ac32ddaa2"
-    assert found.content[:16] == "f1d4a987b5d77224"
+    assert value.names[:16] == "19d3be0ac32ddaa2"
+    assert value.content[:16] == "f1d4a987b5d77224"
 
 
-def test_a_sample_is_of_pictures_and_label_files_are_read_whole(tmp_path: Path) -> None:
+def test_a_sample_is_of_images_and_all_label_files_are_read(tmp_path: Path) -> None:
     base = fill(tmp_path, range(SAMPLE_SIZE + 50))
 
     assert of(base, Level.SAMPLE).hashed == SAMPLE_SIZE + 1
@@ -139,7 +139,7 @@ def _swap(base: Path) -> None:
         ),
     ],
 )
-def test_a_change_is_noticed_and_said_in_one_line(
+def test_a_change_is_described_in_one_line(
     level: Level, damage: Damage, difference: str, base: Path
 ) -> None:
     recorded = of(base, level)
@@ -154,7 +154,7 @@ def test_a_change_is_noticed_and_said_in_one_line(
     assert "run `promptkd data fingerprint dtd` and commit it" in str(caught.value)
 
 
-def test_only_the_full_level_notices_an_edit_of_equal_size_outside_the_sample(
+def test_only_the_full_level_detects_an_edit_of_equal_size_outside_the_sample(
     tmp_path: Path,
 ) -> None:
     base = fill(tmp_path, range(SAMPLE_SIZE + 60))
@@ -206,7 +206,7 @@ def test_a_picture_that_is_no_regular_file_is_refused(base: Path) -> None:
         of(base)
 
 
-def test_what_is_no_picture_does_not_count_unless_it_is_named(base: Path) -> None:
+def test_other_files_count_only_as_sources_of_their_own(base: Path) -> None:
     expected = of(base)
     for name in ("Thumbs.db", ".hidden.jpg", "readme.html"):
         (base / "images" / name).write_text("text")
@@ -217,13 +217,13 @@ def test_what_is_no_picture_does_not_count_unless_it_is_named(base: Path) -> Non
     assert of(base) == expected
 
 
-def test_what_two_sources_hold_counts_once(base: Path) -> None:
+def test_files_of_two_sources_count_once(base: Path) -> None:
     twice = [base / "images", base / picture(0), base / "images" / "class0", base / "labels.txt"]
 
     assert fingerprint(twice, base, level=Level.FULL) == of(base)
 
 
-def test_a_name_that_is_not_utf8_is_no_hindrance(base: Path) -> None:
+def test_a_name_may_be_no_utf8(base: Path) -> None:
     file = os.path.join(os.fsencode(base / "images"), b"\xff.jpg")  # noqa: PTH118
     try:
         with open(file, "wb"):  # noqa: PTH123

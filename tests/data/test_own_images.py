@@ -1,4 +1,4 @@
-"""The user's own pictures become a data set: class folders or a list, and more without labels."""
+"""The user's own images are a data set: class folders or a list, and unlabelled images."""
 
 import json
 from collections.abc import Callable
@@ -46,20 +46,19 @@ def write_json(root: Path, content: Any) -> None:
 
 
 @pytest.mark.parametrize("images", [FOLDERS, CSV, JSON])
-def test_class_folders_and_lists_say_the_same(images: OwnImages, root: Path) -> None:
+def test_class_folders_and_lists_are_equivalent(images: OwnImages, root: Path) -> None:
     splits = readers.read_own(images, root)
 
     assert splits.class_names == ("hex nut", "screw")
     assert (splits.val, splits.test) == ((), ())
-    found = {(root / images.folder / item.path, item.name) for item in splits.train}
-    assert found == {
+    assert {(root / images.folder / item.path, item.name) for item in splits.train} == {
         (root / "parts" / "labelled" / name / f"{number}.png", name)
         for name in ("screw", "hex nut")
         for number in (1, 2)
     }
 
 
-def test_pictures_without_labels_are_found_however_deep(root: Path) -> None:
+def test_unlabelled_images_may_be_in_nested_folders(root: Path) -> None:
     (root / "parts" / "unlabelled" / "notes.txt").write_text("no picture")
     (root / "parts" / "unlabelled" / ".hidden.png").write_text("no picture")
     picture(root / "parts" / "unlabelled" / ".thumbnails" / "a.png")
@@ -72,7 +71,7 @@ def test_pictures_without_labels_are_found_however_deep(root: Path) -> None:
     assert readers.own_unlabelled(JSON, root) == ()
 
 
-def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
+def test_a_list_may_have_validation_and_test_images(root: Path) -> None:
     write_csv(
         root,
         "path,label,split",
@@ -92,7 +91,7 @@ def test_a_list_may_keep_pictures_for_validation_and_test(root: Path) -> None:
     assert [(item.path, item.label) for item in splits.test] == [("labelled/hex nut/2.png", 0)]
 
 
-def test_test_pictures_may_have_a_folder_of_their_own(root: Path) -> None:
+def test_test_images_may_have_a_folder_of_their_own(root: Path) -> None:
     picture(root / "parts" / "test" / "screw" / "9.png")
     images = OwnImages(labelled="parts/labelled", test="parts/test")
 
@@ -225,7 +224,7 @@ def test_a_picture_for_training_and_test_is_refused(root: Path) -> None:
         readers.read_own(images, root)
 
 
-def test_a_class_that_no_labelled_picture_shows_is_refused(root: Path) -> None:
+def test_a_class_without_labelled_images_is_refused(root: Path) -> None:
     picture(root / "parts" / "test" / "bolt" / "1.png")
 
     with pytest.raises(BadData, match="'parts/test/bolt/1.png' is of class 'bolt', which no"):

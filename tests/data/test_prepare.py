@@ -1,4 +1,4 @@
-"""The stage `prepare` hands over labels of base classes, and pictures without labels."""
+"""The stage `prepare` writes labels of base classes, and unlabelled images."""
 
 import json
 import zipfile
@@ -29,7 +29,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_teacher_gets_few_labels_and_of_base_classes_only(prepared: Path) -> None:
+def test_the_few_shot_labels_are_of_base_classes_only(prepared: Path) -> None:
     content = read_prepared(prepared)
     labels = [label for _, label in content.few_shot]
     assert sorted(set(labels)) == list(range(5))
@@ -37,30 +37,30 @@ def test_the_teacher_gets_few_labels_and_of_base_classes_only(prepared: Path) ->
     assert content.taught == embedded.class_names(NAME)[:5]
 
 
-def test_the_unlabelled_list_is_the_whole_train_split_and_only_paths(prepared: Path) -> None:
+def test_the_unlabelled_list_has_the_paths_of_the_complete_train_split(prepared: Path) -> None:
     paths = read_unlabelled(prepared)
     assert len(paths) == len(set(paths)) == 10 * embedded.HANDWRITTEN_PER_CLASS["train"]
     assert {path for path, _ in read_prepared(prepared).few_shot} <= set(paths)
 
 
-def test_no_test_picture_is_in_any_training_list(prepared: Path) -> None:
+def test_no_test_image_is_in_a_training_list(prepared: Path) -> None:
     content = read_prepared(prepared)
     with zipfile.ZipFile(content.images) as archive:
         training = {*read_unlabelled(prepared), *(path for path, _ in content.few_shot)}
         training |= {path for path, _ in (*content.few_shot_val, *content.val)}
-        trained_on = {archive.read(path) for path in training}
-        tested_on = {archive.read(path) for path, _ in content.test}
-    assert not trained_on & tested_on
+        training_images = {archive.read(path) for path in training}
+        test_images = {archive.read(path) for path, _ in content.test}
+    assert not training_images & test_images
 
 
-def test_all_classes_are_taught_where_the_protocol_says_so(tmp_path: Path) -> None:
+def test_the_protocol_all_classes_has_labels_of_all_classes(tmp_path: Path) -> None:
     out = tmp_path / NAME
     prepare.run(NAME, out, config(protocol=Protocol.ALL_CLASSES), **OPTIONS)
     assert {label for _, label in read_prepared(out).few_shot} == set(range(10))
 
 
-@pytest.mark.parametrize("protocol", [one for one in Protocol if one.has_source])
-def test_a_target_has_no_labels_but_those_of_its_test_pictures(
+@pytest.mark.parametrize("protocol", [protocol for protocol in Protocol if protocol.has_source])
+def test_a_target_data_set_has_labels_of_test_images_only(
     prepared: Path, tmp_path: Path, protocol: Protocol
 ) -> None:
     out = tmp_path / NAME
@@ -71,7 +71,7 @@ def test_a_target_has_no_labels_but_those_of_its_test_pictures(
     assert read_unlabelled(out) == read_unlabelled(prepared)
 
 
-def test_the_test_pictures_are_the_unlabelled_ones_only_where_that_is_asked_for(
+def test_the_test_images_are_unlabelled_only_if_transductive(
     prepared: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / NAME
@@ -81,13 +81,13 @@ def test_the_test_pictures_are_the_unlabelled_ones_only_where_that_is_asked_for(
     assert not tested & set(read_unlabelled(prepared))
 
 
-def test_the_seed_draws_other_shots_and_nothing_else(prepared: Path, tmp_path: Path) -> None:
+def test_the_seed_changes_the_few_shot_lists_only(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / NAME
     prepare.run(NAME, out, config(), **{**OPTIONS, "seed": 2})
     assert (out / "images.zip").read_bytes() == (prepared / "images.zip").read_bytes()
     assert (out / "unlabelled.json").read_bytes() == (prepared / "unlabelled.json").read_bytes()
-    one, two = (json.loads((folder / "split.json").read_text()) for folder in (prepared, out))
-    differing = {key for key in one if one[key] != two[key]}
+    first, second = (json.loads((folder / "split.json").read_text()) for folder in (prepared, out))
+    differing = {key for key in first if first[key] != second[key]}
     assert differing == {"few_shot", "few_shot_val", "seed"}
 
 
@@ -103,7 +103,7 @@ def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
         prepare.run("dtd2", tmp_path / "dtd2", config(), **OPTIONS)
 
 
-def test_a_photo_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_photo_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="PD_DATA_ROOT"):
         prepare.run("dtd", tmp_path / "dtd", config(), **OPTIONS)
     assert list(tmp_path.iterdir()) == []

@@ -92,7 +92,7 @@ def test_a_data_set_is_read_from_either_label_source(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_drawn_is_the_same_in_every_run(name: str, tmp_path: Path) -> None:
+def test_drawn_lists_are_equal_in_every_run(name: str, tmp_path: Path) -> None:
     spec = miniature(name)
     write(spec, tmp_path)
     random.seed(1)
@@ -102,7 +102,7 @@ def test_what_is_drawn_is_the_same_in_every_run(name: str, tmp_path: Path) -> No
     assert read_splits(spec, tmp_path) == first
 
 
-def test_what_is_drawn_is_the_same_on_every_machine(tmp_path: Path) -> None:
+def test_drawn_lists_are_equal_on_every_machine(tmp_path: Path) -> None:
     write(miniature("dtd"), tmp_path)
 
     splits = read_splits(miniature("dtd"), tmp_path)
@@ -114,7 +114,7 @@ def test_what_is_drawn_is_the_same_on_every_machine(tmp_path: Path) -> None:
     ]
 
 
-def test_a_split_file_decides_wherever_it_is_there(tmp_path: Path) -> None:
+def test_a_split_file_takes_precedence(tmp_path: Path) -> None:
     spec = miniature("oxford_pets")
     lists = as_lists(write(spec, tmp_path))
     lists["train"][0], lists["test"][0] = lists["test"][0], lists["train"][0]
@@ -128,7 +128,7 @@ def test_a_split_file_decides_wherever_it_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "split_file"), SOURCES)
-def test_sources_are_all_that_was_read(name: str, split_file: bool, tmp_path: Path) -> None:
+def test_sources_are_all_that_is_read(name: str, split_file: bool, tmp_path: Path) -> None:
     spec = miniature(name)
     write(spec, tmp_path, split_file=split_file)
     if name in ("imagenet", *VARIANTS):
@@ -147,7 +147,7 @@ def test_sources_are_all_that_was_read(name: str, split_file: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("name", "split_file"), SOURCES)
-def test_pictures_are_not_looked_at(name: str, split_file: bool, tmp_path: Path) -> None:
+def test_images_are_not_read(name: str, split_file: bool, tmp_path: Path) -> None:
     spec = miniature(name)
     write(spec, tmp_path, split_file=split_file)
     expected = read_splits(spec, tmp_path)
@@ -185,7 +185,7 @@ def test_folders_that_are_no_classes_may_be_there_or_not(tmp_path: Path) -> None
     ("file", "counts"),
     [("a.JPG", True), ("a.webp", True), (".a.jpg", False), ("a.mat", False), ("jpg", False)],
 )
-def test_in_class_folders_pictures_count_by_their_suffix(
+def test_in_class_folders_images_count_by_their_suffix(
     file: str, counts: bool, tmp_path: Path
 ) -> None:
     spec = miniature("food101")
@@ -215,7 +215,7 @@ def write_class_names(folder: Path, *, without: str = "", end: str = "") -> None
 
 
 @pytest.mark.parametrize("name", ["imagenet", *VARIANTS])
-def test_names_beside_imagenets_pictures_are_used_in_place_of_ours(
+def test_a_file_of_class_names_beside_imagenets_images_takes_precedence(
     name: str, tmp_path: Path
 ) -> None:
     spec = miniature(name)
@@ -242,7 +242,9 @@ def test_a_class_without_a_name_is_refused(name: str, wnid: str, tmp_path: Path)
     ("line", "message"),
     [("n01440764 tench", "names 'n01440764' again"), ("tench", "not 'wnid name'")],
 )
-def test_damaged_names_of_imagenet_are_refused(line: str, message: str, tmp_path: Path) -> None:
+def test_corrupt_class_names_of_imagenet_are_refused(
+    line: str, message: str, tmp_path: Path
+) -> None:
     spec = miniature("imagenet")
     write(spec, tmp_path)
     write_class_names(tmp_path / spec.folder, end=line)
@@ -251,9 +253,7 @@ def test_damaged_names_of_imagenet_are_refused(line: str, message: str, tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_data_the_message_says_what_is_missing_where_and_what_to_do(
-    name: str, tmp_path: Path
-) -> None:
+def test_missing_data_is_named_with_its_path_and_a_remedy(name: str, tmp_path: Path) -> None:
     spec = dataset_spec(name)
 
     with pytest.raises(MissingFile) as caught:
@@ -299,7 +299,7 @@ def test_a_missing_label_file_is_named_and_what_may_take_its_place(
         ("imagenet_a", {"test": 10}, "expected 10 test images, found 9 test"),
     ],
 )
-def test_other_counts_than_the_rows_are_refused(
+def test_counts_that_differ_from_the_row_are_refused(
     name: str, change: dict[str, int], message: str, tmp_path: Path
 ) -> None:
     spec = replace(miniature(name), **change)  # type: ignore[arg-type]
@@ -316,7 +316,7 @@ def test_other_counts_than_the_rows_are_refused(
         ("sun397", {"train": 11, "val": 4}),
     ],
 )
-def test_what_is_drawn_counts_together_since_rounding_may_move_a_few(
+def test_drawn_lists_count_together_since_rounding_may_move_a_few_images(
     name: str, moved: dict[str, int], tmp_path: Path
 ) -> None:
     spec = replace(miniature(name), **moved)  # type: ignore[arg-type]

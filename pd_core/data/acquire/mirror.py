@@ -7,7 +7,7 @@ against. Each request is signed over the SHA-256 of its body, so a server refuse
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +80,7 @@ class Mirror:
                 self.bucket,
                 self.prefix + path,
                 ExtraArgs={"Metadata": {"sha256": checksum.partition(":")[2]}},
-                Callback=_Counter(size, on_progress),
+                Callback=_counter(size, on_progress) if on_progress else None,
                 Config=TransferConfig(multipart_threshold=part_size, multipart_chunksize=part_size),
             )
         return True
@@ -249,19 +249,17 @@ def open_mirror(
     return Mirror(client, match["bucket"], f"{prefix}/" if prefix else "")
 
 
-class _Counter:
-    """Callback for boto3's threads, which adds up the bytes sent."""
+def _counter(total: int, on_progress: OnProgress) -> Callable[[int], None]:
+    """Return a callback for boto3's threads, which adds up the bytes sent."""
+    done, lock = 0, Lock()
 
-    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
-        self._done, self._total = 0, total
-        self._on_progress = on_progress
-        self._lock = Lock()
+    def add(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            on_progress(done, total)
 
-    def __call__(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            if self._on_progress is not None:
-                self._on_progress(self._done, self._total)
+    return add
 
 
 def _checksum(head: dict[str, Any]) -> str:

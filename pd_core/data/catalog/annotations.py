@@ -53,7 +53,7 @@ def in_words(action: str) -> str:
 
 
 def listing(
-    folder: Path, known: Sequence[str], *, num_classes: int, ignored: Collection[str] = ()
+    folder: Path, expected: Sequence[str], *, num_classes: int, ignored: Collection[str] = ()
 ) -> dict[str, list[str]]:
     """List the images of class folders: sorted file names by folder, in the order of labels.
 
@@ -62,7 +62,7 @@ def listing(
 
     Args:
         folder: Folder that holds the class folders.
-        known: Possible class folders, in the order of labels; if empty, any, in sorted order.
+        expected: Possible class folders, in the order of labels; if empty, any, in sorted order.
         num_classes: Expected number of class folders.
         ignored: Folders that are no classes.
 
@@ -75,8 +75,8 @@ def listing(
         for name in names
         if name not in ignored
     }
-    classes = [name for name in known or sorted(images) if name in images]
-    missing = [name for name in known if name not in images]
+    classes = [name for name in expected or sorted(images) if name in images]
+    missing = [name for name in expected if name not in images]
     absent = f" ({_few(missing)} missing)" if missing else ""
     unknown = sorted(name for name in images if images[name] and name not in classes)
     if unknown:

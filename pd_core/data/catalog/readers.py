@@ -53,7 +53,7 @@ CLASS_NAMES = "classnames.txt"
 
 
 class LabelSource(StrEnum):
-    """What the lists of a data set are read from."""
+    """Source of a data set's lists."""
 
     EMBEDDED = "embedded"
     OWN = "own pictures"
@@ -233,10 +233,10 @@ def _annotated(spec: DatasetSpec, root: Path) -> Splits:
 
 def _folders(spec: DatasetSpec, root: Path, part: str = "") -> Items:
     """List the class folders below the image root, or below a part of it (with a slash)."""
-    known = class_folders(spec)
+    folders = class_folders(spec)
     images = listing(
         image_root(spec, root) / part,
-        [folder.removeprefix(part) for folder in known if folder.startswith(part)],
+        [folder.removeprefix(part) for folder in folders if folder.startswith(part)],
         num_classes=spec.num_classes,
         ignored=spec.ignored,
     )
