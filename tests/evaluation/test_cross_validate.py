@@ -20,7 +20,6 @@ from pd_core.evaluation import cross_validate, evaluate
 from pd_core.reporting import report
 from pd_core.reporting.report import summarise
 from pd_core.reporting.results import read_evaluations, with_estimate
-from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import stage as teacher_stage
 from pd_core.training.teacher.config import OriginalParams
 
@@ -33,33 +32,24 @@ DISTILLATION: dict[str, Any] = {"epochs": 1, "batch_size": 4}
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages(
-        "training.teacher.stage",
-        "training.teacher.class_vectors",
-        "training.student.stage",
-        "evaluation.evaluate",
-    ):
+    with tiny.quick_stages(*tiny.TRAININGS, "evaluation.evaluate"):
         yield
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A data set of five classes with four labels each, and what was trained on it."""
+    """A data set of five classes with four labels each, and the models trained on it."""
     root = tmp_path_factory.mktemp("estimate")
     prepared = tiny.prepared(root / "prepare" / "parts")
     split = read_json(prepared / "split.json")
     split |= {"protocol": "all_classes", "few_shot": split["test"], "test": []}
     write_json(prepared / "split.json", split)
     write_sums(prepared)
-    teacher, vectors, student = (root / name for name in ("teacher", "vectors", "student"))
-    large: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root)}
-    small: dict[str, Any] = {"model": "tiny", "weights": tiny.weights(root, seed=1)}
-    clip: dict[str, Any] = {f"teacher_{key}": value for key, value in large.items()}
-    trainings.run_teacher(prepared, teacher, **large, **TUNING)
-    vectors_stage.run(prepared, teacher, vectors, **large)
-    trainings.run_student(prepared, teacher, vectors, student, **clip, **small, **DISTILLATION)
+    made = trainings.run_until_student(root, prepared, tuning=TUNING, distillation=DISTILLATION)
+    large = {"model": "tiny", "weights": str(made["teacher_weights"])}
+    small = {"model": "tiny", "weights": str(made["weights"])}
     return {
-        "folders": (prepared, teacher, vectors, student),
+        "folders": tuple(made[name] for name in ("prepared", "teacher", "vectors", "student")),
         "tuning": trainings.teacher_config(**large, **TUNING),
         "distillation": trainings.student_config(**small, **DISTILLATION),
     }

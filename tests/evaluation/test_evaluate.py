@@ -14,8 +14,6 @@ from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import evaluate
-from pd_core.training.student import stage as student_stage
-from pd_core.training.teacher import class_vectors as vectors_stage
 
 LABELS = np.array([0, 1, 2, 3])  # two base classes, two novel ones
 FIRST_NOVEL = 2
@@ -52,28 +50,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the stages before the evaluation."""
     folder = tmp_path_factory.mktemp("trained")
     prepared = tiny.prepared(folder / "prepare" / "flowers")
-    large, small = tiny.weights(folder), tiny.weights(folder, seed=1)
-    folders = {name: folder / name / "flowers" for name in ("teacher", "vectors", "student")}
-    with pytest.MonkeyPatch.context() as patch, tiny.torch_restored():
-        patch.setattr(student_stage, "check_agreement", tiny.agreed)
-        trainings.run_teacher(
-            prepared, folders["teacher"], model="tiny", weights=large, epochs=1, templates=2
-        )
-        vectors_stage.run(
-            prepared, folders["teacher"], folders["vectors"], model="tiny", weights=large
-        )
-        trainings.run_student(
-            prepared,
-            folders["teacher"],
-            folders["vectors"],
-            folders["student"],
-            model="tiny",
-            weights=small,
-            teacher_model="tiny",
-            teacher_weights=large,
-            epochs=1,
-            batch_size=4,
-        )
+    with tiny.quick_stages(*tiny.TRAININGS):
+        trainings.run_until_student(
+            folder, prepared, tuning={"epochs": 1, "templates": 2},
+            distillation={"epochs": 1, "batch_size": 4},
+        )  # fmt: skip
     return folder
 
 
@@ -82,15 +63,14 @@ def stages(trained: Path, tmp_path: Path) -> dict[str, Any]:
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return {
         "prepared": tmp_path / "prepare" / "flowers",
-        **{name: tmp_path / name / "flowers" for name in ("teacher", "vectors", "student")},
+        "teacher": tmp_path / "teacher" / "flowers",
+        "vectors": tmp_path / "class_vectors" / "flowers",
+        "student": tmp_path / "student" / "flowers",
         "out": tmp_path / "evaluate" / "flowers",
-        "model": "tiny",
-        "weights": tmp_path / "tiny-1.safetensors",
-        "teacher_model": "tiny",
-        "teacher_weights": tmp_path / "tiny-0.safetensors",
-        "split": "test",
-        "batch_size": 3,
-    }
+        "model": "tiny", "weights": tmp_path / "tiny-1.safetensors",
+        "teacher_model": "tiny", "teacher_weights": tmp_path / "tiny-0.safetensors",
+        "split": "test", "batch_size": 3,
+    }  # fmt: skip
 
 
 def test_metrics_agree_with_the_predictions_that_are_kept(stages: dict[str, Any]) -> None:

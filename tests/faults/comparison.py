@@ -1,4 +1,4 @@
-"""What a run leaves: its outputs, and what should not be there."""
+"""Outputs and leftovers of a run, compared with those of an undisturbed one."""
 
 import hashlib
 import os
@@ -17,13 +17,13 @@ _NAMED_ANEW = {".git", ".dvc", "mlruns", "__pycache__"}  # other names in every 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nobody disturbed.
+    """An undisturbed run.
 
     Attributes:
-        seconds: that it took.
+        seconds: its duration.
         starts: seconds from its start to the start of each stage.
         hashes: SHA-256 of every output.
-        files: every file that was there at its end.
+        files: all files at its end.
     """
 
     seconds: float
@@ -33,47 +33,38 @@ class Undisturbed:
 
 
 def differences(folder: Path, name: str, plain: Undisturbed) -> list[str]:
-    """Say in what a run's end is not the undisturbed run's.
-
-    Args:
-        folder: the repository that it ran in.
-        name: of the data set.
-        plain: the undisturbed run.
-    """
-    found = []
-    mine = hashes(folder, name)
-    paths = sorted(mine.keys() | plain.hashes.keys())
-    if differing := [path for path in paths if mine.get(path) != plain.hashes.get(path)]:
-        found.append(f"not the same bytes: {', '.join(differing)}")
-    if extra := sorted(set(files(folder)).difference(plain.files)):
-        found.append(f"left behind: {', '.join(extra)}")
-    if unfinished := sorted(temporary(folder / "data")):
-        found.append(f"temporary files left: {', '.join(unfinished)}")
-    if damaged := _damaged(folder / ".dvc" / "cache"):
-        found.append(f"damaged in DVC's cache: {', '.join(damaged)}")
-    return found
+    """Return the differences of a repository after a run to the undisturbed run."""
+    own = hashes(folder, name)
+    paths = sorted(own.keys() | plain.hashes.keys())
+    differing = [path for path in paths if own.get(path) != plain.hashes.get(path)]
+    lists = {
+        "not the same bytes": differing,
+        "left behind": sorted(set(files(folder)).difference(plain.files)),
+        "temporary files left": sorted(temporary(folder / "data")),
+        "damaged in DVC's cache": _damaged(folder / ".dvc" / "cache"),
+    }
+    return [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]
 
 
 def hashes(folder: Path, name: str) -> dict[str, str]:
     """Return the SHA-256 of every output of a data set, by its path in `folder`."""
-    found = {}
-    for stage in STAGES:
-        for path in sorted((folder / "data" / stage / name).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                found[path.relative_to(folder).as_posix()] = digest
-    return found
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for stage in STAGES
+        for path in sorted((folder / "data" / stage / name).rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def files(folder: Path) -> Iterator[str]:
-    """Find every file of a repository whose name does not differ from run to run."""
+    """Yield the files of a repository whose names are the same in every run."""
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _NAMED_ANEW]
         yield from ((Path(place) / name).relative_to(folder).as_posix() for name in names)
 
 
 def temporary(data: Path) -> Iterator[str]:
-    """Find the names that a file or folder has while it is written, and after a kill."""
+    """Yield the temporary names of files and folders that are written, or were at a kill."""
     for place, folders, names in os.walk(data):
         for name in (*folders, *names):
             if name.startswith(".") and name != ".gitignore":
@@ -81,7 +72,7 @@ def temporary(data: Path) -> Iterator[str]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Find what DVC left of its own: files of the cache without a hash for a name."""
+    """Return DVC's own leftovers: files of the cache that are not named by a hash."""
     dvc = folder / ".dvc"
     stored = r"cache/files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?|cache/runs/[0-9a-f]{2}/[0-9a-f/]+"
     locks = r"tmp/(btime|lock|rwlock|rwlock\.lock|promptkd-(code|runs)\.lock)"
@@ -91,7 +82,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def _damaged(cache: Path) -> list[str]:
-    """Find the files of DVC's cache whose content is not what their name, an MD5, says."""
+    """Return the files of DVC's cache whose MD5 is not their name."""
     stored = [path for path in (cache / "files" / "md5").rglob("*") if path.is_file()]
     return [
         path.relative_to(cache).as_posix()

@@ -1,7 +1,7 @@
 """Fault injection: the stages of a data set are killed at random times and started again.
 
-A run passes if the second start, the very same command, ends with the bytes of a run that nobody
-disturbed. Results are appended to a file as they come; what is there already is not run again.
+A run passes if the same command, started again, ends with the bytes of an undisturbed run. Results
+are appended to a file; those already there are not run again.
 """
 
 import argparse
@@ -19,15 +19,8 @@ from types import FrameType
 from typing import Any
 
 from comparison import STAGES, Undisturbed
-from killed_runs import (
-    ROOT,
-    BrokenSetup,
-    Moment,
-    copy_repository,
-    killed_run,
-    stop,
-    undisturbed_run,
-)
+from killed_runs import ROOT, BrokenSetup, Moment, copy_repository, killed_run, stop
+from killed_runs import undisturbed_run as run_undisturbed
 
 REPEATED = 5  # every fifth run is killed more than once
 
@@ -45,20 +38,12 @@ FULL: Changes = {"run": {"checkpoint_minutes": 0.02}}
 
 
 class Experiment:
-    """A number of killed runs of one data set, some at a time, and the file of their results."""
+    """Killed runs of one data set, some at a time, and the file of their results."""
 
     def __init__(
         self, results: Path, name: str, *, work: Path, jobs: int, changes: Changes
     ) -> None:
-        """Copy the repository as it is now.
-
-        Args:
-            results: file of JSON lines, made or continued.
-            name: of the data set.
-            work: an existing folder for the copies.
-            jobs: runs at a time.
-            changes: new values of `params.yaml`: block -> key -> value.
-        """
+        """Copy the repository into the folder `work`, with changed parameters."""
         self._work = work
         self._results = results
         self._name = name
@@ -68,10 +53,7 @@ class Experiment:
         self._key = {"tree": tree, "dataset": name}
 
     def undisturbed(self) -> Undisturbed:
-        """Run undisturbed, as many at a time as will be killed at a time, so that times compare.
-
-        Returns:
-            The slowest run.
+        """Return the slowest of several undisturbed runs, as many at a time as will be killed.
 
         Raises:
             BrokenSetup: a run failed, or the runs differ from each other.
@@ -80,7 +62,9 @@ class Experiment:
             return Undisturbed(**record["undisturbed"])
         folders = [self._work / f"undisturbed-{number}" for number in range(self._jobs)]
         with ThreadPoolExecutor(self._jobs) as pool:
-            runs = list(pool.map(self._run_undisturbed, folders))
+            runs = list(
+                pool.map(lambda to: run_undisturbed(self._template, to, self._name), folders)
+            )
         if any(run.hashes != runs[0].hashes for run in runs):
             raise BrokenSetup("undisturbed runs differ from each other; nothing can be compared")
         slowest = max(runs, key=lambda run: run.seconds)
@@ -90,50 +74,38 @@ class Experiment:
     def killed(
         self, plain: Undisturbed, *, runs: int, seed: int, moment: Moment, times: int
     ) -> Iterator[Record]:
-        """Kill and start again; yield each result as it comes, the known ones first.
+        """Kill runs and start them again; yield recorded results first, then the new ones.
 
-        Args:
-            plain: the run to compare with.
-            runs: how many.
-            seed: of the random times.
-            moment: when to kill.
-            times: kills of every fifth run; the others are killed once.
+        Every fifth run is killed several times.
         """
         settings = {"seed": seed, "at": moment.value, "repeat": times}
-        known = {
+        recorded = {
             record["run"]: record
             for record in self._known("run")
             if record["run"] < runs and settings.items() <= record.items()
         }
-        yield from known.values()
+        yield from recorded.values()
         pool = ThreadPoolExecutor(self._jobs)
         try:
             futures = {
                 pool.submit(self._kill, plain, number, seed, moment, times): number
                 for number in range(runs)
-                if number not in known
+                if number not in recorded
             }
             for future in as_completed(futures):
                 yield self._keep({**settings, "run": futures[future], **future.result()})
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _run_undisturbed(self, folder: Path) -> Undisturbed:
-        return undisturbed_run(self._template, folder, self._name)
-
     def _kill(
         self, plain: Undisturbed, number: int, seed: int, moment: Moment, times: int
     ) -> Record:
         repeated = number % REPEATED == REPEATED - 1
         result = killed_run(
-            self._template,
-            self._work / f"run-{number}",
-            self._name,
-            plain,
+            self._template, self._work / f"run-{number}", self._name, plain,
             generator=random.Random(f"{seed} {moment} {number}"),
-            moment=moment,
-            times=times if repeated else 1,
-        )
+            moment=moment, times=times if repeated else 1,
+        )  # fmt: skip
         return asdict(result)
 
     def _known(self, kind: str) -> Iterator[Record]:
@@ -151,7 +123,7 @@ class Experiment:
 
 
 def line(record: Record) -> str:
-    """Say what became of a run."""
+    """Summarise a run in a line."""
     where = ", ".join(
         f"{kill['seconds']:.1f} s in {kill['stage'] or 'the start of DVC'}"
         for kill in record["kills"]
@@ -166,7 +138,7 @@ def line(record: Record) -> str:
 
 
 def table(records: list[Record]) -> str:
-    """Count by stage: kills, those after which training went on, those of runs that are equal."""
+    """Count by stage: kills, those followed by a resumed training, those of equal runs."""
     counts = {stage: [0, 0, 0] for stage in ("", *STAGES)}
     for record in records:
         for kill, resumed in zip(record["kills"], record["resumed"], strict=True):
@@ -183,15 +155,15 @@ def table(records: list[Record]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=60, help="runs that are killed")
-    parser.add_argument("--seed", type=int, default=1, help="of the random times")
+    parser.add_argument("--kills", type=int, default=60, help="number of killed runs")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random times")
     parser.add_argument("--dataset", default="embedded_digits")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs")
     parser.add_argument(
-        "--at", type=Moment, choices=list(Moment), default=Moment.TIME, help="when to kill"
+        "--at", type=Moment, choices=list(Moment), default=Moment.TIME, help="moment of the kills"
     )
-    parser.add_argument("--repeat", type=int, default=3, help="kills of every fifth run")
-    parser.add_argument("--full", action="store_true", help="all epochs that are committed")
+    parser.add_argument("--repeat", type=int, default=3, help="number of kills in every fifth run")
+    parser.add_argument("--full", action="store_true", help="run all committed epochs")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "faults.jsonl")
     return parser.parse_args()
 
@@ -207,31 +179,33 @@ def main() -> int:
         given.results, given.dataset, work=work, jobs=given.jobs, changes=changes
     )
     plain = experiment.undisturbed()
-    _say(f"undisturbed: {plain.seconds:.1f} s")
+    _print(f"undisturbed: {plain.seconds:.1f} s")
     records = []
     for record in experiment.killed(
         plain, runs=given.kills, seed=given.seed, moment=given.at, times=given.repeat
     ):
         records.append(record)
-        _say(line(record))
-    _say(table(records))
+        _print(line(record))
+    _print(table(records))
     failed = [record for record in records if record["failures"]]
-    _say(f"{len(records) - len(failed)} of {len(records)} runs end in the undisturbed run's bytes")
+    _print(
+        f"{len(records) - len(failed)} of {len(records)} runs end in the undisturbed run's bytes"
+    )
     if failed:
-        _say(f"what the others left is in {work}")
+        _print(f"what the others left is in {work}")
         return 1
     shutil.rmtree(work)
     return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End what runs in process groups of its own, which no signal of the terminal reaches."""
+    """End the runs, which a signal of the terminal does not reach."""
     del number, frame
     stop()
     raise KeyboardInterrupt
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

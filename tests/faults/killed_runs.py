@@ -1,7 +1,6 @@
 """Runs of one data set's stages that are killed, and started again by the same command.
 
-Each run has a copy of the repository to itself, with an empty DVC cache and no results, so that
-whatever the second start finds was left by the first.
+Each run has its own copy of the repository, without DVC cache and results.
 """
 
 import json
@@ -48,7 +47,7 @@ _stopped = threading.Event()
 
 
 class Moment(StrEnum):
-    """When a run is killed."""
+    """Moment of a kill."""
 
     TIME = "time"  # any time, uniformly
     WRITE = "write"  # while a stage writes one of its files, or a checkpoint
@@ -56,7 +55,7 @@ class Moment(StrEnum):
 
 
 class BrokenSetup(Exception):
-    """What is compared with, or the tools around it, cannot be relied on."""
+    """The undisturbed run, or a tool of the experiment, failed."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ class Kill:
 
 @dataclass(frozen=True)
 class KilledRun:
-    """What became of a run that was killed and started again.
+    """Result of a run that was killed and started again.
 
     Attributes:
         kills: in order, each of a start of its own.
-        resumed: what the start after each kill said of going on from a checkpoint, if it did.
-        seconds: that the last start took.
-        leftovers: temporary files that DVC left in its own folder.
-        failures: what is not as it has to be.
+        resumed: messages about checkpoints after each kill.
+        seconds: duration of the last start.
+        leftovers: temporary files in DVC's folder.
+        failures: differences to the undisturbed run.
     """
 
     kills: tuple[Kill, ...]
@@ -87,14 +86,14 @@ class KilledRun:
 
 
 def copy_repository(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Copy the files that git would have, as a repository of its own.
+    """Copy the working tree to a repository of its own, with changed parameters.
 
     Args:
-        folder: where to; made if it is not there.
+        folder: of the copy.
         changes: new values of `params.yaml`: block -> key -> value.
 
     Returns:
-        The hash of all that is in it.
+        The hash of its tree.
     """
     listed = _output(["git", "ls-files", "-co", "--exclude-standard"], ROOT).splitlines()
     for name in listed:
@@ -110,15 +109,10 @@ def copy_repository(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> s
 
 
 def undisturbed_run(template: Path, folder: Path, name: str) -> Undisturbed:
-    """Run the stages in a copy of `template`, and remove the copy.
-
-    Args:
-        template: from `copy_repository`.
-        folder: where the copy is made.
-        name: of the data set.
+    """Run the stages of a data set in a copy of `template`, and remove the copy.
 
     Raises:
-        BrokenSetup: it failed, or something else than the stages gave the results.
+        BrokenSetup: the run failed, or skipped stages.
     """
     shutil.copytree(template, folder, symlinks=True)
     log = _log(folder, 0)
@@ -132,10 +126,10 @@ def undisturbed_run(template: Path, folder: Path, name: str) -> Undisturbed:
     seconds = time.monotonic() - begin
     if process.returncode != 0 or tuple(starts) != STAGES:
         raise BrokenSetup(f"the undisturbed run failed, or skipped stages; see {log}")
-    found = Undisturbed(seconds, starts, hashes(folder, name), tuple(files(folder)))
+    run = Undisturbed(seconds, starts, hashes(folder, name), tuple(files(folder)))
     shutil.rmtree(folder)
     log.unlink()
-    return found
+    return run
 
 
 def killed_run(
@@ -148,21 +142,12 @@ def killed_run(
     moment: Moment,
     times: int,
 ) -> KilledRun:
-    """Run the stages in a copy of `template`, kill them, start them again, and compare.
+    """Run the stages in a copy of `template`, kill them `times` times, finish, and compare.
 
-    The copy is removed if all is well, and stays to be looked at if not.
-
-    Args:
-        template: from `copy_repository`.
-        folder: where the copy is made.
-        name: of the data set.
-        plain: the run to compare with.
-        generator: of the random times.
-        moment: when to kill.
-        times: kills before the run may finish.
+    The copy is removed unless there are failures.
 
     Raises:
-        BrokenSetup: there was nothing to kill, or no way to look at what was left.
+        BrokenSetup: there was nothing to kill, or a tool failed.
     """
     kills = [_first_kill(template, folder, name, plain, moment, generator)]
     while len(kills) < times:
@@ -194,7 +179,7 @@ def killed_run(
 
 
 def stop() -> None:
-    """End all runs for good: each of them raises BrokenSetup."""
+    """End all runs; each of them raises BrokenSetup."""
     _stopped.set()
     for process in list(_running):
         with suppress(ProcessLookupError):
@@ -219,9 +204,9 @@ def _output(command: list[str], folder: Path) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("PD_")}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PD_")}
     return {
-        **mine,
+        **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONUNBUFFERED": "1",  # what was printed before a kill is in the log
         "DVC_NO_ANALYTICS": "1",
@@ -231,17 +216,13 @@ def _environment(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _started(folder: Path, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the command that a user types, first and again, in a process group of its own."""
+    """Start the user's command in a process group of its own."""
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [*REPRO, f"evaluate@{name}"],
-            cwd=folder,
-            env=_environment(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
+            [*REPRO, f"evaluate@{name}"], cwd=folder, env=_environment(folder),
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        )  # fmt: skip
     _running.add(process)
     try:
         yield process
@@ -279,7 +260,7 @@ def _start_and_kill(
     after: float,
     generator: random.Random,
 ) -> Kill | None:
-    """Start, kill after so many seconds at such a moment; None if it ended before."""
+    """Start, and kill at the first such moment after so many seconds; None if it ended before."""
     whole = (folder / "dvc.lock").stat().st_size
     begin = time.monotonic()
     with _started(folder, name, log) as process:
@@ -308,7 +289,7 @@ def _has_come(moment: Moment, folder: Path, whole: int) -> bool:
 
 
 def _wait_for_the_end_of(group: int) -> None:
-    """Wait until no process of a group lives; the dead may stay in the table as zombies."""
+    """Wait until no process of a group is alive; zombies do not count."""
     while True:
         listed = _output(["ps", "-A", "-o", "pgid=,stat="], ROOT).splitlines()
         states = [row.split() for row in listed]
@@ -321,11 +302,11 @@ def _failures(folder: Path, name: str, plain: Undisturbed, status: int, log: Pat
     if status != 0:
         last = " ".join(_text(log).split()[-40:])
         return [f"the last start ends with status {status}: {last}"]
-    found = differences(folder, name, plain)
+    failures = differences(folder, name, plain)
     command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", f"evaluate@{name}"]
     if (state := json.loads(_output(command, folder))) != {}:
-        found.append(f"`dvc status` is not clean: {state}")
-    return found
+        failures.append(f"`dvc status` is not clean: {state}")
+    return failures
 
 
 def _log(folder: Path, start: int) -> Path:

@@ -1,4 +1,4 @@
-"""What can happen around agents: storage is away, a disk is full, one of them is gone for good."""
+"""Faults around agents: storage is away, a disk is full, an agent is gone for good."""
 
 import subprocess
 import sys
@@ -60,8 +60,8 @@ def test_a_run_waits_for_storage_that_is_away_and_loses_nothing(
             client("s3", settings["PD_S3_ENDPOINT_URL"]).create_bucket(Bucket=BUCKET)
             run = server.run("distill-dataset/gpu", "no storage", dataset=DATASETS[0])
             wait_until(lambda: _runs_stage(server, run, "teacher"), "the second stage is at work")
-        said = f"no answer from {settings['PD_S3_ENDPOINT_URL']}"
-        wait_until(lambda: said in "\n".join(server.log(run)), "the run says what it waits for")
+        message = f"no answer from {settings['PD_S3_ENDPOINT_URL']}"
+        wait_until(lambda: message in "\n".join(server.log(run)), "the run logs the wait")
         time.sleep(20)
         assert server.state(run)["type"] == "RUNNING"
         with storage(port):
@@ -69,12 +69,8 @@ def test_a_run_waits_for_storage_that_is_away_and_loses_nothing(
             other = clone(source, tmp_path / "other")
             done = subprocess.run(
                 [*REPRO, "--pull", f"evaluate@{DATASETS[0]}"],
-                cwd=other,
-                env=environment(other, **settings),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+                cwd=other, env=environment(other, **settings), capture_output=True, text=True,
+            )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Running stage" not in done.stdout
     assert (other / "data" / "evaluate" / DATASETS[0] / "value").read_text().strip() == DATASETS[0]
@@ -186,9 +182,9 @@ def test_when_agents_are_gone_another_takes_over_and_what_nobody_takes_waits_for
         for gpu in gone:
             kill(agents[gpu])
         wait_until(lambda: _taken(server, "234") == 0, "their slots are free", seconds=62)
-        said = benchmark.communicate(timeout=300)[0]
-    assert benchmark.returncode == 0, said
-    assert said.count("its agent is gone, another one takes it") == 1
+        output = benchmark.communicate(timeout=300)[0]
+    assert benchmark.returncode == 0, output
+    assert output.count("its agent is gone, another one takes it") == 1
     assert server.runs()[shared]["state_type"] == "CRASHED"
     assert server.runs()[f"{shared}, attempt 2"]["state_type"] == "COMPLETED"
 
@@ -274,16 +270,16 @@ def test_no_secret_of_an_agent_reaches_the_server_or_a_file(server: Server, tmp_
     log = "\n".join(server.log(run))
     assert "PD_S3_SECRET_ACCESS_KEY=***" in log
     assert CANARY not in log
-    found = [*search(server.home.parent), *search(tmp_path)]
-    assert {path.name for path in found} == {"test_secrets.py"}  # in the clones
+    paths = [*search(server.home.parent), *search(tmp_path)]
+    assert {path.name for path in paths} == {"test_secrets.py"}  # in the clones
 
 
 def _let_stages_tell(folder: Path) -> None:
     """Let the last stage print its variables, some of them as an error, and fail."""
     file = folder / "dvc.yaml"
     pipeline = yaml.safe_load(file.read_text())
-    told = 'echo "error: $PD_S3_SECRET_ACCESS_KEY at $PD_MLFLOW_TRACKING_URI"'
-    pipeline["stages"]["evaluate"]["do"]["cmd"] = f"env | grep PD_; {told}; false"
+    echo = 'echo "error: $PD_S3_SECRET_ACCESS_KEY at $PD_MLFLOW_TRACKING_URI"'
+    pipeline["stages"]["evaluate"]["do"]["cmd"] = f"env | grep PD_; {echo}; false"
     file.write_text(yaml.safe_dump(pipeline))
 
 
@@ -297,16 +293,13 @@ def _slot_of(server: Server, gpu: str) -> str:
 
 
 def _taken(server: Server, gpus: str) -> int:
-    """Return how many of some slots are taken."""
+    """Return the number of taken slots of some GPUs."""
     return sum(server.limits()[_slot_of(server, gpu)] for gpu in gpus)
 
 
 def _start_benchmark(folder: Path, api: str, *names: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "flows.benchmark", *names],
-        cwd=folder,
-        env=environment(folder, PD_PREFECT_API_URL=api, PREFECT_HOME=f"{folder}-home"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+        cwd=folder, env=environment(folder, PD_PREFECT_API_URL=api, PREFECT_HOME=f"{folder}-home"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip

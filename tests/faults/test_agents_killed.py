@@ -18,7 +18,7 @@ TRAININGS = ("teacher", "student")
 
 
 class Log:
-    """What an agent and its runs have said since its last start."""
+    """Output of an agent and its runs since its last start."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder.parent / f"{folder.name}-agent{''.join(GPU)}.log"
@@ -39,7 +39,7 @@ class Log:
         return re.findall(rf"Running stage '(\w+)@{NAME}':", self.text)
 
     def counts(self, stage: str) -> list[int]:
-        """Return how many steps of a stage were said to be done, in order."""
+        """Return the steps of a stage that were reported as done, in order."""
         title = f"{stage.replace('_', ' ')} {NAME}"
         return [int(count) for count in re.findall(rf"{title}: (\d+)/\d+ ", self.text)]
 
@@ -92,13 +92,13 @@ def _run_and_kill(folder: Path, server: Server) -> list[float]:
 
 
 def _is_in_the_middle(stage: str, folder: Path, log: Log) -> bool:
-    """Whether a stage counts its steps; and, if it is a training, is in its second epoch."""
+    """Return True if a stage reports steps and, as a training, is in its second epoch."""
     kept = (folder / "data" / "checkpoints" / stage / NAME).glob("checkpoint-000002-*.safetensors")
     return bool(log.counts(stage)) and (stage not in TRAININGS or any(kept))
 
 
 def _seconds_until_free(server: Server, killed: float) -> float:
-    """Look that the slot of an agent that has just started is free; return how long it was not."""
+    """Check that a restarted agent's slot is free; return the seconds since the kill."""
     assert set(server.limits().values()) == {0}
     return time.monotonic() - killed
 
@@ -108,11 +108,7 @@ def _run_undisturbed(folder: Path) -> Undisturbed:
     begin = time.monotonic()
     done = subprocess.run(
         [*REPRO, f"evaluate@{NAME}"],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        cwd=folder, env=environment(folder), capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return Undisturbed(time.monotonic() - begin, {}, hashes(folder, NAME), tuple(files(folder)))

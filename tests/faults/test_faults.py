@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from comparison import STAGES
 from faults import SHORT, Experiment, line, table
+from git_repository import commit, git
 from killed_runs import KilledRun, Moment, killed_run, undisturbed_run
 
 NAME = "embedded_digits"
@@ -37,14 +38,9 @@ def toy(folder: Path, command: str) -> Path:
         }
     (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
-    author = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
-    for arguments in (
-        ["git", "init", "--quiet"],
-        ["dvc", "init", "--quiet"],
-        ["git", "add", "--all"],
-        ["git", *author, "commit", "--quiet", "-m", "all"],
-    ):
-        subprocess.run(arguments, cwd=folder, check=True)
+    git(folder, "init", "--quiet")
+    subprocess.run(["dvc", "init", "--quiet"], cwd=folder, check=True)
+    commit(folder)
     return folder
 
 
@@ -62,14 +58,9 @@ def killed_toy(tmp_path: Path, command: str) -> KilledRun:
     plain = undisturbed_run(template, tmp_path / "undisturbed", "toy")
 
     return killed_run(
-        template,
-        tmp_path / "killed",
-        "toy",
-        plain,
-        generator=AtOnce(),
-        moment=Moment.WRITE,
-        times=1,
-    )
+        template, tmp_path / "killed", "toy", plain,
+        generator=AtOnce(), moment=Moment.WRITE, times=1,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -86,24 +77,21 @@ def test_six_runs_killed_at_random_times_end_in_the_bytes_of_an_undisturbed_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_run_that_only_starts_again_passes(tmp_path: Path) -> None:
-    result = killed_toy(tmp_path, GOOD)
+@pytest.mark.parametrize(
+    ("command", "failures"),
+    [
+        (GOOD, ()),
+        (FORGETFUL, ("not the same bytes: data/class_vectors/toy/out",)),
+        (UNTIDY, ("left behind: data/.part", "temporary files left: data/.part")),
+    ],
+)
+def test_a_stage_that_resumes_wrongly_or_leaves_files_behind_is_found(
+    tmp_path: Path, command: str, failures: tuple[str, ...]
+) -> None:
+    result = killed_toy(tmp_path, command)
+
     assert result.kills[0].stage == "class_vectors"
-    assert result.failures == ()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_stage_that_goes_on_wrongly_after_a_kill_is_found(tmp_path: Path) -> None:
-    (failure,) = killed_toy(tmp_path, FORGETFUL).failures
-    assert failure == "not the same bytes: data/class_vectors/toy/out"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_what_a_killed_stage_leaves_behind_is_found(tmp_path: Path) -> None:
-    failures = killed_toy(tmp_path, UNTIDY).failures
-    assert failures == ("left behind: data/.part", "temporary files left: data/.part")
+    assert result.failures == failures
 
 
 def test_the_table_counts_kills_by_stage() -> None:

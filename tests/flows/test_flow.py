@@ -122,7 +122,7 @@ def test_a_command_and_all_that_it_started_end_with_the_block(tmp_path: Path) ->
 
     with pytest.raises(KeyboardInterrupt):
         processes.run(["bash", "-c", script], tmp_path, interrupt)
-    wait_until(lambda: not _is_running("sleep 71.25"), 10)
+    wait_until(lambda: not _is_running("sleep 71.25"), seconds=10)
 
 
 def test_the_reason_of_a_failure_is_the_first_error_that_was_named(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_a_trial_ends_soon_after_the_process_that_waits_for_it(
         [sys.executable, "-c", TRY, str(slow), pictures, str(tmp_path / "out")],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    wait_until(lambda: note.is_file() and note.read_text() != "", 60)
+    wait_until(lambda: note.is_file() and note.read_text() != "", seconds=60)
     waiting.kill()
     waiting.wait()
-    wait_until(lambda: not psutil.pid_exists(int(note.read_text())), 20)
+    wait_until(lambda: not psutil.pid_exists(int(note.read_text())), seconds=20)

@@ -10,7 +10,6 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from browser import Browser, browser
 from conftest import TinyStudent
+from http_server import Handler, http_server
 from PIL import Image
 from serving import champion, new_project, portable, serving
 
@@ -72,7 +72,7 @@ class FakeService:
 def _running() -> Iterator[FakeService]:
     fake = FakeService()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Page(Handler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:  # noqa: N802
@@ -98,20 +98,9 @@ def _running() -> Iterator[FakeService]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *args: object) -> None:
-            del args
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}/"
-    try:
+    with http_server(Page) as address:
+        fake.url = f"{address}/"
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(scope="module", name="tab")

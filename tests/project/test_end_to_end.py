@@ -88,7 +88,7 @@ def evaluated(project: Path) -> tuple[list[int], Any]:
     towers = load_clip("embedded-student", None)
     student = Student.load(data / "student" / NAME / "student.safetensors", towers)
     vectors = ClassVectors.load(data / "class_vectors" / NAME / "class_vectors.safetensors")
-    judged = trainings.judge(
+    judged = trainings.predict(
         {"student": distilled(student, vectors)},
         read_prepared(data / "prepare" / NAME),
         towers.image_size,

@@ -1,15 +1,12 @@
-"""Secrets that may appear nowhere, and where to look for them."""
+"""Secrets that may appear nowhere, and the search for them."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+
+from http_server import Handler, http_server
 
 CANARY = "canary"
-
-
 SECRETS = {
     "PD_S3_ACCESS_KEY_ID": "canary-s3-id",
     "PD_S3_SECRET_ACCESS_KEY": "canary-s3-secret",
@@ -19,8 +16,6 @@ SECRETS = {
     "MLFLOW_TRACKING_PASSWORD": "canary-mlflow",
     "PREFECT_API_KEY": "canary-prefect",
 }
-
-
 LOGIN = "me:canary-login"
 
 
@@ -37,9 +32,9 @@ def with_login(address: str) -> str:
 
 @contextmanager
 def hostile_server(healthy: bool, status: int = 403) -> Iterator[str]:
-    """Refuse everything and repeat what was asked; `healthy` answers /health."""
+    """Refuse all requests and repeat them in the answer; if `healthy`, answer /health."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Hostile(Handler):
         def answer(self) -> None:
             good = healthy and self.path.endswith("/health")
             body = f"<Code>AccessDenied</Code>{self.path} {self.headers}".encode()
@@ -51,13 +46,5 @@ def hostile_server(healthy: bool, status: int = 403) -> Iterator[str]:
 
         do_GET = do_POST = do_PUT = do_HEAD = answer  # noqa: N815 http.server's names
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with http_server(Hostile) as address:
+        yield address

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from http_server import Handler, http_server
 
 
 @dataclass
 class Served:
-    """A file, and how it is served.
+    """A file, and the way it is served.
 
     Attributes:
         content: its bytes.
         etag: its version; none if empty.
-        ranges: whether a part of it can be asked for.
+        ranges: honour the header `Range`.
         cuts: bytes after which the connection breaks, an entry for each of the next requests.
         statuses: statuses of the next requests, in place of an answer.
-        content_type: what it says that it is.
-        announced: whether its size is said beforehand.
-        honours_if_range: whether a part of another version is refused.
+        content_type: of the answers.
+        announced: send a `Content-Length`.
+        honours_if_range: refuse a part of another version.
         asked: the `Range` of every request; empty where there was none.
         versions: the `If-Range` of every request; empty where there was none.
     """
@@ -69,7 +68,7 @@ def file_server() -> Iterator[FileServer]:
     """Run a server while the block runs."""
     files: dict[str, Served] = {}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Files(Handler):
         def do_GET(self) -> None:  # noqa: N802
             served = files.get(self.path.lstrip("/"))
             if served is None:
@@ -111,17 +110,7 @@ def file_server() -> Iterator[FileServer]:
                 self.close_connection = True
             self.wfile.write(body)
 
-        def log_message(self, *args: object) -> None:
-            del args
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    running = FileServer(f"http://127.0.0.1:{server.server_address[1]}")
-    running.files = files
-    try:
+    with http_server(Files) as address:
+        running = FileServer(address)
+        running.files = files
         yield running
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

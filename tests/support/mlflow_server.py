@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from waiting import wait_until
+from waiting import free_port, wait_until
 
 
 @contextmanager
@@ -19,9 +18,7 @@ def mlflow_server(
     database: Path, folder: Path, *options: str, **environment: str
 ) -> Iterator[tuple[str, int]]:
     """Run a tracking server with a copy of a database; yield its address and process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder.mkdir()
     shutil.copyfile(database, folder / "server.db")
     command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -37,7 +34,7 @@ def mlflow_server(
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: answers(f"{address}/health"), 90)
+        wait_until(lambda: answers(f"{address}/health"), seconds=90)
         yield address, server.pid
     finally:
         stop(server.pid)

@@ -1,10 +1,10 @@
-"""Which distributions an installation of this project consists of; `make licences` asks."""
+"""Distributions that an installation of this project consists of; used by `make licences`."""
 
 import re
 import sys
 import tomllib
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -13,15 +13,21 @@ PROJECT = Path(__file__).parents[2]
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:
-    """Follow requirements to all distributions that they lead to, as they are installed.
-
-    Returns:
-        Versions by name, names in the form of indexes: lower case, with hyphens.
+    """Return the versions of the distributions that requirements lead to, by name.
 
     Raises:
-        PackageNotFoundError: One is not installed.
+        PackageNotFoundError: a distribution is not installed.
     """
-    found: dict[str, str] = {}
+    return {name: made.version for name, made in sorted(distributions(requirements).items())}
+
+
+def distributions(requirements: Iterable[str]) -> dict[str, Distribution]:
+    """Return the installed distributions that requirements lead to, by name.
+
+    Raises:
+        PackageNotFoundError: a distribution is not installed.
+    """
+    installed: dict[str, Distribution] = {}
     waiting = [Requirement(text) for text in requirements]
     seen: set[str] = set()
     while waiting:
@@ -29,20 +35,19 @@ def closure(requirements: Iterable[str]) -> dict[str, str]:
         if str(wanted) in seen:
             continue
         seen.add(str(wanted))
-        installed = distribution(wanted.name)
-        found[canonical(wanted.name)] = installed.version
-        further = (Requirement(text) for text in installed.requires or ())
-        waiting += [one for one in further if _applies(one, wanted.extras)]
-    return dict(sorted(found.items()))
+        made = installed[canonical(wanted.name)] = distribution(wanted.name)
+        further = (Requirement(text) for text in made.requires or ())
+        waiting += [need for need in further if _applies(need, wanted.extras)]
+    return installed
 
 
 def canonical(name: str) -> str:
-    """Return a distribution's name as an index has it."""
+    """Return a distribution's name in the form of indexes: lower case, with hyphens."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def requirements(*extras: str) -> list[str]:
-    """Return what the project requires itself, with some of its extras."""
+    """Return the project's own requirements, with those of some extras."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     return [*project["dependencies"], *(name for extra in extras for name in optional[extra])]

@@ -71,7 +71,7 @@ def biased(tower: Any) -> Any:
 
 @cache
 def register() -> None:
-    """Make the tiny CLIP known to open_clip, as "tiny" and "tiny-quickgelu"."""
+    """Register the tiny CLIP with open_clip, as "tiny" and "tiny-quickgelu"."""
     with tempfile.TemporaryDirectory() as folder:
         for name, extra in (("tiny", {}), ("tiny-quickgelu", {"quick_gelu": True})):
             (Path(folder) / f"{name}.json").write_text(json.dumps({**CONFIG, **extra}))
@@ -98,12 +98,15 @@ def loaded(name: str, weights: Path, device: str = "cpu") -> ClipTowers:
 
 
 def agreed(*_: Any, **__: Any) -> None:
-    """Let a student pass that learns next to nothing in the few steps of a test."""
+    """Accept a student that learns next to nothing in the few steps of a test."""
+
+
+TRAININGS = ("training.teacher.stage", "training.teacher.class_vectors", "training.student.stage")
 
 
 @contextmanager
 def quick_stages(*modules: str) -> Iterator[None]:
-    """Let stages read each file of weights once; undo what they set in torch's global state."""
+    """Read each file of weights once in these modules; undo what they set in torch."""
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:
             patch.setattr(f"pd_core.{module}.load_clip", loaded)
@@ -159,15 +162,15 @@ class Batches:
 
 
 def checkpoints(folder: Path, *, key: str = "this run", **rest: Any) -> Checkpoints:
-    """Keep the checkpoints of a training in a folder."""
+    """Make the checkpoints of a training."""
     return Checkpoints(folder / "checkpoints", key=key, **rest)
 
 
 def stored_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors and the numbers of the newest of these checkpoints."""
-    found = checkpoints(folder).latest()
-    assert found is not None
-    return found[0], json.loads(found[1]["state"])
+    checkpoint = checkpoints(folder).latest()
+    assert checkpoint is not None
+    return checkpoint[0], json.loads(checkpoint[1]["state"])
 
 
 def prepared(folder: Path, *, per_class: int = 4) -> Path:

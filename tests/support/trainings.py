@@ -1,10 +1,11 @@
-"""Trainings and their stages by keyword; what a test leaves out is the paper's."""
+"""Trainings and their stages by keyword; values left out are the paper's."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tiny
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from pd_core.training.student import distillation
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student.config import FurtherTeacher, StudentConfig
 from pd_core.training.student.targets import Ensemble, LiveTeacher, TargetSource
+from pd_core.training.teacher import class_vectors as vectors_stage
 from pd_core.training.teacher import prompt_tuning
 from pd_core.training.teacher import stage as teacher_stage
 from pd_core.training.teacher.config import TeacherConfig
@@ -42,23 +44,23 @@ _Config = TypeVar("_Config", bound=Config)
 
 
 def changed(config: _Config, values: Mapping[str, Any]) -> _Config:
-    """Change some values, unchecked."""
+    """Replace some values, unchecked."""
     assert set(values) <= set(type(config).model_fields)
     return config.model_copy(update=values)
 
 
 def compute(**values: Any) -> Compute:
-    """Compute as usual in a test, but for some values."""
+    """Return the tests' settings with some values replaced."""
     return changed(COMPUTE, values)
 
 
 def teacher_config(**values: Any) -> TeacherConfig:
-    """Change the paper's teacher."""
+    """Return the paper's teacher with some values replaced."""
     return changed(PAPER.teacher, values)
 
 
 def student_config(**values: Any) -> StudentConfig:
-    """Change the paper's student."""
+    """Return the paper's student with some values replaced."""
     if "further_teachers" in values:
         given = values["further_teachers"]
         further = (each if isinstance(each, Config) else FurtherTeacher(**each) for each in given)
@@ -67,13 +69,13 @@ def student_config(**values: Any) -> StudentConfig:
 
 
 def run_of(values: dict[str, Any]) -> Run:
-    """Take what belongs to the surroundings of a training out of its values."""
+    """Pop the values of a training's surroundings, and make a `Run` of them."""
 
-    def taken(names: set[str]) -> dict[str, Any]:
+    def pop(names: set[str]) -> dict[str, Any]:
         return {name: values.pop(name) for name in names & set(values)}
 
-    how = compute(**taken(set(Compute.model_fields)))
-    return Run(how, Hooks(**taken(_HOOKS)), **taken({"checkpoints", "features"}))
+    settings = compute(**pop(set(Compute.model_fields)))
+    return Run(settings, Hooks(**pop(_HOOKS)), **pop({"checkpoints", "features"}))
 
 
 def batch(images: Tensor, indices: Tensor | None = None, epoch: int = 1, number: int = 0) -> Batch:
@@ -92,7 +94,7 @@ def fit(
     least_batch: int = 1,
     **values: Any,
 ) -> History:
-    """Train a module with a step that is given positions and images."""
+    """Train a module; the step gets positions and images."""
     run = run_of(values)
     config = student_config(**values)
     return loop.fit(
@@ -102,18 +104,18 @@ def fit(
 
 
 def live(teacher: Teacher, vectors: ClassVectors, **values: Any) -> LiveTeacher:
-    """Make a teacher that sees every batch."""
+    """Make a teacher without cache."""
     return LiveTeacher(teacher, vectors, compute(**values).precision)
 
 
 def ensemble(*teachers: TargetSource, **values: Any) -> Ensemble:
-    """Average teachers as a student's configuration says."""
+    """Average teachers as configured for a student."""
     config = student_config(**values)
     return Ensemble(teachers, config.temperature, config.teacher_weighting)
 
 
 def plain(*teachers: TargetSource) -> Ensemble:
-    """Average teachers as the check of the agreement does."""
+    """Average teachers as for the check of the agreement."""
     return Ensemble(teachers, 1.0, TeacherWeighting.EQUAL)
 
 
@@ -220,7 +222,7 @@ def run_evaluate(
     weights: Path | str | None,
     teacher_model: str,
     teacher_weights: Path | str | None,
-    who: Sequence[str] = evaluate.MODELS,
+    models: Sequence[str] = evaluate.MODELS,
     **values: Any,
 ) -> dict[str, dict[str, float]]:
     """Run the stage `evaluate`."""
@@ -228,20 +230,43 @@ def run_evaluate(
     paths = StagePaths(prepared, teacher, vectors, student, out)
     clips = Clips(_clip(model, weights), _clip(teacher_model, teacher_weights))
     config = evaluate_config(**values)
-    return evaluate.run(paths, config, clips, run.compute, run.hooks, who)
+    return evaluate.run(paths, config, clips, run.compute, run.hooks, models)
 
 
-def judge(
+def predict(
     classifiers: Mapping[str, Classifier], prepared: Prepared, image_size: int
 ) -> evaluate.Predictions:
-    """Let classifiers judge the test images."""
+    """Classify the test images."""
     return evaluate.predict(
         classifiers, prepared, image_size, evaluate_config(split="test"), COMPUTE, NO_HOOKS
     )
 
 
+def run_until_student(
+    folder: Path, prepared: Path, *, tuning: Mapping[str, Any], distillation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Run the stages `teacher` to `student` with tiny models.
+
+    Returns:
+        The arguments of `run_evaluate` but `out`.
+    """
+    weights = [tiny.weights(folder, seed=seed) for seed in (0, 1)]
+    teacher, vectors, student = (
+        folder / name / prepared.name for name in ("teacher", "class_vectors", "student")
+    )
+    run_teacher(prepared, teacher, model="tiny", weights=weights[0], **tuning)
+    vectors_stage.run(prepared, teacher, vectors, model="tiny", weights=weights[0])
+    models: dict[str, Any] = {
+        "model": "tiny", "weights": weights[1],
+        "teacher_model": "tiny", "teacher_weights": weights[0],
+    }  # fmt: skip
+    run_student(prepared, teacher, vectors, student, **models, **distillation)
+    folders = {"prepared": prepared, "teacher": teacher, "vectors": vectors, "student": student}
+    return folders | models
+
+
 def evaluate_config(**values: Any) -> EvaluateConfig:
-    """Change the paper's evaluation."""
+    """Return the paper's evaluation with some values replaced."""
     return changed(PAPER.evaluate, values)
 
 

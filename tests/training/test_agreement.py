@@ -16,26 +16,25 @@ from pd_core.models.class_vectors import Classifier, build
 from pd_core.models.teacher import Teacher
 from pd_core.training.student.distillation import SAMPLE, check_agreement
 from pd_core.training.student.targets import LiveTeacher
-from pd_core.training.teacher import class_vectors as vectors_stage
 
 
 @pytest.fixture
 def supervisor() -> LiveTeacher:
-    """Make a teacher that does not say the same of all pictures, as one with random texts does."""
+    """Make a teacher that tells images apart, as one with random class vectors does not."""
     teacher = Teacher(tiny.towers()).eval()
     features = teacher.image_features(tiny.images(200))
     vectors = F.normalize(features[: len(tiny.NAMES)] - features.mean(dim=0), dim=-1)
     return trainings.live(teacher, replace(build(teacher, tiny.NAMES), vectors=vectors))
 
 
-def judged(supervisor: LiveTeacher, encode: Any, batches: Any = None) -> None:
+def check(supervisor: LiveTeacher, encode: Any, batches: Any = None) -> None:
     student = Classifier(encode, supervisor.vectors, 1.0)
     targets = trainings.plain(supervisor)
     check_agreement(student, targets, batches or tiny.Batches(200, size=20), trainings.COMPUTE)
 
 
 def test_the_teacher_itself_agrees_with_itself(supervisor: LiveTeacher) -> None:
-    judged(supervisor, supervisor.teacher.image_features)
+    check(supervisor, supervisor.teacher.image_features)
 
 
 def test_one_that_is_right_more_often_than_chance_passes(supervisor: LiveTeacher) -> None:
@@ -45,7 +44,7 @@ def test_one_that_is_right_more_often_than_chance_passes(supervisor: LiveTeacher
         return features
 
     torch.manual_seed(0)
-    judged(supervisor, mostly)
+    check(supervisor, mostly)
 
 
 def test_one_that_guesses_is_a_failed_run(supervisor: LiveTeacher) -> None:
@@ -54,7 +53,7 @@ def test_one_that_guesses_is_a_failed_run(supervisor: LiveTeacher) -> None:
     with pytest.raises(
         FailedRun, match=r"agrees .* on [\d.]+% of 200 images.* by chance .*not a model"
     ):
-        judged(supervisor, lambda images: torch.randn(len(images), 16))
+        check(supervisor, lambda images: torch.randn(len(images), 16))
 
 
 def test_one_that_always_says_the_same_is_a_failed_run_however_often_that_is_right(
@@ -66,7 +65,7 @@ def test_one_that_always_says_the_same_is_a_failed_run_however_often_that_is_rig
     favourite = supervisor.vectors.vectors[int(counts.argmax())]
 
     with pytest.raises(FailedRun):
-        judged(supervisor, lambda images: favourite.expand(len(images), -1))
+        check(supervisor, lambda images: favourite.expand(len(images), -1))
 
 
 def test_no_more_pictures_are_looked_at_than_it_takes(supervisor: LiveTeacher) -> None:
@@ -76,23 +75,17 @@ def test_no_more_pictures_are_looked_at_than_it_takes(supervisor: LiveTeacher) -
         seen.append(len(images))
         return supervisor.teacher.image_features(images)
 
-    judged(supervisor, encode, tiny.Batches(1000, size=100))
+    check(supervisor, encode, tiny.Batches(1000, size=100))
 
     assert sum(seen) == -(-SAMPLE // 100) * 100
 
 
 def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
     prepared = tiny.prepared(tmp_path / "prepare" / "flowers")
-    large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
-    clip: dict[str, Any] = {"model": "tiny", "weights": large}
-    with tiny.torch_restored():
-        trainings.run_teacher(prepared, tmp_path / "teacher", epochs=1, templates=2, **clip)
-        vectors_stage.run(prepared, tmp_path / "teacher", tmp_path / "vectors", **clip)
-        folders = [tmp_path / name for name in ("teacher", "vectors", "student")]
-        with pytest.raises(FailedRun, match="20 images"):
-            trainings.run_student(
-                prepared, *folders, model="tiny", weights=small, teacher_model="tiny",
-                teacher_weights=large, epochs=1, batch_size=4,
-            )  # fmt: skip
+    with tiny.torch_restored(), pytest.raises(FailedRun, match="20 images"):
+        trainings.run_until_student(
+            tmp_path, prepared, tuning={"epochs": 1, "templates": 2},
+            distillation={"epochs": 1, "batch_size": 4},
+        )  # fmt: skip
 
     assert not (tmp_path / "student").exists()

@@ -1,4 +1,4 @@
-"""A training that is stopped anywhere goes on where it was, and ends with the same bits."""
+"""A training that is stopped anywhere resumes there, and ends with the same bits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -42,26 +42,34 @@ def train(module: nn.Module, *, scored: bool = False, **rest: Any) -> list[dict[
     return fit(module, step, tiny.Batches(16, size=4), epochs=3, lr=0.1, **kept, **rest)
 
 
-def told_after(steps: int) -> Callable[[], bool]:
-    """Make what tells a run to end after a number of looks, one a step."""
-    looks = 0
-
-    def told() -> bool:
-        nonlocal looks
-        looks += 1
-        return looks > steps
-
-    return told
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Make the callback that stops a run after a number of calls, one a step."""
+    calls = iter(range(1000))
+    return lambda: next(calls) >= steps
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.fixture(scope="module")
+def whole() -> nn.Module:
+    """Train a network without a stop."""
+    module = network()
+    train(module)
+    return module
+
+
+def stopped(folder: Path, steps: int = 6, **rest: Any) -> None:
+    kept = tiny.checkpoints(folder, interrupted=stop_after(steps))
+    with pytest.raises(Interrupted, match="start the same command again"):
+        train(network(), checkpoints=kept, **rest)
 
 
 @pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
-def test_a_run_that_is_told_to_end_at_any_step_ends_with_the_same_bits(
+def test_a_run_that_is_stopped_at_any_step_ends_with_the_same_bits(
     tmp_path: Path, precision: Precision, scored: bool
 ) -> None:
     whole = network()
@@ -69,9 +77,7 @@ def test_a_run_that_is_told_to_end_at_any_step_ends_with_the_same_bits(
 
     for steps in range(14):
         folder = tmp_path / str(steps)
-        stopped = tiny.checkpoints(folder, interrupted=told_after(steps))
-        with pytest.raises(Interrupted, match="start the same command again"):
-            train(network(), scored=scored, precision=precision, checkpoints=stopped)
+        stopped(folder, steps, scored=scored, precision=precision)
         resumed = network()
         history = train(
             resumed, scored=scored, precision=precision, checkpoints=tiny.checkpoints(folder)
@@ -91,11 +97,8 @@ def test_a_run_may_be_stopped_again_and_again(
     while True:
         module = network()
         try:
-            history = train(
-                module,
-                accumulate=accumulate,
-                checkpoints=tiny.checkpoints(tmp_path, interrupted=told_after(1)),
-            )
+            kept = tiny.checkpoints(tmp_path, interrupted=stop_after(1))
+            history = train(module, accumulate=accumulate, checkpoints=kept)
             break
         except Interrupted:
             stops += 1
@@ -106,15 +109,11 @@ def test_a_run_may_be_stopped_again_and_again(
 
 
 def test_an_epoch_that_is_resumed_reports_those_before_it_too(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        train(network(), checkpoints=tiny.checkpoints(tmp_path, interrupted=told_after(7)))
+    stopped(tmp_path, 7)
     seen: list[int] = []
 
-    train(
-        network(),
-        checkpoints=tiny.checkpoints(tmp_path),
-        on_epoch=lambda epoch, _: seen.append(epoch),
-    )
+    kept = tiny.checkpoints(tmp_path)
+    train(network(), checkpoints=kept, on_epoch=lambda epoch, _: seen.append(epoch))
 
     assert seen == [1, 2, 3]
 
@@ -146,32 +145,25 @@ def test_the_last_two_are_kept_and_all_go_at_the_end(tmp_path: Path) -> None:
         "checkpoint-000010-000000005.safetensors",
     ]
     assert checkpoints.newest() == checkpoints.folder / "checkpoint-000010-000000005.safetensors"
-    found = checkpoints.latest()
-    assert found is not None
-    assert (found[0]["a"].tolist(), found[1]) == ([1.0] * 10, {"epoch": "10"})
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert (latest[0]["a"].tolist(), latest[1]) == ([1.0] * 10, {"epoch": "10"})
     checkpoints.remove()
     assert not checkpoints.folder.exists()
     checkpoints.remove()
 
 
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
 def test_if_the_newest_is_damaged_the_one_before_is_taken_and_the_bits_are_the_same(
-    tmp_path: Path,
+    whole: nn.Module, tmp_path: Path
 ) -> None:
-    whole = network()
-    train(whole)
-    with pytest.raises(Interrupted):
-        train(network(), checkpoints=tiny.checkpoints(tmp_path, interrupted=told_after(6)))
+    stopped(tmp_path)
     notes: list[str] = []
     checkpoints = tiny.checkpoints(tmp_path, on_note=notes.append)
     newest = checkpoints.newest()
     assert newest is not None
-    damage(newest)
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
 
     resumed = network()
     train(resumed, checkpoints=checkpoints)
@@ -184,11 +176,10 @@ def test_if_the_newest_is_damaged_the_one_before_is_taken_and_the_bits_are_the_s
     assert all("\n" not in note for note in notes)
 
 
-def test_if_all_are_damaged_they_are_set_aside_and_training_starts_anew(tmp_path: Path) -> None:
-    whole = network()
-    train(whole)
-    with pytest.raises(Interrupted):
-        train(network(), checkpoints=tiny.checkpoints(tmp_path, interrupted=told_after(6)))
+def test_if_all_are_damaged_they_are_set_aside_and_training_starts_anew(
+    whole: nn.Module, tmp_path: Path
+) -> None:
+    stopped(tmp_path)
     notes: list[str] = []
     checkpoints = tiny.checkpoints(tmp_path, on_note=notes.append)
     for path in checkpoints.folder.iterdir():
@@ -202,20 +193,18 @@ def test_if_all_are_damaged_they_are_set_aside_and_training_starts_anew(tmp_path
     assert notes[-1].endswith("training starts anew")
 
 
-def test_those_of_another_run_are_set_aside_with_one_line(tmp_path: Path) -> None:
+def test_those_of_another_run_are_set_aside_with_one_line(whole: nn.Module, tmp_path: Path) -> None:
     other = tiny.checkpoints(tmp_path, key="other parameters")
     other.save(1, 3, {"a": torch.ones(1)}, {})
     notes: list[str] = []
 
-    module, whole = network(), network()
+    module = network()
     train(module, checkpoints=tiny.checkpoints(tmp_path, on_note=notes.append))
-    train(whole)
 
     assert same(module, whole)
-    assert notes == [
-        f"checkpoints of other code, data or parameters are set aside in"
-        f" '{other.folder / 'set-aside'}'; training starts anew"
-    ]
+    (note,) = notes
+    assert "of other code, data or parameters are set aside" in note
+    assert str(other.folder / "set-aside") in note
     assert len(list((other.folder / "set-aside").iterdir())) == 1
 
 
@@ -240,7 +229,7 @@ def job(tmp_path: Path) -> Job:
     return made
 
 
-def known_by(job: Job, stage: str) -> str:
+def key_of(job: Job, stage: str) -> str:
     made = caches.checkpoints(job, stage, NO_HOOKS)
     assert made is not None
     assert made.folder == Path(job.checkpoints or "") / stage / "embedded_digits"
@@ -253,43 +242,43 @@ def changed(job: Job, block: str, **values: object) -> Job:
 
 
 def test_they_are_known_by_data_parameters_seed_and_device(job: Job) -> None:
-    first = known_by(job, "student")
-    assert known_by(job, "student") == first
+    first = key_of(job, "student")
+    assert key_of(job, "student") == first
     others = [
-        known_by(changed(job, "student", lr=0.1), "student"),
-        known_by(changed(job, "run", threads=2), "student"),
-        known_by(changed(job, "run", precision=Precision.BF16), "student"),
-        known_by(replace(job, seed=2), "student"),
-        known_by(replace(job, device="cuda"), "student"),
-        known_by(job, "teacher"),
+        key_of(changed(job, "student", lr=0.1), "student"),
+        key_of(changed(job, "run", threads=2), "student"),
+        key_of(changed(job, "run", precision=Precision.BF16), "student"),
+        key_of(replace(job, seed=2), "student"),
+        key_of(replace(job, device="cuda"), "student"),
+        key_of(job, "teacher"),
     ]
     for folder in (job.prepared, job.teacher, job.vectors):
         before = (folder / "file").read_text()
         (folder / "file").write_text("changed")
-        others.append(known_by(job, "student"))
+        others.append(key_of(job, "student"))
         (folder / "file").write_text(before)
     teacher = FurtherTeacher(folder=str(job.prepared.parent))
-    others.append(known_by(changed(job, "student", further_teachers=(teacher,)), "student"))
+    others.append(key_of(changed(job, "student", further_teachers=(teacher,)), "student"))
 
     assert len({first, *others}) == len(others) + 1
 
 
 def test_what_changes_no_weight_does_not_set_them_aside(job: Job) -> None:
-    first = known_by(job, "teacher")
+    first = key_of(job, "teacher")
 
-    assert known_by(changed(job, "run", workers=3, checkpoint_minutes=1.0), "teacher") == first
-    assert known_by(changed(job, "student", lr=0.1), "teacher") == first
+    assert key_of(changed(job, "run", workers=3, checkpoint_minutes=1.0), "teacher") == first
+    assert key_of(changed(job, "student", lr=0.1), "teacher") == first
     (job.vectors / "file").write_text("changed")
-    assert known_by(job, "teacher") == first
+    assert key_of(job, "teacher") == first
 
 
 def test_they_are_known_by_the_code_of_their_stage(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = known_by(job, "teacher")
+    first = key_of(job, "teacher")
     monkeypatch.setattr(code_hash, "of_stage", lambda _: {"core": "another"})
 
-    assert known_by(job, "teacher") != first
+    assert key_of(job, "teacher") != first
 
 
 def test_a_job_without_a_place_for_them_keeps_none(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Every option of the student's distillation changes what it says, and nothing else."""
+"""Every option of the student's distillation has its effect, and no other."""
 
 import json
 from collections import Counter
@@ -83,14 +83,14 @@ def by_hand(width: int = 16) -> tuple[Tensor, Tensor]:
     return fresh(feature_width=width)(images(8)), teacher().image_features(images(8))
 
 
-def divergence(mine: Tensor, known: Tensor, taught: Tensor, temperature: float = 1.0) -> float:
-    p = (teacher().logit_scale * taught @ vectors().vectors.T / temperature).softmax(dim=1)
-    q = (small().logit_scale * mine @ known.T / temperature).softmax(dim=1)
+def divergence(student: Tensor, classes: Tensor, target: Tensor, temperature: float = 1.0) -> float:
+    p = (teacher().logit_scale * target @ vectors().vectors.T / temperature).softmax(dim=1)
+    q = (small().logit_scale * student @ classes.T / temperature).softmax(dim=1)
     return float((p * (p / q).log()).sum()) / (8 * len(NAMES))
 
 
-def agreement(mine: Tensor, known: Tensor, taught: Tensor) -> float:
-    equal = (mine @ known.T).argmax(dim=1) == (taught @ vectors().vectors.T).argmax(dim=1)
+def agreement(student: Tensor, classes: Tensor, target: Tensor) -> float:
+    equal = (student @ classes.T).argmax(dim=1) == (target @ vectors().vectors.T).argmax(dim=1)
     return 100 * float(equal.float().mean())
 
 
@@ -108,37 +108,30 @@ def test_the_papers_student_imitates_the_predictions_of_one_teacher() -> None:
 
 @pytest.mark.parametrize("form", FEATURES)
 def test_features_are_imitated_by_their_mean_distance(form: Form) -> None:
-    mine, taught = by_hand()
-    distance = (mine - taught).abs() ** (1 if form is Form.FEATURES_L1 else 2)
+    student, target = by_hand()
+    distance = (student - target).abs() ** (1 if form is Form.FEATURES_L1 else 2)
 
     _, history = distilled(form=form, kd_weight=30.0)
 
     assert history[0]["loss"] == pytest.approx(30 * float(distance.sum()) / (8 * 16), rel=1e-4)
-    assert history[0]["agreement"] == pytest.approx(agreement(mine, vectors().vectors, taught))
+    assert history[0]["agreement"] == pytest.approx(agreement(student, vectors().vectors, target))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_predictions_are_imitated_at_a_temperature(temperature: float) -> None:
-    mine, taught = by_hand()
+    student, target = by_hand()
 
     _, history = distilled(temperature=temperature, kd_weight=20.0)
 
-    expected = 20 * temperature**2 * divergence(mine, vectors().vectors, taught, temperature)
+    expected = 20 * temperature**2 * divergence(student, vectors().vectors, target, temperature)
     assert history[0]["loss"] == pytest.approx(expected, rel=1e-3)
-    assert history[0]["agreement"] == pytest.approx(agreement(mine, vectors().vectors, taught))
-
-
-@pytest.mark.parametrize("form", list(Form))
-def test_the_weight_scales_the_loss(form: Form) -> None:
-    light, heavy = (distilled(form=form, kd_weight=weight)[1] for weight in (2.0, 500.0))
-
-    assert heavy[0]["loss"] == pytest.approx(250 * light[0]["loss"], rel=1e-5)
+    assert history[0]["agreement"] == pytest.approx(agreement(student, vectors().vectors, target))
 
 
 @pytest.mark.parametrize("form", list(Form))
 def test_gradients_reach_the_student_and_not_the_teacher(form: Form) -> None:
-    taught, student = teacher(), fresh()
-    features = taught.image_features(images(8))
+    untouched, student = teacher(), fresh()
+    features = untouched.image_features(images(8))
     targets = vectors().logits(features) if form is Form.LOGITS_KL else features
     assert targets.requires_grad
 
@@ -146,7 +139,7 @@ def test_gradients_reach_the_student_and_not_the_teacher(form: Form) -> None:
     torch.autograd.backward(step.loss)
 
     assert all(parameter.grad is not None for parameter in student.parameters())
-    assert all(parameter.grad is None for parameter in taught.parameters())
+    assert all(parameter.grad is None for parameter in untouched.parameters())
 
 
 @pytest.mark.parametrize("form", FEATURES)
@@ -228,10 +221,10 @@ def test_a_student_is_compared_with_the_teachers_text_features_or_its_own() -> N
     assert for_student(taught, shared).vectors is shared.vectors
     assert for_student(student, shared).names == shared.names
     assert torch.equal(for_student(student, shared).vectors, own.vectors)
-    mine, features = by_hand(width=8)
-    expected = 1000 * divergence(mine, own.vectors, features)
+    features, target = by_hand(width=8)
+    expected = 1000 * divergence(features, own.vectors, target)
     assert history[0]["loss"] == pytest.approx(expected, rel=1e-3)
-    assert history[0]["agreement"] == agreement(mine, own.vectors, features)
+    assert history[0]["agreement"] == agreement(features, own.vectors, target)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +250,7 @@ def only(stages: dict[str, Any], folder: Path, **lists: object) -> dict[str, Any
 
 @pytest.mark.parametrize("text", list(TextFeatures))
 @pytest.mark.parametrize("selection", list(Selection))
-def test_evaluation_uses_the_students_text_features_and_says_if_it_was_chosen_on_test_images(
+def test_evaluation_uses_the_students_text_features_and_notes_a_selection_on_test_images(
     text: TextFeatures, selection: Selection, stages: dict[str, Any], tmp_path: Path
 ) -> None:
     small, out = tiny.loaded("tiny", stages["weights"]), tmp_path / "evaluate"
@@ -293,9 +286,9 @@ def test_the_epoch_with_the_highest_score_is_kept_also_after_an_interruption(
 ) -> None:
     coming, seen = iter(scores * 2), []
 
-    def scorer(student: Student, known: ClassVectors) -> float:
+    def scorer(student: Student, given: ClassVectors) -> float:
         assert not student.training
-        assert torch.equal(known.vectors, vectors().vectors)
+        assert torch.equal(given.vectors, vectors().vectors)
         seen.append({name: value.clone() for name, value in student.state_dict().items()})
         return next(coming)
 
@@ -324,14 +317,14 @@ def test_the_score_is_the_accuracy_among_base_classes_on_one_list_only(
     with torch.no_grad():
         features = student(torch.stack([transform(store.open(path)) for path in paths]))
     # Among all classes the novel ones would be the nearest to the first two pictures.
-    known = ClassVectors(NAMES, torch.cat([features, 1.1 * features[:2]]), 1.0, "made up")
+    classes = ClassVectors(NAMES, torch.cat([features, 1.1 * features[:2]]), 1.0, "made up")
 
     def score(*labels: int) -> float:
         rows = [*zip(paths, labels, strict=True), ("4_0.png", 4)]
         prepared = only(stages, tmp_path / str(labels), **{name: rows})["prepared"]
         scorer = make_scorer(prepared, selection, 16, trainings.COMPUTE)
         assert scorer is not None
-        return scorer(student, known)
+        return scorer(student, classes)
 
     assert [score(0, 1, 2), score(1, 0, 2)] == [100, pytest.approx(100 / 3)]
     assert make_scorer(tmp_path / "not read", Selection.LAST, 16, trainings.COMPUTE) is None

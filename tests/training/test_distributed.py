@@ -145,11 +145,11 @@ def test_what_one_process_knows_all_are_told(together: Path) -> None:
     first, second = (
         torch.load(together / f"told-{number}", weights_only=True) for number in (0, 1)
     )
-    for said in (first, second):
-        assert said["rows"].tolist() == [[1.0, 1.0]] * 3
-        assert said["union"] == {0, 1, 7}
-        assert said["any"] == [True, False]
-        assert said["first"] == 0
+    for results in (first, second):
+        assert results["rows"].tolist() == [[1.0, 1.0]] * 3
+        assert results["union"] == {0, 1, 7}
+        assert results["any"] == [True, False]
+        assert results["first"] == 0
     assert first["gradient"].shape == (0, 2)
     assert second["gradient"].tolist() == [[2.0, 4.0], [6.0, 8.0], [10.0, 12.0]]  # for the mean
 

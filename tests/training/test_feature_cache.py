@@ -1,4 +1,4 @@
-"""What frozen towers say is computed once, stored, and changes no result."""
+"""Features of frozen towers are computed once and cached, and change no result."""
 
 import shutil
 from collections.abc import Iterator
@@ -56,13 +56,6 @@ class Project:
         self.loaded: list[Path] = []
         self.notes: list[str] = []
 
-    def tune(self) -> None:
-        self.teacher("tuned", features=None)
-        folder = self.folder
-        vectors_stage.run(
-            self.prepared, folder / "tuned", folder / "v", model="tiny", weights=self.teachers_clip
-        )
-
     def store(self, **options: Any) -> FeatureCache:
         defaults: dict[str, Any] = {"limit": GIB, "on_note": self.notes.append}
         return FeatureCache(self.folder / "features", **{**defaults, **options})
@@ -75,14 +68,10 @@ class Project:
 
     def student(self, out: str, **options: Any) -> bytes:
         trainings.run_student(
-            self.prepared,
-            self.folder / "tuned",
-            self.folder / "v",
-            self.folder / out,
-            weights=self.students_clip,
-            teacher_weights=self.teachers_clip,
+            self.prepared, self.folder / "tuned", self.folder / "v", self.folder / out,
+            weights=self.students_clip, teacher_weights=self.teachers_clip,
             **{**STUDENT, **options},
-        )
+        )  # fmt: skip
         return (self.folder / out / "student.safetensors").read_bytes()
 
     def cached(self, out: str, *, store: FeatureCache | None = None, **options: Any) -> bytes:
@@ -103,7 +92,11 @@ class Project:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tiny.torch_restored():
         made = Project(tmp_path_factory.mktemp("tuned"))
-        made.tune()
+        made.teacher("tuned")
+        vectors_stage.run(
+            made.prepared, made.folder / "tuned", made.folder / "v",
+            model="tiny", weights=made.teachers_clip,
+        )  # fmt: skip
     return made.folder
 
 
@@ -126,20 +119,16 @@ def project(tmp_path: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"view_epochs": 2},
+        {"view_epochs": 2, "accumulate": 2},
         {"form": Form.FEATURES_L1},
-        {"further_teachers": [{"folder": None, "model": None, "weights": None}]},
         {
-            "further_teachers": [{"folder": None, "model": None, "weights": None}],
-            "teacher_weighting": TeacherWeighting.CONFIDENCE, "temperature": 2.0,
+            "further_teachers": [{}], "teacher_weighting": TeacherWeighting.CONFIDENCE,
+            "temperature": 2.0,
         },
-        {"precision": Precision.BF16},
-        {"accumulate": 2},
-        {"workers": 1},
+        {"precision": Precision.BF16, "workers": 1},
     ],
 )  # fmt: skip
-def test_recorded_answers_in_full_precision_give_the_same_bytes_as_a_teacher_online(
+def test_cached_targets_in_full_precision_give_the_same_bytes_as_a_teacher_online(
     project: Project, options: dict[str, Any]
 ) -> None:
     online = project.student("online", **options)
@@ -152,16 +141,10 @@ def test_once_recorded_the_teacher_is_not_even_loaded(project: Project) -> None:
     project.cached("first", epochs=2)
     assert project.loads_of_the_teacher() == 1
 
-    changes: tuple[dict[str, Any], ...] = (
-        {"temperature": 2.0},
-        {"kd_weight": 10.0},
-        {"projector_layers": 3},
-        {"lr": 0.1},
-        {"image_depth": 1},
-        {"epochs": 1},
-    )
-    for changed in changes:
-        project.cached("other", **{"epochs": 2, **changed})
+    project.cached(
+        "other", epochs=1, temperature=2.0, kd_weight=10.0, projector_layers=3, lr=0.1,
+        image_depth=1,
+    )  # fmt: skip
     assert project.loads_of_the_teacher() == 1
 
 
@@ -170,18 +153,18 @@ def test_more_epochs_record_only_what_is_new(
 ) -> None:
     project.cached("short")
     before = project.stored()
-    asked: list[int] = []
-    judge = LiveTeacher.logits
+    calls: list[int] = []
+    logits = LiveTeacher.logits
 
     def counted(teacher: LiveTeacher, batch: Batch) -> Tensor:
-        asked.append(1)
-        return judge(teacher, batch)
+        calls.append(1)
+        return logits(teacher, batch)
 
     monkeypatch.setattr(LiveTeacher, "logits", counted)
     project.cached("long", epochs=5)
 
     assert len(project.stored() - before) == 2
-    assert len(asked) == 2 * 5  # five batches an epoch
+    assert len(calls) == 2 * 5  # five batches an epoch
 
 
 @pytest.mark.parametrize(
@@ -196,7 +179,7 @@ def test_more_epochs_record_only_what_is_new(
         {"on_corrupt": OnCorrupt.SKIP},
     ],
 )
-def test_other_views_or_other_answers_are_recorded_anew(
+def test_other_views_or_other_targets_are_recorded_anew(
     project: Project, changed: dict[str, Any]
 ) -> None:
     project.cached("first", epochs=1)
@@ -208,7 +191,7 @@ def test_other_views_or_other_answers_are_recorded_anew(
     assert project.loads_of_the_teacher() == 2
 
 
-def test_another_teacher_is_asked_anew(project: Project) -> None:
+def test_another_teachers_targets_are_computed_anew(project: Project) -> None:
     project.cached("first")
     project.teacher("tuned", seed=2)
 
@@ -259,17 +242,19 @@ def test_whichever_is_smaller_is_stored_and_gives_the_same_logits(
     assert stored.dtype == (torch.float16 if half else torch.float32)
     for batch in views.batches.epoch(2):
         expected = trainings.live(teacher, vectors).logits(batch)
-        found = recorded.logits(batch)
+        values = recorded.logits(batch)
         if not half:
-            assert torch.equal(found, expected)
-        torch.testing.assert_close(found.log_softmax(1), expected.log_softmax(1), rtol=0, atol=0.02)
+            assert torch.equal(values, expected)
+        torch.testing.assert_close(
+            values.log_softmax(1), expected.log_softmax(1), rtol=0, atol=0.02
+        )
 
 
-def test_what_is_stored_is_said_beforehand(project: Project) -> None:
+def test_the_size_of_the_records_is_announced(project: Project) -> None:
     project.cached("s", store=project.store(half=True))
 
-    said = "records the teacher's logits: 3 epochs of 20 images, 5 numbers each, 600 bytes in"
-    assert project.notes[0].startswith(said)
+    message = "records the teacher's logits: 3 epochs of 20 images, 5 numbers each, 600 bytes in"
+    assert project.notes[0].startswith(message)
 
 
 def test_more_than_the_limit_is_refused_before_anything_is_computed(project: Project) -> None:
@@ -300,13 +285,13 @@ def test_files_that_other_processes_write_and_remove_meanwhile_do_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureCache(tmp_path, limit=1000)
-    mine, other = store.place("kind", {"number": 1}), store.place("kind", {"number": 2})
+    own, other = store.place("kind", {"number": 1}), store.place("kind", {"number": 2})
     store.write(other, "all", torch.zeros(200))
     gone = other / ".all.safetensors.x.partial"
     glob = Path.glob
     monkeypatch.setattr(Path, "glob", lambda self, mask: [*glob(self, mask), gone / "x", gone])
 
-    store.make_room(mine, 500, what="features", remedy="need less")
+    store.make_room(own, 500, what="features", remedy="need less")
 
     assert not other.exists()
 
@@ -343,13 +328,13 @@ def test_damaged_pictures_are_left_out_as_they_are_online(project: Project) -> N
     assert project.cached("again", **skip) == online
 
 
-def test_a_student_without_store_cannot_be_trained_on_recorded_answers(project: Project) -> None:
+def test_a_student_without_a_cache_cannot_be_trained_on_cached_targets(project: Project) -> None:
     with pytest.raises(BadParams, match="need a store"):
         project.student("s", teacher_targets=Computed.CACHED)
 
 
-@pytest.mark.parametrize("options", [{}, {"view_epochs": 2}, {"precision": Precision.BF16}])
-def test_a_teacher_tuned_on_recorded_frozen_features_has_the_same_bytes(
+@pytest.mark.parametrize("options", [{}, {"view_epochs": 2, "precision": Precision.BF16}])
+def test_a_teacher_tuned_on_cached_frozen_features_has_the_same_bytes(
     project: Project, options: dict[str, Any]
 ) -> None:
     online = project.teacher("online", **options)
@@ -361,7 +346,7 @@ def test_a_teacher_tuned_on_recorded_frozen_features_has_the_same_bytes(
     assert sum(name.startswith("frozen-images-") for name in project.stored()) == epochs
 
 
-def test_frozen_images_are_looked_at_once_for_all_teachers_of_a_sweep(
+def test_frozen_images_are_encoded_once_for_all_teachers_of_a_sweep(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = {"features": project.store(), "frozen_features": Computed.CACHED, "epochs": 1}
@@ -371,8 +356,8 @@ def test_frozen_images_are_looked_at_once_for_all_teachers_of_a_sweep(
         raise AssertionError
 
     monkeypatch.setattr(Teacher, "frozen_image_features", fail)
-    for changed in ({"lr": 0.1}, {"text_loss_weight": 1.0}, {"image_depth": 1}, {"text_length": 2}):
-        project.teacher("other", **kept, **changed)
+    changed = {"lr": 0.1, "text_loss_weight": 1.0, "image_depth": 1, "text_length": 2}
+    project.teacher("other", **kept, **changed)
 
 
 def test_frozen_texts_are_computed_once_for_a_clip_its_names_and_templates(

@@ -1,4 +1,4 @@
-"""Every way to make a teacher: which prompts it has, what it minimises, and what is stored."""
+"""Every method of making a teacher: its prompts, its loss, and its artifact."""
 
 import copy
 import json
@@ -222,19 +222,13 @@ def test_maple_gives_the_same_bytes_for_the_same_seed_and_others_for_another(
         run(data, tmp_path / "teacher", TeacherMethod.MAPLE, seed=seed)
         return (tmp_path / "teacher" / "teacher.safetensors").read_bytes()
 
-    first = written(1)
-    torch.rand(7)
-
-    assert written(1) == first
-    assert written(2) != first
-
-
-def test_coupling_leaves_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
+    first, before = written(1), torch.get_rng_state()
 
     untrained(TeacherMethod.MAPLE)
-
     assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert written(1) == first
+    assert written(2) != first
 
 
 def test_coop_only_learns_the_first_text_row_and_sees_as_the_zero_shot_model_does() -> None:
@@ -307,31 +301,23 @@ def changes() -> dict[str, Tensor]:
     }
 
 
-def test_towers_with_changes_differ_and_the_original_stays_as_it_is() -> None:
+def test_changes_of_towers_add_up_and_the_original_stays_as_it_is() -> None:
     before = {key: value.clone() for key, value in towers().weights().items()}
-    first = features(Teacher(towers()))
+    first, made = features(Teacher(towers())), changes()
+    projection = {"visual.proj": made.pop("visual.proj")}
 
-    changed = towers().with_changes(changes())
+    changed = towers().with_changes(projection).with_changes(made)
 
-    for mine, theirs in zip(features(Teacher(changed)), first, strict=True):
-        assert not torch.allclose(mine, theirs)
+    for pair in zip(features(Teacher(changed)), first, strict=True):
+        assert not torch.allclose(*pair)
+    assert same(features(Teacher(changed)), features(Teacher(towers().with_changes(changes()))))
+    assert towers().with_changes({}) is towers()
     assert changed.logit_scale == pytest.approx(float(torch.tensor(2.0).exp()))
     assert changed.changes.keys() == changes().keys()
     assert same(features(Teacher(towers())), first)
     after = towers().weights()
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert towers().changes == {}
-
-
-def test_changes_add_up_and_no_change_gives_the_same_towers() -> None:
-    made = changes()
-    first = {"visual.proj": made.pop("visual.proj")}
-
-    twice = towers().with_changes(first).with_changes(made)
-
-    assert twice.changes.keys() == changes().keys()
-    assert same(features(Teacher(twice)), features(Teacher(towers().with_changes(changes()))))
-    assert towers().with_changes({}) is towers()
 
 
 @pytest.mark.parametrize(
@@ -360,7 +346,7 @@ def test_a_teachers_artifact_brings_changed_towers_along(tmp_path: Path) -> None
     assert same(features(read), features(made))
     assert not same(features(read), features(untrained(TeacherMethod.IVLP)))
     assert read.logit_scale == pytest.approx(changed.logit_scale)
-    vectors = [class_vectors.build(one, NAMES).vectors for one in (read, made)]
+    vectors = [class_vectors.build(teacher, NAMES).vectors for teacher in (read, made)]
     assert torch.equal(*vectors)
     read.save(tmp_path / "again.safetensors")
     again, first = (tmp_path / f"{name}.safetensors" for name in ("again", "teacher"))
