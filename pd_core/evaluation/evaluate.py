@@ -151,21 +151,13 @@ def run(
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of classifiers on labelled images.
+    """Logits of classifiers on labelled images."""
 
-    Attributes:
-        items: path and label of each of the N images.
-        logits: (N, C) by model.
-        first_novel: labels below it are base classes.
-        protocol: decides which numbers are reported.
-        skipped: number of corrupt images, which are not among the N.
-    """
-
-    items: Labelled
-    logits: Mapping[str, NDArray[np.float32]]
-    first_novel: int
-    protocol: Protocol
-    skipped: int = 0
+    items: Labelled  # path and label of each of the N images
+    logits: Mapping[str, NDArray[np.float32]]  # (N, C) by model
+    first_novel: int  # labels below it are base classes
+    protocol: Protocol  # decides which numbers are reported
+    skipped: int = 0  # corrupt images, which are not among the N
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -26,30 +26,19 @@ BINS = 15  # of the confidence, as Guo et al. (ICML 2017, arXiv 1706.04599) use
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence lies between two bounds.
+    """Images whose confidence lies between two bounds."""
 
-    Attributes:
-        count: number of images.
-        confidence: their mean confidence, 0 to 1.
-        accuracy: their accuracy, 0 to 1.
-    """
-
-    count: int
-    confidence: float
-    accuracy: float
+    count: int  # of images
+    confidence: float  # mean, 0 to 1
+    accuracy: float  # 0 to 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of predictions.
+    """Calibration of predictions."""
 
-    Attributes:
-        bins: those with images, in the order of their confidence.
-        error: expected calibration error, percent.
-    """
-
-    bins: tuple[Bin, ...]
-    error: float
+    bins: tuple[Bin, ...]  # those with images, by confidence
+    error: float  # expected calibration error, percent
 
 
 @dataclass(frozen=True)

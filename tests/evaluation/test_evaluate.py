@@ -28,7 +28,7 @@ def logits(*best: tuple[int, ...]) -> Any:
     return rows
 
 
-def test_each_half_is_judged_among_its_own_classes_only() -> None:
+def test_each_half_is_classified_among_its_own_classes_only() -> None:
     values = logits((2, 0), (3, 1), (0, 2), (1, 2))  # first choice: always of the other half
     result = evaluate.accuracy(values, LABELS, FIRST_NOVEL)
     assert (result.base, result.novel, result.all) == (100, 50, 0)
@@ -39,7 +39,7 @@ def test_the_harmonic_mean_is_that_of_base_and_novel() -> None:
     assert evaluate.Accuracy(base=0, novel=0, all=0).hm == 0
 
 
-def test_predictions_name_the_best_of_the_half_and_of_all() -> None:
+def test_predictions_are_the_best_of_the_half_and_of_all() -> None:
     half, whole = evaluate.predictions(logits((2, 0), (1,), (2,), (0, 3)), LABELS, FIRST_NOVEL)
     assert half.tolist() == [0, 1, 2, 3]
     assert whole.tolist() == [2, 1, 2, 0]
@@ -79,11 +79,11 @@ def test_metrics_agree_with_the_predictions_that_are_kept(stages: dict[str, Any]
     split = json.loads((stages["prepared"] / "split.json").read_text())
     assert [row["path"] for row in rows] == [path for path, _ in split["test"]]
     assert set(metrics) == set(evaluate.MODELS)
-    for who in evaluate.MODELS:
-        base = [row[who][0] == row["label"] for row in rows if row["label"] < 3]
-        everywhere = [row[who][1] == row["label"] for row in rows]
-        assert metrics[who]["base"] == pytest.approx(100 * np.mean(base), abs=1e-3)
-        assert metrics[who]["all"] == pytest.approx(100 * np.mean(everywhere), abs=1e-3)
+    for model, scores in metrics.items():
+        base = [row[model][0] == row["label"] for row in rows if row["label"] < 3]
+        every = [row[model][1] == row["label"] for row in rows]
+        assert scores["base"] == pytest.approx(100 * np.mean(base), abs=1e-3)
+        assert scores["all"] == pytest.approx(100 * np.mean(every), abs=1e-3)
     assert json.loads((stages["out"] / "metrics.json").read_text()) == metrics
 
 
@@ -103,7 +103,7 @@ def test_a_data_set_without_test_images_is_refused(stages: dict[str, Any]) -> No
         trainings.run_evaluate(**stages)
 
 
-def test_a_missing_student_says_what_to_run(stages: dict[str, Any]) -> None:
+def test_without_a_student_the_error_names_the_command(stages: dict[str, Any]) -> None:
     (stages["student"] / "student.safetensors").unlink()
     with pytest.raises(MissingFile, match="dvc repro student@flowers"):
         trainings.run_evaluate(**stages)

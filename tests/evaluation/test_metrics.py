@@ -1,4 +1,4 @@
-"""What the page counts is what scikit-learn counts, and torch where it counts operations."""
+"""The page's metrics are scikit-learn's, its operations those that torch counts."""
 
 from __future__ import annotations
 
@@ -43,43 +43,42 @@ def labels(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
 def test_the_confusion_matrix_is_scikit_learns(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> None:
-    answers = probabilities.argmax(axis=1)
-    expected = confusion_matrix(labels, answers, labels=range(CLASSES))
-    assert (metrics.confusion(labels, answers, CLASSES) == expected).all()
+    predicted = probabilities.argmax(axis=1)
+    expected = confusion_matrix(labels, predicted, labels=range(CLASSES))
+    assert (metrics.confusion(labels, predicted, CLASSES) == expected).all()
 
 
 def test_a_classs_accuracy_is_scikit_learns_recall(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> None:
-    answers = probabilities.argmax(axis=1)
-    found = metrics.class_accuracies(labels, answers, CLASSES)
-    present = list(range(CLASSES - 1))
-    expected = recall_score(labels, answers, labels=present, average=None)
-    assert found[:-1] == pytest.approx(100 * expected)
-    assert found[-1] is None  # no image, no accuracy
+    predicted = probabilities.argmax(axis=1)
+    *accuracies, without_images = metrics.class_accuracies(labels, predicted, CLASSES)
+    expected = recall_score(labels, predicted, labels=range(CLASSES - 1), average=None)
+    assert accuracies == pytest.approx(100 * expected)
+    assert without_images is None
 
 
 def test_the_bins_of_the_calibration_are_scikit_learns(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> None:
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    found = metrics.calibration(probabilities, labels)
-    accuracy, mean = calibration_curve(right, confidence, n_bins=metrics.BINS)
-    assert [one.accuracy for one in found.bins] == pytest.approx(accuracy)
-    assert [one.confidence for one in found.bins] == pytest.approx(mean)
-    weights = np.array([one.count for one in found.bins]) / len(labels)
-    assert found.error == pytest.approx(100 * (weights * abs(accuracy - mean)).sum())
-    assert sum(one.count for one in found.bins) == len(labels)
+    correct = probabilities.argmax(axis=1) == labels
+    result = metrics.calibration(probabilities, labels)
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=metrics.BINS)
+    assert [bin_.accuracy for bin_ in result.bins] == pytest.approx(accuracy)
+    assert [bin_.confidence for bin_ in result.bins] == pytest.approx(mean)
+    weights = np.array([bin_.count for bin_ in result.bins]) / len(labels)
+    assert result.error == pytest.approx(100 * (weights * abs(accuracy - mean)).sum())
+    assert weights.sum() == pytest.approx(1)
 
 
-def test_who_is_sure_and_right_has_no_calibration_error_and_who_is_sure_and_wrong_has_all() -> None:
+def test_certain_predictions_have_no_calibration_error_if_correct_and_all_of_it_if_wrong() -> None:
     sure = np.eye(3)
     assert metrics.calibration(sure, np.array([0, 1, 2])).error == 0
     assert metrics.calibration(sure, np.array([1, 2, 0])).error == 100
 
 
-def test_the_most_confused_pairs_come_first_and_right_answers_are_none() -> None:
+def test_the_most_confused_pairs_come_first_without_correct_predictions() -> None:
     matrix = np.array([[9, 1, 0], [4, 2, 0], [0, 2, 5]])
     assert metrics.most_confused(matrix) == (
         metrics.Confused(1, 0, 4),
@@ -89,13 +88,10 @@ def test_the_most_confused_pairs_come_first_and_right_answers_are_none() -> None
 
 
 def counted(tower: Any, prompts: DeepPrompts | None) -> int:
-    """Let torch count what it does; it knows attention only as the products that it is made of."""
+    """Return torch's count, which knows attention only as matrix products."""
     size = tower.image_size[0]
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-    ):
+    math = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), math:
         encode_image(tower, torch.zeros(1, 3, size, size), prompts)
     return int(counter.get_total_flops())
 
@@ -120,33 +116,35 @@ def test_operations_of_the_papers_towers_are_those_that_torch_counts(name: str, 
     vision = open_clip.get_model_config(name)
     tower = open_clip.CustomTextCLIP(**vision).visual.eval().requires_grad_(requires_grad=False)
     prompts = deep_prompts(tower, depth)
-    found = image_operations(tower, prompts)
-    assert found == pytest.approx(counted(tower, prompts), rel=0.02)
-    assert found > {"ViT-B-16": 30e9, "ViT-L-14": 150e9}[name]
+    operations = image_operations(tower, prompts)
+    assert operations == pytest.approx(counted(tower, prompts), rel=0.02)
+    assert operations > {"ViT-B-16": 30e9, "ViT-L-14": 150e9}[name]
 
 
 def test_a_student_is_counted_with_prompts_projector_and_class_vectors() -> None:
     towers = tiny.towers()
     student = Student.untrained(towers, feature_width=24, depth=2, length=4)
-    found = cost_of(student, classes=5)
-    assert student.image_prompts is not None
-    added = sum(one.numel() for one in student.parameters())
-    assert found.trained == added
-    assert found.parameters == added + sum(one.numel() for one in towers.visual.parameters())
+    cost = cost_of(student, classes=5)
+    assert cost.trained == sum(value.numel() for value in student.parameters())
+    assert cost.parameters == cost.trained + size_of(towers.visual)
     projector = 2 * (16 * 24 + 24 * 24)
     tower = image_operations(towers.visual, student.image_prompts)
-    assert found.operations == tower + projector + 2 * 5 * 24
+    assert cost.operations == tower + projector + 2 * 5 * 24
+
+
+def size_of(tower: Any) -> int:
+    return sum(value.numel() for value in tower.parameters())
 
 
 def test_a_student_whose_tower_is_trained_is_all_trained() -> None:
     student = Student.untrained(tiny.towers(), feature_width=24, trained=Trained.FULL_FINETUNE)
-    found = cost_of(student, classes=5)
-    assert found.trained == found.parameters
+    cost = cost_of(student, classes=5)
+    assert cost.trained == cost.parameters
 
 
 def test_a_teacher_is_counted_without_its_text_tower() -> None:
     towers = tiny.towers()
-    found = cost_of(Teacher(towers), classes=5)
-    assert found.parameters == sum(one.numel() for one in towers.visual.parameters())
-    assert found.trained == 0
-    assert found.operations == image_operations(towers.visual, None) + 2 * 5 * 16
+    cost = cost_of(Teacher(towers), classes=5)
+    assert cost.parameters == size_of(towers.visual)
+    assert cost.trained == 0
+    assert cost.operations == image_operations(towers.visual, None) + 2 * 5 * 16

@@ -25,33 +25,19 @@ History = list[Metrics]
 
 @dataclass
 class TrainingState:
-    """Everything that changes during a training.
-
-    Attributes:
-        module: the trained module.
-        optimizer: its optimiser.
-        scaler: loss scaler of mixed precision.
-        average: weighted sum over the epochs, if any.
-        best: the best epoch so far, if one is selected.
-        epoch: the current one, from 1.
-        done: batches of it that were read.
-        counted: batches of it that were trained on.
-        skipped_steps: batches of it whose loss or gradient was not finite.
-        sums: sum of each scalar over the epoch's steps.
-        history: metrics of the epochs before.
-    """
+    """Everything that changes during a training."""
 
     module: nn.Module
     optimizer: SGD
     scaler: torch.amp.GradScaler
-    average: WeightedSum | None = None
-    best: BestState | None = None
-    epoch: int = 1
-    done: int = 0
-    counted: int = 0
-    skipped_steps: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    history: History = field(default_factory=list)
+    average: WeightedSum | None = None  # over the epochs
+    best: BestState | None = None  # so far, if an epoch is selected
+    epoch: int = 1  # the current one
+    done: int = 0  # batches of it that were read
+    counted: int = 0  # batches of it that were trained on
+    skipped_steps: int = 0  # batches of it whose loss or gradient was not finite
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of each scalar over its steps
+    history: History = field(default_factory=list)  # metrics of the epochs before
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add a step's scalars; as tensors, since reading a number would wait for the device."""

@@ -259,138 +259,132 @@ class _LossWatch:
         )
 
 
+@dataclass
 class _Loop:
     """Advances a training state step by step."""
 
-    def __init__(
-        self,
-        step: Step,
-        batches: Batches,
-        state: TrainingState,
-        config: OptimConfig,
-        run: Run,
-        least_batch: int,
-    ) -> None:
-        self._step = step
-        self._batches = batches
-        self._state = state
-        self._config = config
-        self._run = run
-        self._checkpoints = run.checkpoints
-        self._least_batch = least_batch
-        self._skips = config.on_non_finite is OnNonFinite.SKIP
-        self._added = 0  # batches whose gradients wait for the step
-        self._watch = _LossWatch(batches, run)
+    step: Step
+    batches: Batches
+    state: TrainingState
+    config: OptimConfig
+    run: Run
+    least_batch: int
+    added: int = 0  # batches whose gradients wait for the step
+
+    def __post_init__(self) -> None:
+        self.checkpoints = self.run.checkpoints
+        self.skips = self.config.on_non_finite is OnNonFinite.SKIP
+        self.watch = _LossWatch(self.batches, self.run)
 
     def run_epoch(self) -> None:
         """Train for the rest of the state's epoch."""
-        state, steps = self._state, self._batches.steps
-        source = self._config.source_epoch(state.epoch)
-        for batch in self._batches.epoch(source, start=state.done):
+        state, steps = self.state, self.batches.steps
+        source = self.config.source_epoch(state.epoch)
+        for batch in self.batches.epoch(source, start=state.done):
             state.done += 1
             shown = gathered(batch.indices)
-            if len(shown) < self._least_batch:
+            if len(shown) < self.least_batch:
                 continue
-            self._train_on(batch.to(self._run.device), shown)
+            self._train_on(batch.to(self.run.device), shown)
             done = (state.epoch - 1) * steps + state.done
-            self._run.hooks.on_progress(done, self._config.epochs * steps)
+            self.run.hooks.on_progress(done, self.config.epochs * steps)
             # Between two steps of the optimiser only, since gradients are not stored.
-            if self._added == 0 and self._checkpoints is not None and self._checkpoints.due():
+            if self.added == 0 and self.checkpoints is not None and self.checkpoints.due():
                 self.save(shown)
                 self.stop_if_requested()
 
     def finish_epoch(self) -> Metrics:
         """Return the epoch's metrics, and begin the next epoch."""
-        if self._added and not self._update():
-            self._state.skipped_steps += 1
-        self._watch.check()
-        state = self._state
+        if self.added and not self._update():
+            self.state.skipped_steps += 1
+        self.watch.check()
+        state = self.state
         if state.counted == 0:
             raise BadParams(
-                f"epoch {state.epoch} has no batch of {self._least_batch} or more intact images;"
+                f"epoch {state.epoch} has no batch of {self.least_batch} or more intact images;"
                 " lower batch_size, or give more images"
             )
         counts: Metrics = {
-            "skipped": self._batches.left_out, "non_finite": state.skipped_steps
+            "skipped": self.batches.left_out, "non_finite": state.skipped_steps
         }  # fmt: skip
         metrics = state.finish_epoch()
         return metrics | {name: count for name, count in counts.items() if count}
 
     def save(self, indices: Tensor | None = None) -> None:
         """Store the state, if its numbers are finite; `indices` are those of the last batch."""
-        if self._checkpoints is None:
+        if self.checkpoints is None:
             return
-        self._watch.check()
-        state = self._state
+        self.watch.check()
+        state = self.state
         if not state.is_finite():
             last = torch.empty(0, dtype=torch.int64) if indices is None else indices
-            raise self._watch.error("a weight is not finite", state.epoch, state.done, last)
-        damaged = json.dumps(sorted(self._batches.corrupt))
+            raise self.watch.error("a weight is not finite", state.epoch, state.done, last)
+        damaged = json.dumps(sorted(self.batches.corrupt))
         metadata = {**state.metadata(), "damaged": damaged}
-        self._checkpoints.save(state.epoch, state.done, state.tensors(), metadata)
+        self.checkpoints.save(state.epoch, state.done, state.tensors(), metadata)
 
     def resume(self) -> None:
         """Restore the newest matching checkpoint, if any."""
-        if self._checkpoints is None:
+        if self.checkpoints is None:
             return
-        self._checkpoints.require_space(self._state.size())
-        checkpoint = self._checkpoints.latest()
+        self.checkpoints.require_space(self.state.size())
+        checkpoint = self.checkpoints.latest()
         if checkpoint is not None:
             tensors, metadata = checkpoint
-            self._state.restore(tensors, metadata)
-            self._batches.corrupt.update(json.loads(metadata["damaged"]))
+            self.state.restore(tensors, metadata)
+            self.batches.corrupt.update(json.loads(metadata["damaged"]))
 
     def stop_if_requested(self) -> None:
         """Raise `Interrupted` if the training is to stop; its state has been stored."""
-        if self._checkpoints is not None and self._checkpoints.stop_requested():
+        if self.checkpoints is not None and self.checkpoints.stop_requested():
             raise Interrupted(
-                f"told to end at epoch {self._state.epoch}, after {self._state.done} of its"
-                f" {self._batches.steps} steps; the state is in"
-                f" '{self._checkpoints.newest()}': start the same command again to go on"
+                f"told to end at epoch {self.state.epoch}, after {self.state.done} of its"
+                f" {self.batches.steps} steps; the state is in"
+                f" '{self.checkpoints.newest()}': start the same command again to go on"
             )
 
     def _train_on(self, batch: Batch, shown: Tensor) -> None:
         """Train on this process's part of a batch; `shown` are the positions of the whole one."""
-        values = self._step(batch)
-        if self._added == 0:
-            self._state.optimizer.zero_grad(set_to_none=True)
-        if self._skips and not math.isfinite(values["loss"].detach()):
+        values = self.step(batch)
+        if self.added == 0:
+            self.state.optimizer.zero_grad(set_to_none=True)
+        if self.skips and not math.isfinite(values["loss"].detach()):
             self._leave_out(shown, values["loss"])
             return
-        torch.autograd.backward(self._state.scaler.scale(values["loss"] / self._config.accumulate))
-        self._added += 1
-        if self._added == self._config.accumulate and not self._update():
+        torch.autograd.backward(self.state.scaler.scale(values["loss"] / self.config.accumulate))
+        self.added += 1
+        if self.added == self.config.accumulate and not self._update():
             self._leave_out(shown, values["loss"])
             return
-        self._state.add(values)
-        self._watch.add(self._state.epoch, self._state.done, shown, values["loss"])
+        self.state.add(values)
+        self.watch.add(self.state.epoch, self.state.done, shown, values["loss"])
 
     def _update(self) -> bool:
         """Take a step of the optimiser; return False if the gradients could not be used."""
-        self._added = 0
-        average_gradients(self._state.module.parameters())
+        self.added = 0
+        average_gradients(self.state.module.parameters())
         if not self._clip():
             return False
-        self._state.scaler.step(self._state.optimizer)
-        self._state.scaler.update()
+        self.state.scaler.step(self.state.optimizer)
+        self.state.scaler.update()
         return True
 
     def _clip(self) -> bool:
         """Scale the gradients down; return False if they cannot be used."""
-        scaler = self._state.scaler
-        if self._config.max_grad_norm is None and not self._skips:
+        scaler = self.state.scaler
+        if self.config.max_grad_norm is None and not self.skips:
             return True
-        scaler.unscale_(self._state.optimizer)
-        largest = math.inf if self._config.max_grad_norm is None else self._config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self._state.module.parameters(), largest)
+        scaler.unscale_(self.state.optimizer)
+        largest = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.state.module.parameters(), largest)
         # With fp16 the scaler leaves such a step out itself, and lowers its scale.
-        return not self._skips or scaler.is_enabled() or math.isfinite(norm)
+        return not self.skips or scaler.is_enabled() or math.isfinite(norm)
 
     def _leave_out(self, indices: Tensor, loss: Tensor) -> None:
-        state = self._state
+        state = self.state
         state.skipped_steps += 1
-        if 2 * state.skipped_steps > self._batches.steps:
-            raise self._watch.error(
+        if 2 * state.skipped_steps > self.batches.steps:
+            raise self.watch.error(
                 f"the loss is {float(loss.detach())}, and more than half of the epoch's batches"
                 " were left out,",
                 state.epoch, state.done, indices,

@@ -14,19 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PromptSRCLoss:
-    """The weighted terms of PromptSRC's loss; each is a scalar.
+    """The weighted terms of PromptSRC's loss; each is a scalar."""
 
-    Attributes:
-        cross_entropy: of the prompted logits against the few labels.
-        text: distance of the prompted text features from the frozen ones.
-        image: distance of the prompted image features from the frozen ones.
-        logits: divergence of the prompted from the zero-shot predictions.
-    """
-
-    cross_entropy: Tensor
-    text: Tensor
-    image: Tensor
-    logits: Tensor
+    cross_entropy: Tensor  # of the prompted logits and the labels
+    text: Tensor  # distance of the prompted text features from the frozen ones
+    image: Tensor  # the same of the image features
+    logits: Tensor  # divergence of the prompted predictions from the zero-shot ones
 
     @property
     def total(self) -> Tensor:

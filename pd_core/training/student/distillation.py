@@ -142,17 +142,11 @@ def _held_out(prepared: Prepared, selection: Selection) -> Labelled:
 
 @dataclass(frozen=True)
 class DistillationStep:
-    """Result of one step of distillation.
+    """Result of one step of distillation."""
 
-    Attributes:
-        loss: scalar to minimise.
-        student_logits: (B, C).
-        teacher_logits: (B, C), without gradient.
-    """
-
-    loss: Tensor
-    student_logits: Tensor
-    teacher_logits: Tensor
+    loss: Tensor  # scalar
+    student_logits: Tensor  # (B, C)
+    teacher_logits: Tensor  # (B, C), without gradient
 
 
 def untrained_student(
@@ -160,27 +154,18 @@ def untrained_student(
 ) -> Student:
     """Make a student with random prompts and projector.
 
-    Args:
-        towers: its frozen CLIP.
-        vectors: the teacher's class vectors; it projects into their space, unless its own text
-            features are used.
-        config: of the student.
-        seed: of prompts and projector.
+    It projects into the space of the teacher's class vectors, or into its own joint space if it is
+    compared with its own text features.
 
     Raises:
         BadParams: a number is out of range.
     """
     own_text = config.text_features is TextFeatures.STUDENT
     student = Student.untrained(
-        towers,
-        feature_width=towers.joint_width if own_text else vectors.vectors.shape[1],
-        depth=config.image_depth,
-        length=config.image_length,
-        layers=config.projector_layers,
-        trained=config.trained,
-        text_features=config.text_features,
-        seed=seed,
-    )
+        towers, feature_width=towers.joint_width if own_text else vectors.vectors.shape[1],
+        depth=config.image_depth, length=config.image_length, layers=config.projector_layers,
+        trained=config.trained, text_features=config.text_features, seed=seed,
+    )  # fmt: skip
     student.selection = config.selection
     return student
 

@@ -97,16 +97,10 @@ class CachedTeacher:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Average of the predictions of several teachers.
+    """Average of the predictions of several teachers."""
 
-    Attributes:
-        teachers: at least one.
-        temperature: of the softmax before averaging.
-        weighting: of the teachers.
-    """
-
-    teachers: Sequence[TargetSource]
-    temperature: float
+    teachers: Sequence[TargetSource]  # at least one
+    temperature: float  # of the softmax before averaging
     weighting: TeacherWeighting
 
     @property

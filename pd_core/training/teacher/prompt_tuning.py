@@ -30,23 +30,14 @@ from pd_core.training.teacher.config import TeacherConfig
 
 @dataclass(frozen=True)
 class PromptSRCStep:
-    """Result of one step of PromptSRC.
+    """Result of one step of PromptSRC; features have unit length."""
 
-    Attributes:
-        loss: the weighted terms; `loss.total` is minimised.
-        logits: (B, C) of the prompted model.
-        zero_shot_logits: (B, C) of the frozen model on the same views.
-        text_features: (C, D) prompted, unit length.
-        image_features: (B, D) prompted, unit length.
-        frozen_image_features: (B, D), unit length.
-    """
-
-    loss: losses.PromptSRCLoss
-    logits: Tensor
-    zero_shot_logits: Tensor
-    text_features: Tensor
-    image_features: Tensor
-    frozen_image_features: Tensor
+    loss: losses.PromptSRCLoss  # `loss.total` is minimised
+    logits: Tensor  # (B, C) of the prompted model
+    zero_shot_logits: Tensor  # (B, C) of the frozen model on the same views
+    text_features: Tensor  # (C, D) prompted
+    image_features: Tensor  # (B, D) prompted
+    frozen_image_features: Tensor  # (B, D)
 
 
 def promptsrc_step(
@@ -75,9 +66,7 @@ def promptsrc_step(
     Returns:
         The loss, and the features and logits behind it.
     """
-    with autocast(images.device, precision):
-        image = gathered(teacher.image_features(images))  # (B, D)
-        text = gathered(teacher.text_features(tokens))  # (C, D)
+    image, text = _prompted_features(teacher, images, tokens, precision)
     frozen_image = gathered(frozen_image)
     logits = teacher.logit_scale * image @ text.T  # (B, C)
     zero_shot_logits = teacher.logit_scale * frozen_image @ frozen_text.T  # (B, C)
@@ -98,23 +87,23 @@ def cross_entropy_step(
     tokens: Tensor | TextPlan,
     precision: Precision,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the loss of the methods without regularisation for one batch.
+    """Compute the loss of the methods without regularisation, a scalar, and the logits (B, C).
 
-    Args:
-        teacher: with its prompts.
-        images: (B, 3, H, W), augmented views.
-        labels: (B,) class numbers.
-        tokens: (C, L) of the teacher's own texts, or a plan of them.
-        precision: of the towers; the loss is always fp32.
-
-    Returns:
-        The cross entropy, a scalar, and the logits (B, C).
+    Args as in `promptsrc_step`.
     """
-    with autocast(images.device, precision):
-        image = gathered(teacher.image_features(images))  # (B, D)
-        text = gathered(teacher.text_features(tokens))  # (C, D)
+    image, text = _prompted_features(teacher, images, tokens, precision)
     logits = teacher.logit_scale * image @ text.T  # (B, C)
     return F.cross_entropy(logits, labels), logits
+
+
+def _prompted_features(
+    teacher: Teacher, images: Tensor, tokens: Tensor | TextPlan, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Return the features of all images (B, D) and classes (C, D) of the batch, unit length."""
+    with autocast(images.device, precision):
+        image = gathered(teacher.image_features(images))
+        text = gathered(teacher.text_features(tokens))
+    return image, text
 
 
 @dataclass(frozen=True)
@@ -240,15 +229,10 @@ def tune(
         Diverged, Interrupted: as in `fit`.
     """
     teacher = Teacher.untrained(
-        towers,
-        method=config.method,
-        text_depth=config.text_depth,
-        text_length=config.text_length,
-        image_depth=config.image_depth,
-        image_length=config.image_length,
-        template=config.template,
-        seed=run.compute.seed,
-    )
+        towers, method=config.method, template=config.template, seed=run.compute.seed,
+        text_depth=config.text_depth, text_length=config.text_length,
+        image_depth=config.image_depth, image_length=config.image_length,
+    )  # fmt: skip
     if count() > len(names):
         raise BadParams(
             f"{count()} processes for {len(names)} classes that are taught; set run.processes to at"
@@ -272,13 +256,9 @@ def tune(
             frozen_image=frozen_image(batch), config=config, precision=precision,
         )  # fmt: skip
         return {
-            "loss": result.loss.total,
-            "cross_entropy": result.loss.cross_entropy,
-            "text": result.loss.text,
-            "image": result.loss.image,
-            "logits": result.loss.logits,
+            "loss": result.loss.total, **vars(result.loss),
             "accuracy": _accuracy(result.logits, shown),
-        }
+        }  # fmt: skip
 
     averaging = None
     if config.method is TeacherMethod.PROMPTSRC:
