@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pd_core.core.config import ClipConfig, StagePaths
+from pd_core.core.errors import BadParams
 from pd_core.core.options import Computed, TeacherWeighting
 from pd_core.data.loading.prepared import image_root, read_unlabelled
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
@@ -29,7 +30,6 @@ from pd_core.training.student.targets import (
     TargetSource,
     cached_teachers,
     check_form,
-    check_views,
     identities,
     load_further,
 )
@@ -114,5 +114,10 @@ def _load_teachers(
         LiveTeacher(first, vectors.to(compute.device), compute.precision),
         *load_further(config.further_teachers, vectors.names, large, compute),
     ]
-    check_views(teachers, image_size)
+    for towers in (live.teacher.towers for live in teachers):
+        if towers.image_size != image_size:
+            raise BadParams(
+                f"teacher '{towers.name}' looks at {towers.image_size} pixels, the student at"
+                f" {image_size}, and both see the same views; choose models of one image size"
+            )
     return teachers

@@ -141,20 +141,6 @@ def check_form(config: StudentConfig) -> None:
         )
 
 
-def check_views(teachers: Sequence[LiveTeacher], image_size: int) -> None:
-    """Refuse teachers that cannot encode the student's views.
-
-    Raises:
-        BadParams: a teacher's images are of another size.
-    """
-    for towers in (each.teacher.towers for each in teachers):
-        if towers.image_size != image_size:
-            raise BadParams(
-                f"teacher '{towers.name}' looks at {towers.image_size} pixels, the student at"
-                f" {image_size}, and both see the same views; choose models of one image size"
-            )
-
-
 def load_further(
     wanted: Sequence[FurtherTeacher], names: Sequence[str], first: ClipTowers, compute: Compute
 ) -> list[LiveTeacher]:
