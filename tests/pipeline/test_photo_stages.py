@@ -20,7 +20,6 @@ from pd_core.data.catalog.fingerprint import Level, fingerprint
 from pd_core.data.catalog.readers import read_splits, sources
 from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.data.loading.splits import Protocol
-from pd_core.training.teacher import class_vectors as vectors_stage
 
 LISTS = miniatures.prepare_config()
 OWN = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
@@ -28,12 +27,7 @@ OWN = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages(
-        "training.teacher.stage",
-        "training.teacher.class_vectors",
-        "training.student.stage",
-        "evaluation.evaluate",
-    ):
+    with tiny.quick_stages(*tiny.TRAININGS, "evaluation.evaluate"):
         yield
 
 
@@ -65,24 +59,15 @@ def test_every_stage_takes_a_photo_data_set(
     name: str, split_file: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make(name, root, monkeypatch, split_file=split_file)
-    prepared, teacher, vectors, student, out = (
-        tmp_path / stage for stage in ("prepare", "teacher", "vectors", "student", "evaluate")
-    )
-    large, small = tiny.weights(tmp_path), tiny.weights(tmp_path, seed=1)
-    clips: dict[str, Any] = {
-        "model": "tiny", "weights": small, "teacher_model": "tiny", "teacher_weights": large,
-    }  # fmt: skip
-
+    prepared, out = tmp_path / "prepare", tmp_path / "evaluate"
     printed = record(spec, root, tmp_path / "fingerprint.json")
     prepare.run(name, prepared, LISTS, data_root=root, seed=1, fingerprint=printed)
     options: dict[str, Any] = {"data_root": root, "epochs": 1}
-    trainings.run_teacher(
-        prepared, teacher, model="tiny", weights=large, batch_size=2, templates=2, **options
-    )
-    vectors_stage.run(prepared, teacher, vectors, model="tiny", weights=large)
-    trainings.run_student(prepared, teacher, vectors, student, batch_size=4, **clips, **options)
-    folders = (prepared, teacher, vectors, student, out)
-    metrics = trainings.run_evaluate(*folders, data_root=root, split="test", batch_size=4, **clips)
+    made = trainings.run_until_student(
+        tmp_path, prepared, tuning={"batch_size": 2, "templates": 2, **options},
+        distillation={"batch_size": 4, **options},
+    )  # fmt: skip
+    metrics = trainings.run_evaluate(**made, out=out, data_root=root, split="test", batch_size=4)
 
     splits = read_splits(spec, root)
     assert read_prepared(prepared, data_root=root).classes == splits.class_names

@@ -20,28 +20,27 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import pd_core",
-        "import pd_core.pipeline.stages.params, pd_core.pipeline.settings",
-        "import pd_core.data.catalog.catalogue, pd_core.data.catalog.readers",
-        "import pd_core.data.loading.splits",
-        "import pd_core.data.catalog.embedded",
-        "import pd_core.core.options, pd_core.pipeline.stages.jobs, pd_core.pipeline.ablations",
-        "import pd_core.cli.verbs",
-    ],
-)
-def test_light_modules_import_nothing_heavy(statement: str) -> None:
+def test_light_modules_import_nothing_heavy() -> None:
+    statement = (
+        "import pd_core, pd_core.pipeline.stages.params, pd_core.pipeline.settings,"
+        " pd_core.data.catalog.catalogue, pd_core.data.catalog.readers,"
+        " pd_core.data.loading.splits, pd_core.data.catalog.embedded, pd_core.core.options,"
+        " pd_core.pipeline.stages.jobs, pd_core.pipeline.ablations, pd_core.cli.verbs"
+    )
     assert imported_by(statement).isdisjoint(HEAVY)
 
 
-def test_a_stage_imports_few_of_our_modules() -> None:
+def test_a_stage_imports_few_of_our_modules_and_neither_it_nor_prediction_imports_mlflow() -> None:
     stage = "pd_core.training.student.stage, pd_core.pipeline.stages.caches, pd_core.mlops.tracking"
-    code = f"import pd_core.cli.verbs, {stage}, sys; print(*sys.modules)"
+    code = (
+        f"import pd_core.cli.verbs, {stage}, sys; print(*sys.modules);"
+        "import pd_core.mlops.predictor; print('mlflow' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    ours = [name for name in done.stdout.split() if name.split(".")[0] == "pd_core"]
+    modules, mlflow = done.stdout.splitlines()
+    ours = [name for name in modules.split() if name.split(".")[0] == "pd_core"]
     assert len(ours) <= 70, sorted(ours)
+    assert mlflow == "False"
 
 
 def test_a_stage_loads_no_other_verbs(tmp_path: Path) -> None:

@@ -42,9 +42,7 @@ LABELS = torch.arange(10) % len(NAMES)
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    with tiny.quick_stages(
-        "training.teacher.stage", "training.teacher.class_vectors", "training.student.stage"
-    ):
+    with tiny.quick_stages(*tiny.TRAININGS):
         yield
 
 
@@ -101,24 +99,24 @@ def cut(base: ClipTowers, tower: str, layers: int) -> ClipTowers:
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_each_method_has_its_own_parameters(method: TeacherMethod) -> None:
-    names = {name for name, _ in untrained(method).named_parameters()}
-
-    assert names == PARAMETERS[method]
-
-
-@pytest.mark.parametrize("method", TRAINED)
-def test_every_trained_method_lowers_its_loss_and_moves_all_of_its_parameters(
+def test_a_method_lowers_its_loss_and_trains_its_own_parameters_and_only_promptsrc_averages(
     method: TeacherMethod, tmp_path: Path
 ) -> None:
     before = untrained(method).state_dict()
+    assert before.keys() == PARAMETERS[method]
 
-    _, history = tune(method, epochs=8, lr=0.002, checkpoints=tiny.checkpoints(tmp_path))
+    teacher, history = tune(method, epochs=8, lr=0.002, checkpoints=tiny.checkpoints(tmp_path))
 
     assert history[-1]["loss"] < history[0]["loss"]
-    after = last_epoch(tmp_path)
-    assert after.keys() == before.keys()
-    assert not any(torch.equal(after[name], before[name]) for name in before)
+    last = last_epoch(tmp_path)
+    assert last.keys() == before.keys()
+    assert not any(torch.equal(last[name], before[name]) for name in before)
+    averaged = method is TeacherMethod.PROMPTSRC
+    text = "text_prompts.tokens"
+    assert torch.equal(teacher.state_dict()[text], last[text]) is not averaged
+    stored, _ = tiny.stored_state(tmp_path)
+    averages = {name for name in stored if name.startswith("average.")}
+    assert averages == ({f"average.{name}" for name in BOTH_TOWERS} if averaged else set())
 
 
 @pytest.mark.parametrize("method", CROSS_ENTROPY_ONLY)
@@ -131,19 +129,6 @@ def test_the_other_methods_minimise_the_cross_entropy_alone(method: TeacherMetho
     expected = F.cross_entropy(logits, LABELS)
     assert history[0].keys() == {"loss", "accuracy", "lr"}
     assert history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.parametrize("method", TRAINED)
-def test_only_promptsrc_averages_its_epochs(method: TeacherMethod, tmp_path: Path) -> None:
-    teacher, _ = tune(method, epochs=3, checkpoints=tiny.checkpoints(tmp_path))
-
-    averaged = method is TeacherMethod.PROMPTSRC
-    state, last = teacher.state_dict(), last_epoch(tmp_path)
-    text = "text_prompts.tokens"
-    assert torch.equal(state[text], last[text]) is not averaged
-    stored, _ = tiny.stored_state(tmp_path)
-    averages = {name for name in stored if name.startswith("average.")}
-    assert averages == ({f"average.{name}" for name in BOTH_TOWERS} if averaged else set())
 
 
 def test_maples_image_prompts_are_linear_functions_of_its_text_prompts() -> None:
