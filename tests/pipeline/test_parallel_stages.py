@@ -58,7 +58,7 @@ def test_after_sigterm_they_save_and_resume_to_the_same_bytes(
     os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75, output
-    assert output.count("stopped: told to end at epoch ") == 1
+    assert output.count("stopped: interrupted at epoch ") == 1
     assert "Traceback" not in output
     assert not (project / TEACHER).exists()
     check_resumed(project, undisturbed)

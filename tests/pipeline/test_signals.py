@@ -39,7 +39,7 @@ def terminate(project: Path, kill: Callable[[int, int], None], *command: str) ->
     kill(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == TRY_AGAIN, output
-    assert "stopped: told to end at epoch " in output
+    assert "stopped: interrupted at epoch " in output
     assert "Traceback" not in output
     assert not (project / TEACHER).exists()
     return output
@@ -60,7 +60,7 @@ def test_a_training_and_its_workers_save_and_end_and_resume_to_the_same_bytes(
 ) -> None:
     output = terminate(project, os.killpg, "teacher", NAME)
 
-    assert output.splitlines()[-1].startswith("stopped: told to end at epoch ")
+    assert output.splitlines()[-1].startswith("stopped: interrupted at epoch ")
     check_resumed(project, "teacher", NAME)
 
 

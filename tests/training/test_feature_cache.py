@@ -329,7 +329,7 @@ def test_damaged_pictures_are_left_out_as_they_are_online(project: Project) -> N
 
 
 def test_a_student_without_a_cache_cannot_be_trained_on_cached_targets(project: Project) -> None:
-    with pytest.raises(BadParams, match="need a store"):
+    with pytest.raises(BadParams, match="need a feature cache"):
         project.student("s", teacher_targets=Computed.CACHED)
 
 

@@ -1,4 +1,4 @@
-"""A training that is told to end stores its state, and goes on as if nothing had been."""
+"""A training that is interrupted stores its state, and resumes exactly."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from torch import Tensor
 from pd_core.core.errors import Interrupted
 
 
-class Told:
-    """Says after so many steps that the run is to end."""
+class Stop:
+    """Requests a stop after a number of steps."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -32,62 +32,51 @@ class Told:
 
 @pytest.mark.parametrize("after", range(1, 2 * STEPS + 1))
 @pytest.mark.parametrize("kind", ["plain", "averaging", "score"])
-def test_a_run_told_to_end_at_any_step_goes_on_there_and_ends_the_same(
+def test_a_run_stopped_at_any_step_resumes_there_and_ends_the_same(
     tmp_path: Path, after: int, kind: str
 ) -> None:
     def whole(point: Point, step: Step, **rest: Any) -> list[dict[str, float]]:
-        given: dict[str, Any] = {"momentum": 0.9, "batches": Batches(6, size=2)}
-        match kind:
-            case "averaging":
-                given["averaging"] = (0.25, 0.75)
-            case "score":
-                given["score"] = lambda: float(point.value.detach().sum())  # the first is best
-        return train(point, step, **{**given, **rest})
+        options: dict[str, dict[str, Any]] = {
+            "plain": {},
+            "averaging": {"averaging": (0.25, 0.75)},
+            "score": {"score": lambda: float(point.value.detach().sum())},  # the first is best
+        }
+        return train(point, step, momentum=0.9, **options[kind], **rest)
 
     def slope(indices: Tensor) -> float:
         return 1.0 + float(indices[0])
 
     expected = Point()
     history = whole(expected, downhill(expected, slope))
-    told, stopped, resumed = Told(after), Point(), Point()
+    stop, stopped, resumed = Stop(after), Point(), Point()
     reported: list[tuple[int, dict[str, float]]] = []
 
-    kept = checkpoints(tmp_path, interrupted=told)
+    kept = checkpoints(tmp_path, interrupted=stop)
     with pytest.raises(Interrupted) as caught:
-        whole(stopped, told.step(downhill(stopped, slope)), checkpoints=kept)
+        whole(stopped, stop.step(downhill(stopped, slope)), checkpoints=kept)
     again = whole(
-        resumed,
-        downhill(resumed, slope),
-        checkpoints=checkpoints(tmp_path),
-        on_epoch=lambda number, metrics: reported.append((number, metrics)),
-    )
+        resumed, downhill(resumed, slope), checkpoints=checkpoints(tmp_path),
+        on_epoch=lambda *epoch: reported.append(epoch),
+    )  # fmt: skip
 
     epoch, done = (after - 1) // STEPS + 1, (after - 1) % STEPS + 1
     path = tmp_path / "checkpoints" / f"checkpoint-{epoch:06}-{done:09}.safetensors"
-    assert str(caught.value) == (
-        f"told to end at epoch {epoch}, after {done} of its 3 steps; the state is in '{path}':"
-        " start the same command again to go on"
-    )
+    message = f"interrupted at epoch {epoch}, after {done} of its 3 steps; the state is in '{path}'"
+    assert str(caught.value).startswith(message)
     assert torch.equal(resumed.value, expected.value)
     assert again == history
     assert reported == list(enumerate(history, start=1))
 
 
-def test_a_run_goes_on_after_the_step_at_which_it_was_told_to_end(tmp_path: Path) -> None:
-    told, stopped, resumed = Told(after=2), Point(), Point()
+def test_a_run_resumes_after_the_step_at_which_it_was_stopped(tmp_path: Path) -> None:
+    stop, stopped, resumed = Stop(after=2), Point(), Point()
     seen: list[tuple[int, int]] = []
+    kept = checkpoints(tmp_path, interrupted=stop)
     with pytest.raises(Interrupted, match="at epoch 1, after 2 of its 3 steps"):
-        train(
-            stopped,
-            told.step(downhill(stopped)),
-            checkpoints=checkpoints(tmp_path, interrupted=told),
-        )
+        train(stopped, stop.step(downhill(stopped)), checkpoints=kept)
 
-    train(
-        resumed,
-        checkpoints=checkpoints(tmp_path),
-        on_progress=lambda done, total: seen.append((done, total)),
-    )
+    kept = checkpoints(tmp_path)
+    train(resumed, checkpoints=kept, on_progress=lambda *counts: seen.append(counts))
 
     assert seen == [(done, 6) for done in (3, 4, 5, 6)]
 
@@ -95,12 +84,12 @@ def test_a_run_goes_on_after_the_step_at_which_it_was_told_to_end(tmp_path: Path
 def test_the_losses_of_a_run_that_goes_on_are_those_of_the_steps_before_and_after(
     tmp_path: Path,
 ) -> None:
-    told, stopped, resumed = Told(after=2), Point(), Point()
+    stop, stopped, resumed = Stop(after=2), Point(), Point()
     seen: list[tuple[int, float]] = []
-    given: dict[str, Any] = {"on_loss": lambda *told: seen.append(told)}
-    kept = checkpoints(tmp_path, interrupted=told)
+    given: dict[str, Any] = {"on_loss": lambda *loss: seen.append(loss)}
+    kept = checkpoints(tmp_path, interrupted=stop)
     with pytest.raises(Interrupted, match="at epoch 1, after 2 of its 3 steps"):
-        train(stopped, told.step(downhill(stopped)), checkpoints=kept, **given)
+        train(stopped, stop.step(downhill(stopped)), checkpoints=kept, **given)
 
     train(resumed, checkpoints=checkpoints(tmp_path), **given)
 
@@ -117,12 +106,8 @@ def test_states_are_stored_within_an_epoch_only_when_they_are_due(tmp_path: Path
 
     for minutes in (60, 0):
         names.clear()
-        train(
-            Point(),
-            epochs=1,
-            checkpoints=checkpoints(tmp_path, key=str(minutes), minutes=minutes),
-            on_progress=look,
-        )
+        kept = checkpoints(tmp_path, key=str(minutes), minutes=minutes)
+        train(Point(), epochs=1, checkpoints=kept, on_progress=look)
         if minutes:
             assert names == [[]] * STEPS
     assert names == [
@@ -133,15 +118,11 @@ def test_states_are_stored_within_an_epoch_only_when_they_are_due(tmp_path: Path
 
 
 def test_damaged_pictures_are_still_known_after_an_interruption(tmp_path: Path) -> None:
-    told, stopped, batches = Told(after=2), Point(), Batches(6, size=2)
+    stop, stopped, batches = Stop(after=2), Point(), Batches(6, size=2)
     batches.corrupt = {5, 1}
+    kept = checkpoints(tmp_path, interrupted=stop)
     with pytest.raises(Interrupted):
-        train(
-            stopped,
-            told.step(downhill(stopped)),
-            batches=batches,
-            checkpoints=checkpoints(tmp_path, interrupted=told),
-        )
+        train(stopped, stop.step(downhill(stopped)), batches=batches, checkpoints=kept)
     again = Batches(6, size=2)
 
     train(Point(), batches=again, checkpoints=checkpoints(tmp_path))

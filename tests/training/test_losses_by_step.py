@@ -1,4 +1,4 @@
-"""What the training loop tells of its losses between the ends of two epochs."""
+"""Reports of the loss between the ends of two epochs."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -13,7 +13,7 @@ from pd_core.core.options import OnNonFinite
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_mean_loss_is_told_every_fifty_steps_and_at_an_epochs_end(accumulate: int) -> None:
+def test_the_mean_loss_is_reported_every_fifty_steps_and_at_an_epochs_end(accumulate: int) -> None:
     point, seen, losses = Point(), list[tuple[int, float]](), list[float]()
 
     def step(indices: Tensor, images: Tensor) -> Mapping[str, Tensor]:
@@ -22,12 +22,9 @@ def test_the_mean_loss_is_told_every_fifty_steps_and_at_an_epochs_end(accumulate
         return values
 
     train(
-        point,
-        step,
-        batches=Batches(120, size=1),
-        accumulate=accumulate,
-        on_loss=lambda *told: seen.append(told),
-    )
+        point, step, batches=Batches(120, size=1), accumulate=accumulate,
+        on_loss=lambda *loss: seen.append(loss),
+    )  # fmt: skip
 
     ends = [0, 50, 100, 120, 170, 220, 240]
     assert [number for number, _ in seen] == ends[1:]
@@ -40,13 +37,9 @@ def test_the_mean_loss_is_of_those_steps_that_were_trained_on() -> None:
     point, seen = Point(), list[tuple[int, float]]()
 
     train(
-        point,
-        poisoned(point, 2, 3),
-        batches=Batches(10, size=2),
-        epochs=1,
-        on_non_finite=OnNonFinite.SKIP,
-        on_loss=lambda *told: seen.append(told),
-    )
+        point, poisoned(point, 2, 3), batches=Batches(10, size=2), epochs=1,
+        on_non_finite=OnNonFinite.SKIP, on_loss=lambda *loss: seen.append(loss),
+    )  # fmt: skip
 
     ((number, mean),) = seen
     assert number == 5

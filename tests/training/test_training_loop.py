@@ -27,7 +27,7 @@ def test_every_step_of_an_epoch_has_the_epochs_rate(warmup: dict[str, Any]) -> N
     assert moved(point) == pytest.approx([-STEPS * sum(rates)] * 4, rel=1e-5)
 
 
-def test_the_first_epoch_is_the_published_warm_up_unless_told_otherwise() -> None:
+def test_the_first_epoch_is_the_published_warm_up_by_default() -> None:
     point = Point()
 
     history = fit(point, downhill(point), Batches(6, size=2), epochs=2, lr=0.1)
@@ -118,17 +118,17 @@ def test_the_metrics_of_an_epoch_are_means_over_its_steps() -> None:
     assert history[0].keys() == {"loss", "first", "lr"}
 
 
-def test_a_module_trains_in_training_mode_and_is_judged_and_left_in_the_other() -> None:
-    point, judged = Point().eval(), list[bool]()
+def test_a_module_trains_in_training_mode_and_is_scored_and_left_in_the_other() -> None:
+    point, scored = Point().eval(), list[bool]()
 
     def score() -> float:
-        judged.append(point.training)
+        scored.append(point.training)
         return 0.0
 
     train(point, epochs=2, score=score)
 
     assert point.trained == [True] * (2 * STEPS)
-    assert judged == [False, False]
+    assert scored == [False, False]
     assert not point.training
 
 
@@ -172,7 +172,7 @@ class Uneven(Batches):
             yield Batch(indices, self._images[indices], epoch, number)
 
 
-def test_the_loss_is_told_for_the_last_step_of_an_epoch_whose_last_batch_was_passed_over() -> None:
+def test_the_loss_is_reported_for_the_last_step_of_an_epoch_whose_last_batch_was_skipped() -> None:
     seen: list[int] = []
 
     train(

@@ -214,9 +214,7 @@ class Checkpoints:
     def _read_newest(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         for path in reversed(self._files()):
             try:
-                tensors, metadata = read_tensors(
-                    path, what="checkpoint", remedy="it is not taken up"
-                )
+                tensors, metadata = read_tensors(path, what="checkpoint", remedy="it is not used")
             except BadArtifact as error:
                 self.on_note(str(error))
                 continue

@@ -35,7 +35,7 @@ class OptimConfig(Config):
 def _ordered(scale: tuple[float, float]) -> tuple[float, float]:
     low, high = scale
     if not 0 < low <= high <= 1:
-        raise ValueError("give two shares of the picture, 0 < least <= largest <= 1")
+        raise ValueError("give two shares of the image, 0 < least <= largest <= 1")
     return scale
 
 

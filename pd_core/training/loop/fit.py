@@ -98,7 +98,7 @@ class Run:
         """
         if self.features is None:
             raise BadParams(
-                "features computed beforehand need a store; give one, or compute online"
+                "cached features need a feature cache; give one, or compute them online"
             )
         return self.features
 
@@ -338,7 +338,7 @@ class _Loop:
         """Raise `Interrupted` if the training is to stop; its state has been stored."""
         if self.checkpoints is not None and self.checkpoints.stop_requested():
             raise Interrupted(
-                f"told to end at epoch {self.state.epoch}, after {self.state.done} of its"
+                f"interrupted at epoch {self.state.epoch}, after {self.state.done} of its"
                 f" {self.batches.steps} steps; the state is in"
                 f" '{self.checkpoints.newest()}': start the same command again to go on"
             )

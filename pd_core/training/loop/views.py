@@ -172,7 +172,7 @@ class CachedViews:
                 run.hooks.on_progress(number * batches.steps + batch.number + 1, total)
                 if run.checkpoints is not None and run.checkpoints.stop_requested():
                     raise Interrupted(
-                        f"told to end while views of epoch {epoch} were recorded; start the same"
+                        f"interrupted while views of epoch {epoch} were recorded; start the same"
                         " command again to go on with this epoch"
                     )
             from_first(partial(self.store.write, self.place, _name(epoch), table))

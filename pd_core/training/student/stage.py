@@ -117,7 +117,7 @@ def _load_teachers(
     for towers in (live.teacher.towers for live in teachers):
         if towers.image_size != image_size:
             raise BadParams(
-                f"teacher '{towers.name}' looks at {towers.image_size} pixels, the student at"
+                f"teacher '{towers.name}' has images of {towers.image_size} pixels, the student of"
                 f" {image_size}, and both see the same views; choose models of one image size"
             )
     return teachers
