@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and settings of all tests."""
 
 import atexit
 import contextlib
@@ -28,7 +28,7 @@ from pd_core.pipeline.settings import compute_with, telemetry_off
 
 ROOT = Path(__file__).parent.parent
 
-gc.disable()  # until all tests are collected: the millions of objects of what they import stay
+gc.disable()  # until all tests are collected: the millions of imported objects stay
 telemetry_off()
 compute_with(1)  # tiny models gain nothing from more threads, and lose much on a busy machine
 
@@ -38,7 +38,7 @@ settings.load_profile("promptkd")
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage only in what the tests make."""
+    """Collect only what the tests make."""
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)  # as `promptkd` does it
     gc.enable()
@@ -58,10 +58,10 @@ class _Remembering(YAML):
 
 @pytest.fixture(scope="session", autouse=True)
 def _slow_things_once() -> Iterator[None]:
-    """Parse the same parameters, make a tokenizer and the verbs once; wait little for workers."""
+    """Parse equal parameters, make tokenizer and verbs once; wait less for data workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pd_core.pipeline.stages.params.YAML", _Remembering)
-        verbs.add_groups()  # whichever verb comes first
+        verbs.add_groups()  # for every verb
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         if open_clip := sys.modules.get("open_clip"):
             patch.setattr(open_clip, "get_tokenizer", cache(open_clip.get_tokenizer))
@@ -73,7 +73,7 @@ def _slow_things_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _collector_as_before() -> Iterator[None]:
-    """Undo what the command line sets for its own process, where a test runs it in this one."""
+    """Undo the collector settings of a command line that a test runs in this process."""
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
@@ -101,17 +101,11 @@ def _make_database(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TinyStudent:
-    """An untrained student over three classes, laid out as the stages do it.
+    """An untrained student of three classes, in the folders of the stages."""
 
-    Attributes:
-        folder: the `student` stage's output.
-        vectors: the class vectors' file.
-        weights: of the student's CLIP, random.
-    """
-
-    folder: Path
-    vectors: Path
-    weights: Path
+    folder: Path  # output of the stage `student`
+    vectors: Path  # file of the class vectors
+    weights: Path  # of the student's CLIP, random
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +164,7 @@ def benchmark_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export each network to ONNX once in all tests: it takes seconds, and each time the same."""
+    """Export each network to ONNX once in all tests, since it takes seconds."""
     from pd_core.mlops import bundle
 
     write = bundle.write_onnx
@@ -190,7 +184,7 @@ _EXPORTED: dict[int, bytes] = {}
 
 @pytest.fixture
 def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export nothing to ONNX, where nobody reads it."""
+    """Export nothing to ONNX."""
     from pd_core.mlops import bundle
 
     monkeypatch.setattr(bundle, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by its DevTools protocol: open a page, use it, look at it."""
+"""A headless Chromium, driven by its DevTools protocol."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _SECONDS = 30.0  # a busy machine takes long to start it
 
 
 class Browser:
-    """One tab.
+    """A tab.
 
     Attributes:
         asked: addresses of all requests of the page.
-        failed: requests that gave no answer, or one with a status of 400 or more.
-        complaints: errors and warnings on the console, and exceptions that nobody caught.
+        failed: requests without an answer, or with a status of 400 or more.
+        complaints: errors and warnings on the console, and uncaught exceptions.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -51,7 +51,7 @@ class Browser:
             self._call(f"{domain}.enable")
 
     def open(self, url: str) -> None:
-        """Go to a page and wait until it is loaded."""
+        """Open a page and wait until it is loaded."""
         self._loaded = False
         answer = self._call("Page.navigate", url=url)
         assert "errorText" not in answer, f"{url}: {answer['errorText']}"
@@ -60,12 +60,12 @@ class Browser:
             self._receive(until)
 
     def forget(self) -> None:
-        """Start to note requests and complaints anew."""
+        """Clear the recorded requests and complaints."""
         for noted in (self.asked, self.failed, self.complaints):
             noted.clear()
 
     def evaluate(self, script: str) -> Any:
-        """Return what an expression is worth in the page; a promise is waited for."""
+        """Return the value of an expression in the page; promises are awaited."""
         answer = self._call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -92,21 +92,16 @@ class Browser:
             self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, **_CODES[key])
 
     def show(self, *, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
-        """Set the window's size, the colours, and whether it is a phone's screen to touch."""
-        self._call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=phone,
-        )
+        """Set the window's size, the colour scheme, and touch for a phone."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+        self._call("Emulation.setDeviceMetricsOverride", **metrics)
         self._call("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         calm = {"name": "prefers-reduced-motion", "value": "reduce"}
         self._call("Emulation.setEmulatedMedia", features=[scheme, calm])
 
     def screenshot(self, path: Path) -> None:
-        """Keep what the window shows, as a PNG file."""
+        """Write a screenshot as a PNG file."""
         answer = self._call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(answer["data"]))
 
@@ -153,19 +148,13 @@ _CODES = {
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
-    """Run Chromium while the block runs.
-
-    Args:
-        folder: an empty one, for its profile.
-    """
+    """Run Chromium while the block runs; its profile is in an empty folder."""
     program = shutil.which("chromium")
     assert program, "no chromium; install Debian's package `chromium`"
     with subprocess.Popen(
         [program, *_FLAGS, f"--user-data-dir={folder}", "about:blank"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
         try:
             with connect(_tab(folder / "DevToolsActivePort"), max_size=None) as connection:
                 yield Browser(connection)
@@ -174,7 +163,7 @@ def browser(folder: Path) -> Iterator[Browser]:
 
 
 def _tab(port_file: Path) -> str:
-    """Return the WebSocket address of the only tab, when there is one."""
+    """Wait for the only tab; return its WebSocket address."""
     until = time.monotonic() + _SECONDS
     while time.monotonic() < until:
         if port_file.is_file() and (lines := port_file.read_text().splitlines()):

@@ -19,7 +19,7 @@ from pd_core.cli.verbs import main as command_line
 
 
 def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb in a folder; what it sets for its own process is undone."""
+    """Run a verb in a folder; process-wide settings are undone."""
     command = ["promptkd", *arguments]
     on_end = signal.getsignal(signal.SIGTERM)
     with (
@@ -35,7 +35,7 @@ def promptkd(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
 
 
 def dvc(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run DVC in a folder; its stages are processes, whose output is left out."""
+    """Run DVC in a folder; its stages are processes, whose output is dropped."""
     from dvc.cli import main
 
     with _as_a_process(folder, environment) as (stdout, stderr):
@@ -49,9 +49,9 @@ def dvc(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 def _as_a_process(
     folder: Path, environment: dict[str, str]
 ) -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    """Go to a folder, and return what is printed; undo what is set meanwhile."""
+    """Work in a folder; yield the streams, and undo process-wide settings."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    logged = logging.StreamHandler(stderr)  # as Python does where nobody else sees to it
+    logged = logging.StreamHandler(stderr)  # Python's default
     logged.setLevel(logging.WARNING)
     logged.addFilter(lambda record: not record.name.startswith("dvc"))
     with (

@@ -1,4 +1,4 @@
-"""What `evaluate` writes of made-up classifiers, and projects of git and DVC that hold it."""
+"""Outputs of `evaluate` for made-up classifiers, and projects of git and DVC with them."""
 
 import shutil
 from collections.abc import Mapping
@@ -43,17 +43,17 @@ class Evaluation:
 def evaluation(
     *, skill: float, seed: int, protocol: Protocol = Protocol.BASE_TO_NOVEL
 ) -> Evaluation:
-    """Let a student and a teacher of some skill judge the same test pictures.
+    """Make the evaluation of a student and a teacher on the same test images.
 
     Args:
-        skill: how much the student's logit of the right class is raised.
+        skill: added to the student's logit of the right class.
         seed: of the student's noise.
-        protocol: which numbers mean something.
+        protocol: decides the numbers.
     """
     logits = {"student": _logits(skill, seed), "teacher": _logits(2.0, 0)}
     items = tuple((f"test/{place:03}.png", int(label)) for place, label in enumerate(LABELS))
-    judged = Predictions(items, logits, FIRST_NOVEL, protocol)
-    return Evaluation(judged.metrics(), judged.rows())
+    predictions = Predictions(items, logits, FIRST_NOVEL, protocol)
+    return Evaluation(predictions.metrics(), predictions.rows())
 
 
 def _logits(skill: float, seed: int) -> NDArray[np.float32]:

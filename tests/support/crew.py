@@ -35,12 +35,10 @@ STUDENT: dict[str, Any] = {
 }  # fmt: skip
 TEACHERS: dict[str, dict[str, Any]] = {
     "teacher": {},
-    "teacher-maple": {"method": TeacherMethod.MAPLE},
-    "teacher-clipped": {"max_grad_norm": 0.1, "accumulate": 2},
+    "teacher-maple": {"method": TeacherMethod.MAPLE, "max_grad_norm": 0.1, "accumulate": 2},
     "teacher-cached": {"frozen_features": Computed.CACHED},
 }
 STUDENTS: dict[str, dict[str, Any]] = {
-    "student": {},
     "student-all": {"trained": Trained.FULL_FINETUNE, "accumulate": 2},
     "student-cached": {"teacher_targets": Computed.CACHED, "view_epochs": 1},
     "student-small-batches": {"batch_size": 3, "epochs": 3},
@@ -77,7 +75,7 @@ def batches(folder: Path, *, size: int = 3) -> ImageBatches:
 
 
 def exact(folder: Path, out: Path, nudge: float = 0.0) -> None:
-    """Train for eight epochs, with checkpoints after each step.
+    """Train for four epochs, with checkpoints after each step.
 
     Args:
         folder: of the pictures.
@@ -92,7 +90,7 @@ def exact(folder: Path, out: Path, nudge: float = 0.0) -> None:
             weight.mul_(1 + nudge * signs.double())
     kept = Checkpoints(out.with_name(f"kept-{distributed.rank()}"), key=str(nudge), minutes=1e-9)
     history = fit(
-        module, module.step, batches(folder), epochs=8, lr=0.1, least_batch=2, checkpoints=kept
+        module, module.step, batches(folder), epochs=4, lr=0.1, least_batch=2, checkpoints=kept
     )
     torch.save([module.state_dict(), history], out.with_name(f"{out.name}-{distributed.rank()}"))
 
