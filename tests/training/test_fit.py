@@ -145,5 +145,5 @@ def test_features_that_a_training_needs_but_has_no_cache_for_are_refused(tmp_pat
     cache = FeatureCache(tmp_path, limit=1000)
 
     assert run_of({"features": cache}).required_features() is cache
-    with pytest.raises(BadParams, match="compute online"):
+    with pytest.raises(BadParams, match="compute them online"):
         run_of({}).required_features()
