@@ -20,6 +20,7 @@ from pd_core.reporting import page as pages
 from pd_core.reporting.page import Page
 from pd_core.reporting.protocol_report import summarise
 from pd_core.reporting.results import keys_of
+from pd_core.training.teacher import class_vectors as vectors_stage
 
 ROOT = Path(__file__).parents[2]
 NAME = "embedded_digits"
@@ -35,12 +36,27 @@ def make(folder: Path) -> Path:
     """Run the stages of a data set of five classes, with tiny models."""
     data = folder / "data"
     prepared = tiny.prepared(data / "prepare" / NAME)
-    with tiny.quick_stages(*tiny.TRAININGS, "evaluation.evaluate"):
-        made = trainings.run_until_student(
-            data, prepared, tuning={"epochs": 2, "templates": 2},
-            distillation={"epochs": 2, "batch_size": 4},
+    large, small = tiny.weights(folder), tiny.weights(folder, seed=1)
+    teacher, vectors, student, evaluation = (
+        data / stage / NAME for stage in ("teacher", "class_vectors", "student", "evaluate")
+    )
+    with tiny.quick_stages(
+        "training.teacher.stage",
+        "training.teacher.class_vectors",
+        "training.student.stage",
+        "evaluation.evaluate",
+    ):
+        trainings.run_teacher(prepared, teacher, model="tiny", weights=large, epochs=2, templates=2)
+        vectors_stage.run(prepared, teacher, vectors, model="tiny", weights=large)
+        clip: dict[str, Any] = {"teacher_model": "tiny", "teacher_weights": large}
+        mine: dict[str, Any] = {"model": "tiny", "weights": small}
+        trainings.run_student(
+            prepared, teacher, vectors, student, epochs=2, batch_size=4, **mine, **clip
+        )
+        trainings.run_evaluate(
+            prepared, teacher, vectors, student, evaluation,
+            split="test", batch_size=8, **mine, **clip,
         )  # fmt: skip
-        trainings.run_evaluate(**made, out=data / "evaluate" / NAME, split="test", batch_size=8)
     return folder
 
 
@@ -59,7 +75,7 @@ def job(folder: Path, name: str) -> Job:
     weights = {"teacher": "tiny-0.safetensors", "student": "tiny-1.safetensors"}
     blocks = {
         stage: getattr(params, stage).model_copy(
-            update={"model": "tiny", "weights": str(folder / "data" / file)}
+            update={"model": "tiny", "weights": str(folder / file)}
         )
         for stage, file in weights.items()
     }
