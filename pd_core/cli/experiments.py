@@ -66,10 +66,10 @@ def benchmark(
     live = Live(view, console=console, refresh_per_second=1) if isinstance(view, _Screen) else None
     with live or nullcontext():
         datasets = run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
-    if failed := [one for one in datasets if one.state is State.FAILED]:
-        if any(one.status == EXIT_STATUS for one in failed):
+    if failed := [dataset for dataset in datasets if dataset.state is State.FAILED]:
+        if any(dataset.status == EXIT_STATUS for dataset in failed):
             raise Interrupted(TERMINATED)
-        listed = ", ".join(f"{one.name} in {one.stage or 'no stage'}" for one in failed)
+        listed = ", ".join(f"{dataset.name} in {dataset.stage or 'no stage'}" for dataset in failed)
         raise FailedRun(
             f"{len(failed)} of {len(datasets)} data sets failed ({listed}); all that they printed "
             f"is in '{LOGS}'; mend it, and start the same command again"
