@@ -219,6 +219,6 @@ def first_failed(
 def _transient_reason(ended: Ended) -> str:
     """Return why a command that failed may succeed the next time, or an empty string."""
     if ended.status == EXIT_STATUS or ended.status < 0 or was_cut_off(ended.output):
-        return "it was told to end"
+        return "it was interrupted"
     servers = unreachable()
     return f"no answer from {' and '.join(servers)} ({ended.reason})" if servers else ""

@@ -1,8 +1,8 @@
 """Flow that reruns changed data sets only: `python -m flows.refresh`, nightly by a schedule.
 
 DVC finds the stages that are not up to date, by parameters, code and fingerprints. Images that
-differ from their fingerprint are refused: somebody has to look at them, and to commit a new
-fingerprint, before anything is computed from them.
+differ from their fingerprint are refused until they have been checked and a new fingerprint has
+been committed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The agents' work pool, its queues and GPU slots, and recovery of killed flow runs.
 
-Each GPU is a concurrency limit of one on the server. Whoever holds the slot renews a lease: the
+Each GPU is a concurrency limit of one on the server. The holder of a slot renews a lease: the
 server frees the slot of a machine that died within a minute. An agent that is started again frees
 it at once, since each flow run records itself in a file of the clone: if the file is there and its
 process is not, the run was killed. Its slot is freed, and it is scheduled again, to resume.

@@ -28,21 +28,21 @@ def git(project: Path, *arguments: str, given: bytes = b"") -> bytes | None:
 
 def commit_of(project: Path, revision: str) -> str | None:
     """Return the commit that a revision names; None if it names none."""
-    asked = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    return _git(project, *asked) or None
+    command = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    return _git(project, *command) or None
 
 
 def contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str, bytes]]:
     """Read files of a commit, those that it has; paths are seen from the project."""
     top = _git(project, "rev-parse", "--show-toplevel") or ""
     inside = [os.path.relpath((project / path).resolve(), top) for path in paths]
-    asked = "".join(f"{commit}:{path}\n" for path in inside).encode()
-    answer = git(project, "cat-file", "--batch", given=asked) or b""
+    names = "".join(f"{commit}:{path}\n" for path in inside).encode()
+    output = git(project, "cat-file", "--batch", given=names) or b""
     for path in paths:
-        header, _, answer = answer.partition(b"\n")
+        header, _, output = output.partition(b"\n")
         if not header.endswith(b" missing"):
             kind, size = header.split()[-2:]
-            content, answer = answer[: int(size)], answer[int(size) + 1 :]
+            content, output = output[: int(size)], output[int(size) + 1 :]
             if kind == b"blob":
                 yield path, content
 
@@ -219,8 +219,8 @@ def peak_memory() -> float:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    answer = git(project, *arguments)
-    return None if answer is None else answer.decode().strip()
+    output = git(project, *arguments)
+    return None if output is None else output.decode().strip()
 
 
 def _file_md5(path: Path) -> str:

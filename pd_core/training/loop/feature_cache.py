@@ -41,14 +41,14 @@ class FeatureCache:
     half: bool = False
     on_note: OnNote = NO_HOOKS.on_note
 
-    def place(self, kind: str, decisive: Mapping[str, object]) -> Path:
+    def place(self, kind: str, values: Mapping[str, object]) -> Path:
         """Return the folder for tensors of a kind.
 
         Args:
             kind: readable part of the folder's name.
-            decisive: cache key, JSON values: everything that determines the tensors beside `key`.
+            values: cache key, JSON values: everything that determines the tensors beside `key`.
         """
-        text = json.dumps([self.key, decisive], sort_keys=True, default=str)
+        text = json.dumps([self.key, values], sort_keys=True, default=str)
         return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def read(self, place: Path, name: str) -> Tensor | None:
