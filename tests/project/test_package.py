@@ -31,7 +31,7 @@ def test_light_modules_import_nothing_heavy() -> None:
 
 
 def test_a_stage_imports_few_of_our_modules_and_neither_it_nor_prediction_imports_mlflow() -> None:
-    stage = "pd_core.training.student.stage, pd_core.pipeline.stages.caches, pd_core.mlops.tracking"
+    stage = "pd_core.training.student.stage, pd_core.pipeline.stages.jobs, pd_core.mlops.tracking"
     code = (
         f"import pd_core.cli.verbs, {stage}, sys; print(*sys.modules);"
         "import pd_core.mlops.predictor; print('mlflow' in sys.modules)"

@@ -16,7 +16,7 @@ from pd_core.core.errors import Interrupted, NoSpace
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.core.options import Precision
 from pd_core.pipeline import code_hash
-from pd_core.pipeline.stages import caches
+from pd_core.pipeline.stages import jobs as caches
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.training.loop.schedule import gaussian_weights

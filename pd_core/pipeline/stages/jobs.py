@@ -1,20 +1,29 @@
-"""Jobs: the folders, inputs and configurations of the stages of one data set."""
+"""Jobs: folders, inputs, configurations, checkpoints and caches of the stages of one data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pd_core.core.atomic import check_space
 from pd_core.core.config import ClipConfig, Clips, Compute, ComputeConfig, StagePaths
 from pd_core.core.errors import BadParams
 from pd_core.core.hooks import NO_HOOKS, Hooks, OnProgress
 from pd_core.data.catalog import fingerprint
+from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params
 from pd_core.training.student.config import FurtherTeacher
 from pd_core.training.teacher.config import TeacherConfig
+
+if TYPE_CHECKING:
+    from pd_core.training.loop.checkpoints import Checkpoints
+    from pd_core.training.loop.feature_cache import FeatureCache
+    from pd_core.training.loop.fit import Run
+
+# Another version may compute other bits, so a training does not resume with it.
+_VERSIONS = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +230,6 @@ def prepare(job: Job, *, on_progress: OnProgress | None = None) -> None:
 
 def teacher(job: Job, hooks: Hooks = NO_HOOKS) -> None:
     """Run the stage `teacher`."""
-    from pd_core.pipeline.stages.caches import run_of
     from pd_core.training.teacher import stage
 
     _check(job, "teacher")
@@ -247,7 +255,6 @@ def class_vectors(job: Job, *, on_progress: OnProgress | None = None) -> None:
 
 def student(job: Job, hooks: Hooks = NO_HOOKS) -> None:
     """Run the stage `student`."""
-    from pd_core.pipeline.stages.caches import run_of
     from pd_core.training.student import stage
 
     _check(job, "student")
@@ -278,7 +285,6 @@ def cross_validate(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:
 def tuned_student(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:
     """Run the stage `tuned_student`, the paper's main baseline."""
     from pd_core.evaluation import tuned_student as stage
-    from pd_core.pipeline.stages.caches import run_of
 
     _check(job, "tuned_student")
     return stage.run(
@@ -301,3 +307,58 @@ def _check(job: Job, name: str) -> None:
 
     own = job.params.prepare.own
     stage.check_pictures(job.prepared, job.params.name, own=own, data_root=job.data_root)
+
+
+def run_of(job: Job, stage: str, hooks: Hooks) -> Run:
+    """Return the surroundings of a training stage."""
+    from pd_core.training.loop.fit import Run
+
+    return Run(job.compute, hooks, checkpoints(job, stage, hooks), features(job, stage, hooks))
+
+
+def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:
+    """Return the checkpoints of a training, keyed by code, data and parameters."""
+    if job.checkpoints is None:
+        return None
+    from pd_core.training.loop.checkpoints import Checkpoints
+
+    run = job.params.run
+    key = {
+        "code": code_hash.of_stage(stage),
+        "data": {str(path): provenance.content_hash(path) for path in inputs(job, stage)},
+        "params": getattr(job.params, stage).model_dump(mode="json"),
+        "run": [
+            job.seed, job.device, run.threads, run.processes, run.precision, run.on_corrupt,
+            run.compile, run.features_precision,
+        ],
+        "versions": [provenance.version(name) for name in _VERSIONS],
+    }  # fmt: skip
+    return Checkpoints(
+        job.checkpoints / stage / output(job, stage).name,
+        key=provenance.params_hash(key),
+        minutes=run.checkpoint_minutes,
+        interrupted=hooks.interrupted,
+        on_note=hooks.on_note,
+    )
+
+
+def features(job: Job, stage: str, hooks: Hooks) -> FeatureCache | None:
+    """Return the cache of frozen-encoder features, keyed by code, versions and images."""
+    if job.features is None:
+        return None
+    from pd_core.training.loop.feature_cache import FeatureCache
+
+    run = job.params.run
+    key = {
+        "code": code_hash.of_stage(stage),
+        "pictures": provenance.content_hash(job.fingerprint) if job.fingerprint else None,
+        "run": [job.device, run.threads, run.processes, run.compile],
+        "versions": [provenance.version(name) for name in _VERSIONS],
+    }
+    return FeatureCache(
+        job.features,
+        key=provenance.params_hash(key),
+        limit=int(run.features_gb * 2**30),
+        half=run.features_precision == "fp16",
+        on_note=hooks.on_note,
+    )
