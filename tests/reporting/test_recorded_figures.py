@@ -190,9 +190,8 @@ def test_verbs_record_the_curves_that_the_stages_wrote_and_the_page(
     kept = files(store, runs["evaluate"].info.run_id, tmp_path / "evaluate")
     assert {*FIGURES, "predictions.json"} <= set(kept)
     page = files(store, runs["page"].info.run_id, tmp_path / "page")
-    assert set(page) == {
-        "report.html", "report.md", "report.json", f"calibration/{NAME}.svg"
-    }  # fmt: skip
+    report = {"report.html", "report.md", "report.json", f"calibration/{NAME}.svg"}
+    assert set(page) == {*report, tracking.LINEAGE_FILE}
     built = folder / "build" / "report" / "quickstart"
     assert page["report.html"] == (built / "report.html").read_text()
     people = json.loads((built / "report.json").read_text())["pages"][0]["people"]
