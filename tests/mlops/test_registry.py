@@ -240,8 +240,8 @@ def test_the_card_says_what_a_user_has_to_know(
     text = tracking.client(store).get_model_version("promptkd-greek", "1").description
     assert text is not None
     for phrase in (
-        "the teacher saw 32 labelled pictures of 2 of 3 classes",
-        "the student 300 pictures without labels",
+        "32 labelled images of 2 of 3 classes",
+        "300 images without labels",
         "| distilled student | 80.1 ± 7.8 | 70.0 ± 12.3 | 74.7 |",  # Wilson
         "1 of the classes had no labels at all",
         "Apache-2.0",
