@@ -239,6 +239,7 @@ def held_by(store: str, process: str = this_process(), silence: float = 0) -> No
         (f"{socket.gethostname()} 4194305 1.0", 0, False),  # a number beyond those of Linux
         (f"{socket.gethostname()} {os.getpid()} 1.0", 0, False),  # its number is given again
     ],
+    ids=["this", "elsewhere, seen lately", "elsewhere, silent", "no such number", "number reused"],
 )
 def test_a_holder_that_lives_is_respected_and_one_that_is_gone_passed_over(
     store: str, process: str, silence: float, *, lives: bool

@@ -147,6 +147,7 @@ def test_a_run_that_a_killed_process_left_is_marked_as_killed(store: str) -> Non
         ("elsewhere 1 1.0", "RUNNING"),
         (f"{socket.gethostname()} {os.getpid()} 1.0", "KILLED"),  # its number is given again
     ],
+    ids=["this", "elsewhere", "number reused"],
 )
 def test_a_run_is_left_alone_as_long_as_its_process_may_live(
     store: str, process: str, status: str
