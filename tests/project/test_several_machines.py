@@ -5,6 +5,7 @@ for a machine: what they share goes through the servers.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,14 +164,19 @@ def test_no_secret_is_in_any_record(machines: Machines) -> None:
         assert SECRET not in (folder / "config.local").read_text()
 
 
+def computed(output: str) -> set[str]:
+    """Return the stages that DVC has run rather than taken from its cache or the remote."""
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
 def test_another_machine_gets_all_stages_without_computing_any(
     machines: Machines, tmp_path: Path
 ) -> None:
     before = promptkd_repro(machines, tmp_path / "third", machines.start)  # by the run cache alone
-    assert "Running stage" not in before
+    assert computed(before) <= {"code"}  # each machine hashes its own code
     head = git(machines.coordinator, "rev-parse", "HEAD")
     after = promptkd_repro(machines, tmp_path / "fourth", head)
-    assert "Running stage" not in after
+    assert computed(after) <= {"code"}  # each machine hashes its own code
     clones = (machines.coordinator, tmp_path / "third", tmp_path / "fourth")
     for name in DATASETS:
         for stage in STAGES:
@@ -193,4 +199,4 @@ def test_plain_dvc_works_as_well(machines: Machines, tmp_path: Path) -> None:
         ["repro", "--pull", *WANTED[:1]],
     ):
         output = run(folder, *DVC, *command, **keys)
-    assert "Running stage" not in output
+    assert computed(output) <= {"code"}  # each machine hashes its own code
