@@ -16,7 +16,7 @@ from pd_core.core.errors import Interrupted, NoSpace
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.core.options import Precision
 from pd_core.pipeline import code_hash
-from pd_core.pipeline.stages import jobs as caches
+from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.training.loop.schedule import gaussian_weights
@@ -230,7 +230,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def key_of(job: Job, stage: str) -> str:
-    made = caches.checkpoints(job, stage, NO_HOOKS)
+    made = jobs.checkpoints(job, stage, NO_HOOKS)
     assert made is not None
     assert made.folder == Path(job.checkpoints or "") / stage / "embedded_digits"
     return made.key
@@ -282,4 +282,4 @@ def test_they_are_known_by_the_code_of_their_stage(
 
 
 def test_a_job_without_a_place_for_them_keeps_none(job: Job) -> None:
-    assert caches.checkpoints(replace(job, checkpoints=None), "teacher", NO_HOOKS) is None
+    assert jobs.checkpoints(replace(job, checkpoints=None), "teacher", NO_HOOKS) is None
