@@ -13,6 +13,7 @@ from pd_core.data.loading.splits import (
     Splits,
     base_and_novel,
     base_count,
+    clean_path,
     few_shot,
     few_shot_split,
     is_picture,
@@ -215,3 +216,13 @@ def test_a_label_with_two_names_is_refused() -> None:
 def test_images_are_known_by_their_suffix_and_hidden_files_are_none() -> None:
     names = ["a.JPG", "b.png", ".c.png", "d.txt", "png"]
     assert [name for name in names if is_picture(name)] == ["a.JPG", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("path", "clean"),
+    [("a/b.png", "a/b.png"), ("./a//b", "a/b"), (".", None), ("..", None)],
+)
+def test_paths_are_cleaned_and_those_that_name_no_file_below_are_refused(
+    path: str, clean: str | None
+) -> None:
+    assert clean_path(path) == clean
