@@ -22,7 +22,7 @@ from pd_core.core.artifacts import write_json, write_text, write_weights
 from pd_core.core.errors import missing
 from pd_core.core.hooks import OnProgress
 from pd_core.core.options import Precision
-from pd_core.data.catalog import embedded
+from pd_core.data.catalog import embedded, glyphs
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import read_prepared
@@ -38,7 +38,7 @@ _TEMPLATES: tuple[str, ...] = tuple(
 )
 # The benchmark's own prompt, and the name alone, come up more often than any other template.
 _COMMON_TEMPLATES = ("a photo of a {}.", "{}")
-_DIGIT_NAMES = tuple(embedded.character_name(digit) for digit in "0123456789")
+_DIGIT_NAMES = tuple(glyphs.character_name(digit) for digit in "0123456789")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Corpus:
 
 def training_names() -> tuple[str, ...]:
     """Return the names of all characters in the pre-training fonts, sorted."""
-    chars = frozenset().union(*(embedded.characters(font) for font in embedded.PRETRAINING_FONTS))
-    return tuple(sorted(embedded.character_name(char) for char in chars))
+    chars = frozenset().union(*(glyphs.characters(font) for font in glyphs.PRETRAINING_FONTS))
+    return tuple(sorted(glyphs.character_name(char) for char in chars))
 
 
 def write_merges(path: Path) -> None:
@@ -108,14 +108,14 @@ def build_corpus() -> Corpus:
     favoured: list[int] = []
     blocks = [block for row in embedded.DOMAINS.values() for block in row.blocks]
     blocks.append((ord("0"), ord("9")))
-    for font in embedded.PRETRAINING_FONTS:
-        for char in sorted(embedded.characters(font)):
-            master = embedded.render(char, font)
-            if not embedded.has_ink(master):
+    for font in glyphs.PRETRAINING_FONTS:
+        for char in sorted(glyphs.characters(font)):
+            master = glyphs.render(char, font)
+            if not glyphs.has_ink(master):
                 continue
             if any(low <= ord(char) <= high for low, high in blocks):
                 favoured.append(len(masters))
-            character_of.append(index.setdefault(embedded.character_name(char), len(index)))
+            character_of.append(index.setdefault(glyphs.character_name(char), len(index)))
             masters.append(master)
     stack = np.stack(masters)
     owners = np.array(character_of)

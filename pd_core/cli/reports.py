@@ -102,11 +102,11 @@ def page(
     folder = PAGES / params.profile.name
     compute_with(params.run.threads)
     from pd_core.reporting import page as stage
-    from pd_core.reporting import page_dataset
+    from pd_core.reporting import page_content, page_dataset, page_models
 
     if measure:
         job = next(iter(stage.evaluated_jobs(jobs) or jobs.values()))
-        page_dataset.measure_speed(job, folder)
+        page_models.measure_speed(job, folder)
     store = open_store() if record else None
     with _recorded("page", params, store, deps=[DATA / "evaluate"], outs=[]) as run:
         content = stage.gather(
@@ -117,7 +117,7 @@ def page(
             protocols=protocols.REPORT,
             baselines=list(params.tuned_student),
         )
-        path = stage.write(content, folder)
+        path = page_content.write(content, folder)
         for suffix in (".html", ".md", ".json"):
             run.log_file(path.with_suffix(suffix))
         run.add(page_dataset.calibration_errors(content.pages))
@@ -148,10 +148,11 @@ def _recorded(
 
 def compare(first: Reference, second: Reference, as_json: AsJson = False) -> None:
     """Compare the parameters and metrics of two states, with significance tests."""
-    from pd_core.reporting import comparison
+    from pd_core.reporting.comparison import compare as compared
+    from pd_core.reporting.comparison_sources import find_side
 
-    sides = [comparison.find_side(given, Path.cwd(), open_store) for given in (first, second)]
-    result = comparison.compare(*sides)
+    sides = [find_side(given, Path.cwd(), open_store) for given in (first, second)]
+    result = compared(*sides)
     if as_json:
         print_json(result.as_dict())
         return

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from pd_core.core.errors import UnknownName
-from pd_core.data.catalog import embedded
-from pd_core.data.catalog import embedded as glyphs
+from pd_core.data.catalog import embedded, glyphs
 from pd_core.data.loading.splits import Splits
 
 NAMES = [*embedded.DOMAINS, *embedded.VARIANTS]
@@ -72,7 +71,7 @@ def test_pictures_are_drawn_with_held_out_fonts_only(
         used.add(font)
         return render(char, font)
 
-    monkeypatch.setattr(glyphs, "render", watched)
+    monkeypatch.setattr(embedded, "render", watched)
     embedded.build("embedded_greek", tmp_path)
     assert used == set(glyphs.HELD_OUT_FONTS)
 

@@ -20,7 +20,7 @@ from pd_core.evaluation import metrics
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
-from pd_core.reporting.page_dataset import cost_of, image_operations
+from pd_core.reporting.page_models import cost_of, image_operations
 
 CLASSES = 7
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.acquire.verify import decode_all
-from pd_core.data.catalog import annotations, readers
-from pd_core.data.catalog.annotations import read_json, read_matlab
+from pd_core.data.catalog import label_files, readers
 from pd_core.data.catalog.catalogue import OwnImages
+from pd_core.data.catalog.label_files import read_json, read_matlab
 from pd_core.data.loading import decode
 from pd_core.data.loading.decode import ImageStore
 
@@ -175,7 +175,7 @@ def test_a_hostile_list_cannot_open_what_is_elsewhere(
 def test_label_files_beyond_the_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(annotations, "MAX_BYTES", 1000)
+    monkeypatch.setattr(label_files, "MAX_BYTES", 1000)
     for name in ("a.json", "a.mat"):
         (tmp_path / name).write_bytes(b" " * 1001)
     with pytest.raises(BadData, match="has 1001 bytes, more than the 1000"):
@@ -224,7 +224,7 @@ def test_a_matlab_file_that_claims_or_unpacks_to_too_much_is_refused(
     with pytest.raises(BadData, match="claims 2147483648 bytes, 100 are left"):
         read_matlab(file, "labels")
 
-    monkeypatch.setattr(annotations, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(label_files, "MAX_BYTES", 10_000)
     file.write_bytes(HEADER + element(15, zlib.compress(bytes(20_000))))
     with pytest.raises(BadData, match="unpacks to more than 10000 bytes"):
         read_matlab(file, "labels")

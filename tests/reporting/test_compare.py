@@ -14,7 +14,8 @@ from git_repository import commit
 from scipy import stats
 
 from pd_core.core.errors import MissingFile
-from pd_core.reporting.comparison import Comparison, MetricDifference, compare, find_side
+from pd_core.reporting.comparison import Comparison, MetricDifference, compare
+from pd_core.reporting.comparison_sources import find_side
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("arrows", "digits", "greek", "latin")

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from pd_core.cli import verbs
 from pd_core.core.errors import UnknownName
 from pd_core.mlops import tracking
-from pd_core.reporting.comparison import Comparison, compare, find_side
+from pd_core.reporting.comparison import Comparison, compare
+from pd_core.reporting.comparison_sources import find_side
 
 NAME = "greek"
 FIRST, SECOND = evaluation(skill=1.0, seed=1), evaluation(skill=1.6, seed=2)

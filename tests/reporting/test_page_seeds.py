@@ -14,7 +14,7 @@ from page_project import NAME, PROTOCOLS, ROOT, job, protocols
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import REPORT
-from pd_core.reporting import figures
+from pd_core.reporting import figures, page_content
 from pd_core.reporting import page as pages
 from pd_core.reporting.page import Page, paper
 
@@ -50,16 +50,16 @@ def cells(text: str, start: str) -> list[str]:
 
 def section(page: Page, heading: str) -> str:
     """Return what Markdown has under a heading."""
-    return pages.markdown(page).split(f"# {heading}", 1)[1].split("\n#", 1)[0]
+    return page_content.markdown(page).split(f"# {heading}", 1)[1].split("\n#", 1)[0]
 
 
 def test_markdown_and_html_show_every_protocol_with_the_spread_of_its_seeds() -> None:
     protocols(Path.cwd(), seeds=(1, 2, 5))
     page = gather()
-    text = pages.markdown(page)
+    text = page_content.markdown(page)
     part = text[text.index("## Protocols and seeds") : text.index("## Cost")]
     golden.check("page_seeds.md", part.replace("\N{NO-BREAK SPACE}", " "))
-    html = pages.html(page)
+    html = page_content.html(page)
     numbers = re.findall(r"\d+\.\d\d ±\N{NO-BREAK SPACE}\d+\.\d\d", part)
     assert numbers
     assert all(number in html for number in numbers)
@@ -68,15 +68,15 @@ def test_markdown_and_html_show_every_protocol_with_the_spread_of_its_seeds() ->
 def test_a_single_seed_has_no_spread() -> None:
     protocols(Path.cwd(), seeds=(4,))
     page = gather()
-    assert "One seed: 4." in pages.html(page)
-    for text in (pages.html(page), pages.markdown(page)):
+    assert "One seed: 4." in page_content.html(page)
+    for text in (page_content.html(page), page_content.markdown(page)):
         assert "±" not in text
         assert "Distilled student over zero-shot student: +2" in text
 
 
 def test_a_seed_that_is_far_off_is_named() -> None:
     protocols(Path.cwd(), wild=11.0)
-    lines = pages.about_protocol(gather(), Protocol.ALL_CLASSES)
+    lines = page_content.about_protocol(gather(), Protocol.ALL_CLASSES)
     (line,) = (line for line in lines if line.startswith("Outlier"))
     assert "Handwritten digits" in line
     assert "distilled student, seed 3" in line
@@ -97,7 +97,7 @@ def _marks(svg: str, colour: str) -> int:
 
 def test_what_was_not_run_is_said_with_the_command_that_runs_it() -> None:
     page = gather()
-    for text in (pages.html(page), pages.markdown(page)):
+    for text in (page_content.html(page), page_content.markdown(page)):
         assert "Not run. `cd protocols &amp;&amp; dvc repro`" in text.replace("&&", "&amp;&amp;")
 
 
@@ -147,18 +147,18 @@ def _path() -> Path:
 
 
 def _noted(page: Page) -> None:
-    (note,) = pages.about_seeds(page)
+    (note,) = page_content.about_seeds(page)
     assert note.startswith("Protocols and seeds are left out: ")
     assert "run `cd protocols && dvc repro report`" in note
     assert "\n" not in note
-    for text in (pages.html(page), pages.markdown(page)):
+    for text in (page_content.html(page), page_content.markdown(page)):
         assert "are left out: " in text
         assert "## Cost" in text or "Provenance" in text
 
 
 def test_json_has_the_whole_summary() -> None:
     summary = protocols(Path.cwd())
-    path = pages.write(gather(), Path("build"))
+    path = page_content.write(gather(), Path("build"))
     content = json.loads(path.with_suffix(".json").read_text())
     assert content["seeds"]["summary"] == json.loads(json.dumps(summary))
 
@@ -208,4 +208,4 @@ def test_a_profile_without_the_papers_source_has_nothing_beside_the_papers_other
     protocols(Path.cwd())
     page = gather()
     assert page.across == {}
-    assert "93.61" not in pages.html(page)
+    assert "93.61" not in page_content.html(page)

@@ -28,7 +28,7 @@ from pd_core.pipeline.provenance import content_hash
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting import page as pages
-from pd_core.reporting import page_dataset
+from pd_core.reporting import page_content, page_models
 from pd_core.reporting.page import Page, paper
 
 Gather = Callable[[], Page]
@@ -67,7 +67,7 @@ def test_a_data_set_that_is_not_prepared_here_has_its_row_and_a_note_in_place_of
     assert NAME in page.summary["datasets"]
     (note,) = page.notes
     assert note.startswith(f"{NAME} has no section: ")
-    assert f"{NAME} has no section" in pages.markdown(page)
+    assert f"{NAME} has no section" in page_content.markdown(page)
 
 
 def test_accuracy_and_confusion_are_those_of_the_predictions(project: Path, gather: Gather) -> None:
@@ -75,7 +75,7 @@ def test_accuracy_and_confusion_are_those_of_the_predictions(project: Path, gath
     (page,) = content.pages
     rows = predictions(project)
     labels = [row["label"] for row in rows]
-    path = pages.write(content, project / "build")
+    path = page_content.write(content, project / "build")
     written = json.loads(path.with_suffix(".json").read_text())
     assert written["summary"]["datasets"][NAME] == content.summary["datasets"][NAME]
     for model, result in page.people.items():
@@ -106,9 +106,9 @@ def test_the_gallery_has_the_predictions_of_evaluate(project: Path, gather: Gath
 
 def test_a_data_set_that_was_not_run_has_a_row(gather: Gather) -> None:
     page = gather()
-    assert "1 of 2 data sets run" in pages.html(page)
+    assert "1 of 2 data sets run" in page_content.html(page)
     line = "| Greek letters, neon | not run | not run | not run | not run |"
-    assert line in pages.markdown(page)
+    assert line in page_content.markdown(page)
 
 
 def test_missing_pictures_leave_the_counts_and_are_noted(project: Path, gather: Gather) -> None:
@@ -157,10 +157,10 @@ def test_where_no_test_image_has_a_label_accuracy_is_unknown(project: Path, gath
     metrics = {"accuracy": "unknown", **agreement}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     page = gather()
-    text = pages.markdown(page)
+    text = page_content.markdown(page)
     assert "accuracy unknown, no labelled test images; the student agrees with its teacher" in text
     assert page.pages[0].people == {}
-    assert "accuracy unknown" in pages.html(page)
+    assert "accuracy unknown" in page_content.html(page)
 
 
 def test_outputs_are_compared_with_what_dvc_recorded(gather: Gather) -> None:
@@ -190,7 +190,7 @@ def test_no_login_in_the_parameters_reaches_the_page(project: Path, gather: Gath
     with (project / "params.yaml").open("a") as file:
         file.write("# mirror: https://me:hunter22secret@example.org/data\n")
     page = gather()
-    pages.write(page, project / "build")
+    page_content.write(page, project / "build")
     for path in (project / "build").glob("report.*"):
         assert "hunter22secret" not in path.read_text()
         assert "example.org/data" in path.read_text()
@@ -199,24 +199,24 @@ def test_no_login_in_the_parameters_reaches_the_page(project: Path, gather: Gath
 def test_names_are_shown_as_they_are_written(gather: Gather) -> None:
     page = gather()
     odd = replace(page.pages[0], title="<b>x</b> & y", classes=("a|b", "<i>", "c", "d", "e"))
-    text = pages.html(replace(page, pages=(odd,)))
+    text = page_content.html(replace(page, pages=(odd,)))
     assert "<b>x</b> &" not in text
     assert "<i>" not in text
     assert "&lt;i&gt;" in text
-    assert "a\\|b" in pages.markdown(replace(page, pages=(odd,)))
+    assert "a\\|b" in page_content.markdown(replace(page, pages=(odd,)))
 
 
 @pytest.mark.parametrize(("model", "row"), [("tiny", "| 100 | 321 |"), ("ViT-B/16", "| – | – |")])
 def test_measured_times_are_kept_beside_the_page_and_shown_for_the_same_model(
     project: Path, gather: Gather, model: str, row: str
 ) -> None:
-    assert "| images a second | – | – |" in pages.markdown(gather())
+    assert "| images a second | – | – |" in page_content.markdown(gather())
     speeds = {
-        name: vars(page_dataset.Speed(model, rate, 20.0, "CPU", 1, 32))
+        name: vars(page_models.Speed(model, rate, 20.0, "CPU", 1, 32))
         for name, rate in (("teacher", 100.0), ("student", 321.0))
     }
-    (project / "build" / page_dataset.SPEED_FILE).write_text(json.dumps(speeds))
-    assert f"| images a second {row}" in pages.markdown(gather())
+    (project / "build" / page_models.SPEED_FILE).write_text(json.dumps(speeds))
+    assert f"| images a second {row}" in page_content.markdown(gather())
 
 
 def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather: Gather) -> None:
@@ -225,8 +225,8 @@ def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather
     write_sums(split.parent)
     (page,) = gather().pages
     assert page.base_count == len(page.classes)
-    assert "novel" not in pages.about_dataset(page)
-    heads = [column.head for column in pages.class_table(page).heads]
+    assert "novel" not in page_content.about_dataset(page)
+    heads = [column.head for column in page_content.class_table(page).heads]
     assert heads == ["class", "images", "teacher", "student"]
 
 
@@ -289,10 +289,10 @@ def test_teacher_and_student_are_measured_each_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)  # whose params.yaml names the weights from there
-    found = page_dataset.measure_speed(untrained(tmp_path), tmp_path / "build")
+    found = page_models.measure_speed(untrained(tmp_path), tmp_path / "build")
     assert set(found) == {"teacher", "student"}
     assert all(one.images_per_second > 1 and one.mebibytes > 1 for one in found.values())
-    assert page_dataset.read_speed(tmp_path / "build") == found
+    assert page_models.read_speed(tmp_path / "build") == found
 
 
 @pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -301,7 +301,7 @@ def test_to_measure_what_is_not_there_is_refused_in_one_line(
 ) -> None:
     if not alone:  # a process of its own takes seconds
         monkeypatch.setattr(
-            page_dataset, "ProcessPoolExecutor", lambda _, **__: ThreadPoolExecutor(1)
+            page_models, "ProcessPoolExecutor", lambda _, **__: ThreadPoolExecutor(1)
         )
     shutil.copy(ROOT / "params.yaml", tmp_path)
     done = promptkd(tmp_path, "page", "--measure")

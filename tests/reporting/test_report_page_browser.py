@@ -18,9 +18,10 @@ from PIL import Image
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import metrics
-from pd_core.reporting import page as pages
+from pd_core.reporting import page_content
 from pd_core.reporting.page import AVERAGE, across, beside, paper
-from pd_core.reporting.page_dataset import TRAINED, DatasetPage, Gallery, Result
+from pd_core.reporting.page_dataset import DatasetPage, Gallery, Result
+from pd_core.reporting.page_models import TRAINED
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -91,7 +92,7 @@ def _eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
         beside_seeds=page.seeds.seeds,
         across=across(measured, "imagenet", names),
     )
-    return pages.write(whole, made / "build")
+    return page_content.write(whole, made / "build")
 
 
 @pytest.fixture(scope="module", name="tab")

@@ -27,13 +27,10 @@ from pd_core.data.catalog.annotations import (
     labelled,
     listing,
     read_annotations,
-    read_json,
-    read_lines,
-    read_split_file,
-    read_text,
 )
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout, OwnImages, is_list
 from pd_core.data.catalog.fingerprint import walk
+from pd_core.data.catalog.label_files import read_json, read_lines, read_split_file, read_text
 from pd_core.data.loading.splits import (
     Item,
     Items,
