@@ -204,7 +204,7 @@ def _only_model(names: Sequence[str]) -> str:
 
 def _user() -> str:
     """Return user and machine, and the name in git."""
-    from pd_core.mlops.tracking.recorder import user_name
+    from pd_core.mlops.tracking.nesting import user_name
 
     values = [git(Path(), "config", key) or b"" for key in ("user.name", "user.email")]
     name = " ".join(filter(None, (value.decode().strip() for value in values)))

@@ -35,7 +35,7 @@ from pd_core.mlops.registry import lock, promotion
 from pd_core.mlops.registry.gate import Check
 from pd_core.mlops.registry.lock import Busy
 from pd_core.mlops.registry.promotion import State
-from pd_core.mlops.tracking.recorder import this_process
+from pd_core.mlops.tracking.nesting import this_process
 
 __all__ = ["good", "store"]  # fixtures
 

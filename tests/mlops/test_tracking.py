@@ -17,7 +17,7 @@ from tracked import COMMIT, runs, stage, store
 
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.mlops import tracking
-from pd_core.mlops.tracking import lineage_of, recorder
+from pd_core.mlops.tracking import lineage_of, nesting, recorder
 from pd_core.pipeline import provenance
 
 __all__ = ["store"]  # a fixture
@@ -89,12 +89,12 @@ def test_a_stage_is_one_run_with_parameters_epochs_files_and_lineage(
     ours = {key: value for key, value in stored.data.tags.items() if not key.startswith("mlflow.")}
     assert ours == {
         "level": "stage", "stage": "teacher", "dataset": "greek", "seed": "7",
-        "protocol": "base_to_novel", "process": recorder.this_process(),
+        "protocol": "base_to_novel", "process": nesting.this_process(),
         "lineage": lineage.digest(),
     }  # fmt: skip
     source = [stored.data.tags[f"mlflow.source.{part}"] for part in ("name", "type")]
     assert source == ["promptkd teacher", "LOCAL"]
-    assert stored.info.user_id == stored.data.tags["mlflow.user"] == recorder.user_name()
+    assert stored.info.user_id == stored.data.tags["mlflow.user"] == nesting.user_name()
     assert stored.data.metrics["student/hm"] == 71.5
     assert stored.data.metrics["seconds"] > 0
     points = client.get_metric_history(run.run_id, "loss")

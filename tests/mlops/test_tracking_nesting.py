@@ -15,7 +15,7 @@ from tracked import COMMIT, EXPERIMENT, PARENT, ran, runs, stage, store
 
 from pd_core.core.errors import BadParams, Interrupted
 from pd_core.mlops import tracking
-from pd_core.mlops.tracking import recorder
+from pd_core.mlops.tracking import nesting, recorder
 from pd_core.pipeline import provenance
 
 __all__ = ["store"]  # a fixture
@@ -122,7 +122,7 @@ def left_running(store: str, process: str) -> str:
     run_id = ran(store)
     client = tracking.client(store)
     client.update_run(run_id, "RUNNING")
-    client.set_tag(run_id, recorder.PROCESS, process)
+    client.set_tag(run_id, nesting.PROCESS, process)
     return run_id
 
 
@@ -143,7 +143,7 @@ def test_a_run_that_a_killed_process_left_is_marked_as_killed(store: str) -> Non
 @pytest.mark.parametrize(
     ("process", "status"),
     [
-        (recorder.this_process(), "RUNNING"),
+        (nesting.this_process(), "RUNNING"),
         ("elsewhere 1 1.0", "RUNNING"),
         (f"{socket.gethostname()} {os.getpid()} 1.0", "KILLED"),  # its number is given again
     ],
@@ -178,10 +178,10 @@ def test_eight_that_look_at_once_without_a_lock_agree_by_the_second_look(store: 
     clients = [tracking.client(store) for _ in range(8)]
     experiment = tracking.experiment_id(clients[0], store, EXPERIMENT)
     for commit in map(str, range(5)):
-        looks = [recorder._Nesting(client, experiment, "greek", commit) for client in clients]
+        looks = [nesting.Nesting(client, experiment, "greek", commit) for client in clients]
         with ThreadPoolExecutor(8) as threads:
             for _ in range(2):
-                list(threads.map(recorder._Nesting.find_or_create, looks))
+                list(threads.map(nesting.Nesting.find_or_create, looks))
         (above,) = {look.above for look in looks}
         (benchmark,) = runs(store, level="benchmark", **{COMMIT: commit})
         (dataset,) = runs(store, level="dataset", **{COMMIT: commit})

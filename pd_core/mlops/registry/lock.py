@@ -28,7 +28,7 @@ from pd_core.core.errors import PdError
 from pd_core.mlops import tracking
 from pd_core.mlops.registry import ignoring, refusals
 from pd_core.mlops.tracking import SQLITE
-from pd_core.mlops.tracking.recorder import is_running, this_process
+from pd_core.mlops.tracking.nesting import is_running, this_process
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

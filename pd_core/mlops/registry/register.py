@@ -26,7 +26,7 @@ from pd_core.mlops.bundle import Metrics
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.registry import DISTILLED, FILES, KIND, ignoring, model_name, refusals
 from pd_core.mlops.tracking import COMMIT, LINEAGE, milliseconds, write_lineage
-from pd_core.mlops.tracking.recorder import source_tags
+from pd_core.mlops.tracking.nesting import source_tags
 from pd_core.models.portable.student import DESCRIPTION, PortableStudent
 from pd_core.pipeline import provenance
 from pd_core.pipeline.provenance import Lineage
