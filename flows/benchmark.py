@@ -30,6 +30,7 @@ from flows.commands import DataSet, check_server, command
 from flows.distill import distill_dataset
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline import provenance
+from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import PARAMS, load_params
 
@@ -229,7 +230,8 @@ def _gather(
         Rows about the stages, and reasons of a failure.
     """
     planned = [stage for name in names for stage in pipeline.plan(graph, name)]
-    report = [stage for stage in graph if "@" not in stage] if with_report else []
+    ends = [stage for stage in graph if "@" not in stage and stage != CODE]
+    report = ends if with_report else []
     groups = {"gather": pipeline.ends(graph, planned), "report": report}
     rows: list[artifacts.Row] = []
     shared = load_settings().dvc_remote is not None

@@ -77,7 +77,7 @@ def get_json(url: str, path: str) -> dict[str, Any]:
         reason = f"status {response.status_code} {detail}".rstrip()
     except requests.JSONDecodeError:
         reason = f"status {response.status_code} not a JSON object"
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # of urllib3: a malformed host
         reason = type(error).__name__
     raise PdError(f"no report from '{address}' ({reason}); is `promptkd serve` running there?")
 

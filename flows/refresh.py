@@ -28,7 +28,7 @@ from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import Layout
 from pd_core.data.catalog.prepare import spec_of
 from pd_core.data.catalog.readers import sources
-from pd_core.pipeline.code_hash import CODE
+from pd_core.pipeline.code_hash import CODE, is_current
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
@@ -77,7 +77,8 @@ def find_changes(profile_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
     """
     graph = pipeline.read_graph(profile_dir)
     names = pipeline.choose(graph)
-    if CODE in graph:  # the other stages depend on its hashes
+    # The other stages depend on its hashes. DVC fails if one of them is running and reads them.
+    if CODE in graph and not is_current(profile_dir / DATA / CODE):
         pipeline.ask_dvc(profile_dir, "repro", "--single-item", CODE)
     params = load_params(profile_dir / PARAMS)
     changes = changed(json.loads(pipeline.ask_dvc(profile_dir, "status", "--json")), names)

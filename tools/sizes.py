@@ -78,7 +78,7 @@ def docstrings() -> list[str]:
         for node in ast.walk(_tree(path)):
             if isinstance(node, _Documented):
                 text = ast.get_docstring(node) or ""
-                if text.split(maxsplit=1)[:1] and text.split()[0] in QUESTIONS:
+                if {*text.split(maxsplit=1)[:1]} & {*QUESTIONS}:
                     line = node.body[0].lineno
                     places.append(f"{path.relative_to(ROOT)}:{line} {text.splitlines()[0]}")
     return places

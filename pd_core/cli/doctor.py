@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from threading import Thread
 
 import typer
 
-from pd_core.cli.common import AsJson
+from pd_core.cli.common import AsJson, print_json
 from pd_core.core.artifacts import SUMS, check_sum
 from pd_core.core.atomic import existing, readable
 from pd_core.core.config import ClipConfig
@@ -25,7 +24,7 @@ from pd_core.core.errors import PdError
 from pd_core.data.acquire.sources import source_names, weight_names
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec, own_spec
-from pd_core.pipeline.provenance import git, version
+from pd_core.pipeline.provenance import ABSENT, git, version
 from pd_core.pipeline.redaction import ENV_FILE, masked, variables
 from pd_core.pipeline.settings import Settings, load_settings, variable_names
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
@@ -99,7 +98,7 @@ def doctor(as_json: AsJson = False) -> None:
             if not as_json:
                 typer.echo(_line(result))
     if as_json:
-        typer.echo(json.dumps([asdict(result) for result in results], indent=2))
+        print_json([asdict(result) for result in results])
     if any(result.status is Status.WRONG for result in results):
         raise typer.Exit(1)
 
@@ -182,6 +181,9 @@ def packages(constraints: Path) -> Result:
     text = constraints.read_text("utf-8") if constraints.is_file() else ""
     pins = {re.sub(r"[-_.]+", "-", name).lower(): pin for name, pin in _PIN.findall(text)}
     installed = {name: version(name).partition("+")[0] for name in _PACKAGES}  # no "+cu130"
+    if absent := [name for name, number in installed.items() if number == ABSENT]:
+        message = f"{', '.join(absent)} not installed"
+        return wrong("packages", message, "run `pip install -c constraints.txt -e .`")
     other = [
         f"{name} is {installed[name]}, pinned is {pins[name]}"
         for name in installed
@@ -214,7 +216,8 @@ def settings() -> Iterator[Result]:
             remedy = f"write {close[0]}, or remove it" if close else "remove it"
             yield warning("settings", f"{name} is no setting", remedy)
     if ENV_FILE.is_file():
-        if git(Path(), "status", "--porcelain", "--", str(ENV_FILE)):
+        not_ignored = ("ls-files", "--cached", "--others", "--exclude-standard")
+        if git(Path(), *not_ignored, "--", str(ENV_FILE)):
             remedy = f"add a line {ENV_FILE} to .gitignore"
             yield wrong("settings", f"git does not ignore '{ENV_FILE}'", remedy)
         if ENV_FILE.stat().st_mode & _OTHERS_MAY_READ:
@@ -269,10 +272,10 @@ def data(specs: Sequence[DatasetSpec], data_root: Path, project: Path) -> Iterat
         elif not path.is_file():
             remedy = f"run `promptkd data fingerprint {spec.name}` and commit '{path}'"
             yield wrong(subject, "has no fingerprint", remedy)
-        elif spec.layout is Layout.EMBEDDED:
-            embedded += 1
         elif (problem := _unreadable(path, spec.name)) is not None:
             yield wrong(subject, *problem)
+        elif spec.layout is Layout.EMBEDDED:
+            embedded += 1
         elif git(path.parent, "status", "--porcelain", "--", path.name):
             yield warning(subject, "its fingerprint is not committed", f"commit '{path}'")
         else:

@@ -62,6 +62,9 @@ def _mlflow_login(uri: str) -> str | None:
 
 
 def _local_database(path: Path) -> Result:
+    if not os.access(path if path.exists() else existing(path.parent), os.W_OK):
+        remedy = "make it writable, or set PD_MLFLOW_TRACKING_URI"
+        return wrong("MLflow", f"'{path}' cannot be written", remedy)
     if not path.exists():
         return ok("MLflow", f"the first stage will make '{path}'")
     address = f"{path.as_uri()}?mode=ro"
@@ -82,7 +85,7 @@ def dvc_remote(settings: Settings) -> Result:
     """
     root, location = dvc.root(), settings.dvc_remote
     if location is None:
-        if (root / ".dvc" / "config").read_text("utf-8").find("remote") >= 0:
+        if "remote" in (root / ".dvc" / "config").read_text("utf-8"):
             return ok("DVC remote", "DVC's own settings name it")
         remedy = "PD_DVC_REMOTE gives `promptkd push` a place for copies"
         return warning("DVC remote", "none: results are on this disk only", remedy)

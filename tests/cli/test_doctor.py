@@ -27,6 +27,7 @@ from pd_core.core.errors import BadParams, MissingFile, PdError
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import OwnImages, dataset_spec, own_spec
 from pd_core.mlops import tracking
+from pd_core.pipeline.provenance import ABSENT, version
 from pd_core.pipeline.settings import Settings
 
 __all__ = ["endpoint"]  # a fixture
@@ -127,6 +128,14 @@ def test_another_version_than_the_pinned_one_is_a_warning() -> None:
     assert "pinned is 1.0, mlflow is" in other.message
 
 
+def test_a_package_that_is_not_installed_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        checks, "version", lambda name: ABSENT if name == "torch" else version(name)
+    )
+    result = checks.packages(Path("constraints.txt"))
+    assert (result.status, result.message) == (Status.WRONG, "torch not installed")
+
+
 def test_a_folder_that_git_does_not_track_is_wrong(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +196,10 @@ def test_a_file_of_secrets_that_git_would_take_or_others_may_read_is_named(place
     Path(".env").chmod(0o600)
     assert only(checks.settings()).status is Status.OK
 
+    git(place, "add", "--force", ".env")
+    git(place, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "secrets")
+    assert next(iter(checks.settings())).status is Status.WRONG
+
 
 def test_a_data_set_that_is_not_there_is_wrong_and_embedded_ones_are_one_line(place: Path) -> None:
     target = fingerprint.path_of("embedded_greek", place)
@@ -199,6 +212,9 @@ def test_a_data_set_that_is_not_there_is_wrong_and_embedded_ones_are_one_line(pl
     assert (dtd.subject, dtd.status) == ("data dtd", Status.WRONG)
     assert dtd.remedy == "run `promptkd data fetch dtd`, or correct PD_DATA_ROOT"
     assert embedded.status is Status.OK
+
+    target.write_text("{}")
+    assert only(checks.data(specs[:1], place / "raw", place)).status is Status.WRONG
 
 
 def test_images_need_a_fingerprint_that_is_readable_and_committed(place: Path) -> None:
@@ -240,6 +256,13 @@ def test_weights_that_are_missing_empty_or_corrupt_are_wrong(place: Path) -> Non
 
 
 # Servers
+
+
+def test_a_place_of_the_database_that_cannot_be_written_is_wrong(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    assert servers.mlflow(place, None).status is Status.WRONG
 
 
 def test_a_local_database_is_read_but_not_created(place: Path, empty_database: Path) -> None:

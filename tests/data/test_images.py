@@ -109,6 +109,21 @@ def test_without_flip_no_view_is_mirrored() -> None:
     assert all(bool(result[16, 0] < result[16, -1]) for result in results)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_order_gives_every_image_once(folder: Path, workers: int) -> None:
+    names = [f"{number}.png" for number in range(10)]
+    source = ImageBatches(
+        ImageStore(folder), names, eval_transform(32), batch_size=4, workers=workers
+    )
+
+    drawn = list(source.in_order())
+
+    assert torch.cat([indices for indices, *_ in drawn]).tolist() == list(range(10))
+    assert [len(images) for _, images, *_ in drawn] == [4, 4, 2]
+    expected = torch.stack([eval_transform(32)(picture(number)) for number in range(10)])
+    assert torch.equal(torch.cat([images for _, images, *_ in drawn]), expected)
+
+
 def test_worker_processes_read_a_zip_as_one_process_does(archive: Path) -> None:
     before = torch.get_rng_state()
     alone, shared = ([*batches(archive, workers=n).epoch(1)] for n in (0, 2))

@@ -125,6 +125,15 @@ def test_every_fold_is_evaluated_with_models_that_never_saw_its_labels(
     assert Counter(path for part in evaluated for path in part) == Counter(labelled)
 
 
+def test_the_same_seed_gives_the_same_bytes(stages: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run(stages, tmp_path / name)
+
+    for file in ("{}/metrics.json", "{}/predictions.json", "cross_validate/{}.json"):
+        first, second = ((tmp_path / file.format(name)).read_bytes() for name in ("one", "two"))
+        assert first == second
+
+
 def test_an_imported_teacher_is_not_cross_validated(stages: dict[str, Any], tmp_path: Path) -> None:
     original = OriginalParams(path="a.pth", sha256="0" * 64)
     imported = stages["tuning"].model_copy(update={"original": original})

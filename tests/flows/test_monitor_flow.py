@@ -88,6 +88,8 @@ def test_an_address_with_a_login_and_a_malformed_one_are_refused() -> None:
     assert "hidden" not in str(caught.value)
     with pytest.raises(BadParams, match="is no address"):
         flow.get_json("file:///etc", "passwd")
+    with pytest.raises(PdError, match=r"127\.0\.0\.\.1"):
+        flow.get_json("http://127.0.0..1:8000", "model")
 
 
 def test_a_service_that_does_not_respond_is_refused_before_prefect_starts(

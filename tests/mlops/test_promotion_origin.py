@@ -208,6 +208,17 @@ def test_a_lineage_that_was_changed_after_registration_is_a_fault(
     assert "lineage.json" in fault
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"other": 1}'])
+def test_a_lineage_that_is_none_is_a_fault(
+    store: str, project: Path, good: Path, content: str
+) -> None:
+    version = publish(store, good, registered.lineage(project))
+    file = f"{NAME}/{tracking.LINEAGE_FILE}"
+    tracking.client(store).log_text(str(version.run_id), content, file)
+    (fault,) = faults_of(version, store, project)
+    assert "lineage.json" in fault
+
+
 def test_changed_classes_descend_from_their_parent_and_its_teacher(
     store: str, project: Path, good: Path
 ) -> None:

@@ -15,7 +15,7 @@ from conftest import TinyStudent
 from PIL import Image
 from tracked import stage, store
 
-from pd_core.core.errors import PdError
+from pd_core.core.errors import PdError, UnknownName
 from pd_core.mlops import predictor, registry, tracking
 from pd_core.mlops.registry import fetch, find
 from pd_core.mlops.registry.register import Origin, Registered, register
@@ -54,6 +54,12 @@ def _load(store: str, registered: Registered) -> Any:
         return mlflow.pyfunc.load_model(f"models:/{registered.name}/{registered.version}")
     finally:
         mlflow.set_tracking_uri(before)
+
+
+def test_a_model_without_versions_is_refused(store: str) -> None:
+    tracking.client(store).create_registered_model("promptkd-greek")
+    with pytest.raises(UnknownName, match="has no versions"):
+        find(store, "greek")
 
 
 @pytest.mark.usefixtures("no_onnx")

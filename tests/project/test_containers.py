@@ -180,6 +180,10 @@ def test_other_images_have_a_version_and_ours_is_built_once() -> None:
         assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
 
 
+def test_only_the_agent_for_gpus_asks_for_one() -> None:
+    assert {name for name, service in SERVICES.items() if "deploy" in service} == {"agent-gpu"}
+
+
 @pytest.mark.parametrize("name", [name for name, each in SERVICES.items() if "ports" in each])
 def test_ports_are_open_to_this_machine_only_and_checked(name: str) -> None:
     ports = [re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in SERVICES[name]["ports"]]

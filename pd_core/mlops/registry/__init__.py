@@ -115,6 +115,8 @@ def find(store: str, reference: str, *, default: str | None = None) -> Version:
         )
     name, number, alias = model_name(parts["name"]), parts["version"], parts["alias"] or default
     entries = versions(store, name)
+    if not entries:
+        raise UnknownName(f"'{name}' has no versions; run `promptkd registry register`")
     if number:
         matches = [version for version in entries if version.number == int(number)]
         if not matches:
@@ -179,9 +181,13 @@ def lineage(store: str, version: Version) -> Lineage:
     if LINEAGE not in tags:
         outs = {key[4:]: value for key, value in tags.items() if key.startswith("out:")}
         return Lineage(tags.get("git_commit", ""), tags.get("git_dirty", ""), outs=outs)
-    with refusals(f"read the lineage of version {version.number}", store):
-        result = read_lineage(tracking.client(store), str(version.run_id), version.name)
-    if result.digest() != tags[LINEAGE]:
+    try:
+        with refusals(f"read the lineage of version {version.number}", store):
+            result = read_lineage(tracking.client(store), str(version.run_id), version.name)
+        is_intact = result.digest() == tags[LINEAGE]
+    except (TypeError, ValueError):  # not the JSON of a lineage
+        is_intact = False
+    if not is_intact:
         raise BadArtifact(
             f"{LINEAGE_FILE} of version {version.number} of '{version.name}' is not the one that "
             f"was registered; register it again: promptkd registry register {version.dataset}"

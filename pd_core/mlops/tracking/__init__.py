@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from pd_core.core.errors import BadParams, PdError
+from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.redaction import masked, without_login
 from pd_core.pipeline.settings import REFUSED, status_of, telemetry_off
@@ -222,7 +223,7 @@ def makers(mlflow: MlflowClient, run: Run) -> list[Run]:
 def _maker(mlflow: MlflowClient, experiment: str, path: str, digest: str) -> Run | None:
     """Return the newest run of a stage that wrote `data/<stage>/<data set>` with that hash."""
     parts = Path(path).parts
-    if len(parts) < 3 or parts[0] != "data":  # noqa: PLR2004 data, stage, data set
+    if len(parts) < 3 or parts[0] != "data" or parts[1] == CODE:  # data, stage, data set
         return None
     query = f"tags.stage = '{parts[1]}' and tags.dataset LIKE '%{parts[2]}'"
     runs = every(lambda token: mlflow.search_runs([experiment], query, page_token=token))
