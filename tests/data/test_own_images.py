@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pd_core.core.errors import BadData, MissingFile, PdError
-from pd_core.data.catalog import readers
 from pd_core.data.catalog.catalogue import OwnImages
+from pd_core.data.catalog.own import own_sources, own_unlabelled, read_own
 
 FOLDERS = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
 CSV = OwnImages(labelled="parts/list.csv", unlabelled="parts/unlabelled")
@@ -47,7 +47,7 @@ def write_json(root: Path, content: Any) -> None:
 
 @pytest.mark.parametrize("images", [FOLDERS, CSV, JSON])
 def test_class_folders_and_lists_are_equivalent(images: OwnImages, root: Path) -> None:
-    splits = readers.read_own(images, root)
+    splits = read_own(images, root)
 
     assert splits.class_names == ("hex nut", "screw")
     assert (splits.val, splits.test) == ((), ())
@@ -63,12 +63,12 @@ def test_unlabelled_images_may_be_in_nested_folders(root: Path) -> None:
     (root / "parts" / "unlabelled" / ".hidden.png").write_text("no picture")
     picture(root / "parts" / "unlabelled" / ".thumbnails" / "a.png")
 
-    assert readers.own_unlabelled(FOLDERS, root) == (
+    assert own_unlabelled(FOLDERS, root) == (
         "unlabelled/a.png",
         "unlabelled/b.JPG",
         "unlabelled/deep/c.png",
     )
-    assert readers.own_unlabelled(JSON, root) == ()
+    assert own_unlabelled(JSON, root) == ()
 
 
 def test_a_list_may_have_validation_and_test_images(root: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_list_may_have_validation_and_test_images(root: Path) -> None:
         "labelled/hex nut/2.png,hex nut,test",
     )
 
-    splits = readers.read_own(CSV, root)
+    splits = read_own(CSV, root)
 
     assert [item.path for item in splits.train] == [
         "labelled/screw/1.png",
@@ -95,7 +95,7 @@ def test_test_images_may_have_a_folder_of_their_own(root: Path) -> None:
     picture(root / "parts" / "test" / "screw" / "9.png")
     images = OwnImages(labelled="parts/labelled", test="parts/test")
 
-    splits = readers.read_own(images, root)
+    splits = read_own(images, root)
 
     assert images.folder == "parts"
     assert [(item.path, item.label) for item in splits.test] == [("test/screw/9.png", 1)]
@@ -104,17 +104,17 @@ def test_test_images_may_have_a_folder_of_their_own(root: Path) -> None:
 def test_a_slash_at_the_end_of_a_folder_changes_nothing(root: Path) -> None:
     slashed = OwnImages(labelled="parts/labelled/", unlabelled="parts/unlabelled/")
 
-    assert readers.read_own(slashed, root) == readers.read_own(FOLDERS, root)
-    assert readers.own_unlabelled(slashed, root) == readers.own_unlabelled(FOLDERS, root)
+    assert read_own(slashed, root) == read_own(FOLDERS, root)
+    assert own_unlabelled(slashed, root) == own_unlabelled(FOLDERS, root)
 
 
 def test_the_folder_that_holds_everything_may_be_the_data_root(root: Path) -> None:
     picture(root / "elsewhere" / "a.png")
     images = OwnImages(labelled="parts/labelled", unlabelled="elsewhere")
 
-    splits = readers.read_own(images, root)
+    splits = read_own(images, root)
 
-    for path in (*readers.own_unlabelled(images, root), *(item.path for item in splits.train)):
+    for path in (*own_unlabelled(images, root), *(item.path for item in splits.train)):
         assert (root / images.folder / path).is_file()
 
 
@@ -123,7 +123,7 @@ def test_a_list_in_the_data_root_is_read(root: Path) -> None:
         "path,label\nparts/labelled/screw/1.png,a\nparts/unlabelled/a.png,b\n"
     )
 
-    splits = readers.read_own(OwnImages(labelled="all.csv"), root)
+    splits = read_own(OwnImages(labelled="all.csv"), root)
 
     assert [item.path for item in splits.train] == [
         "parts/labelled/screw/1.png",
@@ -133,10 +133,10 @@ def test_a_list_in_the_data_root_is_read(root: Path) -> None:
 
 @pytest.mark.parametrize("images", [FOLDERS, CSV])
 def test_the_fingerprint_covers_all_that_is_read(images: OwnImages, root: Path) -> None:
-    covered = readers.own_sources(images, root)
+    covered = own_sources(images, root)
 
-    read = [root / images.folder / item.path for item in readers.read_own(images, root).train]
-    read += [root / images.folder / path for path in readers.own_unlabelled(images, root)]
+    read = [root / images.folder / item.path for item in read_own(images, root).train]
+    read += [root / images.folder / path for path in own_unlabelled(images, root)]
     assert all(any(file.is_relative_to(source) for source in covered) for file in read)
 
 
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_is_refused_in_one_line(
     damage(root)
 
     with pytest.raises(PdError, match=message) as caught:
-        readers.read_own(images, root)
+        read_own(images, root)
 
     assert "\n" not in str(caught.value)
 
@@ -196,7 +196,7 @@ def test_a_line_of_a_list_that_cannot_be_is_named(line: str, message: str, root:
     write_csv(root, "path,label", "labelled/screw/1.png,screw", line)
 
     with pytest.raises(BadData, match=message):
-        readers.read_own(CSV, root)
+        read_own(CSV, root)
 
 
 @pytest.mark.parametrize(
@@ -214,27 +214,27 @@ def test_a_json_list_that_cannot_be_is_refused(content: Any, message: str, root:
     write_json(root, content)
 
     with pytest.raises(BadData, match=message):
-        readers.read_own(JSON, root)
+        read_own(JSON, root)
 
 
 def test_a_picture_for_training_and_test_is_refused(root: Path) -> None:
     images = OwnImages(labelled="parts/labelled", test="parts/labelled")
 
     with pytest.raises(BadData, match="'hex nut/1.png' is in both train and test"):
-        readers.read_own(images, root)
+        read_own(images, root)
 
 
 def test_a_class_without_labelled_images_is_refused(root: Path) -> None:
     picture(root / "parts" / "test" / "bolt" / "1.png")
 
     with pytest.raises(BadData, match="'parts/test/bolt/1.png' is of class 'bolt', which no"):
-        readers.read_own(OwnImages(labelled="parts/labelled", test="parts/test"), root)
+        read_own(OwnImages(labelled="parts/labelled", test="parts/test"), root)
 
 
 def test_an_empty_folder_of_unlabelled_pictures_is_refused(root: Path) -> None:
     (root / "empty").mkdir()
 
     with pytest.raises(BadData, match="'.*empty' has no images"):
-        readers.own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="empty"), root)
+        own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="empty"), root)
     with pytest.raises(MissingFile, match="no folder '.*nowhere'"):
-        readers.own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="nowhere"), root)
+        own_unlabelled(OwnImages(labelled="parts/labelled", unlabelled="nowhere"), root)

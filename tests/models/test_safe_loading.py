@@ -14,9 +14,10 @@ from PIL import Image
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.acquire.verify import decode_all
-from pd_core.data.catalog import label_files, readers
+from pd_core.data.catalog import label_files
 from pd_core.data.catalog.catalogue import OwnImages
 from pd_core.data.catalog.label_files import read_json, read_matlab
+from pd_core.data.catalog.own import own_sources, own_unlabelled, read_own
 from pd_core.data.loading import decode
 from pd_core.data.loading.decode import ImageStore
 
@@ -234,12 +235,12 @@ def test_a_field_of_a_list_has_a_limit(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"path,label\n{'a' * 200_000}.png,cat\n")
 
     with pytest.raises(BadData, match="is no CSV .field larger than field limit"):
-        readers.read_own(OwnImages(labelled="list.csv"), tmp_path)
+        read_own(OwnImages(labelled="list.csv"), tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "a/../../b"])
 def test_own_pictures_are_below_the_data_root(path: str, tmp_path: Path) -> None:
-    for read in (readers.read_own, readers.own_unlabelled, readers.own_sources):
+    for read in (read_own, own_unlabelled, own_sources):
         with pytest.raises(BadData, match="leads out of the data root"):
             read(OwnImages(labelled="labelled", unlabelled=path), tmp_path)
 
@@ -250,8 +251,8 @@ def test_a_folder_may_be_a_link_but_not_to_one_that_it_lies_in(tmp_path: Path) -
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "pictures").symlink_to(tmp_path / "elsewhere")
     pictures = OwnImages(labelled="labelled", unlabelled="pictures")
-    assert readers.own_unlabelled(pictures, tmp_path / "root") == ("pictures/1.png",)
+    assert own_unlabelled(pictures, tmp_path / "root") == ("pictures/1.png",)
 
     (tmp_path / "elsewhere" / "again").symlink_to(".")
     with pytest.raises(BadData, match="is a link to a folder that it is in"):
-        readers.own_unlabelled(pictures, tmp_path / "root")
+        own_unlabelled(pictures, tmp_path / "root")

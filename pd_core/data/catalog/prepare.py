@@ -15,7 +15,8 @@ from pd_core.data.catalog.catalogue import (
     dataset_spec,
     own_spec,
 )
-from pd_core.data.catalog.readers import image_root, own_unlabelled, read_splits, sources
+from pd_core.data.catalog.own import own_unlabelled
+from pd_core.data.catalog.readers import image_root, read_splits, sources
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.data.loading.splits import (
     Item,
