@@ -80,6 +80,17 @@ def test_a_file_whose_writer_was_killed_is_the_old_one_and_the_next_writer_clear
     assert path.read_bytes() == b"newer"
 
 
+def test_whoever_reads_a_file_while_it_is_replaced_reads_the_old_one_to_the_end(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"old")
+    with path.open("rb") as reader:
+        write_bytes(path, b"newer")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"newer"
+
+
 def test_a_folder_whose_writer_was_killed_is_the_old_one_and_the_next_writer_clears_up(
     tmp_path: Path,
 ) -> None:
