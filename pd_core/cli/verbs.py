@@ -79,7 +79,7 @@ def prepare(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
     """Stage: draw the few-shot split and list the unlabelled images."""
     setting = setting_of(name, seed, protocol=protocol)
     with _recorded("prepare", setting, "images") as (_, report):
-        jobs.prepare(setting.job, on_progress=report.progress)
+        jobs.prepare(setting.job, on_progress=report.progress, on_note=note)
 
 
 @app.command()

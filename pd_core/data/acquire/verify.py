@@ -44,6 +44,8 @@ _IMAGE = re.compile(
     rb"|BM.{4}\0\0\0\0"
     rb"|RIFF.{4}WEBP"
     rb"|II[*+]\0|MM\0[*+]"  # TIFF
+    rb"|.{4}ftyp(?:avi[fs]|hei[cfmsx]|hev[cmsx]|mi[fa]\w|msf1)"  # AVIF and HEIC
+    rb"|\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51"  # JPEG 2000
     rb"|P[1-6][\s#]",  # PPM and its relatives
     re.DOTALL,
 )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.errors import BadArtifact, BadData, MissingFile
 from pd_core.core.hooks import OnProgress
-from pd_core.data.loading.splits import is_picture
+from pd_core.data.loading.splits import is_hidden, is_picture
 
 FILE = "fingerprint.json"
 """Expected fingerprint of the images, in a prepared data set that is not embedded."""
@@ -176,7 +176,7 @@ def read(path: Path, name: str) -> Fingerprint:
 def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder, however deep: path below it, and entry.
 
-    Links are followed; hidden files and folders are left out.
+    Links are followed; hidden files and folders, and those of systems, are left out.
 
     Raises:
         BadData: A link leads to a folder that it is in.
@@ -189,7 +189,7 @@ def _walk(
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if not entry.is_dir():
                 yield f"{prefix}{entry.name}", entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,19 @@ from pd_core.data.catalog.catalogue import OwnImages, is_list
 from pd_core.data.catalog.fingerprint import walk
 from pd_core.data.catalog.label_files import read_json, read_text
 from pd_core.data.loading.splits import (
+    HEIC,
     Item,
     Items,
     Splits,
     check_paths_disjoint,
     clean_path,
+    is_hidden,
     is_picture,
 )
 
 _SPLITS = ("train", "val", "test")
+
+_CONVERT = "install promptkd[heic] or convert them"
 
 _Row = tuple[str, str, str]  # path below the data root, class name, split
 
@@ -64,7 +69,8 @@ def own_unlabelled(own: OwnImages, root: Path) -> tuple[str, ...]:
         return ()
     images = sorted(_images(root / own.unlabelled))
     if not images:
-        raise BadData(f"'{root / own.unlabelled}' has no images: put some there")
+        folder = root / own.unlabelled
+        raise BadData(f"'{folder}' {_without_images(folder)}")
     return tuple(_below(f"{own.unlabelled}/{path}", own.folder) for path in images)
 
 
@@ -77,6 +83,41 @@ def own_sources(own: OwnImages, root: Path) -> tuple[Path, ...]:
         if is_list(path):
             files += [root / name for name, _, _ in _listed(path, root, "train")]
     return tuple(files)
+
+
+def left_out(own: OwnImages, root: Path) -> Counter[str]:
+    """Count the files in the given folders that are not read, by suffix in lower case.
+
+    Hidden files, and those that operating systems leave, do not count.
+    """
+    _check_paths(own)
+    folders = [root / path for path in own.given if (root / path).is_dir()]
+    files = {
+        os.path.normpath(entry.path)
+        for folder in folders
+        for _, entry in walk(folder)
+        if not is_picture(entry.name)
+    }
+    return Counter(Path(file).suffix.lower() for file in files)
+
+
+def describe_left_out(counts: Counter[str]) -> str:
+    """Return a line about the files that are not read, such as "2 files are not read: 2 .txt"."""
+    remedy = f"; {_CONVERT}" if HEIC & counts.keys() else ""
+    return f"{counts.total()} files are not read: {_kinds(counts)}{remedy}"
+
+
+def notes(own: OwnImages, root: Path) -> tuple[str, ...]:
+    """Return lines about what is left out or unusual, for `prepare` and `verify` to print."""
+    counts = left_out(own, root)
+    return (describe_left_out(counts),) if counts else ()
+
+
+def _kinds(counts: Counter[str]) -> str:
+    pairs = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    if len(pairs) == 1:
+        return pairs[0][0] or "without suffix"
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in pairs)
 
 
 def _check_paths(own: OwnImages) -> None:
@@ -99,16 +140,25 @@ def _in_folders(path: str, root: Path, split: str) -> list[_Row]:
         )
     rows = []
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.is_dir() and not is_hidden(entry.name):
             names = sorted(_images(entry))
             if not names:
-                raise BadData(f"class folder '{entry}' has no images: add some, or remove it")
+                raise BadData(f"class folder '{entry}' {_without_images(entry)}, or remove it")
             rows += [(f"{path}/{entry.name}/{name}", entry.name, split) for name in names]
         elif is_picture(entry.name):
             raise BadData(
                 f"'{entry}' is in no class folder: an image's class is the name of its folder"
             )
     return rows
+
+
+def _without_images(folder: Path) -> str:
+    """Return what a folder without readable images holds, and what to do."""
+    suffixes = Counter(Path(name).suffix.lower() for name, _ in walk(folder))
+    if not suffixes:
+        return "has no images: add some"
+    remedy = _CONVERT if HEIC & suffixes.keys() else "convert them, or add images"
+    return f"has {suffixes.total()} files that cannot be read ({_kinds(suffixes)}): {remedy}"
 
 
 def _images(folder: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pd_core.core.atomic import write_folder
-from pd_core.core.hooks import OnProgress
+from pd_core.core.hooks import OnNote, OnProgress
 from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import (
     DatasetSpec,
@@ -15,7 +15,7 @@ from pd_core.data.catalog.catalogue import (
     dataset_spec,
     own_spec,
 )
-from pd_core.data.catalog.own import own_unlabelled
+from pd_core.data.catalog.own import notes, own_unlabelled
 from pd_core.data.catalog.readers import image_root, read_splits, sources
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.data.loading.splits import (
@@ -37,6 +37,7 @@ def run(
     seed: int,
     fingerprint: Path | None = None,
     on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> None:
     """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the images.
 
@@ -52,6 +53,7 @@ def run(
         fingerprint: Expected fingerprint of the images, here and in later stages; None to skip the
             comparison.
         on_progress: Called with images done and total images.
+        on_note: Called with what is left out of the user's own images.
 
     Raises:
         UnknownName: There is no such data set.
@@ -63,6 +65,9 @@ def run(
     embedded = spec.layout is Layout.EMBEDDED
     with write_folder(out) as folder:
         root = folder if embedded else data_root
+        if config.own is not None and on_note is not None:
+            for line in notes(config.own, root):
+                on_note(f"{dataset}: {line}")
         if fingerprint is not None and not embedded:
             recorded = prints.read(fingerprint, dataset)
             _check(recorded, spec, root, on_progress)

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
+from importlib.util import find_spec
 
 from pd_core.core.errors import BadData, BadParams
 
@@ -199,11 +201,21 @@ def check_paths_disjoint(lists: Mapping[str, Iterable[Item]]) -> None:
             owner[path] = name
 
 
-PICTURES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# fmt: off
+PICTURES = frozenset((
+    ".apng", ".avif", ".avifs", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe",
+    ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
+    ".tiff", ".webp",
+))
+# fmt: on
+"""Suffixes of the formats that are decoded, in lower case."""
+
+HEIC = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
+"""Suffixes of images that are decoded only where pillow-heif is installed."""
+
+_SYSTEM = frozenset(
+    ("$RECYCLE.BIN", "@eaDir", "System Volume Information", "Thumbs.db", "__MACOSX", "desktop.ini")
 )
-"""Suffixes of image files, in lower case."""
-_SUFFIXES = tuple(PICTURES)
 
 _PLAIN = re.compile(r"(?:\w[\w-]*/)*\w[\w.-]*")  # a fast check for most paths
 # Backslashes and drives matter on Windows only, but lists must mean the same everywhere; zero bytes
@@ -228,6 +240,16 @@ def clean_path(path: str) -> str | None:
     return None if path == "." else path
 
 
+def is_hidden(name: str) -> bool:
+    """Return True for a file or folder that is hidden, or that an operating system left."""
+    return name.startswith(".") or name in _SYSTEM
+
+
 def is_picture(name: str) -> bool:
     """Return True for the name of an image file that is not hidden."""
-    return not name.startswith(".") and name.lower().endswith(_SUFFIXES)
+    return not name.startswith(".") and name.lower().endswith(_suffixes())
+
+
+@cache
+def _suffixes() -> tuple[str, ...]:
+    return tuple(PICTURES | HEIC if find_spec("pillow_heif") else PICTURES)

@@ -12,6 +12,7 @@ import io
 import warnings
 import zipfile
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ MOST_PIXELS = 100_000_000
 """Limit of an image's pixels: 300 MB decoded, twice the size of the best cameras'."""
 
 # PIL's other formats include programs: it runs PostScript by Ghostscript.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 
 # Errors of PIL and zipfile for a corrupt file.
 UNREADABLE = (
@@ -77,7 +78,7 @@ def read(picture: Picture, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
 def open_picture(source: Path | IO[bytes]) -> Image.Image:
     """Open an image without decoding it; raises one of ``UNREADABLE`` if it is corrupt."""
     with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-        return Image.open(source, formats=FORMATS)
+        return Image.open(source, formats=_formats())
 
 
 def to_rgb(image: Image.Image, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
@@ -112,6 +113,17 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
 def reason(error: Exception) -> str:
     """Return the message of one of ``UNREADABLE``."""
     return str(error).partition("<")[0].strip() or type(error).__name__
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are decoded; HEIC is one where pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return FORMATS
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def _source(picture: str | Path | bytes | bytearray | memoryview) -> Path | io.BytesIO:

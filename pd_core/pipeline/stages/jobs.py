@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pd_core.core.atomic import check_space
 from pd_core.core.config import ClipConfig, Clips, Compute, ComputeConfig, StagePaths
 from pd_core.core.errors import BadParams
-from pd_core.core.hooks import NO_HOOKS, Hooks, OnProgress
+from pd_core.core.hooks import NO_HOOKS, Hooks, OnNote, OnProgress
 from pd_core.data.catalog import fingerprint
 from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params
@@ -212,7 +212,9 @@ SPACE = 32 * 2**20
 """Free bytes that a stage requires: more than any output but a checkpoint needs."""
 
 
-def prepare(job: Job, *, on_progress: OnProgress | None = None) -> None:
+def prepare(
+    job: Job, *, on_progress: OnProgress | None = None, on_note: OnNote | None = None
+) -> None:
     """Run the stage `prepare`."""
     from pd_core.data.catalog import prepare as stage
 
@@ -225,6 +227,7 @@ def prepare(job: Job, *, on_progress: OnProgress | None = None) -> None:
         fingerprint=job.fingerprint,
         seed=job.seed,
         on_progress=on_progress,
+        on_note=on_note,
     )
 
 
