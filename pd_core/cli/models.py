@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,8 @@ from pd_core.pipeline.settings import compute_with, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pd_core.mlops.predictor import Predictor
     from pd_core.mlops.registry import Version
     from pd_core.mlops.registry.classes import Change, Embed
@@ -226,6 +228,7 @@ def _embed(version: Version, student: PortableStudent) -> Embed:
         BadArtifact: it is another one.
     """
     from pd_core.core.options import TextFeatures
+    from pd_core.models.class_texts import check_classes
     from pd_core.models.class_vectors import build
     from pd_core.models.student import Student
     from pd_core.models.teacher import Teacher
@@ -238,7 +241,16 @@ def _embed(version: Version, student: PortableStudent) -> Embed:
     else:
         file = _original(version, job.teacher, "teacher")
         source = Teacher.load(file, _towers(job.params.teacher))
-    return lambda names: build(source, names).vectors
+
+    def embed(names: Sequence[str], others: Sequence[str]) -> Tensor:
+        for line in check_classes(
+            (*others, *names), source.towers.name, source.towers.tokenize,
+            template=source.template, prompt_length=source.text_length,
+        ):  # fmt: skip
+            note(line)
+        return build(source, names).vectors
+
+    return embed
 
 
 def _original(version: Version, folder: Path, stage: str) -> Path:

@@ -19,11 +19,12 @@ from pd_core.core.artifacts import check_numbers, read_tensors, understood, writ
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.hooks import OnProgress
 from pd_core.core.options import Precision, TextFeatures
+from pd_core.models.class_texts import TEMPLATE, check_distinct
 from pd_core.models.clip import ClipTowers
 from pd_core.models.precision import autocast, to_device
 from pd_core.models.prompts import encode_many_texts
 from pd_core.models.student import Student
-from pd_core.models.teacher import TEMPLATE, Teacher
+from pd_core.models.teacher import Teacher
 
 FILE = "class_vectors.safetensors"
 
@@ -118,9 +119,12 @@ def template_features(teacher: Teacher, names: Sequence[str], templates: Sequenc
     """
     towers = teacher.towers
     plain = [name.replace("_", " ") for name in names]
+    tokens_of = [
+        towers.tokenize([template.replace("{}", name) for name in plain]) for template in templates
+    ]
+    check_distinct(names, torch.stack(tokens_of, dim=1), towers.name)
     features = []
-    for template in templates:  # texts of one template share a prefix
-        tokens = towers.tokenize([template.replace("{}", name) for name in plain])
+    for tokens in tokens_of:  # texts of one template share a prefix
         features.append(encode_many_texts(towers.text, tokens.to(towers.device)))
     return torch.stack(features).mean(dim=0)
 

@@ -4,7 +4,7 @@ Shapes: B images, C texts, L tokens, D the joint width, W the width of a tower.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pd_core.core.artifacts import SUMS, check_sum
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
 from pd_core.models.checkpoint_io import read_weights
+from pd_core.models.class_texts import Tokenize
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 MERGES_FILE = WEIGHTS_FOLDER / "merges.txt.gz"
@@ -38,8 +39,6 @@ EMBEDDED = tuple(_EMBEDDED_SIZES)
 _TEXT_KEYS = (
     "text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final",
 )  # fmt: skip
-
-Tokenize = Callable[[list[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -207,6 +206,24 @@ def embedded_tokenizer() -> Any:
     import open_clip
 
     return open_clip.SimpleTokenizer(bpe_path=str(MERGES_FILE), context_length=_EMBEDDED_CONTEXT)
+
+
+def local_tokenizer(name: str) -> Tokenize | None:
+    """Return a model's tokenizer; None if there is none without a download, or no such model."""
+    import open_clip
+
+    tokenizer: Tokenize | None = None
+    if name in EMBEDDED:
+        tokenizer = embedded_tokenizer()
+    elif name in open_clip.list_models() and not _downloads_tokenizer(name):
+        tokenizer = open_clip.get_tokenizer(name)
+    return tokenizer
+
+
+def _downloads_tokenizer(name: str) -> bool:
+    import open_clip
+
+    return "hf_tokenizer_name" in open_clip.get_model_config(name)["text_cfg"]
 
 
 def embedded_weights(name: str) -> Path:

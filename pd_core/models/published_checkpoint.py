@@ -15,10 +15,11 @@ from torch import Tensor
 from pd_core.core.errors import BadArtifact
 from pd_core.core.options import TeacherMethod
 from pd_core.models.checkpoint_io import read_checkpoint
+from pd_core.models.class_texts import TEMPLATE
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import DeepPrompts
 from pd_core.models.student import Student
-from pd_core.models.teacher import TEMPLATE, Teacher
+from pd_core.models.teacher import Teacher
 
 _INPUT = {"text": "prompt_learner.ctx", "image": "image_encoder.VPT"}
 _DEEPER = "{}_encoder.transformer.resblocks.{}.VPT_shallow"

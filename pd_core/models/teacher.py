@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pd_core.core.artifacts import check_numbers, read_tensors, understood, write_tensors
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.options import TeacherMethod
+from pd_core.models.class_texts import TEMPLATE, check_distinct, class_texts, phrase_tokens
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import (
     CoupledPrompts,
@@ -25,7 +26,6 @@ from pd_core.models.prompts import (
 )
 from pd_core.models.text_batching import TextPlan, cut_after_end
 
-TEMPLATE = "a photo of a {}."
 CHANGE = "backbone."  # prefix of changed weights of the towers in artifacts
 
 
@@ -118,7 +118,7 @@ class Teacher(nn.Module):
                 image = None
             case TeacherMethod.CLIP:
                 raise BadParams("teacher method 'clip' has no prompts to tune; use another method")
-        phrase = _phrase_tokens(towers, template)  # (p,)
+        phrase = phrase_tokens(towers.tokenize, template)  # (p,)
         if text_length <= len(phrase):
             words = towers.text.token_embedding(phrase[:text_length].to(towers.device))
             text.tokens.data[0] = words.detach().float().cpu()
@@ -139,25 +139,25 @@ class Teacher(nn.Module):
 
         Placeholders replace the words before the class name if there are more prompts than words.
         """
-        template, length = self.template, self.text_length
-        if length > len(_phrase_tokens(self.towers, template)):
-            _, _, after = template.partition("{}")
-            template = " ".join(["X"] * length) + " {}" + after
-        return [template.replace("{}", name.replace("_", " ")) for name in names]
+        return class_texts(
+            names, self.template, self.towers.tokenize, prompt_length=self.text_length
+        )
 
     def tokens(self, names: Sequence[str]) -> Tensor:
         """Tokenize the text of each class, truncated after the longest one: (C, L').
 
         Raises:
-            BadParams: the prompts leave no position for a class name.
+            BadParams: the prompts leave no position for a class name, or two classes have the same
+                tokens.
         """
-        tokens = cut_after_end(self.towers.tokenize(self.texts(names)))
+        tokens = self.towers.tokenize(self.texts(names))
         if self.text_length + 2 >= self.towers.context_length:
             raise BadParams(
                 f"text prompt length = {self.text_length} leaves no room for class names in"
                 f" {self.towers.context_length} positions; use a shorter prompt"
             )
-        return tokens.to(self.towers.device)
+        check_distinct(names, tokens, self.towers.name)
+        return cut_after_end(tokens).to(self.towers.device)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Encode images with the prompts: (B, 3, H, W) -> (B, D), unit length, fp32."""
@@ -271,15 +271,6 @@ def read_prompts(
             f" tower has {layers} layers of width {width}; make it again"
         )
     return DeepPrompts.of(tokens)
-
-
-def _phrase_tokens(towers: ClipTowers, template: str) -> Tensor:
-    """Tokenize the words before the class name, without start and end tokens: (p,)."""
-    phrase, mark, _ = template.partition("{}")
-    if not mark:
-        raise BadParams(f"prompt template '{template}' has no {{}}; put it where the name goes")
-    tokens = towers.tokenize([phrase.strip()])[0]  # (L,)
-    return tokens[1 : int(tokens.argmax())]
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def student(tiny_student: TinyStudent) -> PortableStudent:
     return predictor.load_student(tiny_student.folder, weights=tiny_student.weights).student
 
 
-def embed(names: Any) -> Tensor:
+def embed(names: Any, _others: Any = ()) -> Tensor:
     """Make the vectors of class names, always the same for a name."""
     rows = [
         torch.randn(WIDTH, generator=torch.Generator().manual_seed(len(name))) for name in names
@@ -92,9 +92,13 @@ def test_a_renamed_class_keeps_its_pictures_unless_its_vector_is_computed(
         (lambda s: classes.add(s, ["  "], embed), BadParams, "a class name is empty"),
         (lambda s: classes.remove(s, ["bet"]), UnknownName, "did you mean 'beta'"),
         (lambda s: classes.remove(s, ["alpha", "beta"]), BadParams, "1 classes would be left"),
+        (lambda s: classes.add(s, ["BETA_"], embed), BadParams, "same text as 'BETA_' for CLIP"),
+        (lambda s: classes.add(s, ["x y", "X_Y"], embed), BadParams, "class 'x y' already"),
         (lambda s: classes.rename(s, "beta", "alpha"), BadParams, "already"),
+        (lambda s: classes.rename(s, "beta", "Alpha"), BadParams, "class 'alpha' already"),
+        (lambda s: classes.rename(s, "beta", "beta"), BadParams, "named 'beta' already"),
         (lambda s: classes.rename(s, "delta", "x"), UnknownName, "known: alpha, beta, gamma"),
-        (lambda s: classes.add(s, ["x"], lambda _: torch.ones(1, 8)), BadParams, "8 wide"),
+        (lambda s: classes.add(s, ["x"], lambda *_: torch.ones(1, 8)), BadParams, "8 wide"),
     ],
 )  # fmt: skip
 def test_a_change_that_makes_no_sense_is_refused(

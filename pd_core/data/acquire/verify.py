@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pd_core.core.errors import BadData, PdError
 from pd_core.core.hooks import OnProgress
+from pd_core.core.names import printable
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout
 from pd_core.data.catalog.fingerprint import Fingerprint
@@ -110,7 +111,7 @@ def verify(
         counts, problems = _check_embedded(spec, recorded)
     else:
         counts, problems = _check_files(spec, root, processes, on_progress)
-    return Report(spec.name, label_source(spec, root), counts, tuple(map(_printable, problems)))
+    return Report(spec.name, label_source(spec, root), counts, tuple(map(printable, problems)))
 
 
 def state_of(spec: DatasetSpec, root: Path) -> str:
@@ -217,11 +218,6 @@ def _several(paths: Sequence[str]) -> str:
     if len(paths) == 1:
         return f"'{paths[0]}'"
     return f"each of {len(paths)} images, the first of which is '{paths[0]}',"
-
-
-def _printable(text: str) -> str:
-    """Escape the control characters that file names may have."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _entries(folder: Path) -> dict[str, os.DirEntry[str]] | None:

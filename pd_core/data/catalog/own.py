@@ -12,6 +12,7 @@ from typing import Any
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.catalog.catalogue import OwnImages, is_list
+from pd_core.data.catalog.class_names import check_names, normalized
 from pd_core.data.catalog.fingerprint import walk
 from pd_core.data.catalog.label_files import read_json, read_text
 from pd_core.data.loading.splits import (
@@ -37,13 +38,16 @@ def read_own(own: OwnImages, root: Path) -> Splits:
 
     Raises:
         MissingFile: A folder, a list or a listed image is missing.
-        BadData: A list is malformed, a class has no training image, or an image is in two lists.
+        BadData: A list is malformed, a class has no training image, an image is in two lists, or
+            different class names have one text.
     """
     _check_paths(own)
     rows = _rows(own.labelled, root, "train")
     if own.test is not None:
         rows += [(path, label, "test") for path, label, _ in _rows(own.test, root, "test")]
+    rows = [(path, normalized(label), split) for path, label, split in rows]
     names = sorted({label for _, label, split in rows if split == "train"})
+    check_names(names)
     if len(names) < 2:
         raise BadData(f"'{root / own.labelled}' has {len(names)} classes: give images of two")
     for path, label, split in rows:

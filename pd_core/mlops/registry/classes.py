@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadParams, unknown
+from pd_core.core.names import listed, printable
+from pd_core.data.catalog.class_names import normalized, words
 from pd_core.mlops import bundle
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.predictor import load_bundle
@@ -34,8 +36,8 @@ EXAMPLE = "input_example.json"  # as MLflow calls it: a list of one image, in ba
 
 _INHERITED = ("seed", "protocol", "selection", "accuracy")  # tags
 
-Embed = Callable[[Sequence[str]], Tensor]
-"""Class names (k,) to class vectors (k, D) of unit length."""
+Embed = Callable[[Sequence[str], Sequence[str]], Tensor]
+"""New class names (k,), and those that stay, to class vectors (k, D) of unit length."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ def add(student: PortableStudent, names: Sequence[str], embed: Embed) -> Change:
     """Append classes, whose vectors `embed` computes.
 
     Raises:
-        BadParams: a name is empty, exists already, or is given twice.
+        BadParams: a name is empty, or has the same text as another class.
     """
-    new = _clean(student, names)
-    vectors = torch.cat([_vectors(student), _fitting(student, embed(new))])
-    text = f"added {_listed(new)}, without training"
+    new = _clean(names, student.names)
+    vectors = torch.cat([_vectors(student), _fitting(student, embed(new, student.names))])
+    text = f"added {listed(new)}, without training"
     return Change("classes-add", (*student.names, *new), vectors, text)
 
 
@@ -78,7 +80,7 @@ def remove(student: PortableStudent, names: Sequence[str]) -> Change:
     kept = [label for label in range(len(student.names)) if label not in removed]
     if len(kept) < FEWEST:
         raise BadParams(f"{len(kept)} classes would be left; a classifier needs {FEWEST}")
-    text = f"removed {_listed([student.names[label] for label in removed])}"
+    text = f"removed {listed([student.names[label] for label in removed])}"
     left = tuple(student.names[label] for label in kept)
     return Change("classes-remove", left, _vectors(student)[kept], text)
 
@@ -90,14 +92,17 @@ def rename(student: PortableStudent, old: str, new: str, embed: Embed | None = N
 
     Raises:
         UnknownName: the student has no class `old`.
-        BadParams: the new name is empty, or another class has it.
+        BadParams: the new name is empty or the old one, or has the same text as another class.
     """
     label = _label(student, old)
-    (name,) = _clean(student, [new])
+    others = (*student.names[:label], *student.names[label + 1 :])
+    (name,) = _clean([new], others)
+    if name == old:
+        raise BadParams(f"the class is named '{old}' already; give another name")
     vectors = _vectors(student).clone()
     if embed is not None:
-        vectors[label] = _fitting(student, embed([name]))[0]
-    names = (*student.names[:label], name, *student.names[label + 1 :])
+        vectors[label] = _fitting(student, embed([name], others))[0]
+    names = (*others[:label], name, *others[label:])
     how = "with its vector" if embed is None else "with a vector of the new name"
     return Change("classes-rename", names, vectors, f"renamed '{old}' to '{name}', {how}")
 
@@ -163,13 +168,20 @@ def _reference(folder: Path, student: PortableStudent) -> Reference | None:
     return Reference.of(probabilities.numpy(), features)
 
 
-def _clean(student: PortableStudent, names: Sequence[str]) -> list[str]:
-    new = [" ".join(name.split()) for name in names]
-    for index, name in enumerate(new):
-        if not name:
+def _clean(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return new names in NFC and with single blanks; no two classes may have the same text."""
+    new = [normalized(" ".join(name.split())) for name in names]
+    taken = {words(name): name for name in others}
+    for name in new:
+        text = words(name)
+        if not text:
             raise BadParams("a class name is empty; give a few words that describe the class")
-        if name in student.names or name in new[:index]:
-            raise BadParams(f"there is a class '{name}' already; give another name")
+        if text in taken:
+            raise BadParams(
+                f"there is a class '{printable(taken[text])}' already, which has the same text as "
+                f"'{printable(name)}' for CLIP; give another name"
+            )
+        taken[text] = name
     return new
 
 
@@ -191,7 +203,3 @@ def _fitting(student: PortableStudent, vectors: Tensor) -> Tensor:
             f"teacher that it was distilled from"
         )
     return vectors.detach().cpu().float()
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -7,6 +7,7 @@ from pd_core.core.config import ClipConfig, StagePaths
 from pd_core.core.errors import BadParams
 from pd_core.core.options import Computed, TeacherWeighting
 from pd_core.data.loading.prepared import image_root, read_unlabelled
+from pd_core.models.class_texts import check_classes
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
 from pd_core.models.class_vectors import ClassVectors, distilled
 from pd_core.models.clip import load_clip
@@ -55,7 +56,8 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
         MissingFile: images, weights or an earlier stage's output are missing.
         BadData: an image is corrupt.
         BadArtifact: the artifacts of earlier stages do not fit together.
-        BadParams: a number is out of range, or two options exclude each other.
+        BadParams: a number is out of range, two options exclude each other, or the student's CLIP
+            has the same text for two classes.
         Diverged, Interrupted: as in `fit`.
         FailedRun: the student agrees with its teacher no better than chance.
     """
@@ -67,6 +69,8 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
     vectors = ClassVectors.load(
         paths.vectors / VECTORS_FILE, remedy=f"run `dvc repro class_vectors@{paths.vectors.name}`"
     )
+    for line in check_classes(vectors.names, config.model, towers.tokenize):
+        run.hooks.on_note(line)
     views = training_views(
         paths.prepared, image_root(paths.prepared, data_root=compute.data_root),
         read_unlabelled(paths.prepared), towers.image_size, config, compute,

@@ -1,5 +1,6 @@
 """Stage `teacher`: tune prompts of a large CLIP with few labels, or import a tuned teacher."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from pd_core.core.errors import BadArtifact
 from pd_core.core.hooks import OnNote
 from pd_core.core.options import TeacherMethod
 from pd_core.data.loading.prepared import read_prepared
+from pd_core.models.class_texts import check_classes
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import set_threads
 from pd_core.models.prompts import compile_blocks
@@ -40,7 +42,7 @@ def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
     Raises:
         MissingFile: images, weights or an earlier stage's output are missing.
         BadData: an image is corrupt.
-        BadParams: a number is out of range.
+        BadParams: a number is out of range, or two classes have the same text.
         Diverged, Interrupted: as in `fit`.
     """
     compute = run.compute
@@ -49,6 +51,7 @@ def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
     split = read_prepared(prepared, data_root=compute.data_root)
     towers = load_clip(config.model, config.weights, device=compute.device)
     history: History = []
+    _check_classes(split.classes, towers, config, run.hooks.on_note)
     if config.original is not None:
         teacher = _imported(config.original, towers, config, run.hooks.on_note)
     elif config.method is TeacherMethod.CLIP:
@@ -65,6 +68,17 @@ def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
         )
     store(teacher, history, out / FILE, run)
     return teacher
+
+
+def _check_classes(
+    names: Sequence[str], towers: ClipTowers, config: TeacherConfig, on_note: OnNote
+) -> None:
+    """Refuse classes that have the same text before any of them is tuned; note truncated texts."""
+    length = 0 if config.method is TeacherMethod.CLIP else config.text_length
+    for line in check_classes(
+        names, config.model, towers.tokenize, template=config.template, prompt_length=length
+    ):
+        on_note(line)
 
 
 def _imported(
