@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pd_core.core.atomic import write_folder
-from pd_core.core.hooks import OnNote, OnProgress
+from pd_core.core.hooks import NO_HOOKS, OnNote, OnProgress
 from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import (
     DatasetSpec,
@@ -15,6 +15,7 @@ from pd_core.data.catalog.catalogue import (
     dataset_spec,
     own_spec,
 )
+from pd_core.data.catalog.copies import Copies, find_copies
 from pd_core.data.catalog.own import notes, own_unlabelled
 from pd_core.data.catalog.readers import image_root, read_splits, sources
 from pd_core.data.loading.prepared import write_prepared
@@ -37,7 +38,7 @@ def run(
     seed: int,
     fingerprint: Path | None = None,
     on_progress: OnProgress | None = None,
-    on_note: OnNote | None = None,
+    on_note: OnNote = NO_HOOKS.on_note,
 ) -> None:
     """Write `split.json`, `unlabelled.json`, their checksums and, if embedded, the images.
 
@@ -53,19 +54,20 @@ def run(
         fingerprint: Expected fingerprint of the images, here and in later stages; None to skip the
             comparison.
         on_progress: Called with images done and total images.
-        on_note: Called with what is left out of the user's own images.
+        on_note: Called with what is left out of the user's own images, and their copies.
 
     Raises:
         UnknownName: There is no such data set.
         MissingFile: A file of the data set, or the fingerprint, is missing.
-        BadData: A file of the data set is corrupt, or differs from the fingerprint.
+        BadData: A file of the data set is corrupt, or differs from the fingerprint; or an own image
+            has two labels.
         BadParams: No class has that many images.
     """
     spec = spec_of(dataset, config.own)
     embedded = spec.layout is Layout.EMBEDDED
     with write_folder(out) as folder:
         root = folder if embedded else data_root
-        if config.own is not None and on_note is not None:
+        if config.own is not None:
             for line in notes(config.own, root):
                 on_note(f"{dataset}: {line}")
         if fingerprint is not None and not embedded:
@@ -83,6 +85,7 @@ def run(
                 protocol=config.protocol,
                 rng=random.Random(seed),
             )
+        unlabelled, copies = _own(spec, root, splits, on_note)
         classes = splits.class_names
         split = {
             "dataset": dataset,
@@ -98,7 +101,7 @@ def run(
             "val": _pairs(splits.val),
             "test": _pairs(splits.test),
         }
-        write_prepared(folder, split, sorted(_unlabelled(splits, spec, root, config, seed)))
+        write_prepared(folder, split, sorted(_distilled(splits, unlabelled, copies, config, seed)))
 
 
 def check_pictures(prepared: Path, dataset: str, *, own: OwnImages | None, data_root: Path) -> None:
@@ -134,21 +137,34 @@ def _check(
     prints.check(recorded, files, base, name=spec.name, on_progress=on_progress)
 
 
-def _unlabelled(
-    splits: Splits, spec: DatasetSpec, root: Path, config: PrepareConfig, seed: int
+def _own(
+    spec: DatasetSpec, root: Path, splits: Splits, on_note: OnNote
+) -> tuple[tuple[str, ...], Copies]:
+    """Return the user's unlabelled images, and the copies among all; note the copies."""
+    if spec.own is None:
+        return (), Copies()
+    unlabelled = own_unlabelled(spec.own, root)
+    copies = find_copies(splits, unlabelled, image_root(spec, root))
+    copies.check()
+    for line in copies.notes():
+        on_note(f"{spec.name}: {line}")
+    return unlabelled, copies
+
+
+def _distilled(
+    splits: Splits, unlabelled: Iterable[str], copies: Copies, config: PrepareConfig, seed: int
 ) -> set[str]:
     """Return the paths of the images to distil on."""
+    if config.transductive:
+        return {item.path for item in splits.test}
     train = splits.train
     if config.unlabelled_per_class is not None:
         # A generator of its own, so that the few-shot draw stays the same.
         train = few_shot(train, config.unlabelled_per_class, random.Random(seed))
-    paths = {item.path for item in train}
-    if spec.own is not None:
-        paths |= set(own_unlabelled(spec.own, root))
-    if config.transductive:
-        return {item.path for item in splits.test}
     # No training may see these, even if the user put copies into other folders.
-    return paths - {item.path for item in (*splits.val, *splits.test)}
+    held_out = {item.path for item in (*splits.val, *splits.test)}
+    paths = {*(item.path for item in train), *unlabelled}
+    return paths - held_out - copies.of(held_out)
 
 
 def _pairs(items: Iterable[Item]) -> list[tuple[str, int]]:

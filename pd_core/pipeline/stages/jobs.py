@@ -213,7 +213,7 @@ SPACE = 32 * 2**20
 
 
 def prepare(
-    job: Job, *, on_progress: OnProgress | None = None, on_note: OnNote | None = None
+    job: Job, *, on_progress: OnProgress | None = None, on_note: OnNote = NO_HOOKS.on_note
 ) -> None:
     """Run the stage `prepare`."""
     from pd_core.data.catalog import prepare as stage
