@@ -123,7 +123,7 @@ def _replace_all(folder: Path, suffix: str) -> None:
     [
         ("labelled/circle", ".HEIC", read_own,
          r"class folder '.*circle' has 2 files that cannot be read \(\.heic\): install "
-         r"promptkd\[heic\] or convert them, or remove it"),
+         r"promptkd\[heic\] or convert them, or remove the class folder"),
         ("labelled/circle", ".cr2", read_own,
          r"has 2 files that cannot be read \(\.cr2\): convert them, or add images"),
         ("unlabelled", ".heif", own_unlabelled,
@@ -138,3 +138,13 @@ def test_a_folder_without_a_readable_file_is_refused_with_what_it_has(
 
     with pytest.raises(BadData, match=message):
         read(OWN, parts.parent)
+
+
+@pytest.mark.usefixtures("without_heic")
+def test_a_list_of_photos_that_cannot_be_read_is_refused(parts: Path) -> None:
+    (parts / "labelled" / "box" / "2.png").rename(parts / "labelled" / "box" / "2.HEIC")
+    rows = ("labelled/circle/1.png,circle", "labelled/box/2.HEIC,box")
+    (parts / "list.csv").write_text("\n".join(["path,label", *rows]))
+
+    with pytest.raises(BadData, match=r"1 of the 2 images .*2\.HEIC': install promptkd\[heic\]"):
+        read_own(OwnImages(labelled="parts/list.csv"), parts.parent)

@@ -184,11 +184,11 @@ def test_a_folder_that_cannot_be_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("../secret.png,screw", "entry 2 is .*secret.*below the list's folder"),
-        ("/etc/secret.png,screw", "entry 2 is .*secret"),
-        ("labelled/screw/2.png,", "entry 2 is .*class name"),
-        ("labelled/screw/2.png,screw,test", "entry 2 is"),
-        ("labelled/screw/2.png", "entry 2 is"),
+        ("../secret.png,screw", "line 3 has the path .*secret.*below the list's folder"),
+        ("/etc/secret.png,screw", "line 3 has the path .*secret"),
+        ("labelled/screw/2.png,", "line 3 has no label"),
+        ("labelled/screw/2.png,screw,test", "line 3 has more than the 2 values"),
+        ("labelled/screw/2.png", "line 3 has no label"),
         ("./labelled//screw/1.png,hex nut", "'parts/labelled/screw/1.png' is of class 'screw' and"),
     ],
 )
@@ -204,9 +204,8 @@ def test_a_line_of_a_list_that_cannot_be_is_named(line: str, message: str, root:
     [
         ({"path": "a"}, "is no JSON list"),
         ([["a.png", "screw"]], "entry 1 is"),
-        ([{"path": "labelled/screw/1.png", "label": 3}], "entry 1 is .*as text"),
+        ([{"path": "labelled/screw/1.png", "label": [3]}], "entry 1 has the label .3.*as text"),
         ([{"path": "labelled/screw/1.png", "label": "s", "split": "tset"}], "split 'tset'"),
-        ([{"path": "labelled/screw/1.png", "label": "s", "weight": 1}], "nothing else"),
         ([], "lists no images"),
     ],
 )

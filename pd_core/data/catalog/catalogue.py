@@ -39,6 +39,9 @@ class Layout(StrEnum):
     UCF101 = "ucf101"  # two text files of videos, with one frame of each
 
 
+LISTS = (".csv", ".tsv", ".json", ".jsonl")
+"""Suffixes of the lists of `OwnImages`."""
+
 _Path = Annotated[str, Field(min_length=1)]
 
 
@@ -46,7 +49,7 @@ class OwnImages(Config):
     """Locations of the user's own images, below the data root.
 
     Attributes:
-        labelled: Folder of class folders, or a list (`.csv`, `.json`) with path, label and,
+        labelled: Folder of class folders, or a list (a suffix of `LISTS`) with path, label and,
             optionally, split.
         unlabelled: Folder of images without labels, if any.
         test: Folder of class folders, or a list, of test images, if any.
@@ -91,7 +94,7 @@ class PrepareConfig(Config):
 
 def is_list(path: str) -> bool:
     """True if a path of `OwnImages` is a list; otherwise it is a folder."""
-    return path.lower().endswith((".csv", ".json"))
+    return path.lower().endswith(LISTS)
 
 
 @dataclass(frozen=True)

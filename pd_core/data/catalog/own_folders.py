@@ -1,0 +1,215 @@
+"""Folders of the user's own images: class folders, and folders without labels."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pd_core.core.errors import BadData, MissingFile
+from pd_core.core.names import listed, printable
+from pd_core.data.catalog.catalogue import LISTS
+from pd_core.data.catalog.fingerprint import walk
+from pd_core.data.catalog.own_lists import CONVERT, Row, split_of
+from pd_core.data.loading.splits import HEIC, clean_path, is_hidden, is_picture
+
+_INVALID = (
+    (re.compile("[\ud800-\udfff]"), "is not UTF-8"),
+    (re.compile(r"\\"), r"has a backslash (\), the separator of Windows"),
+    (re.compile("^.:"), "starts like a drive of Windows"),
+    (re.compile(""), "leads out of the folder"),
+)
+
+
+def read_class_folders(path: str, root: Path, split: str) -> list[Row]:
+    """Read the images of class folders; the name of a folder is the class of all images below it.
+
+    Args:
+        path: Folder of the class folders, below the data root.
+        root: Data root.
+        split: Split of all images.
+
+    Raises:
+        MissingFile: There is no such folder.
+        BadData: A class has no readable image, a name is not portable, or the folders are on
+            another level, such as those of an archive's splits.
+    """
+    folder = root / path
+    images = _by_class(folder)
+    _check_splits(path, images)
+    _check_level(path, images)
+    return [
+        Row(f"{path}/{name}/{image}", name, split)
+        for name, files in images.items()
+        for image in files
+    ]
+
+
+def read_images(folder: Path, title: str = "folder") -> list[str]:
+    """Return the sorted paths of the images below a folder, however deep.
+
+    Args:
+        folder: The folder.
+        title: Title in errors.
+
+    Raises:
+        MissingFile: There is no such folder.
+        BadData: It has no readable images, or a name that is not portable.
+    """
+    if not folder.is_dir():
+        _refuse(folder, "put the images there")
+    images = sorted(name for name, _ in walk(folder) if is_picture(name.rpartition("/")[2]))
+    if not images:
+        raise BadData(f"{title} '{folder}' {_content(folder)}, or remove the {title}")
+    for image in images:
+        _check_name(image, folder)
+    return images
+
+
+def nested_classes(path: str, root: Path) -> list[str]:
+    """Return the folders below class folders that have all images of their class."""
+    images = _by_class(root / path)
+    return [
+        f"{name}/{folders[0]}"
+        for name, files in images.items()
+        if (folders := _folders(files)) and not _has_own(files) and folders != [name]
+    ]
+
+
+def count_suffixes(folder: Path) -> Counter[str]:
+    """Count the files below a folder that are no readable images, by suffix in lower case."""
+    names = (entry.name for _, entry in walk(folder) if not is_picture(entry.name))
+    return Counter(Path(name).suffix.lower() for name in names)
+
+
+def describe(counts: Counter[str]) -> str:
+    """Return counts by suffix in words, such as "28 .heic, 6 .txt"."""
+    pairs = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{count} {printable(suffix) or 'without suffix'}" for suffix, count in pairs)
+
+
+def remedy_for(counts: Counter[str]) -> str:
+    """Return what makes files readable; empty if nothing is known to."""
+    return CONVERT if HEIC & counts.keys() else ""
+
+
+def _by_class(folder: Path) -> dict[str, list[str]]:
+    """Return the images below each class folder, sorted."""
+    if not folder.is_dir():
+        _refuse(
+            folder,
+            "put one folder of images for each class there, or set PD_DATA_ROOT to the folder that "
+            "holds it",
+        )
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    classes = [entry for entry in entries if entry.is_dir()]
+    stray = [entry for entry in entries if is_picture(entry.name) and entry not in classes]
+    if stray and not classes:
+        raise BadData(
+            f"'{folder}' has images and no class folders: give the folder above it, with one "
+            "folder for each class"
+        )
+    if stray:
+        raise BadData(
+            f"'{printable(str(stray[0]))}' is in no class folder: an image's class is the name of "
+            "its folder"
+        )
+    return {entry.name: _class_images(entry) for entry in classes}
+
+
+def _class_images(folder: Path) -> list[str]:
+    _check_name(folder.name, folder.parent)
+    if any(unicodedata.category(character) == "Cc" for character in folder.name):
+        raise BadData(f"class folder '{printable(str(folder))}' has a control character: rename it")
+    return read_images(folder, "class folder")
+
+
+def _refuse(folder: Path, remedy: str) -> None:
+    if folder.exists():
+        raise BadData(
+            f"'{folder}' is neither a folder nor a list: give a folder, or labels as "
+            f"{', '.join(LISTS)}"
+        )
+    raise MissingFile(f"no folder '{folder}': {remedy}")
+
+
+def _content(folder: Path) -> str:
+    """Return what a folder without readable images has, and the remedy."""
+    counts = count_suffixes(folder)
+    if not counts:
+        return "has no images: add some"
+    kinds = describe(counts) if len(counts) > 1 else next(iter(counts)) or "without suffix"
+    remedy = remedy_for(counts) or "convert them, or add images"
+    return f"has {counts.total()} files that cannot be read ({kinds}): {remedy}"
+
+
+def _check_name(path: str, folder: Path) -> None:
+    """Refuse names that stages, or other systems, read as other ones."""
+    if clean_path(path) != path:
+        reason = next(reason for pattern, reason in _INVALID if pattern.search(path))
+        raise BadData(
+            f"the name '{printable(path)}' in '{printable(str(folder))}' {reason}: rename it"
+        )
+
+
+def _folders(images: Sequence[str]) -> list[str]:
+    """Return the folders directly below a class folder."""
+    return list(dict.fromkeys(image.partition("/")[0] for image in images if "/" in image))
+
+
+def _has_own(images: Sequence[str]) -> bool:
+    """Return True if some images are directly in their class folder."""
+    return any("/" not in image for image in images)
+
+
+def _check_splits(path: str, images: Mapping[str, Sequence[str]]) -> None:
+    """Refuse folders of splits in place of class folders, or below them."""
+    splits = {split: name for name in images if (split := split_of(name))}
+    names = [name for name in images if split_of(name)]
+    if len(names) > 1:
+        remedy = "a list with the columns path, label and split"
+        if not any(_has_own(images[name]) for name in names):
+            remedy = f"labelled: {path}/{splits.get('train', names[0])}"
+            remedy += f" and test: {path}/{splits['test']}" if "test" in splits else ""
+        raise BadData(
+            f"'{path}' has the folders {listed(names)}, which are splits and no classes: "
+            f"give {remedy}"
+        )
+    for name, files in images.items():
+        held_out = [folder for folder in _folders(files) if split_of(folder) in ("val", "test")]
+        if held_out:
+            raise BadData(
+                f"class folder '{path}/{name}' has the split '{held_out[0]}': put the class "
+                "folders of each split into a folder of their own, or give a list with the column "
+                "split"
+            )
+
+
+def _check_level(path: str, images: Mapping[str, Sequence[str]]) -> None:
+    """Refuse class folders below a single folder, in each other, or deeper than the others."""
+    if len(images) == 1:
+        _check_single(path, *images.items())
+    for name, files in images.items():
+        folders = _folders(files)
+        if others := [folder for folder in folders if folder in images and folder != name]:
+            raise BadData(
+                f"class folder '{path}/{name}' has a folder '{others[0]}', which is the name of "
+                "another class: move it up, or rename it"
+            )
+        is_deeper = len(folders) == 1 and folders != [name] and not _has_own(files)
+        if is_deeper and any(map(_has_own, images.values())):
+            raise BadData(
+                f"class folder '{path}/{name}' has no images but the folder '{folders[0]}': move "
+                "the class folder up, or its images"
+            )
+
+
+def _check_single(path: str, item: tuple[str, Sequence[str]]) -> None:
+    name, files = item
+    if not _has_own(files):
+        raise BadData(
+            f"'{path}' has one folder, '{name}', with the folders {listed(_folders(files)[:3])}: "
+            f"if those are classes, give '{path}/{name}'; if not, add a folder for another class"
+        )
