@@ -153,8 +153,8 @@ class Reporter:
         self._bar: Progress | None = None
         self._next_line = 0.0
         self._metrics = ""
-        self._state = (0, 0)
-        self._written: tuple[int, int] | None = None
+        self._state: tuple[int, int | None] = (0, 0)
+        self._written: tuple[int, int | None] | None = None
 
     def __enter__(self) -> Self:
         """Show a bar on a terminal, or lines at intervals elsewhere."""
@@ -181,9 +181,9 @@ class Reporter:
         elif kind is None and self._written not in (None, self._state):
             self._write()
 
-    def progress(self, done: int, total: int) -> None:
-        """Show that `done` of `total` steps are done."""
-        if self._run is not None:
+    def progress(self, done: int, total: int | None) -> None:
+        """Show that `done` of `total` steps are done; None if their number is not known."""
+        if self._run is not None and total is not None:
             self._run.progress(done, total)
         self._state = done, total
         if self._bar is not None:
@@ -207,5 +207,6 @@ class Reporter:
     def _write(self) -> None:
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         self._written = done, total = self._state
-        sys.stderr.write(f"{self._title}: {done}/{total} {self._unit} {self._metrics}\n")
+        steps = f"{done}" if total is None else f"{done}/{total}"
+        sys.stderr.write(f"{self._title}: {steps} {self._unit} {self._metrics}\n")
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Verbs that use models: import published checkpoints, predict, change the classes, serve."""
+"""Verbs that use models: import published checkpoints, change the classes, serve."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pd_core.cli.common import AsJson, note, open_store, print_json, say, setting_of
+from pd_core.cli.common import note, open_store, say, setting_of
 from pd_core.cli.registry import DryRun, Reference
 from pd_core.core.config import ClipConfig
-from pd_core.core.errors import BadArtifact, MissingFile, UnknownName, missing
+from pd_core.core.errors import BadArtifact, MissingFile
 from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.settings import compute_with, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
@@ -23,7 +22,6 @@ from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pd_core.mlops.predictor import Predictor
     from pd_core.mlops.registry import Version
     from pd_core.mlops.registry.classes import Change, Embed
     from pd_core.models.clip import ClipTowers
@@ -103,41 +101,6 @@ def _keep(imported: Imported[Any], folder: Path, name: str) -> None:
         say(line)
 
 
-@app.command()
-def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Data set, optionally with /<version> or @<alias>, or directory of a student.",
-            show_default=False,
-        ),
-    ],
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
-    top: Annotated[int, typer.Option(help="Number of classes to print.")] = 5,
-    as_json: AsJson = False,
-) -> None:
-    """Classify images with a registered student (default: the champion)."""
-    for image in images:
-        if not image.is_file():
-            raise missing("image", image, "check the path")
-    rankings = _load(model).classify_many(images, top=top)
-    if as_json:
-        print_json(
-            [
-                {
-                    "image": str(image),
-                    "predictions": [{"name": name, "probability": p} for name, p in ranking],
-                }
-                for image, ranking in zip(images, rankings, strict=True)
-            ]
-        )
-        return
-    for image, ranking in zip(images, rankings, strict=True):
-        say(str(image))
-        for name, probability in ranking:
-            say(f"  {probability:6.1%}  {name}")
-
-
 @classes.command()
 def add(model: Reference, names: Names, dry_run: DryRun = False) -> None:
     """Add classes; the teacher's text tower computes their vectors."""
@@ -200,24 +163,6 @@ def _change(model: str, make: Callable[[Version, PortableStudent], Change], dry_
         f"{text}, version {registered.version}{existing}; `promptkd registry promote "
         f"{version.dataset}/{registered.version}` makes it champion"
     )
-
-
-def _load(model: str) -> Predictor:
-    """Load a student from a folder, or from the registry: the champion, or else the newest."""
-    from pd_core.mlops.predictor import load_student
-
-    if Path(model).is_dir():
-        return load_student(model)
-    from pd_core.mlops import registry
-
-    store = open_store()
-    try:
-        version = registry.find(store, model, default=registry.CHAMPION)
-    except UnknownName:
-        version = registry.find(store, model)  # an unknown model is refused here
-        note(f"'{version.name}' has no champion; the newest version is used, {version.number}")
-    with TemporaryDirectory() as folder:
-        return load_student(registry.fetch(store, version, Path(folder)) / registry.BUNDLE)
 
 
 def _embed(version: Version, student: PortableStudent) -> Embed:

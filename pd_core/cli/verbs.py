@@ -166,11 +166,13 @@ def add_groups() -> None:
     """Add the other commands, in the order of `promptkd --help`."""
     from pd_core.cli import data, experiments, models, registry, reports
     from pd_core.cli.doctor import doctor
+    from pd_core.cli.predict import predict
 
     app.command()(reports.report)
     app.command()(reports.show)
     app.add_typer(experiments.embedded, name="embedded")
     app.add_typer(models.app)
+    app.command()(predict)
     app.command()(models.serve)
     app.command()(doctor)
     app.add_typer(experiments.ablation, name="ablation")

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pd_core.core.errors import NoSpace, PdError
 
@@ -28,13 +29,32 @@ def write_bytes(path: Path, data: bytes) -> None:
         NoSpace: the disk is full; the old file is kept.
         PdError: the folder cannot be written.
     """
-    with _explained(path, len(data)):
+    with write_file(path, len(data)) as file:
+        file.write(data)
+
+
+@contextmanager
+def write_file(path: Path, size: int | None = None) -> Iterator[IO[bytes]]:
+    """Write a file of any size atomically, creating its folder: yields a file to write to.
+
+    If the block raises or its process is killed, `path` stays as it was. An OSError of the block is
+    taken for one of writing.
+
+    Args:
+        path: of the file.
+        size: of its content in bytes, for the message where the disk is full.
+
+    Raises:
+        NoSpace: the disk is full; the old file is kept.
+        PdError: the folder cannot be written.
+    """
+    with _explained(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
         descriptor, temporary = _temporary_file(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 temporary.chmod(0o644)  # a temporary file is private to the user

@@ -133,18 +133,34 @@ def test_predict_names_pictures_with_a_version_the_champion_or_a_folder(
         row["name"] for row in first["predictions"]
     ]
     promptkd("predict", f"{NAME}/1", picture, "--top", "1")
-    path, line = capsys.readouterr().out.splitlines()
-    assert path == picture
-    assert line.split("%  ")[1] == first["predictions"][0]["name"]
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split() == [picture, line.split()[1], *first["predictions"][0]["name"].split()]
 
 
-def test_predict_refuses_what_is_no_picture_and_no_model(project: Path, picture: str) -> None:
-    promptkd("registry", "register", NAME)
+def test_predict_writes_a_row_for_what_is_no_picture_and_fails_at_the_end(
+    project: Path, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = f"data/student/{NAME}"
     (project / "text.png").write_text("no picture")
-    with pytest.raises(PdError, match=r"'text\.png' cannot be read"):
-        promptkd("predict", NAME, picture, "text.png")
-    with pytest.raises(MissingFile, match=r"gone\.png"):
-        promptkd("predict", NAME, picture, "gone.png")
+    with pytest.raises(PdError, match=r"2 of 3 images .* 'text\.png' \(cannot identify"):
+        promptkd("predict", student, "text.png", "gone.png", picture, "--out", "rows.csv")
+    first, second, third = (project / "rows.csv").read_text().splitlines()[1:]
+    assert first == f"text.png{',' * 11}cannot identify image file"
+    assert second == f"gone.png{',' * 11}No such file or directory"
+    assert third.startswith(f"{picture},")
+    (project / "folder").mkdir()
+    (project / "folder" / "a.heif").write_text("")
+    capsys.readouterr()
+    with pytest.raises(PdError, match="no image found"):
+        promptkd("predict", student, "folder", "--out", "none.csv")
+    assert "left out, without an image's suffix: 1 .heif" in capsys.readouterr().err
+    assert not (project / "none.csv").exists()
+    with pytest.raises(PdError, match="no image is named"):
+        promptkd("predict", student)
+
+
+def test_predict_refuses_what_is_no_model(picture: str) -> None:
+    promptkd("registry", "register", NAME)
     with pytest.raises(UnknownName, match="did you mean"):
         promptkd("predict", "embedded_gree", picture)
     with pytest.raises(UnknownName, match="known: 1"):

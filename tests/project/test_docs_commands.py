@@ -100,6 +100,8 @@ def place(benchmark_project: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert "Running stage" not in output
     with zipfile.ZipFile(folder / "data/prepare/embedded_greek/images.zip") as archive:
         (folder / "picture.png").write_bytes(archive.read("test/000/000.png"))
+    (folder / "photos").mkdir()
+    shutil.copy(folder / "picture.png", folder / "photos")
     digits = block("python", "load_digits")
     subprocess.run([sys.executable, "-c", digits], cwd=folder, check=True)
     shutil.copytree(folder / "data/raw/my_digits", folder / "data/raw/my_photos")
