@@ -24,7 +24,7 @@ from pd_core.data.catalog.catalogue import (
     dataset_spec,
     own_spec,
 )
-from pd_core.pipeline.settings import load_settings
+from pd_core.pipeline.settings import expanded, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
 
 if TYPE_CHECKING:
@@ -256,7 +256,8 @@ def pull_weights(files: Files = None, root: Root = None) -> None:
 def places(root: Path | None) -> tuple[Path, Path]:
     """Return the repository's root and the data root, which is `root` if given."""
     project = Path(load_params(PARAMS).profile.root) if PARAMS.is_file() else Path()
-    return project, root or load_settings().data_root or project / DATA / "raw"
+    given = Path(expanded(str(root))) if root else load_settings().data_root
+    return project, given or project / DATA / "raw"
 
 
 def _sources(names: list[str]) -> list[Source]:

@@ -25,7 +25,7 @@ from pd_core.data.acquire.sources import source_names, weight_names
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec, own_spec
 from pd_core.pipeline.provenance import ABSENT, git, version
-from pd_core.pipeline.redaction import ENV_FILE, masked, variables
+from pd_core.pipeline.redaction import env_file, masked, variables
 from pd_core.pipeline.settings import Settings, load_settings, variable_names
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
 
@@ -215,16 +215,17 @@ def settings() -> Iterator[Result]:
             close = difflib.get_close_matches(name, names, n=1)
             remedy = f"write {close[0]}, or remove it" if close else "remove it"
             yield warning("settings", f"{name} is no setting", remedy)
-    if ENV_FILE.is_file():
+    file = env_file()
+    if file.is_file():
         not_ignored = ("ls-files", "--cached", "--others", "--exclude-standard")
-        if git(Path(), *not_ignored, "--", str(ENV_FILE)):
-            remedy = f"add a line {ENV_FILE} to .gitignore"
-            yield wrong("settings", f"git does not ignore '{ENV_FILE}'", remedy)
-        if ENV_FILE.stat().st_mode & _OTHERS_MAY_READ:
-            message = f"other users may read '{ENV_FILE}'"
-            yield warning("settings", message, f"run `chmod 600 {ENV_FILE}`")
-    root = variables().get("PD_DATA_ROOT")
-    if root and not Path(root).is_dir():
+        if git(Path(), *not_ignored, "--", str(file)):
+            remedy = f"add a line {file.name} to .gitignore"
+            yield wrong("settings", f"git does not ignore '{file}'", remedy)
+        if file.stat().st_mode & _OTHERS_MAY_READ:
+            message = f"other users may read '{file}'"
+            yield warning("settings", message, f"run `chmod 600 {file}`")
+    root = load_settings().data_root
+    if root and not root.is_dir():
         message = f"PD_DATA_ROOT {_origin('PD_DATA_ROOT')}: no folder '{root}'"
         yield wrong("settings", message, "correct it, or make the folder")
     used = [f"{name} {_origin(name)}" for name in names if name in given]
@@ -234,7 +235,7 @@ def settings() -> Iterator[Result]:
 def _origin(name: str) -> str:
     """Return the place that sets a variable; the environment has precedence over the file."""
     is_set = name in (variable.upper() for variable in os.environ)
-    return "of the environment" if is_set else f"of '{ENV_FILE.absolute()}'"
+    return "of the environment" if is_set else f"of '{env_file().absolute()}'"
 
 
 def device(name: str) -> Result:

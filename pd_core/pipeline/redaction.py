@@ -14,8 +14,7 @@ from urllib.parse import unquote, urlsplit
 from dotenv import dotenv_values
 
 MASK = "***"
-ENV_FILE = Path(".env")
-"""File with variables in addition to those of the environment."""
+_ENV = Path(".env")
 
 # To the last @, so that a password with a slash or an @ in it does not end too early.
 _LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
@@ -48,6 +47,22 @@ def without_login(address: str) -> str:
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
+def env_file() -> Path:
+    """Return the file with variables in addition to those of the environment; it may not exist.
+
+    It is `.env` in this folder, or in the root of the DVC project that this folder is in.
+    """
+    here = Path.cwd()
+    if _ENV.is_file():
+        return _ENV
+    for folder in (here, *here.parents):
+        if (folder / ".dvc").is_dir() and (folder / _ENV).is_file():
+            return folder / _ENV
+        if (folder / ".git").exists():  # another project may be around this one
+            break
+    return _ENV
+
+
 def has_login(address: str) -> bool:
     """Return True if an address has a name or a password."""
     return _LOGIN.search(address) is not None
@@ -69,7 +84,7 @@ def masked_tracebacks() -> Iterator[None]:
 def variables() -> dict[str, str]:
     """Return the variables of the environment and of `.env`; the environment has precedence."""
     try:
-        file = dotenv_values(ENV_FILE)
+        file = dotenv_values(env_file())
     except (OSError, UnicodeDecodeError):  # reported when the settings are read
         file = {}
     return {**{name: value for name, value in file.items() if value}, **os.environ}

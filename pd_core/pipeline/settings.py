@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pd_core.core.config import Device
 from pd_core.core.errors import BadParams, PdError
-from pd_core.pipeline.redaction import ENV_FILE, has_login
+from pd_core.pipeline.redaction import env_file, has_login
 
 # Read by the tools themselves. MLflow requires the word, not 1.
 TELEMETRY_OFF = {
@@ -33,6 +33,7 @@ TELEMETRY_OFF = {
 REFUSED = (401, 403)
 """HTTP statuses for a missing or wrong password."""
 
+_SQLITE = "sqlite:///"
 _BUCKET = re.compile(r"s3://[\w.-]+(/.*)?")
 _PAGE = re.compile(r"https?://[^\s/]+(/\S*)?")
 _S3_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY are"
@@ -50,7 +51,24 @@ def _without_login(address: str, variables: str = _S3_KEYS) -> str:
     return address
 
 
+def expanded(path: str) -> str:
+    """Return a path with `~` and variables such as `$HOME` replaced by their values."""
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 keeps the type
+
+
+def _folder(path: Path) -> Path:
+    return Path(expanded(str(path)))
+
+
+def _tracking(address: str) -> str:
+    if "://" not in address:
+        return expanded(address)
+    scheme, separator, path = address.partition(_SQLITE)
+    return address if scheme else f"{separator}{expanded(path)}"  # a password may have a $
+
+
 def _remote(address: str) -> str:
+    address = expanded(address)
     if not _BUCKET.fullmatch(_without_login(address)) and not Path(address).is_absolute():
         raise ValueError("give s3://<bucket>/<prefix>, or a folder's whole path, from / on")
     return address
@@ -90,15 +108,16 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="PD_",
-        env_file=ENV_FILE,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
     )
 
-    data_root: Path | None = None
-    mlflow_tracking_uri: Annotated[str | None, Field(repr=False)] = None  # may hold a password
+    data_root: Annotated[Path, AfterValidator(_folder)] | None = None
+    mlflow_tracking_uri: Annotated[
+        Annotated[str, AfterValidator(_tracking)] | None, Field(repr=False)
+    ] = None  # may hold a password
     mlflow_experiment: Annotated[str, Field(min_length=1)] = "promptkd"
     prefect_api_url: Annotated[str, AfterValidator(_server)] | None = None
     device: Device | None = None
@@ -110,22 +129,29 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the settings.
+    """Read the settings of the environment and, for those that it lacks, of `env_file`.
+
+    A relative `PD_DATA_ROOT` starts at the folder that a command runs in, or that `.env` is in.
 
     Raises:
         BadParams: A variable has an invalid value; the message does not repeat secrets.
     """
+    file = env_file()
     try:
-        return Settings()
+        settings = Settings(_env_file=file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise BadParams(f"'{ENV_FILE}' cannot be read ({reason}); correct or remove it") from None
+        raise BadParams(f"'{file}' cannot be read ({reason}); correct or remove it") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = f"PD_{first['loc'][0]}".upper()
         raise BadParams(
             f"environment variable {variable}: {first['msg'].removeprefix('Value error, ')}"
         ) from None
+    set_here = {name.upper() for name, value in os.environ.items() if value}
+    if settings.data_root is None or "PD_DATA_ROOT" in set_here:
+        return settings
+    return settings.model_copy(update={"data_root": file.parent / settings.data_root})
 
 
 def variable_names() -> tuple[str, ...]:

@@ -143,6 +143,14 @@ def test_an_odd_name_that_is_portable_enough_is_read_and_decoded(name: str, tmp_
         assert ImageStore(tmp_path / OWN.folder).open(image).size == (8, 8)
 
 
+def test_a_list_of_unlabelled_images_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "labelled/x/a.png", "labelled/y/a.png")
+    (tmp_path / "own" / "rest.csv").write_text("path\nlabelled/x/a.png\n")
+
+    with pytest.raises(BadData, match=r"'.*rest.csv' is a file: give a folder of images"):
+        own_unlabelled(OwnImages(labelled="own/labelled", unlabelled="own/rest.csv"), tmp_path)
+
+
 def test_test_images_are_checked_as_labelled_ones(tmp_path: Path) -> None:
     write(tmp_path, "labelled/x/a.png", "labelled/y/a.png", "held/test/x/a.png", "held/val/x/a.png")
     own = OwnImages(labelled="own/labelled", test="own/held")

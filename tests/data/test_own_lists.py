@@ -115,9 +115,11 @@ def test_other_names_of_splits_are_understood(folder: Path) -> None:
         ("source.jsonl", lines(path=0, label=1, source=1),
          "list 'lists/source.jsonl': the columns 'source' are not read"),
         ("numbers.csv", LABELS.replace(",box", ",0").replace(",circle", ",1"),
-         "class names are numbers, such as '0' and '1': CLIP reads them as words"),
-        ("numbers.json", records(0, 0, 1, 1), "class names are numbers, such as '0' and '1'"),
-        ("padded.csv", LABELS.replace(",box", ",007"), "class names are numbers, such as '007'"),
+         "'lists/numbers.csv' has numbers as class names, such as '0' and '1': CLIP reads"),
+        ("numbers.json", records(0, 0, 1, 1),
+         "'lists/numbers.json' has numbers as class names, such as '0' and '1'"),
+        ("padded.csv", LABELS.replace(",box", ",007"),
+         "'lists/padded.csv' has numbers as class names, such as '007'"),
     ],
 )  # fmt: skip
 def test_a_list_that_may_mean_more_is_read_with_a_note(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pd_core.core.errors import BadParams
+from pd_core.pipeline.redaction import variables
 from pd_core.pipeline.settings import (
     TELEMETRY_OFF,
     Settings,
@@ -92,6 +93,73 @@ def test_values_that_cannot_be_are_refused_without_repeating_secrets(
     with pytest.raises(BadParams, match=f"{variable}: .*{reason}") as caught:
         load_settings()
     assert "hidden-word" not in str(caught.value)
+
+
+def test_paths_of_settings_may_start_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PD_DATA_ROOT", "~/photos")
+    monkeypatch.setenv("PD_DVC_REMOTE", "$HOME/dvc")
+    monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", "sqlite:///~/mlflow.db")
+
+    settings = load_settings()
+
+    assert settings.data_root == tmp_path / "photos"
+    assert settings.dvc_remote == f"{tmp_path}/dvc"
+    assert settings.mlflow_tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_an_address_with_a_dollar_in_its_password_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_MLFLOW_TRACKING_URI", "http://me:$HOME~@host")
+
+    assert load_settings().mlflow_tracking_uri == "http://me:$HOME~@host"
+
+
+def test_the_env_file_of_the_project_is_read_in_all_folders_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, below = tmp_path / "project", tmp_path / "project" / "notes" / "deep"
+    below.mkdir(parents=True)
+    (project / ".dvc").mkdir()
+    (project / ".env").write_text("PD_DATA_ROOT=photos\nPD_MLFLOW_EXPERIMENT=mine\n")
+    monkeypatch.chdir(below)
+
+    settings = load_settings()
+
+    assert settings.mlflow_experiment == "mine"
+    assert settings.data_root == project / "photos"
+    assert variables()["PD_DATA_ROOT"] == "photos"
+
+    Path(".env").write_text("PD_MLFLOW_EXPERIMENT=nearer\n")
+    assert load_settings().mlflow_experiment == "nearer"
+
+
+def test_a_project_of_dvc_inside_another_has_the_env_file_of_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / ".dvc", tmp_path / "paper" / ".dvc"):
+        folder.mkdir(parents=True)
+    (tmp_path / ".env").write_text("PD_MLFLOW_EXPERIMENT=outer\n")
+    monkeypatch.chdir(tmp_path / "paper")
+
+    assert load_settings().mlflow_experiment == "outer"
+
+    Path(".env").write_text("PD_MLFLOW_EXPERIMENT=inner\n")
+    assert load_settings().mlflow_experiment == "inner"
+
+
+def test_an_env_file_of_no_project_or_of_another_repository_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("PD_MLFLOW_EXPERIMENT=other\n")
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path / "own")
+    assert load_settings().mlflow_experiment == "promptkd"
+
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "own" / ".git").mkdir()
+    assert load_settings().mlflow_experiment == "promptkd"
 
 
 def test_an_env_file_that_cannot_be_read_is_one_line() -> None:

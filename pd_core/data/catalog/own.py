@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from posixpath import normpath
 
 from pd_core.core.errors import BadData
 from pd_core.core.names import listed
@@ -13,7 +14,7 @@ from pd_core.data.catalog.class_names import check_names, normalized
 from pd_core.data.catalog.own_folders import (
     count_suffixes,
     describe,
-    nested_classes,
+    nested_class,
     read_class_folders,
     read_images,
     remedy_for,
@@ -41,13 +42,14 @@ def read_own(own: OwnImages, root: Path) -> Splits:
     check_names(names)
     if len(names) < 2:
         raise BadData(f"'{root / own.labelled}' has {len(names)} classes: give images of two")
+    labelled = set(names)
     for path, label, split in rows:
-        if label not in names:
+        if label not in labelled:
             raise BadData(
                 f"{split} image '{path}' is of class '{label}', which no labelled image shows: "
                 "add one, or correct the name"
             )
-    lists = {split: _items(rows, split, names, own.folder) for split in _SPLITS}
+    lists = {split: _items(rows, split, names, _start(own)) for split in _SPLITS}
     check_paths_disjoint(lists)
     return Splits(**lists)
 
@@ -62,8 +64,8 @@ def own_unlabelled(own: OwnImages, root: Path) -> tuple[str, ...]:
     _check_paths(own)
     if own.unlabelled is None:
         return ()
-    images = read_images(root / own.unlabelled)
-    return tuple(_below(f"{own.unlabelled}/{path}", own.folder) for path in images)
+    prefix = f"{normpath(own.unlabelled)}/".removeprefix(_start(own))
+    return tuple(f"{prefix}{path}" for path in read_images(root / own.unlabelled))
 
 
 def own_sources(own: OwnImages, root: Path) -> tuple[Path, ...]:
@@ -102,21 +104,20 @@ def _left_out_note(own: OwnImages, root: Path) -> str:
 def _label_notes(own: OwnImages, root: Path) -> Iterator[str]:
     """Yield lines about columns, folders and class names."""
     for path in filter(None, (own.labelled, own.test)):
+        rows = _rows(path, root, "train")
         if is_list(path):
             if unread := read_list(root / path, "train").unread:
                 yield f"list '{path}': the columns {listed(unread)} are not read"
-        elif nested := nested_classes(path, root):
-            name, _, below = nested[0].partition("/")
+        elif nested := nested_class(rows):
             yield (
-                f"class folder '{path}/{name}' has all its images in folders below it, such as "
-                f"'{below}': they are of class '{name}'"
+                f"class folder '{path}/{nested[0]}' has all its images in folders below it, such "
+                f"as '{nested[1]}': they are of class '{nested[0]}'"
             )
-    numbers = {row.label for row in _rows(own.labelled, root, "train") if row.label.isdigit()}
-    if numbers:
-        yield (
-            f"class names are numbers, such as {listed(sorted(numbers)[:3])}: CLIP reads them as "
-            "words, so that names in words are better"
-        )
+        if numbers := {row.label for row in rows if row.label.isdigit()}:
+            yield (
+                f"'{path}' has numbers as class names, such as {listed(sorted(numbers)[:3])}: CLIP "
+                "reads them as text, so that words are better"
+            )
 
 
 def _outermost(folders: Collection[Path]) -> list[Path]:
@@ -132,6 +133,7 @@ def _check_paths(own: OwnImages) -> None:
 
 def _rows(path: str, root: Path, split: str) -> list[Row]:
     """Read class folders or a list, with paths below the data root."""
+    path = normpath(path)
     if not is_list(path):
         return read_class_folders(path, root, split)
     rows = read_list(root / path, split).rows
@@ -139,14 +141,18 @@ def _rows(path: str, root: Path, split: str) -> list[Row]:
     return rows if parent == "." else [row._replace(path=f"{parent}/{row.path}") for row in rows]
 
 
-def _items(rows: list[Row], split: str, names: list[str], folder: str) -> Items:
+def _items(rows: list[Row], split: str, names: list[str], start: str) -> Items:
     label_of = {name: label for label, name in enumerate(names)}
     classes: dict[str, str] = {}
     for path, name, where in rows:
         if where == split and classes.setdefault(path, name) != name:
             raise BadData(f"'{path}' is of class '{classes[path]}' and of '{name}': give it one")
-    return tuple(Item(_below(path, folder), label_of[name], name) for path, name in classes.items())
+    return tuple(
+        Item(path.removeprefix(start), label_of[name], name) for path, name in classes.items()
+    )
 
 
-def _below(path: str, folder: str) -> str:
-    return Path(path).relative_to(folder).as_posix()
+def _start(own: OwnImages) -> str:
+    """Return the beginning of paths below the data root that those below `own.folder` lack."""
+    folder = normpath(own.folder)
+    return "" if folder == "." else f"{folder}/"

@@ -59,7 +59,9 @@ def read_images(folder: Path, title: str = "folder") -> list[str]:
         BadData: It has no readable images, or a name that is not portable.
     """
     if not folder.is_dir():
-        _refuse(folder, "put the images there")
+        if folder.exists():
+            raise BadData(f"'{folder}' is a file: give a folder of images")
+        raise MissingFile(f"no folder '{folder}': put the images there")
     images = sorted(name for name, _ in walk(folder) if is_picture(name.rpartition("/")[2]))
     if not images:
         raise BadData(f"{title} '{folder}' {_content(folder)}, or remove the {title}")
@@ -68,14 +70,14 @@ def read_images(folder: Path, title: str = "folder") -> list[str]:
     return images
 
 
-def nested_classes(path: str, root: Path) -> list[str]:
-    """Return the folders below class folders that have all images of their class."""
-    images = _by_class(root / path)
-    return [
-        f"{name}/{folders[0]}"
-        for name, files in images.items()
-        if (folders := _folders(files)) and not _has_own(files) and folders != [name]
-    ]
+def nested_class(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """Return a class whose images are all in folders below its own, and the first, if any."""
+    nested: dict[str, str] = {}
+    direct = {name for path, name, _ in rows if path.rsplit("/", 2)[-2] == name}
+    for path, name, _ in rows:
+        if name not in direct:
+            nested.setdefault(name, path.rsplit("/", 2)[-2])
+    return next(iter(nested.items()), None)
 
 
 def count_suffixes(folder: Path) -> Counter[str]:
@@ -98,10 +100,14 @@ def remedy_for(counts: Counter[str]) -> str:
 def _by_class(folder: Path) -> dict[str, list[str]]:
     """Return the images below each class folder, sorted."""
     if not folder.is_dir():
-        _refuse(
-            folder,
-            "put one folder of images for each class there, or set PD_DATA_ROOT to the folder that "
-            "holds it",
+        if folder.exists():
+            raise BadData(
+                f"'{folder}' is neither a folder nor a list: give a folder of class folders, or a "
+                f"list ({', '.join(LISTS)})"
+            )
+        raise MissingFile(
+            f"no folder '{folder}': put one folder of images for each class there, or set "
+            "PD_DATA_ROOT to the folder that holds it"
         )
     entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
     classes = [entry for entry in entries if entry.is_dir()]
@@ -124,15 +130,6 @@ def _class_images(folder: Path) -> list[str]:
     if any(unicodedata.category(character) == "Cc" for character in folder.name):
         raise BadData(f"class folder '{printable(str(folder))}' has a control character: rename it")
     return read_images(folder, "class folder")
-
-
-def _refuse(folder: Path, remedy: str) -> None:
-    if folder.exists():
-        raise BadData(
-            f"'{folder}' is neither a folder nor a list: give a folder, or labels as "
-            f"{', '.join(LISTS)}"
-        )
-    raise MissingFile(f"no folder '{folder}': {remedy}")
 
 
 def _content(folder: Path) -> str:
