@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,15 +61,30 @@ def report() -> None:
         run.log_file(folder)
 
 
-def show() -> None:
-    """Print the table of the report and the paths of its files."""
+def show(as_json: AsJson = False) -> None:
+    """Print the table of the report and the paths of its files.
+
+    Data sets whose classes have unequal numbers of test images have further metrics.
+    """
     params = load_params(PARAMS)
     from pd_core.reporting import report as stage
+    from pd_core.reporting import unequal
     from pd_core.reporting.results import read_titles
 
     folder = REPORTS / params.profile.name
-    console = Console()
-    console.print(stage.table(stage.read_summary(folder), read_titles(DATA / "prepare")))
+    summary = stage.read_summary(folder)
+    measured = unequal.read(DATA / "evaluate", list(params.datasets))
+    if as_json:
+        classes = {
+            name: {model: asdict(metrics) for model, metrics in models.items()}
+            for name, models in measured.items()
+        }
+        print_json({**summary, "unequal_classes": classes})
+        return
+    console, titles = Console(), read_titles(DATA / "prepare")
+    console.print(stage.table(summary, titles))
+    if measured:
+        console.print(unequal.table(measured, titles))
     console.print(f"Report   {folder / 'summary.md'}, {folder / 'summary.png'}")
     if sys.prefix not in (sys.base_prefix, os.environ.get("VIRTUAL_ENV")):
         prefix, here = Path(sys.prefix), Path.cwd()

@@ -11,6 +11,14 @@ class Precision(StrEnum):
     FP16 = "fp16"  # with loss scaling
 
 
+class Metric(StrEnum):
+    """Number for how well the classes are told apart."""
+
+    ACCURACY = "accuracy"
+    BALANCED_ACCURACY = "balanced_accuracy"  # mean recall of the classes
+    MACRO_F1 = "macro_f1"  # mean F1 of the classes
+
+
 class TeacherMethod(StrEnum):
     """Method that a teacher was tuned with."""
 

@@ -22,6 +22,7 @@ from pd_core.core.artifacts import write_json, write_sums, write_text, write_wei
 from pd_core.core.atomic import write_bytes
 from pd_core.core.errors import PdError
 from pd_core.core.options import TITLES
+from pd_core.evaluation.class_metrics import METRICS, ClassMetrics
 from pd_core.mlops.drift import Reference
 from pd_core.models import portable
 from pd_core.models.portable.network import Network
@@ -172,6 +173,7 @@ def card(
     metrics: Metrics,
     counts: Mapping[str, int],
     tags: Mapping[str, str],
+    classes: Mapping[str, ClassMetrics],
 ) -> str:
     """Return the model card of a version, as Markdown.
 
@@ -181,9 +183,15 @@ def card(
         metrics: accuracies; empty if no test image has a label.
         counts: see `register.counts`; may be empty.
         tags: of the version: protocol, seed, git commit, ...
+        classes: metrics over all classes by classifier, shown where the classes are unequal.
     """
     measured = {title: metrics[key] for key, title in TITLES.items() if key in metrics}
     columns = [key for key in _COLUMNS if key in next(iter(measured.values()), {})]
+    unequal = {
+        title: classes[key]
+        for key, title in TITLES.items()
+        if key in classes and classes[key].unequal
+    }
     template = Template(_TEMPLATE.read_text("utf-8"), trim_blocks=True, keep_trailing_newline=True)
     text: str = template.render(
         name=name,
@@ -200,6 +208,9 @@ def card(
             for key, scores in metrics.items()
             if isinstance(scores, Mapping) and "student" in scores
         },
+        unequal=unequal,
+        class_rows=_class_rows(info["names"], classes["student"]) if unequal else (),
+        METRICS=METRICS,
         origin={
             key: value
             for key, value in tags.items()
@@ -220,6 +231,15 @@ def with_change(text: str, change: str, names: Sequence[str]) -> str:
 def _classes(names: Sequence[str]) -> str:
     lines = "\n".join(f"{label}. {name}" for label, name in enumerate(names))
     return f"{_CLASSES}\n\n{lines}\n"
+
+
+def _class_rows(names: Sequence[str], metrics: ClassMetrics) -> Iterator[tuple[str, ...]]:
+    """Yield name, images, precision and recall of the classes with test images."""
+    columns = names, metrics.images, metrics.precision, metrics.recall
+    for name, images, *shares in zip(*columns, strict=True):
+        if images:
+            cells = ("" if share is None else f"{share:.0f}" for share in shares)
+            yield name.replace("|", r"\|"), str(images), *cells
 
 
 def _with_interval(percent: float, count: int) -> str:

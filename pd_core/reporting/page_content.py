@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from pd_core.core.artifacts import write_json, write_text
 from pd_core.core.options import TITLES
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting import figures
+from pd_core.reporting import figures, page_classes
 from pd_core.reporting.page import AVERAGE, NOT_RUN, Beside, Page, paper
 from pd_core.reporting.page_dataset import DatasetPage
 from pd_core.reporting.page_models import TRAINED, Cost, Speed
@@ -31,7 +31,6 @@ from pd_core.reporting.results import (
 )
 from pd_core.reporting.tables import NONE, Column, Kind, Row, Table
 
-_PAIRS = 5  # of confused classes
 _NAMES = {
     "base": "base classes", "novel": "novel classes", "hm": "harmonic mean",
     "accuracy": "accuracy",
@@ -78,7 +77,12 @@ def _templates() -> Environment:
     )
     own = {name: value for name, value in globals().items() if not name.startswith("_")}
     imported = {"figures": figures, "heading": heading, "keys_of": keys_of, "PROTOCOLS": PROTOCOLS}
-    environment.globals |= own | imported
+    of_classes = (
+        page_classes.accuracy_table,
+        page_classes.confused_table,
+        page_classes.class_table,
+    )
+    environment.globals |= own | imported | {table.__name__: table for table in of_classes}
     return environment
 
 
@@ -180,44 +184,6 @@ def spread(scores: Scores, key: str) -> str:
 
 def _deviation(value: float | None) -> str:
     return "" if value is None else f" ±\N{NO-BREAK SPACE}{value:.2f}"
-
-
-def accuracy_table(page: DatasetPage) -> Table:
-    """Return accuracy and calibration of teacher and student, all classes compared at once."""
-    rows = []
-    for model, result in page.people.items():
-        error = f"{result.calibration.error:.1f}" if result.calibration else NONE
-        rows.append((model, f"{result.accuracy:.1f}", error))
-    return Table(("all classes at once", "accuracy, %", "calibration error (ECE), %"), rows)
-
-
-def confused_table(page: DatasetPage, model: str) -> Table:
-    """Return the most confused pairs of classes."""
-    names = page.classes
-    rows = [
-        (names[pair.label], names[pair.taken_for], f"{pair.count} of {page.images[pair.label]}")
-        for pair in page.people[model].confused[:_PAIRS]
-    ]
-    taken_for = Column("taken for", words=True, long=True)
-    return Table(("class", taken_for, "images"), rows, f"{model}: most confused")
-
-
-def class_table(page: DatasetPage) -> Table:
-    """Return each class's accuracy, the student's worst ones first."""
-    accuracies = [page.people[model].classes for model in TRAINED]
-    halves = page.base_count < len(page.classes)
-    order = sorted(
-        (label for label, images in enumerate(page.images) if images),
-        key=lambda label: (accuracies[1][label] or 0.0, label),
-    )
-    rows = []
-    for label in order:
-        half = ["base" if label < page.base_count else "novel"] if halves else []
-        cells = (f"{accuracy[label]:.0f}" for accuracy in accuracies)
-        rows.append((page.classes[label], *half, str(page.images[label]), *cells))
-    half_column = [Column("half", words=True)] if halves else []
-    bars = (Column(model, bar=model) for model in TRAINED)
-    return Table(("class", *half_column, "images", *bars), rows, "accuracy of each class, %")
 
 
 def curve_table(page: DatasetPage, stage: str) -> Table:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from pd_core.core.errors import PdError
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared, read_split
+from pd_core.evaluation.class_metrics import ClassMetrics, Rows, of_rows, read_rows
 from pd_core.evaluation.evaluate import predict
 from pd_core.evaluation.metrics import (
     Calibration,
@@ -51,7 +51,6 @@ _SHOWN, _TOP = 8, 3  # images of the gallery; classes of an image
 _SIDE = 96  # pixels; a smaller image stays as it is
 
 Curve = tuple[Mapping[str, float], ...]  # an entry an epoch: loss, accuracy or agreement, ...
-Rows = Sequence[Mapping[str, Any]]  # of `predictions.json`: path, label, and classes by model
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class Result:
     accuracy: float  # percent
     classes: tuple[float | None, ...]  # each class's accuracy, percent; None without test images
     confused: tuple[Confused, ...]  # pairs of classes, the most frequent ones first
+    metrics: ClassMetrics | None = None
     calibration: Calibration | None = None  # None if the images or the model are not here
     cost: Cost | None = None
 
@@ -156,12 +156,10 @@ def read_stages(job: Job) -> tuple[DatasetPage, Prepared, Rows]:
     """
     prepared = read_prepared(job.prepared, data_root=job.data_root)
     notes: list[str] = []
-    path = job.evaluation / "predictions.json"
-    rows: Rows = read_json(path) if path.is_file() else []
-    rows = rows if rows and "label" in rows[0] else []
+    rows = read_rows(job.evaluation)
     classes = len(prepared.classes)
     remedy = f"run `dvc repro evaluate@{job.evaluation.name}`"
-    with understood(path, what="predictions", remedy=remedy):
+    with understood(job.evaluation / "predictions.json", what="predictions", remedy=remedy):
         labels = np.array([row["label"] for row in rows], np.int64)
         best = {model: np.array([row[model][1] for row in rows], np.int64) for model in TRAINED}
     page = DatasetPage(
@@ -176,6 +174,7 @@ def read_stages(job: Job) -> tuple[DatasetPage, Prepared, Rows]:
                 100 * float((labels == best[model]).mean()),
                 class_accuracies(labels, best[model], classes),
                 most_confused(confusion(labels, best[model], classes)),
+                of_rows(rows, model, classes),
             )
             for model in TRAINED
             if rows

@@ -149,11 +149,11 @@ def test_predict_writes_a_row_for_what_is_no_picture_and_fails_at_the_end(
     assert second == f"gone.png{',' * 11}No such file or directory"
     assert third.startswith(f"{picture},")
     (project / "folder").mkdir()
-    (project / "folder" / "a.heif").write_text("")
+    (project / "folder" / "a.pdf").write_text("")
     capsys.readouterr()
     with pytest.raises(PdError, match="no image found"):
         promptkd("predict", student, "folder", "--out", "none.csv")
-    assert "left out, without an image's suffix: 1 .heif" in capsys.readouterr().err
+    assert "left out, without an image's suffix: 1 .pdf" in capsys.readouterr().err
     assert not (project / "none.csv").exists()
     with pytest.raises(PdError, match="no image is named"):
         promptkd("predict", student)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from command import promptkd
 from page_project import NAME, ROOT, copy, gathered, make
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from pd_core.core.artifacts import write_sums
 from pd_core.mlops.predictor import STUDENT_FILE
@@ -28,7 +28,7 @@ from pd_core.pipeline.provenance import content_hash
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting import page as pages
-from pd_core.reporting import page_content, page_models
+from pd_core.reporting import page_classes, page_content, page_models
 from pd_core.reporting.page import Page, paper
 
 Gather = Callable[[], Page]
@@ -226,8 +226,27 @@ def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather
     (page,) = gather().pages
     assert page.base_count == len(page.classes)
     assert "novel" not in page_content.about_dataset(page)
-    heads = [column.head for column in page_content.class_table(page).heads]
-    assert heads == ["class", "images", "teacher", "student"]
+    heads = [column.head for column in page_classes.class_table(page).heads]
+    precisions = ["teacher's precision", "student's precision"]
+    assert heads == ["class", "images", "teacher", "student", *precisions]
+
+
+def test_unequal_classes_have_balanced_accuracy_f1_and_what_the_largest_class_gives(
+    project: Path, gather: Gather
+) -> None:
+    equal = page_classes.accuracy_table(gather().pages[0])
+    assert "balanced accuracy, %" not in [column.head for column in equal.heads]
+    path = project / "data" / "evaluate" / NAME / "predictions.json"
+    rows = [row for row in json.loads(path.read_text()) if row["label"]]
+    rows += [row for row in rows if row["label"] == 2] * 2
+    path.write_text(json.dumps(rows))
+    page = gather().pages[0]
+    *models, constant = page_classes.accuracy_table(page).body
+    labels, predicted = zip(*((row["label"], row["student"][1]) for row in rows), strict=True)
+    score = 100 * balanced_accuracy_score(labels, predicted)
+    assert models[1].cells[2].startswith(f"{score:.1f} (")
+    largest = 100 * labels.count(2) / len(labels)
+    assert constant.cells == (f"always {page.classes[2]}", f"{largest:.1f}", "25.0", "–", "–")
 
 
 def test_before_anything_is_run_the_papers_numbers_are_the_papers_alone(tmp_path: Path) -> None:

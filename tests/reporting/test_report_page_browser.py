@@ -18,6 +18,7 @@ from PIL import Image
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation import metrics
+from pd_core.evaluation.class_metrics import class_metrics
 from pd_core.reporting import page_content
 from pd_core.reporting.page import AVERAGE, across, beside, paper
 from pd_core.reporting.page_dataset import DatasetPage, Gallery, Result
@@ -40,6 +41,7 @@ def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
             60.0,
             metrics.class_accuracies(labels, answers, classes),
             metrics.most_confused(metrics.confusion(labels, answers, classes)),
+            class_metrics(labels, answers, classes),
             metrics.calibration(shares, labels),
         )
     curve = tuple(

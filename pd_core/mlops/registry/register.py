@@ -21,6 +21,7 @@ from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
 from pd_core.evaluation import evaluate
+from pd_core.evaluation.class_metrics import ClassMetrics, of_evaluation
 from pd_core.mlops import bundle, predictor, tracking
 from pd_core.mlops.bundle import Metrics
 from pd_core.mlops.drift import Reference
@@ -65,6 +66,7 @@ class Origin:
         dataset: the data set that it was distilled on.
         lineage: commit and hashes.
         metrics: accuracies in percent.
+        classes: metrics over all classes, by classifier.
         counts: of classes and images, see `_counts`.
         tags: of the version: seed, protocol, ...
         run_id: the run to log to, the `evaluate` stage's; None for a new one.
@@ -76,6 +78,7 @@ class Origin:
     dataset: str
     lineage: Lineage = field(default_factory=Lineage)
     metrics: Metrics = field(default_factory=dict)
+    classes: Mapping[str, ClassMetrics] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
@@ -87,7 +90,16 @@ class Origin:
         student = self.metrics.get("student", {})
         key = next((key for key in ("hm", "all") if key in student), None)
         accuracy = {f"student/{key}": f"{student[key]:.2f}"} if key else {}
+        accuracy |= self._class_tags()
         return {KIND: DISTILLED, **accuracy, "profile": self.profile, **self.tags}
+
+    def _class_tags(self) -> dict[str, str]:
+        """Return the student's metrics, with intervals, where the classes are unequal."""
+        student = self.classes.get("student")
+        if student is None or not student.unequal:
+            return {}
+        shown = {f"student/{metric}": str(value) for metric, value in student.metrics.items()}
+        return {**shown, "largest_class": f"{student.largest_class:.1f}"}
 
     def card_tags(self) -> dict[str, str]:
         """Return the entries of the model card's tables."""
@@ -130,7 +142,7 @@ def register(
             reference = bundle.reference_of(student, reference)
         info = read_json(folder / DESCRIPTION)
         text = origin.card or bundle.card(
-            name, info, origin.metrics, origin.counts, origin.card_tags()
+            name, info, origin.metrics, origin.counts, origin.card_tags(), origin.classes
         )
         bundle.complete(folder, student, card=text, reference=reference)
         run_id = origin.run_id or _new_run(mlflow, store, origin)
@@ -288,6 +300,7 @@ def register_student(
         dataset=job.student.name,
         lineage=Lineage.of_commit(Path(), outs=provenance.hashes(outputs, Path())),
         metrics=metrics,
+        classes=of_evaluation(job.evaluation, len(student.names)),
         counts=_counts(job.prepared),
         tags={
             "seed": str(job.seed),

@@ -1,0 +1,61 @@
+"""Data sets with classes of unequal size have further metrics wherever a result is shown."""
+
+from pathlib import Path
+
+from pd_core.core.artifacts import write_json
+from pd_core.evaluation.class_metrics import of_evaluation
+from pd_core.mlops import bundle
+from pd_core.mlops.registry.register import Origin
+from pd_core.reporting import unequal
+
+MODELS = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
+
+
+def evaluation(folder: Path, labels: list[int], predicted: list[int]) -> Path:
+    rows = [
+        {"path": f"{row}.png", "label": label, **dict.fromkeys(MODELS, [guess, guess])}
+        for row, (label, guess) in enumerate(zip(labels, predicted, strict=True))
+    ]
+    write_json(folder / "predictions.json", rows)
+    return folder
+
+
+def test_the_terminal_shows_data_sets_with_unequal_classes_alone(tmp_path: Path) -> None:
+    evaluation(tmp_path / "equal", [0, 1], [0, 1])
+    evaluation(tmp_path / "photos", [0, 0, 0, 1], [0, 0, 0, 0])
+    write_json(tmp_path / "unlabelled" / "predictions.json", [{"path": "a.png", "student": 0}])
+    measured = unequal.read(tmp_path, ["equal", "photos", "unlabelled", "not_run"])
+    assert list(measured) == ["photos"]
+    heading, first, *_, constant = unequal.table(measured, {"photos": "My photos"}).body
+    assert heading.cells[0] == "My photos"
+    assert first.cells[0] == "zero-shot student"
+    assert [cell.partition(" ")[0] for cell in first.cells[1:]] == ["75.0", "50.0", "42.9"]
+    assert constant.cells == ("always the largest class", "75.0", "50.0", "–")
+
+
+def card(folder: Path) -> str:
+    origin = Origin("quickstart", "photos", classes=of_evaluation(folder))
+    info = {"names": ["oak", "elm|b"], "model": "tiny", "vectors": "tiny", "network": {
+        "prompt_depth": 1, "layers": 1, "image_size": 16}}  # fmt: skip
+    accuracy = {"student": {"all": 75.0}}
+    tags = {"protocol": "all_classes", "seed": "1", "selection": "last"}
+    return bundle.card("promptkd-photos", info, accuracy, {}, tags, origin.classes)
+
+
+def test_card_and_version_have_them_too(tmp_path: Path) -> None:
+    photos = evaluation(tmp_path / "photos", [0, 0, 0, 1], [0, 0, 0, 0])
+    text = card(photos)
+    assert "The classes have 1 to 3 test images." in text
+    assert "\n| distilled student | 75.0 (30.1 to 95.4) | 50.0 (" in text
+    assert "\n| always the largest class | 75.0 | 50.0 | |\n" in text
+    assert "\n| oak | 3 | 75 | 100 |\n| elm\\|b | 1 |  | 0 |\n" in text
+    tags = Origin("quickstart", "photos", classes=of_evaluation(photos)).version_tags()
+    assert tags["student/balanced_accuracy"].startswith("50.0 (")
+    assert tags["largest_class"] == "75.0"
+
+
+def test_nothing_is_added_for_equal_classes(tmp_path: Path) -> None:
+    equal = evaluation(tmp_path / "equal", [0, 1], [0, 0])
+    assert "largest class" not in card(equal)
+    tags = Origin("quickstart", "photos", classes=of_evaluation(equal)).version_tags()
+    assert set(tags) == {"kind", "profile"}
