@@ -92,7 +92,7 @@ def test_files_that_are_not_read_are_counted_by_suffix(parts: Path) -> None:
 
     assert left_out(OWN, parts.parent) == Counter({".heic": 3, ".mov": 1, ".txt": 1, "": 1})
     assert notes(OWN, parts.parent) == (
-        "6 files are not read: 3 .heic, 1 without suffix, 1 .mov, 1 .txt; "
+        "files that are not read: 3 .heic, 1 without suffix, 1 .mov, 1 .txt; "
         "install promptkd[heic] or convert them",
     )
 
@@ -122,12 +122,14 @@ def _replace_all(folder: Path, suffix: str) -> None:
     ("folder", "suffix", "read", "message"),
     [
         ("labelled/circle", ".HEIC", read_own,
-         r"class folder '.*circle' has 2 files that cannot be read \(\.heic\): install "
+         r"class folder '.*circle' has no image that can be read, but 2 \.heic: install "
          r"promptkd\[heic\] or convert them, or remove the class folder"),
         ("labelled/circle", ".cr2", read_own,
-         r"has 2 files that cannot be read \(\.cr2\): convert them, or add images"),
+         r"has no image that can be read, but 2 \.cr2: convert them, or add images"),
+        ("labelled/box", ".zip", read_own,
+         r"has no image that can be read, but 2 \.zip: unpack archives"),
         ("unlabelled", ".heif", own_unlabelled,
-         r"has 2 files that cannot be read \(\.heif\): install promptkd\[heic\]"),
+         r"has no image that can be read, but 2 \.heif: install promptkd\[heic\]"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("without_heic")

@@ -79,10 +79,15 @@ def test_folders_that_may_be_classes_are_named_in_a_note(paths: list[str], tmp_p
           "give 'own/labelled/photos'"]),
         (["top/__MACOSX/a.png", "top/box/a.png", "top/circle/a.png", "__MACOSX/top/a.png"],
          ["has one folder, 'top'", "give 'own/labelled/top'"]),
+        (["top/train/box/a.png", "top/test/box/a.png"],
+         ["splits", "labelled: own/labelled/top/train and test: own/labelled/top/test"]),
+        (["train/box/a.png", "test/readme.txt"], ["splits", "labelled: own/labelled/train"]),
         (["box/a.png", "circle/a.png", "new/triangle/a.png"],
          ["'own/labelled/new' has no images but the folder 'triangle'", "move the class folder"]),
         (["box/a.png", "circle/a.png", "circle/box/b.png"],
          ["'own/labelled/circle' has a folder 'box'", "another class", "move it up"]),
+        (["box/a.png", "circle/a.png", "Unlabeled/a.png"],
+         ["'own/labelled/Unlabeled' is no class by its name", "give it as unlabelled"]),
         (["a.png", "b.png"], ["has images and no class folders", "give the folder above"]),
         (["a.png", "box/a.png"], ["own/labelled/a.png' is in no class folder"]),
         (["A: box/a.png", "circle/a.png"], ["'A: box'", "like a drive of Windows", "rename it"]),
@@ -141,6 +146,17 @@ def test_an_odd_name_that_is_portable_enough_is_read_and_decoded(name: str, tmp_
     assert f"labelled/y/{name}" in train
     for image in (path, *train):
         assert ImageStore(tmp_path / OWN.folder).open(image).size == (8, 8)
+
+
+@pytest.mark.parametrize("given", [{"unlabelled": "own/rest"}, {"test": "own/held/out"}])
+def test_further_images_among_the_class_folders_are_refused(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    write(tmp_path, "x/a.png", "y/a.png", "rest/a.png", "held/out/x/b.png")
+    (path,) = given.values()
+
+    with pytest.raises(BadData, match=f"'{path}' is in the folder of the class folders, 'own'"):
+        read_own(OwnImages(labelled="own", **given), tmp_path)
 
 
 def test_a_list_of_unlabelled_images_is_refused(tmp_path: Path) -> None:

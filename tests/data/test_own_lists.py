@@ -95,6 +95,15 @@ def test_a_byte_order_mark_says_how_a_list_is_coded(coding: str, folder: Path) -
     assert splits.class_names == ("café", "circle")
 
 
+def test_a_list_and_a_file_system_may_differ_in_the_form_of_unicode(folder: Path) -> None:
+    (folder / "box" / "1.png").rename(folder / "box" / "cafe\u0301.png")  # as a Mac writes it
+    (folder / "list.csv").write_text(LABELS.replace("box/1.png", "box/caf\u00e9.png"))
+
+    splits = read_own(OwnImages(labelled="lists/list.csv"), folder.parent)
+
+    assert splits.train[0].path == "box/cafe\u0301.png"
+
+
 def test_other_names_of_splits_are_understood(folder: Path) -> None:
     parts = ("Training", "validation", "nan", "TEST")
     rows = [f"{path},{label},{part}" for (path, label), part in zip(IMAGES, parts, strict=True)]

@@ -98,7 +98,7 @@ def _left_out_note(own: OwnImages, root: Path) -> str:
     counts = left_out(own, root)
     remedy = remedy_for(counts)
     end = f"; {remedy}" if remedy else ""
-    return f"{counts.total()} files are not read: {describe(counts)}{end}" if counts else ""
+    return f"files that are not read: {describe(counts)}{end}" if counts else ""
 
 
 def _label_notes(own: OwnImages, root: Path) -> Iterator[str]:
@@ -129,6 +129,11 @@ def _check_paths(own: OwnImages) -> None:
     for path in own.given:
         if clean_path(path) is None:
             raise BadData(f"'{path}' leads out of the data root: give a path below it")
+        if not is_list(own.labelled) and Path(own.labelled) in Path(path).parents:
+            raise BadData(
+                f"'{path}' is in the folder of the class folders, '{own.labelled}': move the class "
+                "folders to a folder of their own"
+            )
 
 
 def _rows(path: str, root: Path, split: str) -> list[Row]:

@@ -15,6 +15,8 @@ from pd_core.data.catalog.fingerprint import walk
 from pd_core.data.catalog.own_lists import CONVERT, Row, split_of
 from pd_core.data.loading.splits import HEIC, clean_path, is_hidden, is_picture
 
+_ARCHIVES = frozenset((".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"))
+_UNLABELLED = ("unlabelled", "unlabeled", "no label", "no_label")
 _INVALID = (
     (re.compile("[\ud800-\udfff]"), "is not UTF-8"),
     (re.compile(r"\\"), r"has a backslash (\), the separator of Windows"),
@@ -36,9 +38,11 @@ def read_class_folders(path: str, root: Path, split: str) -> list[Row]:
         BadData: A class has no readable image, a name is not portable, or the folders are on
             another level, such as those of an archive's splits.
     """
-    folder = root / path
-    images = _by_class(folder)
-    _check_splits(path, images)
+    classes = _class_folders(root / path)
+    _check_splits(path, classes)
+    images = {folder.name: _class_images(folder) for folder in classes}
+    if len(classes) == 1:
+        _check_single(path, classes[0], images[classes[0].name])
     _check_level(path, images)
     return [
         Row(f"{path}/{name}/{image}", name, split)
@@ -93,12 +97,14 @@ def describe(counts: Counter[str]) -> str:
 
 
 def remedy_for(counts: Counter[str]) -> str:
-    """Return what makes files readable; empty if nothing is known to."""
-    return CONVERT if HEIC & counts.keys() else ""
+    """Return how to make files readable; empty if that is not known."""
+    if HEIC & counts.keys():
+        return CONVERT
+    return "unpack archives" if _ARCHIVES & counts.keys() else ""
 
 
-def _by_class(folder: Path) -> dict[str, list[str]]:
-    """Return the images below each class folder, sorted."""
+def _class_folders(folder: Path) -> list[Path]:
+    """Return the class folders in a folder, sorted."""
     if not folder.is_dir():
         if folder.exists():
             raise BadData(
@@ -109,9 +115,9 @@ def _by_class(folder: Path) -> dict[str, list[str]]:
             f"no folder '{folder}': put one folder of images for each class there, or set "
             "PD_DATA_ROOT to the folder that holds it"
         )
-    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
-    classes = [entry for entry in entries if entry.is_dir()]
-    stray = [entry for entry in entries if is_picture(entry.name) and entry not in classes]
+    classes = _subfolders(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    stray = [file for file in files if is_picture(file.name)]
     if stray and not classes:
         raise BadData(
             f"'{folder}' has images and no class folders: give the folder above it, with one "
@@ -122,7 +128,7 @@ def _by_class(folder: Path) -> dict[str, list[str]]:
             f"'{printable(str(stray[0]))}' is in no class folder: an image's class is the name of "
             "its folder"
         )
-    return {entry.name: _class_images(entry) for entry in classes}
+    return classes
 
 
 def _class_images(folder: Path) -> list[str]:
@@ -137,9 +143,8 @@ def _content(folder: Path) -> str:
     counts = count_suffixes(folder)
     if not counts:
         return "has no images: add some"
-    kinds = describe(counts) if len(counts) > 1 else next(iter(counts)) or "without suffix"
     remedy = remedy_for(counts) or "convert them, or add images"
-    return f"has {counts.total()} files that cannot be read ({kinds}): {remedy}"
+    return f"has no image that can be read, but {describe(counts)}: {remedy}"
 
 
 def _check_name(path: str, folder: Path) -> None:
@@ -161,35 +166,42 @@ def _has_own(images: Sequence[str]) -> bool:
     return any("/" not in image for image in images)
 
 
-def _check_splits(path: str, images: Mapping[str, Sequence[str]]) -> None:
-    """Refuse folders of splits in place of class folders, or below them."""
-    splits = {split: name for name in images if (split := split_of(name))}
-    names = [name for name in images if split_of(name)]
+def _check_splits(path: str, classes: Sequence[Path]) -> None:
+    """Refuse folders of splits, or of images without labels, in place of class folders."""
+    splits = {split: folder for folder in classes if (split := split_of(folder.name))}
+    names = [folder.name for folder in classes if split_of(folder.name)]
     if len(names) > 1:
         remedy = "a list with the columns path, label and split"
-        if not any(_has_own(images[name]) for name in names):
-            remedy = f"labelled: {path}/{splits.get('train', names[0])}"
-            remedy += f" and test: {path}/{splits['test']}" if "test" in splits else ""
+        if any(map(_subfolders, splits.values())):
+            remedy = f"labelled: {path}/{splits['train'].name if 'train' in splits else names[0]}"
+            remedy += f" and test: {path}/{splits['test'].name}" if "test" in splits else ""
         raise BadData(
             f"'{path}' has the folders {listed(names)}, which are splits and no classes: "
             f"give {remedy}"
         )
+    if unlabelled := [folder.name for folder in classes if folder.name.lower() in _UNLABELLED]:
+        raise BadData(
+            f"'{path}/{unlabelled[0]}' is no class by its name: move it out of '{path}' and give "
+            "it as unlabelled"
+        )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder that are not hidden, sorted."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def _check_level(path: str, images: Mapping[str, Sequence[str]]) -> None:
+    """Refuse class folders that have splits, are in each other, or are deeper than others."""
     for name, files in images.items():
-        held_out = [folder for folder in _folders(files) if split_of(folder) in ("val", "test")]
+        folders = _folders(files)
+        held_out = [folder for folder in folders if split_of(folder) in ("val", "test")]
         if held_out:
             raise BadData(
                 f"class folder '{path}/{name}' has the split '{held_out[0]}': put the class "
                 "folders of each split into a folder of their own, or give a list with the column "
                 "split"
             )
-
-
-def _check_level(path: str, images: Mapping[str, Sequence[str]]) -> None:
-    """Refuse class folders below a single folder, in each other, or deeper than the others."""
-    if len(images) == 1:
-        _check_single(path, *images.items())
-    for name, files in images.items():
-        folders = _folders(files)
         if others := [folder for folder in folders if folder in images and folder != name]:
             raise BadData(
                 f"class folder '{path}/{name}' has a folder '{others[0]}', which is the name of "
@@ -203,10 +215,13 @@ def _check_level(path: str, images: Mapping[str, Sequence[str]]) -> None:
             )
 
 
-def _check_single(path: str, item: tuple[str, Sequence[str]]) -> None:
-    name, files = item
-    if not _has_own(files):
+def _check_single(path: str, folder: Path, images: Sequence[str]) -> None:
+    """Refuse a single class folder that has no images but folders of them."""
+    if not _has_own(images):
+        below = f"{path}/{folder.name}"
+        _check_splits(below, _subfolders(folder))
         raise BadData(
-            f"'{path}' has one folder, '{name}', with the folders {listed(_folders(files)[:3])}: "
-            f"if those are classes, give '{path}/{name}'; if not, add a folder for another class"
+            f"'{path}' has one folder, '{folder.name}', with the folders "
+            f"{listed(_folders(images)[:3])}: if those are classes, give '{below}'; if not, add a "
+            "folder for another class"
         )

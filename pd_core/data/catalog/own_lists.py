@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.catalog.label_files import MAX_BYTES
@@ -76,9 +77,8 @@ def read_list(file: Path, split: str) -> Listing:
     rows = [_row(record, columns, split) for record in records]
     if not rows:
         raise BadData(f"'{file}' lists no images: add some")
-    # Unlike pathlib's, it does not raise an error for a name that is too long.
-    absent = [row.path for row in rows if not os.path.isfile(file.parent / row.path)]  # noqa: PTH113
-    if absent:
+    rows = [row._replace(path=_on_disk(row.path, file.parent)) for row in rows]
+    if absent := [row.path for row in rows if not _is_file(row.path, file.parent)]:
         raise MissingFile(
             f"{len(absent)} of the {len(rows)} images of '{file}' are not there, the first is "
             f"'{absent[0][:80]}': paths start at the list's folder"
@@ -90,6 +90,17 @@ def read_list(file: Path, split: str) -> Listing:
         )
     used = (*columns.values(), "", "Unnamed: 0")  # pandas' index
     return Listing(rows, tuple(name for name in header if name not in used))
+
+
+def _on_disk(path: str, folder: Path) -> str:
+    """Return a path in the Unicode form of the file: programs and file systems differ in it."""
+    forms = (path, normalize("NFC", path), normalize("NFD", path))
+    return next((form for form in forms if _is_file(form, folder)), path)
+
+
+def _is_file(path: str, folder: Path) -> bool:
+    # Unlike pathlib's, it does not raise an error for a name that is too long.
+    return os.path.isfile(f"{folder}/{path}")  # noqa: PTH113
 
 
 def _needs_library(path: str) -> bool:

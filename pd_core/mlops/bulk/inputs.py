@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pd_core.core.errors import missing
-from pd_core.data.loading.splits import is_picture
+from pd_core.data.loading.splits import is_hidden, is_picture
 
 STDIN = "-"
 
@@ -73,8 +73,8 @@ class ImageFiles:
                 folders.clear()
                 continue
             visited.add((info.st_dev, info.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            for name in sorted(name for name in names if not is_hidden(name)):
                 if is_picture(name):
                     yield os.path.join(folder, name)  # noqa: PTH118  paths stay as they were given
                 else:
