@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pd_core.cli.common import AsJson, Reporter, print_json, say
+from pd_core.cli.own_images import SHEETS, check_classes, describe
 from pd_core.core.errors import BadParams
 from pd_core.data.acquire.sources import source_names, source_of, weight_names, weights_file
 from pd_core.data.catalog import fingerprint as prints
@@ -113,6 +116,7 @@ def verify(
     """Verify data sets: counts, lists, class folders and images. Exit status 1 on a problem.
 
     Without --full only the first bytes of images are read, which does not detect truncated ones.
+    Own images are described by class, and shown on a contact sheet.
     """
     from pd_core.data.acquire import verify as checks
 
@@ -126,17 +130,17 @@ def verify(
                 full=full,
                 workers=workers,
                 recorded=_recorded(spec.name, project),
+                check_classes=partial(check_classes, spec.name) if spec.own else None,
                 on_progress=progress.progress,
             )
         reports.append(report)
+        described = []
+        if report.overview is not None:
+            described = describe(spec.name, report.overview, data_root / spec.folder)
         if not as_json:
-            typer.echo("\n".join(_lines(report)))
+            typer.echo("\n".join([*_lines(report), *described]))
     if as_json:
-        rows = [
-            {"name": report.name, "ok": report.ok, "road": report.source,
-             "counts": dict(report.counts), "problems": report.problems} for report in reports
-        ]  # fmt: skip
-        print_json(rows)
+        print_json([_as_dict(report) for report in reports])
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
@@ -324,13 +328,27 @@ def _recorded(name: str, project: Path) -> prints.Fingerprint | None:
 
 
 def _lines(report: Report) -> list[str]:
+    notes = [f"{report.name}: note: {line}" for line in report.notes]
     if not report.ok:
-        return [f"{report.name}: {problem}" for problem in report.problems]
+        return [*(f"{report.name}: {problem}" for problem in report.problems), *notes]
     counts = report.counts
-    return [
+    summary = (
         f"{report.name}: ok, {counts['classes']} classes, {counts['train']} train, "
         f"{counts['val']} validation and {counts['test']} test images ({report.source})"
-    ]
+    )
+    return [summary, *notes]
+
+
+def _as_dict(report: Report) -> dict[str, Any]:
+    """Return a report for JSON; own images have notes and an overview besides."""
+    content = {
+        "name": report.name, "ok": report.ok, "road": report.source,
+        "counts": dict(report.counts), "problems": report.problems,
+    }  # fmt: skip
+    if report.overview is not None:
+        sheet = (SHEETS / f"{report.name}.jpg").as_posix()
+        content |= {"notes": report.notes, "contact_sheet": sheet, **asdict(report.overview)}
+    return content
 
 
 def _print_table(rows: list[dict[str, Any]], data_root: Path) -> None:

@@ -85,10 +85,11 @@ def check_classes(
     texts = class_texts(names, template, tokenize, prompt_length=prompt_length)
     tokens = tokenize(texts)
     check_distinct(names, tokens, model)
+    limit = tokens.shape[1]
     lengths = (tokenize(texts, context_length=_COMPLETE).argmax(dim=-1) + 1).tolist()
     return [
-        f"the text of class '{printable(name)}' has {length} tokens, of which model '{model}' "
-        f"reads {tokens.shape[1]}: the end of the name has no effect"
+        f"model '{model}' reads {limit} of the {length} tokens of class '{printable(name)}': the "
+        "end of the name has no effect"
         for name, length in zip(names, lengths, strict=True)
-        if length > tokens.shape[1]
+        if length > limit
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import miniatures
 import pytest
 
-from pd_core.data.acquire import verify as inspection
+from pd_core.data.acquire import image_files
 from pd_core.data.acquire.verify import state_of, verify
 from pd_core.data.catalog.catalogue import DatasetSpec
 from pd_core.data.catalog.readers import LabelSource
@@ -19,7 +19,7 @@ from pd_core.data.catalog.readers import LabelSource
 def _decoded_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start no process for a dozen pictures; `test_verify.py` does."""
     monkeypatch.setattr(
-        inspection, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count)
+        image_files, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count)
     )
 
 

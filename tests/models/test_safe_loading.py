@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pd_core.core.errors import BadData, MissingFile
-from pd_core.data.acquire.verify import decode_all
+from pd_core.data.acquire.image_files import decode_all
 from pd_core.data.catalog import label_files
 from pd_core.data.catalog.catalogue import OwnImages
 from pd_core.data.catalog.label_files import read_json, read_matlab

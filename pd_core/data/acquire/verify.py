@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import re
 import tempfile
-import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain
-from multiprocessing.pool import ThreadPool
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pd_core.core.errors import BadData, PdError
+from pd_core.core.errors import PdError
 from pd_core.core.hooks import OnProgress
 from pd_core.core.names import printable
+from pd_core.data.acquire.image_files import check_lists
+from pd_core.data.acquire.overview import Overview
 from pd_core.data.catalog import fingerprint
-from pd_core.data.catalog.catalogue import DatasetSpec, Layout
+from pd_core.data.catalog.catalogue import DatasetSpec, Layout, OwnImages
+from pd_core.data.catalog.class_names import unicode_forms
+from pd_core.data.catalog.copies import find_copies
 from pd_core.data.catalog.fingerprint import Fingerprint
+from pd_core.data.catalog.own import left_out, own_unlabelled
+from pd_core.data.catalog.own import notes as own_notes
 from pd_core.data.catalog.readers import (
     LabelSource,
     count_problem,
@@ -33,32 +30,8 @@ from pd_core.data.catalog.readers import (
 )
 from pd_core.data.loading.splits import Splits
 
-_MAX_LINES = 10  # missing folders that get a line each
-_HEAD = 512  # bytes; an HTML page may begin with comments
-_THREADS = 8  # reading releases the lock
-_CHUNK = 64  # files that a thread or process takes at a time
-
-_IMAGE = re.compile(
-    rb"\xff\xd8\xff"  # JPEG
-    rb"|\x89PNG\r\n\x1a\n"
-    rb"|GIF8[79]a"
-    rb"|BM.{4}\0\0\0\0"
-    rb"|RIFF.{4}WEBP"
-    rb"|II[*+]\0|MM\0[*+]"  # TIFF
-    rb"|.{4}ftyp(?:avi[fs]|hei[cfmsx]|hev[cmsx]|mi[fa]\w|msf1)"  # AVIF and HEIC
-    rb"|\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51"  # JPEG 2000
-    rb"|P[1-6][\s#]",  # PPM and its relatives
-    re.DOTALL,
-)
-_OTHERS = (
-    (re.compile(rb"<(!doctype html|html|head|body)\b", re.IGNORECASE), "an HTML page"),
-    (re.compile(rb"\A\s*<(\?xml|svg)\b"), "an XML file"),
-    (re.compile(rb"\A\s*[{\[]"), "a JSON file"),
-    (re.compile(rb"\APK\x03\x04"), "a ZIP archive"),
-    (re.compile(rb"\A\x1f\x8b"), "a gzip archive"),
-    (re.compile(rb"\A%PDF"), "a PDF file"),
-    (re.compile(rb"\Aversion https://git-lfs"), "a Git LFS pointer"),
-)
+CheckClasses = Callable[[Sequence[str]], Sequence[str]]
+"""Check of class names that needs models: returns notes, raises a PdError."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +44,16 @@ class Report:
         counts: Number of `classes`, and of images in `train`, `val` and `test`; empty if the lists
             are unreadable.
         problems: One line each.
+        notes: A line each about what is unusual in the user's own images.
+        overview: Of the user's own images, if their lists are readable.
     """
 
     name: str
     source: LabelSource
     counts: Mapping[str, int]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    overview: Overview | None = None
 
     @property
     def ok(self) -> bool:
@@ -91,6 +68,7 @@ def verify(
     full: bool = False,
     workers: int | None = None,
     recorded: Fingerprint | None = None,
+    check_classes: CheckClasses | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Compare a data set with its row: counts, class folders, every listed image.
@@ -104,14 +82,18 @@ def verify(
         full: Decode every image.
         workers: Processes that decode; None for one per core.
         recorded: Expected fingerprint of an embedded data set; others are not compared.
+        check_classes: Check of the user's own class names.
         on_progress: Called with images done and total images.
     """
     processes = (workers or os.cpu_count() or 1) if full else 0
     if spec.layout is Layout.EMBEDDED:
-        counts, problems = _check_embedded(spec, recorded)
+        report = _check_embedded(spec, root, recorded)
+    elif spec.own is not None:
+        report = _check_own(spec, spec.own, root, processes, check_classes, on_progress)
     else:
-        counts, problems = _check_files(spec, root, processes, on_progress)
-    return Report(spec.name, label_source(spec, root), counts, tuple(map(printable, problems)))
+        report = _check_files(spec, root, processes, on_progress)
+    problems, notes = (tuple(map(printable, lines)) for lines in (report.problems, report.notes))
+    return replace(report, problems=problems, notes=notes)
 
 
 def state_of(spec: DatasetSpec, root: Path) -> str:
@@ -127,42 +109,61 @@ def state_of(spec: DatasetSpec, root: Path) -> str:
     return "there"
 
 
-def _check_embedded(
-    spec: DatasetSpec, recorded: Fingerprint | None
-) -> tuple[dict[str, int], list[str]]:
+def _check_embedded(spec: DatasetSpec, root: Path, recorded: Fingerprint | None) -> Report:
     """Build the data set and compare it with its fingerprint."""
+    problems = []
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        splits = read_splits(spec, root)
-        problems = []
+        built = Path(folder)
+        splits = read_splits(spec, built)
         if recorded is not None:
             try:
-                fingerprint.check(recorded, [image_root(spec, root)], root, name=spec.name)
+                fingerprint.check(recorded, [image_root(spec, built)], built, name=spec.name)
             except PdError as error:
                 problems.append(str(error))
-    return _counts(splits), problems
+    return Report(spec.name, label_source(spec, root), _counts(splits), tuple(problems))
 
 
 def _check_files(
-    spec: DatasetSpec, root: Path, processes: int, on_progress: OnProgress | None
-) -> tuple[dict[str, int], list[str]]:
+    spec: DatasetSpec, root: Path, workers: int, on_progress: OnProgress | None
+) -> Report:
+    """Check a data set of the catalogue."""
+    source = label_source(spec, root)
     try:
         # Counts are compared below, together with the images.
         splits = read_splits(replace(spec, train=None, val=None, test=None), root)
     except PdError as error:
-        return {}, [str(error)]
-    images = image_root(spec, root)
-    class_of = {item.path: item.name for item in chain(*splits.lists.values())}
-    files = _find(images, class_of)
-    counts = count_problem(spec, splits, label_source(spec, root))
-    problems = [counts] if counts else []
-    problems += _empty_classes(splits) + _shared(splits, files.targets) + files.problems
-    if processes:
-        corrupt = decode_all(images, files.paths, workers=processes, on_progress=on_progress)
-        problems += [f"'{path}' is {reason}: replace it" for path, reason in corrupt]
-    else:
-        problems += _grouped(_read_heads(images, files.paths, on_progress))
-    return _counts(splits), problems
+        return Report(spec.name, source, {}, (str(error),))
+    problems = [count_problem(spec, splits, source)]
+    problems += check_lists(
+        image_root(spec, root), splits, workers=workers, on_progress=on_progress
+    )
+    return Report(spec.name, source, _counts(splits), tuple(filter(None, problems)))
+
+
+def _check_own(
+    spec: DatasetSpec,
+    own: OwnImages,
+    root: Path,
+    workers: int,
+    check_classes: CheckClasses | None,
+    on_progress: OnProgress | None,
+) -> Report:
+    """Check the user's own images, in all four lists."""
+    source, folder = label_source(spec, root), image_root(spec, root)
+    try:
+        splits, unlabelled = read_splits(spec, root), own_unlabelled(own, root)
+    except PdError as error:
+        return Report(spec.name, source, {}, (str(error),))
+    copies = find_copies(splits, unlabelled, folder)
+    problems = copies.conflicts()
+    notes = [*own_notes(own, root), *unicode_forms(splits), *copies.notes()]
+    try:
+        notes += check_classes(splits.class_names) if check_classes else ()
+    except PdError as error:
+        problems.append(str(error))
+    problems += check_lists(folder, splits, unlabelled, workers=workers, on_progress=on_progress)
+    overview = Overview.of(splits, unlabelled, left_out(own, root))
+    return Report(spec.name, source, _counts(splits), tuple(problems), tuple(notes), overview)
 
 
 def _image_folders(spec: DatasetSpec, root: Path) -> list[Path]:
@@ -172,247 +173,3 @@ def _image_folders(spec: DatasetSpec, root: Path) -> list[Path]:
 def _counts(splits: Splits) -> dict[str, int]:
     sizes = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
     return {"classes": len(splits.class_names), **sizes}
-
-
-def _empty_classes(splits: Splits) -> list[str]:
-    """Name classes without an image in a list; empty lists are left to the counts."""
-    problems = []
-    for name, items in splits.lists.items():
-        present = {item.name for item in items}
-        absent = [label for label in splits.class_names if present and label not in present]
-        if absent:
-            subject = f"class '{absent[0]}' has"
-            if len(absent) > 1:
-                subject = f"{len(absent)} classes, '{absent[0]}' the first, have"
-            problems.append(f"{subject} no {name} image: complete the list")
-    return problems
-
-
-def _shared(splits: Splits, targets: Mapping[str, str]) -> list[str]:
-    """Name images that are in two lists by way of a link; the reader refuses all others."""
-    owner: dict[str, str] = {}
-    shared: dict[tuple[str, str], list[str]] = {}
-    for name, items in splits.lists.items():
-        files = {targets.get(item.path, item.path): item.path for item in items}
-        for file, path in files.items():
-            if owner.setdefault(file, name) != name:
-                shared.setdefault((owner[file], name), []).append(path)
-    return [
-        f"{_several(paths)} is in both {first} and {second}: keep it in one list"
-        for (first, second), paths in shared.items()
-    ]
-
-
-def _grouped(corrupt: list[tuple[str, str]]) -> list[str]:
-    """Return one line per kind of file that is no image."""
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for path, kind in corrupt:
-        kinds.setdefault(kind.partition(" (")[0], []).append((path, kind))
-    return [
-        f"{_several([path for path, _ in files])} is {files[0][1]}: replace it"
-        for files in kinds.values()
-    ]
-
-
-def _several(paths: Sequence[str]) -> str:
-    if len(paths) == 1:
-        return f"'{paths[0]}'"
-    return f"each of {len(paths)} images, the first of which is '{paths[0]}',"
-
-
-def _entries(folder: Path) -> dict[str, os.DirEntry[str]] | None:
-    """Return the entries of a folder by name; None if there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: entry for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-@dataclass
-class _Files:
-    """Listed images on disk."""
-
-    paths: list[str] = field(default_factory=list)  # regular files, in the order listed
-    targets: dict[str, str] = field(default_factory=dict)  # of links, below the image folder
-    problems: list[str] = field(default_factory=list)
-
-
-def _find(root: Path, class_of: Mapping[str, str]) -> _Files:
-    """Look for listed images, folder by folder: one by one takes too long for a million.
-
-    The data root, the image folder and folders below may be links; an image may be a link to a
-    file of its own folder or of the image folder. `class_of` has the class of each by its path.
-    """
-    wanted: dict[str, list[str]] = defaultdict(list)
-    for path in class_of:
-        folder, _, name = path.rpartition("/")
-        wanted[folder].append(name)
-    files = _Files()
-    absent: dict[str, list[str]] = {}
-    for folder, names in wanted.items():
-        entries = _entries(root / folder)
-        if entries is None:
-            absent[folder] = names
-            continue
-        gone = [_join(folder, name) for name in names if name not in entries]
-        if gone:
-            title = _title(folder, {class_of[_join(folder, name)] for name in names})
-            counts = f"expected {len(names)} images, found {len(names) - len(gone)}"
-            problem = f"{len(gone)} images of {title} are missing, the first is '{gone[0]}'"
-            if not entries:
-                problem = f"{title} is empty"
-            elif len(gone) == 1:
-                problem = f"image '{gone[0]}' of {title} is missing"
-            files.problems.append(f"{problem}: {counts}")
-        for name in names:
-            if name in entries:
-                _look_at(root, _join(folder, name), entries[name], files)
-    files.problems += _absent_folders(root, absent, class_of)
-    return files
-
-
-def _look_at(root: Path, path: str, entry: os.DirEntry[str], files: _Files) -> None:
-    if entry.is_symlink():
-        target, parent = Path(entry.path).resolve(), path.rpartition("/")[0]
-        homes = {"": root.resolve(), parent: Path(entry.path).parent.resolve()}
-        start = next((start for start, home in homes.items() if target.is_relative_to(home)), None)
-        if start is None:
-            files.problems.append(
-                f"'{path}' is a link out of the image folder, to '{target}': put the image there"
-            )
-            return
-        files.targets[path] = _join(start, target.relative_to(homes[start]).as_posix())
-    if entry.is_file():
-        files.paths.append(path)
-    elif entry.is_symlink():
-        files.problems.append(f"'{path}' is a link that leads to no file: put the image there")
-    else:
-        files.problems.append(f"'{path}' is a folder or a device, not an image: replace it")
-
-
-def _absent_folders(
-    root: Path, absent: Mapping[str, list[str]], class_of: Mapping[str, str]
-) -> list[str]:
-    """Return a line for each missing folder; those in a missing folder count with it."""
-    images: dict[str, list[str]] = defaultdict(list)
-    for folder, names in absent.items():
-        images[_topmost_missing(root, folder)] += [_join(folder, name) for name in names]
-    problems = []
-    for top, paths in list(images.items())[:_MAX_LINES]:
-        title = _title(top, {class_of[path] for path in paths})
-        problems.append(f"{title} is missing: expected {len(paths)} images, found 0")
-    if rest := list(images)[_MAX_LINES:]:
-        lost = sum(len(images[top]) for top in rest)
-        problems.append(
-            f"{len(rest)} more folders are missing, the first is '{rest[0]}': "
-            f"expected {lost} images, found 0"
-        )
-    return problems
-
-
-def _topmost_missing(root: Path, folder: str) -> str:
-    parent = folder.rpartition("/")[0]
-    while parent and not (root / parent).is_dir():
-        folder, parent = parent, parent.rpartition("/")[0]
-    return folder
-
-
-def _title(folder: str, classes: set[str]) -> str:
-    if not folder:
-        return "the image folder"
-    return f"class folder '{folder}'" if len(classes) == 1 else f"folder '{folder}'"
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
-
-
-def decode_all(
-    root: Path, paths: Sequence[str], *, workers: int, on_progress: OnProgress | None = None
-) -> list[tuple[str, str]]:
-    """Decode files; return the path of each that is no complete image, and the reason.
-
-    Args:
-        root: Folder that the paths are below.
-        paths: Existing files.
-        workers: Number of processes.
-        on_progress: Called with files done and total files.
-
-    Raises:
-        BadData: A process died.
-    """
-    if not paths:
-        return []
-    # Spawned processes share nothing with this one, whatever threads or libraries it has running.
-    context = multiprocessing.get_context("spawn")
-    decode = partial(_decode_problem, os.fspath(root))
-    try:
-        with ProcessPoolExecutor(min(workers, len(paths)), mp_context=context) as pool:
-            return _collect(paths, pool.map(decode, paths, chunksize=_CHUNK), on_progress)
-    except BrokenProcessPool:
-        raise BadData(
-            f"a process that decoded images of '{root}' died, of lack of memory or of a hostile "
-            "image: try fewer workers"
-        ) from None
-
-
-def _read_heads(
-    root: Path, paths: Sequence[str], on_progress: OnProgress | None
-) -> list[tuple[str, str]]:
-    """Read the first bytes of files; return those that are no images, and their kind."""
-    with ThreadPool(_THREADS) as pool:
-        kinds = pool.imap(partial(_other_kind, os.fspath(root)), paths, chunksize=_CHUNK)
-        return _collect(paths, kinds, on_progress)
-
-
-def _collect(
-    paths: Sequence[str], problems: Iterable[str], on_progress: OnProgress | None
-) -> list[tuple[str, str]]:
-    corrupt = []
-    for done, (path, problem) in enumerate(zip(paths, problems, strict=True), start=1):
-        if problem:
-            corrupt.append((path, problem))
-        if on_progress is not None and (done % _CHUNK == 0 or done == len(paths)):
-            on_progress(done, len(paths))
-    return corrupt
-
-
-def _other_kind(root: str, path: str) -> str:
-    """Return what a file is by its first bytes; empty if an image, whatever its suffix."""
-    try:
-        with open(f"{root}/{path}", "rb", buffering=0) as file:  # noqa: PTH123 faster than Path
-            head = file.read(_HEAD)
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
-    if _IMAGE.match(head):
-        return ""
-    if not head:
-        return "an empty file"
-    for pattern, kind in _OTHERS:
-        if pattern.search(head):
-            return kind
-    return f"no image (it starts with {head[:12]!r})"
-
-
-def _decode_problem(root: str, path: str) -> str:
-    """Return why the stages could not decode an image; empty if they can."""
-    from PIL import Image, ImageFile, UnidentifiedImageError
-
-    from pd_core.data.loading.decode import MOST_BYTES, decode
-    from pd_core.models.portable.pictures import reason
-
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    file = Path(root, path)
-    try:
-        if file.stat().st_size > MOST_BYTES:
-            return "far larger than a photo"
-        with warnings.catch_warnings(action="ignore"):  # of odd metadata, which does not matter
-            decode(file.read_bytes())
-    except UnidentifiedImageError:
-        return _other_kind(root, path) or "no image that can be decoded"
-    except Image.DecompressionBombError:
-        return "a decompression bomb: far more pixels than a photo has"
-    except Exception as error:  # decoders raise anything on corrupt input, struct.error for one
-        return f"damaged ({reason(error)})"
-    return ""

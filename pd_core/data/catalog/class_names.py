@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import regex
 
 from pd_core.core.errors import BadData
-from pd_core.core.names import clashes, listed
+from pd_core.core.names import clashes, listed, printable
+from pd_core.data.loading.splits import Splits
 
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
 """CLIP's words: blanks between letters, digits and punctuation make no difference."""
@@ -43,3 +44,18 @@ def check_names(names: Sequence[str]) -> None:
             f"classes {listed(same[0])} have the same text for CLIP, which ignores case, "
             "underscores, blanks and invisible characters: merge them, or rename all but one"
         )
+
+
+def unicode_forms(splits: Splits) -> list[str]:
+    """Return a line for each class with folders in several Unicode forms of its name."""
+    forms: dict[str, set[str]] = {}
+    for item in (*splits.train, *splits.val, *splits.test):
+        folders = item.path.split("/")[:-1]
+        same = {folder for folder in folders if normalized(folder) == item.name}
+        forms.setdefault(item.name, set()).update(same)
+    return [
+        f"class '{printable(name)}' has folders in {len(folders)} Unicode forms of its name, which "
+        "are read as one class"
+        for name, folders in forms.items()
+        if len(folders) > 1
+    ]

@@ -15,6 +15,7 @@ from pd_core.data.catalog.catalogue import (
     dataset_spec,
     own_spec,
 )
+from pd_core.data.catalog.class_names import unicode_forms
 from pd_core.data.catalog.copies import Copies, find_copies
 from pd_core.data.catalog.own import notes, own_unlabelled
 from pd_core.data.catalog.readers import image_root, read_splits, sources
@@ -140,13 +141,13 @@ def _check(
 def _own(
     spec: DatasetSpec, root: Path, splits: Splits, on_note: OnNote
 ) -> tuple[tuple[str, ...], Copies]:
-    """Return the user's unlabelled images, and the copies among all; note the copies."""
+    """Return the user's unlabelled images, and the copies among all; note what is unusual."""
     if spec.own is None:
         return (), Copies()
     unlabelled = own_unlabelled(spec.own, root)
     copies = find_copies(splits, unlabelled, image_root(spec, root))
     copies.check()
-    for line in copies.notes():
+    for line in (*unicode_forms(splits), *copies.notes()):
         on_note(f"{spec.name}: {line}")
     return unlabelled, copies
 
