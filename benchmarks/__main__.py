@@ -30,6 +30,7 @@ PARTS = (
     "embedded",
     "scaling",
     "startup",
+    "verify",
 )
 
 Run = Callable[[str, argparse.Namespace], Outcome]
