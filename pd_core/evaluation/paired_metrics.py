@@ -1,8 +1,8 @@
 """Comparison of two classifiers on the same images by accuracy, balanced accuracy or macro F1.
 
-Accuracy has Tango's bound and McNemar's exact test. The other metrics are no share of images: their
-bound is of a bootstrap of the images within each class, their test permutes the two predictions of
-each image. Both draw with a fixed seed.
+Accuracy has Tango's bound and McNemar's exact test. The other metrics are no share of the images:
+their bound is of a bootstrap of the images within each class, their test permutes the two
+predictions of each image. Both draw with a fixed seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pd_core.evaluation.class_metrics import value_of
 from pd_core.evaluation.metrics import Labels
 from pd_core.evaluation.significance import paired
 
-_DRAWS = 2000
+DRAWS = 2000
 _ROUNDING = 1e-9  # differences closer than this are the same
 
 
@@ -28,7 +28,7 @@ class PairedMetric:
         first: of the first classifier.
         second: of the second.
         bound: one-sided lower bound of the first's difference to the second.
-        p: p-value, two-sided, of the hypothesis that both are equally good.
+        p: two-sided p-value of the hypothesis that both are equally good.
     """
 
     first: float
@@ -37,8 +37,41 @@ class PairedMetric:
     p: float
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """Labels and two predictions of the N images, sorted by label: (N,) each."""
+
+    metric: Metric
+    labels: Labels
+    first: Labels
+    second: Labels
+
+    def resampled(self, rng: np.random.Generator) -> float:
+        """Return the difference on a sample, with replacement, of the images of each class."""
+        _, starts, counts = np.unique(self.labels, return_index=True, return_counts=True)
+        within = (rng.random(len(self.labels)) * np.repeat(counts, counts)).astype(np.int64)
+        sample = np.repeat(starts, counts) + within
+        return self._difference(self.first[sample], self.second[sample])
+
+    def permuted(self, rng: np.random.Generator) -> float:
+        """Return the difference with the predictions of about half of the images exchanged."""
+        swap = rng.random(len(self.labels)) < 0.5
+        first = np.where(swap, self.second, self.first)
+        return self._difference(first, np.where(swap, self.first, self.second))
+
+    def _difference(self, first: Labels, second: Labels) -> float:
+        values = (value_of(self.metric, self.labels, each) for each in (first, second))
+        return next(values) - next(values)
+
+
 def compare_by(
-    metric: Metric, labels: Labels, first: Labels, second: Labels, *, confidence: float
+    metric: Metric,
+    labels: Labels,
+    first: Labels,
+    second: Labels,
+    *,
+    confidence: float,
+    draws: int = DRAWS,
 ) -> PairedMetric:
     """Compare two classifiers.
 
@@ -48,47 +81,15 @@ def compare_by(
         first: predictions of the first classifier (N,).
         second: predictions of the second (N,).
         confidence: of the bound, for example 0.95.
+        draws: samples of the bootstrap, and permutations of the test.
     """
     values = value_of(metric, labels, first), value_of(metric, labels, second)
     if metric is Metric.ACCURACY:
         counts = paired(first == labels, second == labels)
         return PairedMetric(*values, counts.lower_bound(confidence), counts.mcnemar())
-    rng = np.random.default_rng(0)
-    bound = _bootstrap_bound(metric, labels, first, second, confidence, rng)
-    return PairedMetric(*values, bound, _permutation_p(metric, labels, first, second, rng))
-
-
-def _bootstrap_bound(
-    metric: Metric,
-    labels: Labels,
-    first: Labels,
-    second: Labels,
-    confidence: float,
-    rng: np.random.Generator,
-) -> float:
-    """Return the quantile of the difference over samples of the images of each class."""
-    order = np.argsort(labels, kind="stable")
-    labels, first, second = labels[order], first[order], second[order]
-    starts, counts = np.unique(labels, return_index=True, return_counts=True)[1:]
-    start, count = np.repeat(starts, counts), np.repeat(counts, counts)
-    differences = np.empty(_DRAWS)
-    for draw in range(_DRAWS):
-        sample = start + (rng.random(len(labels)) * count).astype(np.int64)
-        differences[draw] = value_of(metric, labels, first[sample]) - value_of(
-            metric, labels, second[sample]
-        )
-    return float(np.quantile(differences, 1 - confidence))
-
-
-def _permutation_p(
-    metric: Metric, labels: Labels, first: Labels, second: Labels, rng: np.random.Generator
-) -> float:
-    """Return the share of permutations with a difference as large, the observed one included."""
-
-    def difference(swapped: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
-        mine, other = np.where(swapped, second, first), np.where(swapped, first, second)
-        return abs(value_of(metric, labels, mine) - value_of(metric, labels, other))
-
-    observed = difference(np.zeros(len(labels), np.bool_)) - _ROUNDING
-    draws = (difference(rng.random(len(labels)) < 0.5) for _ in range(_DRAWS))
-    return (1 + sum(draw >= observed for draw in draws)) / (1 + _DRAWS)
+    rng, order = np.random.default_rng(0), np.argsort(labels, kind="stable")
+    pair = _Pair(metric, labels[order], first[order], second[order])
+    bound = float(np.quantile([pair.resampled(rng) for _ in range(draws)], 1 - confidence))
+    observed = abs(values[0] - values[1]) - _ROUNDING
+    as_large = sum(abs(pair.permuted(rng)) >= observed for _ in range(draws))
+    return PairedMetric(*values, bound, (1 + as_large) / (1 + draws))

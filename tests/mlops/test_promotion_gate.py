@@ -30,6 +30,7 @@ from registered import (
 from waiting import wait_until
 
 from pd_core.core.errors import MissingFile, PdError
+from pd_core.core.options import Metric
 from pd_core.evaluation.significance import Paired
 from pd_core.mlops import registry
 from pd_core.mlops.registry import Version, gate, promotion
@@ -61,6 +62,7 @@ def exam(project: Path) -> Exam:
         data_root=project,
         model="embedded-student",
         weights=None,
+        metric=Metric.ACCURACY,
         margin=0.03,
         confidence=0.95,
         latency_ms=5000,
@@ -139,6 +141,27 @@ def test_the_same_model_again_passes_and_a_worse_one_is_refused(
     assert "60.00% right, the champion, version 2, 100.00%" in failed(decision)["accuracy"]
     assert "(0 gained, 8 lost)" in failed(decision)["accuracy"]
     assert champion(store) == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [
+        (Metric.BALANCED_ACCURACY, "balanced accuracy 60.00%, the champion, version 1, 100.00%"),
+        (Metric.MACRO_F1, "macro F1 50.00%, the champion, version 1, 100.00%"),
+    ],
+)
+def test_the_gate_compares_by_the_metric_of_the_parameters(
+    store: str, exam: Exam, project: Path, good: Path, tmp_path: Path, metric: Metric, values: str
+) -> None:
+    registry.set_alias(store, publish(store, good, registered.lineage(project)), "champion")
+    bad = registered.model(tmp_path / "bad", worse(tiny.NAMES[0], tiny.NAMES[1]))
+    version = publish(store, bad, registered.lineage(project))
+    strict = exam.model_copy(update={"metric": metric, "margin": 0.3})
+    finding = failed(promote(store, strict, version))["accuracy"]
+    assert finding.startswith(values)
+    assert "-30.00 allowed (permutation test, p = " in finding
+    lenient = strict.model_copy(update={"margin": 0.6})
+    assert failed(promote(store, lenient, version)) == {}
 
 
 def test_a_version_that_cannot_be_loaded_is_refused(

@@ -16,9 +16,10 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from pd_core.core.errors import PdError
+from pd_core.evaluation.significance import Paired
 from pd_core.mlops import tracking
 from pd_core.mlops.registry import Version, origin
-from pd_core.mlops.registry.trial import Comparison, Predictions, compare
+from pd_core.mlops.registry.trial import Predictions, compare
 from pd_core.mlops.tracking import write_lineage
 from pd_core.pipeline import code_hash
 from pd_core.pipeline.provenance import Lineage
@@ -56,7 +57,7 @@ def naive_lower_bound(gained: int, lost: int, n: int, confidence: float) -> floa
 def test_the_lower_bound_is_that_of_the_restricted_likelihood(
     gained: int, lost: int, n: int
 ) -> None:
-    found = Comparison(classes=2, pictures=n, gained=gained, lost=lost, both=0)
+    found = Paired(pictures=n, gained=gained, lost=lost, both=0)
     assert found.lower_bound(0.95) == pytest.approx(
         naive_lower_bound(gained, lost, n, 0.95), abs=0.002
     )
@@ -78,13 +79,16 @@ def test_both_choose_among_the_names_that_they_share() -> None:
         ("gone", "a", "b"), np.array([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2]], np.float32)
     )
     found = compare(first, second, ["b", "a"])
-    assert found == Comparison(classes=2, pictures=2, gained=1, lost=0, both=1)
+    assert found is not None
+    assert (found.classes, found.pictures, found.gained, found.lost, found.both) == (2, 2, 1, 0, 1)
 
 
 def test_pictures_of_other_classes_and_those_not_answered_do_not_count() -> None:
     first = Predictions(("a", "b"), np.array([[1, 0], [np.nan, np.nan], [1, 0]], np.float32))
     second = Predictions(("a", "c"), np.array([[1, 0], [1, 0], [1, 0]], np.float32))
-    assert compare(first, second, ["a", "a", "b"]) == Comparison(1, 0, 0, 1, 1)
+    found = compare(first, second, ["a", "a", "b"])
+    assert found is not None
+    assert (found.classes, found.pictures, found.gained, found.lost, found.both) == (1, 1, 0, 0, 1)
     assert compare(first, second, ["c", "b", "b"]) is None
 
 

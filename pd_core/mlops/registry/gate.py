@@ -15,7 +15,10 @@ import numpy as np
 
 from pd_core.core.artifacts import SUMS, file_hash, read_json
 from pd_core.core.errors import PdError
+from pd_core.core.options import Metric
 from pd_core.data.loading.prepared import Prepared, read_prepared, read_unlabelled
+from pd_core.evaluation.class_metrics import METRICS
+from pd_core.evaluation.paired_metrics import PairedMetric
 from pd_core.mlops import registry
 from pd_core.mlops.registry import BUNDLE, FILES, Version, origin, trial
 from pd_core.mlops.registry.trial import Comparison, Predictions, Trial, compare
@@ -241,14 +244,16 @@ class _Accuracy:
         self.on_note(f"trying {name} in a fresh process")
         held = self._predictions_of(champion, name)
         result = self._compare(predictions, held, f"no class that it shares with {name}")
-        bound, margin = result.lower_bound(self.exam.confidence), self.exam.margin
+        exam = self.exam
+        measured = result.by(exam.metric, exam.confidence)
+        test = "McNemar" if exam.metric is Metric.ACCURACY else "permutation test,"
         finding = (
-            f"{_shares(result, name)}; difference at least {100 * bound:+.2f} points with "
-            f"{100 * self.exam.confidence:g}% confidence, {-100 * margin:+.2f} allowed "
-            f"(McNemar p = {result.mcnemar():.2g})"
+            f"{self._shares(result, measured, name)}; difference at least "
+            f"{100 * measured.bound:+.2f} points with {100 * exam.confidence:g}% confidence, "
+            f"{-100 * exam.margin:+.2f} allowed ({test} p = {measured.p:.2g})"
         )
-        measure = Measure(100 * bound, -100 * margin, "at least", "points")
-        return Check("accuracy", bound >= -margin, finding, measure)
+        measure = Measure(100 * measured.bound, -100 * exam.margin, "at least", "points")
+        return Check("accuracy", measured.bound >= -exam.margin, finding, measure)
 
     def _predictions_of(self, champion: Version, name: str) -> Predictions:
         try:
@@ -267,9 +272,21 @@ class _Accuracy:
         self.on_note("measuring the zero-shot student")
         plain = zero_shot(self.prepared, self.exam.model, self.exam.weights)
         result = self._compare(predictions, plain, "none of its classes")
-        finding = f"first champion; {_shares(result, 'the zero-shot student')}; it must be better"
-        measure = Measure(100 * result.first, 100 * result.second, "above", "%")
-        return Check("accuracy", result.first > result.second, finding, measure)
+        measured = result.by(self.exam.metric, self.exam.confidence)
+        shares = self._shares(result, measured, "the zero-shot student")
+        finding = f"first champion; {shares}; it must be better"
+        measure = Measure(100 * measured.first, 100 * measured.second, "above", "%")
+        return Check("accuracy", measured.first > measured.second, finding, measure)
+
+    def _shares(self, result: Comparison, measured: PairedMetric, other: str) -> str:
+        """Describe both classifiers by the metric, and the images."""
+        first, second = f"{100 * measured.first:.2f}%", f"{100 * measured.second:.2f}%"
+        by_accuracy = self.exam.metric is Metric.ACCURACY
+        values = f"{first} right" if by_accuracy else f"{METRICS[self.exam.metric]} {first}"
+        return (
+            f"{values}, {other} {second}, on {result.pictures} test images of {result.classes} "
+            f"shared classes ({result.gained} gained, {result.lost} lost)"
+        )
 
     def _compare(self, first: Predictions, second: Predictions, no_class: str) -> Comparison:
         labels = [self.prepared.classes[label] for _, label in self.prepared.test]
@@ -305,11 +322,3 @@ def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Prediction
     scores = np.full((len(paths), logits.shape[1]), np.nan, np.float32)
     scores[batches.intact] = logits
     return Predictions(prepared.classes, scores)
-
-
-def _shares(result: Comparison, other: str) -> str:
-    return (
-        f"{100 * result.first:.2f}% right, {other} {100 * result.second:.2f}%, on "
-        f"{result.pictures} test images of {result.classes} shared classes ({result.gained} "
-        f"gained, {result.lost} lost)"
-    )

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import read_json, write_json
 from pd_core.core.errors import BadData
+from pd_core.core.options import Metric
 from pd_core.data.loading.decode import ImageStore
+from pd_core.evaluation.metrics import Labels
+from pd_core.evaluation.paired_metrics import PairedMetric, compare_by
 from pd_core.evaluation.significance import Paired, paired
 from pd_core.pipeline.redaction import masked
 
@@ -44,9 +47,15 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Comparison(Paired):
-    """Paired counts of two classifiers for the same images, and the number of shared classes."""
+    """Predictions of two classifiers for the same N images, among the classes that both have."""
 
-    classes: int
+    classes: int  # that both have
+    labels: Labels  # (N,)
+    predicted: tuple[Labels, Labels]  # of the first and of the second, (N,) each
+
+    def by(self, metric: Metric, confidence: float) -> PairedMetric:
+        """Compare them by a metric, see `compare_by`."""
+        return compare_by(metric, self.labels, *self.predicted, confidence=confidence)
 
 
 def compare(first: Predictions, second: Predictions, labels: Sequence[str]) -> Comparison | None:
@@ -59,16 +68,17 @@ def compare(first: Predictions, second: Predictions, labels: Sequence[str]) -> C
     counts = predicted & np.isin(np.asarray(labels), shared)
     if not counts.any():
         return None
-    right = np.asarray(labels)[counts]
-    correct = [_top1(predictions, shared)[counts] == right for predictions in (first, second)]
-    return Comparison(**asdict(paired(*correct)), classes=len(shared))
+    right = np.searchsorted(shared, np.asarray(labels)[counts])
+    top = _top1(first, shared)[counts], _top1(second, shared)[counts]
+    pairs = paired(top[0] == right, top[1] == right)
+    return Comparison(**asdict(pairs), classes=len(shared), labels=right, predicted=top)
 
 
-def _top1(predictions: Predictions, among: Sequence[str]) -> NDArray[np.str_]:
-    """Return each image's likeliest name among some: (N,)."""
+def _top1(predictions: Predictions, among: Sequence[str]) -> Labels:
+    """Return the position of each image's likeliest name among some: (N,)."""
     columns = [predictions.names.index(name) for name in among]
-    names: NDArray[np.str_] = np.asarray(among)[predictions.scores[:, columns].argmax(axis=1)]
-    return names
+    positions: Labels = predictions.scores[:, columns].argmax(axis=1)
+    return positions
 
 
 @dataclass(frozen=True)

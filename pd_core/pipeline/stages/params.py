@@ -20,7 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pd_core.core.config import ComputeConfig, Config, Count, CountOrZero, Positive
 from pd_core.core.errors import BadParams, missing, unknown
-from pd_core.core.options import TeacherMethod
+from pd_core.core.options import Metric, TeacherMethod
 from pd_core.data.catalog.catalogue import PrepareConfig, dataset_names
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.metrics import EvaluateConfig
@@ -62,6 +62,7 @@ class CrossValidateParams(Config):
 class PromotionParams(Config):
     """Requirements on a version before it becomes the champion."""
 
+    metric: Metric
     margin: Annotated[float, Field(ge=0, lt=1)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     latency_ms: Positive
