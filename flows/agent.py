@@ -31,12 +31,10 @@ from prefect.settings import (
 from prefect.workers.process import ProcessWorker
 
 from flows import slots
-from flows.commands import check_server, command
+from flows.commands import CLONE, check_server, command
 from flows.slots import Slot
 from pd_core.core.errors import BadParams, MissingFile, PdError
 from pd_core.pipeline.settings import load_settings
-
-_CLONE = "PROMPTKD_CLONE"  # variable with the folder of a flow run, which starts elsewhere
 
 # Prefect's settings in the agent and in the runs that it starts.
 _SETTINGS: Mapping[Any, Any] = {
@@ -49,8 +47,8 @@ _SETTINGS: Mapping[Any, Any] = {
 
 def use_clone() -> dict[str, str]:
     """Change to the clone of the run's agent; a pull step of `prefect.yaml`."""
-    os.chdir(os.environ[_CLONE])
-    return {"directory": os.environ[_CLONE]}
+    os.chdir(os.environ[CLONE])
+    return {"directory": os.environ[CLONE]}
 
 
 @command
@@ -105,7 +103,7 @@ def _prepare(slot: Slot | None) -> None:
             f"the Prefect server at '{address}' has no work pool '{slots.POOL}'; start it with "
             "`python -m flows.server`"
         )
-    os.environ.update({_CLONE: str(Path.cwd()), slots.VARIABLE: slot.visible if slot else ""})
+    os.environ.update({CLONE: str(Path.cwd()), slots.VARIABLE: slot.visible if slot else ""})
     paths = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ.update({setting.name: str(value) for setting, value in _SETTINGS.items()})

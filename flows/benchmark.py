@@ -37,7 +37,6 @@ from pd_core.pipeline.stages.params import PARAMS, load_params
 _DEPLOYMENT = "distill-dataset/gpu"
 _POLL_SECONDS = 2.0
 _MAX_ATTEMPTS = 3  # at a data set whose agents die
-_FALLBACK = ("-c", "user.name=promptkd", "-c", "user.email=promptkd@localhost")
 
 
 @dataclass(frozen=True)
@@ -281,11 +280,9 @@ def _commit_lock(profile_dir: Path) -> None:
     subprocess.run([*git, "add", "--", *paths], check=True, capture_output=True)
     if subprocess.run([*git, "diff", "--cached", "--quiet", "--", *paths]).returncode == 0:
         return
-    has_identity = subprocess.run([*git, "config", "user.email"], capture_output=True)
-    identity = () if has_identity.returncode == 0 else _FALLBACK
     message = "Results of the benchmark"
     done = subprocess.run(
-        [*git, *identity, "commit", "--quiet", "-m", message, "--", *paths],
+        [*git, *provenance.identity(profile_dir), "commit", "--quiet", "-m", message, "--", *paths],
         capture_output=True,
         text=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -17,7 +18,10 @@ from pd_core.pipeline.redaction import has_login, masked, masked_tracebacks, wit
 from pd_core.pipeline.settings import REFUSED, load_settings, status_of
 from pd_core.pipeline.stages.params import PARAMS
 
-_PROFILES = (Path(), Path("paper"))  # folders of `params.yaml`, from the repository's root
+CLONE = "PROMPTKD_CLONE"
+"""Variable with the folder of an agent's flow run, which starts elsewhere."""
+
+_PROFILES = (Path(), Path("paper"))  # folders of `params.yaml`, from the project's root
 _TIMEOUT_SECONDS = 5.0
 _PROXY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is down
 
@@ -96,13 +100,15 @@ def _is_down(address: str) -> bool:
 
 
 def read_profiles(root: Path) -> dict[str, Path]:
-    """Return the folder of each data set's profile, relative to the repository's root.
+    """Return the folder of each data set's profile, relative to the project's root.
 
     Empty if a file cannot be read: the code that needs its parameters reports why.
     """
     folders: dict[str, Path] = {}
     try:
         for profile in _PROFILES:
+            if not (root / profile / PARAMS).is_file():
+                continue
             content = yaml.safe_load((root / profile / PARAMS).read_text(encoding="utf-8"))
             for name in content["datasets"]:
                 folders.setdefault(str(name), profile)
@@ -119,7 +125,9 @@ def type_of(names: tuple[str, ...]) -> Any:
     return Annotated[str, WithJsonSchema({"type": "string", "enum": list(names)})] if names else str
 
 
-PROFILE_OF = read_profiles(Path(__file__).parents[1])
+PROJECT = Path(os.environ.get(CLONE, "."))
+"""Folder of this process's profiles: the clone of its agent, or the current one."""
+PROFILE_OF = read_profiles(PROJECT)
 
 if TYPE_CHECKING:
     DataSet = str

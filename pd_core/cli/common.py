@@ -18,7 +18,7 @@ from pd_core.core.errors import BadParams
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import protocols
 from pd_core.pipeline.code_hash import CODE
-from pd_core.pipeline.settings import Settings, load_settings
+from pd_core.pipeline.settings import Settings, compute_with, load_settings
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.jobs import Job, output
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
@@ -99,6 +99,7 @@ def _setting_in(
     params: Params, name: str, seed: int | None = None, source: str | None = None
 ) -> Setting:
     settings = load_settings()
+    compute_with(params.run.threads)  # device `auto` imports torch
     shared = jobs.shared(params, name, seed, settings.device, settings.data_root)
     suffix = "" if seed is None else f"-{seed}"
     job = jobs.job_of(params, name, suffix=suffix, source=source, **shared)

@@ -17,7 +17,13 @@ from rich.table import Table
 from pd_core.cli.common import AsJson, Reporter, print_json, say
 from pd_core.cli.own_images import SHEETS, check_classes, describe
 from pd_core.core.errors import BadParams
-from pd_core.data.acquire.sources import source_names, source_of, weight_names, weights_file
+from pd_core.data.acquire.sources import (
+    has_weights,
+    source_names,
+    source_of,
+    weight_names,
+    weights_file,
+)
 from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import (
     DatasetSpec,
@@ -201,28 +207,28 @@ def fetch(
             _print_plan(source)
         return
     for source in sources:
-        _fetcher(root).fetch(source)
+        fetcher(root).fetch(source)
 
 
 @_data_mirror.command("push")
 def push_data(names: Names, root: Root = None) -> None:
     """Upload fetched archives to the mirror; skips those that it has."""
     for source in _sources(names):
-        _fetcher(root).push(source, _mirror())
+        fetcher(root).push(source, mirror())
 
 
 @_data_mirror.command("pull")
 def pull_data(names: Names, root: Root = None) -> None:
     """Download archives from the mirror and unpack them; resumes partial downloads."""
     for source in _sources(names):
-        _fetcher(root).pull(source, _mirror())
+        fetcher(root).pull(source, mirror())
 
 
 @weights.command("fetch")
 def fetch_weights(files: Files = None, root: Root = None) -> None:
     """Download CLIP weights; resumes partial downloads."""
     for file in _weights(files):
-        _fetcher(root).fetch_weights(file)
+        fetcher(root).fetch_weights(file)
 
 
 @weights.command("verify")
@@ -247,14 +253,14 @@ def verify_weights(files: Files = None, root: Root = None, as_json: AsJson = Fal
 def push_weights(files: Files = None, root: Root = None) -> None:
     """Upload CLIP weights to the mirror; skips those that it has."""
     for file in _weights(files):
-        _fetcher(root).push_weights(file, _mirror())
+        fetcher(root).push_weights(file, mirror())
 
 
 @_weights_mirror.command("pull")
 def pull_weights(files: Files = None, root: Root = None) -> None:
     """Download CLIP weights from the mirror; resumes partial downloads."""
     for file in _weights(files):
-        _fetcher(root).pull_weights(file, _mirror())
+        fetcher(root).pull_weights(file, mirror())
 
 
 def places(root: Path | None) -> tuple[Path, Path]:
@@ -279,17 +285,19 @@ def _weights(names: list[str] | None) -> list[RemoteFile]:
     if PARAMS.is_file():
         params = load_params(PARAMS)
         used = {Path(block.weights or "").name for block in (params.teacher, params.student)}
-    default = [name for name in weight_names() if name in used]
+    default = sorted(filter(has_weights, used))
     return [weights_file(name) for name in names or default or weight_names()]
 
 
-def _fetcher(root: Path | None) -> Fetcher:
+def fetcher(root: Path | None) -> Fetcher:
+    """Return the fetcher for a data root (default: that of `places`)."""
     from pd_core.data.acquire.fetch import Fetcher
 
     return Fetcher(places(root)[1], _watch, say)
 
 
-def _mirror() -> Mirror:
+def mirror() -> Mirror:
+    """Return the mirror of the settings; raises BadParams if there is none."""
     from pd_core.data.acquire.mirror import open_mirror
 
     settings = load_settings()

@@ -27,6 +27,7 @@ from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec, ow
 from pd_core.pipeline.provenance import ABSENT, git, version
 from pd_core.pipeline.redaction import env_file, masked, variables
 from pd_core.pipeline.settings import Settings, load_settings, variable_names
+from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
 
 SECONDS = 60.0
@@ -239,7 +240,8 @@ def _origin(name: str) -> str:
 
 
 def device(name: str) -> Result:
-    """Check that `cpu`, `mps`, `cuda` or `cuda:<number>` is available and has free memory."""
+    """Check that a device is available and has free memory."""
+    name = jobs.resolved(name)
     if name == "cpu":
         return ok("device", f"cpu: {os.cpu_count()} cores")
     import torch

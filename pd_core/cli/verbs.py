@@ -164,10 +164,11 @@ def push(context: typer.Context) -> None:
 @cache
 def add_groups() -> None:
     """Add the other commands, in the order of `promptkd --help`."""
-    from pd_core.cli import data, experiments, models, registry, reports
+    from pd_core.cli import data, experiments, models, project, registry, reports
     from pd_core.cli.doctor import doctor
     from pd_core.cli.predict import predict
 
+    app.command()(project.new)
     app.command()(reports.report)
     app.command()(reports.show)
     app.add_typer(experiments.embedded, name="embedded")
@@ -176,6 +177,7 @@ def add_groups() -> None:
     app.command()(models.serve)
     app.command()(doctor)
     app.add_typer(experiments.ablation, name="ablation")
+    data.app.command()(project.add)
     app.add_typer(data.app, name="data")
     app.add_typer(data.weights, name="weights")
     app.add_typer(registry.app, name="registry")

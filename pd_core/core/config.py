@@ -16,8 +16,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 def _device(name: str) -> str:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("give cpu, mps, cuda or cuda:<number>")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("give auto, cpu, mps, cuda or cuda:<number>")
     return name
 
 

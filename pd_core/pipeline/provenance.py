@@ -35,10 +35,12 @@ def commit_of(project: Path, revision: str) -> str | None:
 def contents(project: Path, commit: str, paths: list[str]) -> Iterator[tuple[str, bytes]]:
     """Read files of a commit, those that it has; paths are seen from the project."""
     top = _git(project, "rev-parse", "--show-toplevel") or ""
-    inside = [os.path.relpath((project / path).resolve(), top) for path in paths]
-    names = "".join(f"{commit}:{path}\n" for path in inside).encode()
+    seen = {path: os.path.relpath((project / path).resolve(), top) for path in paths}
+    # A link may lead out of the repository, which git refuses.
+    inside = {path: name for path, name in seen.items() if not name.startswith("..")}
+    names = "".join(f"{commit}:{name}\n" for name in inside.values()).encode()
     output = git(project, "cat-file", "--batch", given=names) or b""
-    for path in paths:
+    for path in inside:
         header, _, output = output.partition(b"\n")
         if not header.endswith(b" missing"):
             kind, size = header.split()[-2:]
@@ -194,6 +196,13 @@ def commit_tags(project: Path) -> dict[str, str]:
         return {"git_commit": NO_COMMIT}
     changes = _git(project, "status", "--porcelain", "-uno", "--", ":/", *_WRITTEN_BY_STAGES)
     return {"git_commit": commit, "git_dirty": str(bool(changes)).lower()}
+
+
+def identity(project: Path) -> tuple[str, ...]:
+    """Return options that give git an author, where it has none."""
+    if _git(project, "config", "user.email") is not None:
+        return ()
+    return "-c", "user.name=promptkd", "-c", "user.email=promptkd@localhost"
 
 
 def code_commit(project: Path) -> str | None:

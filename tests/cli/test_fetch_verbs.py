@@ -59,7 +59,7 @@ def mirror(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     monkeypatch.setenv("PD_S3_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("PD_S3_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("PD_S3_SECRET_ACCESS_KEY", "secret")
-    cli_data._mirror().client.create_bucket(Bucket=bucket)
+    cli_data.mirror().client.create_bucket(Bucket=bucket)
 
 
 def run(app: Typer, *arguments: str) -> Result:
@@ -259,15 +259,15 @@ def test_without_a_mirror_the_error_names_its_setting() -> None:
 def test_weights_are_fetched_verified_and_found_damaged(clip: FileServer, place: Path) -> None:
     assert weights("verify").exit_code == 1
     result = weights("fetch")
-    assert result.stdout.count("fetched from") == 2
+    assert result.stdout.count("fetched from") == len(clip.files)
     assert weights("verify").exit_code == 0
-    assert weights("fetch").stdout.count("here already") == 2
+    assert weights("fetch").stdout.count("here already") == len(clip.files)
     (place / "data" / "raw" / "weights" / "ViT-B-16.pt").write_bytes(b"damaged")
 
     damaged = weights("verify", "--json")
 
     assert damaged.exit_code == 1
-    first, second = json.loads(damaged.stdout)
+    first, second, _ = json.loads(damaged.stdout)
     assert (first["name"], first["ok"]) == ("ViT-B-16.pt", False)
     assert "expected sha256:" in first["problem"]
     assert (second["name"], second["ok"], second["problem"]) == ("ViT-L-14.pt", True, "")
@@ -292,7 +292,7 @@ def test_weights_go_through_the_mirror(clip: FileServer, place: Path) -> None:
     with pytest.raises(BadData, match="weights '.*ViT-B-16.pt': not found"):
         weights("mirror", "push")
     weights("fetch")
-    assert weights("mirror", "push").stdout.count("pushed") == 2
+    assert weights("mirror", "push").stdout.count("pushed") == len(clip.files)
 
     weights("mirror", "pull", "--root", str(place / "other"))
 

@@ -166,8 +166,8 @@ def test_deployments_point_at_a_flow_and_all_its_parameters() -> None:
     names = {"gpu", "quickstart", "paper", "gate", "nightly", "hourly"}
     assert {deployment["name"] for deployment in content["deployments"]} == names
     for deployment in content["deployments"]:
-        path, _, name = deployment["entrypoint"].partition(":")
-        module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        path, _, name = deployment["entrypoint"].rpartition(".")
+        module = importlib.import_module(path)
         parameters = inspect.signature(getattr(module, name).fn).parameters.values()
         required = {item.name for item in parameters if item.default is inspect.Parameter.empty}
         assert set(deployment["parameters"]) | required == {item.name for item in parameters}

@@ -183,7 +183,7 @@ def test_own_pictures_are_a_data_set_with_labels_of_all_classes(edited: Edited) 
         (r"kd_weight: \S+", "kd_weight: .nan", "student.kd_weight = NaN: .*finite"),
         (r"crop_scale: \[.*\]", "crop_scale: [0.9, 0.5]", "0 < least <= largest <= 1"),
         (r"precision: fp32", "precision: fp23", "'fp32', 'bf16' or 'fp16'"),
-        (r"device: cpu", "device: gpu", 'run.device = "gpu": give cpu'),
+        (r"device: cpu", "device: gpu", 'run.device = "gpu": give auto, cpu'),
         (r"template: .*", "template: a photo", "where the class name goes"),
         (r"^evaluate:", "evaluat:", "'evaluat'; did you mean 'evaluate'"),
         (r"^class_vectors: \{\}", "class_vectors: {size: 1}", "'class_vectors.size'; known: none"),

@@ -77,7 +77,7 @@ def test_a_dvc_remote_is_an_address_of_s3_or_a_whole_path(
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
     [
-        ("PD_DEVICE", "gpu", "give cpu, mps, cuda"),
+        ("PD_DEVICE", "gpu", "give auto, cpu, mps, cuda"),
         ("PD_MIRROR", "https://bucket/prefix", "give s3://<bucket>/<prefix>"),
         ("PD_S3_ENDPOINT_URL", "http://me:hidden-word@host", "leave name and password out"),
         ("PD_DVC_REMOTE", "shared/dvc", "give s3://<bucket>/<prefix>, or a folder's whole path"),

@@ -226,7 +226,7 @@ def test_every_address_is_that_of_a_service_which_is_waited_for(name: str) -> No
 
 def test_the_server_of_flows_is_well_once_it_has_made_the_last_of_its_deployments() -> None:
     last = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][-1]
-    flow = last["entrypoint"].rpartition(":")[2].replace("_", "-")
+    flow = last["entrypoint"].rpartition(".")[2].replace("_", "-")
     check = " ".join(SERVICES["prefect"]["healthcheck"]["test"])
 
     assert f"/api/deployments/name/{flow}/{last['name']}'" in check

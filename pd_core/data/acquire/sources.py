@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from pd_core.core.errors import unknown
 
@@ -90,9 +91,34 @@ def weights_file(name: str) -> RemoteFile:
     Raises:
         UnknownName: There is no such row.
     """
-    if name not in _CLIP_ROWS:
+    if name in _CLIP_ROWS:
+        return _CLIP_ROWS[name]
+    if not has_weights(name):
         raise unknown("weights", name, _CLIP_ROWS)
-    return _CLIP_ROWS[name]
+    model, _, tag = Path(name).stem.partition(".")
+    return weights_of_tag(model, tag)
+
+
+def has_weights(name: str) -> bool:
+    """Return True for a row of the table, and for `<model>.<tag>` of open_clip and a suffix."""
+    model, dot, tag = Path(name).stem.partition(".")
+    if name in _CLIP_ROWS or not dot:
+        return name in _CLIP_ROWS
+    from pd_core.models.pretrained import tags_of
+
+    return tag in tags_of(model)
+
+
+def weights_of_tag(model: str, tag: str) -> RemoteFile:
+    """Return the weights of a tag of open_clip: a row of the table, or a file of Hugging Face's."""
+    from pd_core.models.pretrained import published
+
+    source = published(model, tag)
+    if (name := source.url.rpartition("/")[2]) in _CLIP_ROWS:
+        return _CLIP_ROWS[name]
+    address = f"{_HUGGING_FACE}/{source.repository}/resolve/main/{source.file}"
+    url = address if source.repository else source.url
+    return RemoteFile(f"{model}.{tag}{Path(url).suffix}", (Address(url, Origin.OPEN_CLIP),))
 
 
 def source_names() -> tuple[str, ...]:
@@ -196,6 +222,7 @@ _CLIP_ROWS = {
     for file in (
         _openai("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
         _openai("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        _openai("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
     )
 }
 

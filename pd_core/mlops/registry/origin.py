@@ -130,22 +130,26 @@ def _code(project: Path, commit: str, stages: Mapping[str, Any]) -> Iterator[str
     if changed:
         yield (
             f"{len(changed)} files, as {changed[0]}, were others when the stages ran than in its "
-            f"commit {commit[:12]}; run `dvc repro`, commit and {_AGAIN}"
+            f"commit {commit[:12]} or the installed package; run `dvc repro`, commit and {_AGAIN}"
         )
 
 
 def _rooms(project: Path, commit: str, deps: Mapping[str, Any]) -> list[str]:
-    """Return the files with hashes of code other than the commit's."""
+    """Return the files with hashes of code other than the commit's, or the installed package's."""
     hashes = {path: md5 for path, md5 in deps.items() if path.startswith(CODE)}
     if not hashes:
         return []
     names = provenance.files_of(project, commit, code_hash.PACKAGE.name)
-    package = dict(contents(project, commit, names))
+    package = dict(contents(project, commit, names))  # empty in a project of the user's own
+
+    def listing(room: str) -> str:
+        return code_hash.listing_of(room, package) if package else code_hash.listing(room)
+
     return [
         path
         for path, value in hashes.items()
         if Path(path).stem not in code_hash.ROOMS
-        or code_hash.md5_of(code_hash.listing_of(Path(path).stem, package)) != value
+        or code_hash.md5_of(listing(Path(path).stem)) != value
     ]
 
 

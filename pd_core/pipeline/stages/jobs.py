@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd_core.core.atomic import check_space
 from pd_core.core.config import ClipConfig, Clips, Compute, ComputeConfig, StagePaths
-from pd_core.core.errors import BadParams
+from pd_core.core.errors import BadParams, missing
 from pd_core.core.hooks import NO_HOOKS, Hooks, OnNote, OnProgress
 from pd_core.data.catalog import fingerprint
 from pd_core.pipeline import code_hash, provenance
@@ -128,11 +128,20 @@ def shared(
     root = Path(params.profile.root)
     return {
         "seed": params.run.seed if seed is None else seed,
-        "device": device or params.run.device,
+        "device": resolved(device or params.run.device),
         "data_root": data_root or root / DATA / "raw",
         "fingerprint": fingerprint.path_of(name, root),
         "features": DATA / "features",
     }
+
+
+def resolved(device: str) -> str:
+    """Return a device; `auto` is `cuda` if there is a GPU, else `cpu`."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def job_of(
@@ -219,6 +228,8 @@ def prepare(
     from pd_core.data.catalog import prepare as stage
 
     check_space(job.prepared, SPACE, "the stage prepare")
+    if job.params.prepare.own is not None:  # whose first stage this is, of hours perhaps
+        _check_weights(job)
     stage.run(
         job.params.name,
         job.prepared,
@@ -294,6 +305,22 @@ def tuned_student(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:
         job.prepared, job.tuned_student, job.baseline, tuning_of_student(job),
         job.params.evaluate, run_of(job, "tuned_student", hooks),
     )  # fmt: skip
+
+
+def _check_weights(job: Job) -> None:
+    """Check that the weight files of both models are there, before anything is computed.
+
+    Raises:
+        MissingFile: one is not.
+    """
+    for clip in job.clips:
+        path = Path(clip.weights or "")
+        if path.suffix and not path.is_file():
+            remedy = (
+                "run `promptkd weights fetch` where there is a network, or `promptkd weights "
+                "mirror pull` with PD_MIRROR, or put a file there"
+            )
+            raise missing(f"weights of '{clip.model}'", path, remedy)
 
 
 def _check(job: Job, name: str) -> None:

@@ -38,7 +38,7 @@ _MOST_VALUES = 100_000  # hundreds of times as many as the shipped files have
 class ProfileParams(Config):
     """Benchmark that this file describes."""
 
-    name: Literal["quickstart", "paper"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # of its reports
     root: str  # the repository's root, relative to this file
 
 
@@ -268,6 +268,11 @@ def check_row(path: Path, params: Params, row: DatasetRow, where: str) -> None:
             raise bad_params(path, _STAGES[stage], error, f"{where}.{stage}.") from None
 
 
+def is_own_name(name: str) -> bool:
+    """Return True if a data set of the user's own images may have this name."""
+    return re.fullmatch(r"[A-Za-z0-9_]+", name) is not None
+
+
 def _check_overrides(path: Path, params: Params) -> None:
     catalogued = dataset_names()
     _check_protocol(path, params.prepare.protocol, "prepare.protocol")
@@ -278,7 +283,7 @@ def _check_overrides(path: Path, params: Params) -> None:
         is_own = row.overrides("prepare").get("own", params.prepare.own) is not None
         if name not in catalogued and not is_own:
             raise unknown(f"data set in {path}:", name, catalogued)
-        if is_own and (name in catalogued or not re.fullmatch(r"[A-Za-z0-9_]+", name)):
+        if is_own and (name in catalogued or not is_own_name(name)):
             raise BadParams(
                 f"{path}: datasets.{name} has pictures of your own: give it a name of letters, "
                 "digits and underscores that is not in the catalogue"
