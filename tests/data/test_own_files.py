@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from PIL import Image
 
 from pd_core.core.errors import BadData
-from pd_core.data.catalog.catalogue import OwnImages
+from pd_core.data.catalog import prepare
+from pd_core.data.catalog.catalogue import OwnImages, PrepareConfig
 from pd_core.data.catalog.own import left_out, notes, own_unlabelled, read_own
 from pd_core.data.loading import splits
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.splits import HEIC, PICTURES
+from pd_core.data.loading.splits import HEIC, PICTURES, Protocol
 from pd_core.models.portable.pictures import FORMATS
 
 OWN = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
@@ -22,7 +24,10 @@ PHONE = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
 
 def picture(file: Path, form: str = "PNG") -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 16), "red").save(file, format=form)
+    image = Image.new("RGB", (16, 16), "red")
+    red, green, blue, *_ = sha256(str(file).encode()).digest()
+    image.putpixel((0, 0), (red, green, blue))  # no two images are equal
+    image.save(file, format=form)
 
 
 @pytest.fixture
@@ -95,6 +100,33 @@ def test_files_that_are_not_read_are_counted_by_suffix(parts: Path) -> None:
         "files that are not read: 3 .heic, 1 without suffix, 1 .mov, 1 .txt; "
         "install promptkd[heic] or convert them",
     )
+
+
+def test_many_suffixes_are_one_short_line(parts: Path) -> None:
+    for number in range(200):
+        (parts / "unlabelled" / f"photo.{number:03}").write_bytes(b"0")
+
+    (line,) = notes(OWN, parts.parent)
+
+    assert line.startswith("files that are not read: 1 .000, 1 .001, ")
+    assert line.endswith(", 1 .009, 190 others")
+
+
+def test_the_stage_prepare_notes_what_is_not_read(parts: Path, tmp_path: Path) -> None:
+    (parts / "unlabelled" / "clip.mov").write_bytes(b"0")
+    config = PrepareConfig(
+        own=OWN,
+        protocol=Protocol.ALL_CLASSES,
+        shots=1,
+        val_shots=1,
+        unlabelled_per_class=None,
+        transductive=False,
+    )
+    lines: list[str] = []
+
+    prepare.run("parts", tmp_path / "out", config, data_root=tmp_path, seed=1, on_note=lines.append)
+
+    assert "parts: files that are not read: 1 .mov" in lines
 
 
 def test_what_systems_leave_is_neither_read_nor_counted(parts: Path) -> None:

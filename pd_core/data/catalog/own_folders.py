@@ -15,6 +15,7 @@ from pd_core.data.catalog.fingerprint import walk
 from pd_core.data.catalog.own_lists import CONVERT, Row, split_of
 from pd_core.data.loading.splits import HEIC, clean_path, is_hidden, is_picture
 
+_MAX_KINDS = 10  # suffixes in a message
 _ARCHIVES = frozenset((".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"))
 _UNLABELLED = ("unlabelled", "unlabeled", "no label", "no_label")
 _INVALID = (
@@ -93,7 +94,10 @@ def count_suffixes(folder: Path) -> Counter[str]:
 def describe(counts: Counter[str]) -> str:
     """Return counts by suffix in words, such as "28 .heic, 6 .txt"."""
     pairs = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return ", ".join(f"{count} {printable(suffix) or 'without suffix'}" for suffix, count in pairs)
+    shown = [(count, printable(suffix) or "without suffix") for suffix, count in pairs[:_MAX_KINDS]]
+    if rest := sum(count for _, count in pairs[_MAX_KINDS:]):
+        shown.append((rest, "others"))
+    return ", ".join(f"{count} {kind}" for count, kind in shown)
 
 
 def remedy_for(counts: Counter[str]) -> str:
