@@ -58,14 +58,14 @@ def measure(size: Size, note: Note) -> Outcome:
         def batches(workers: int = 0) -> ImageBatches:
             # Nothing decoded is kept: a data set of photos would not fit into memory.
             store = ImageStore(Path(folder), keep_bytes=0)
-            transform = eval_transform(towers.image_size)
+            transform = eval_transform(towers.preprocess)
             return ImageBatches(store, paths, transform, batch_size=size.batch, workers=workers)
 
-        decoded = [images for _, images, *_ in batches().in_order()]
+        decoded = [batch.images for batch in batches().in_order()]
         sides: dict[str, Work] = {BARE: lambda: _bare(judge, decoded)}
         for workers in size.workers:
             sides[_ours(workers)] = _stage(judge, batches(workers))
-        sides[DECODING] = lambda: float(sum(len(images) for _, images, *_ in batches().in_order()))
+        sides[DECODING] = lambda: float(sum(len(batch.indices) for batch in batches().in_order()))
         turns = take_turns(sides, rounds=size.rounds, note=note)
     check_agreement({side: turns.values[side] for side in (BARE, *map(_ours, size.workers))})
     rows = [

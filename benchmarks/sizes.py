@@ -17,6 +17,7 @@ from torch.optim import SGD
 from pd_core.data.loading.images import Batch
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Run, make_optimizer
 from pd_core.training.loop.views import CachedViews, Source
@@ -78,7 +79,8 @@ class OneBatch:
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         if epoch and not start:
-            yield Batch(torch.arange(len(self._views)), self._views, epoch, 0)
+            views = {Preprocess(self._views.shape[-1]): self._views}
+            yield Batch(torch.arange(len(self._views)), views, epoch, 0)
 
 
 def record(folder: Path, views: Tensor, encode: Source, *, width: int) -> CachedViews:
@@ -87,7 +89,7 @@ def record(folder: Path, views: Tensor, encode: Source, *, width: int) -> Cached
     place = store.place("benchmark", {"width": width})
     recorded = CachedViews(store, place, count=len(views), width=width, device=torch.device("cpu"))
     run = Run(trainings.COMPUTE)
-    recorded.complete(1, OneBatch(views), lambda: encode, run, what="the answers")
+    recorded.complete(1, lambda: (OneBatch(views), encode), run, what="the answers")
     return recorded
 
 

@@ -116,9 +116,9 @@ def plain_teacher(job: Job) -> float:
     losses: list[float] = []
     for number in range(1, block.epochs + 1):
         set_rate(sgd, Epoch(block, number).rate)
-        for indices, images, *_ in batches.epoch(number):
+        for batch in batches.epoch(number):
             loss = partial(
-                reference.promptsrc_loss, made, images, labels[indices], tokens, frozen,
+                reference.promptsrc_loss, made, batch.images, labels[batch.indices], tokens, frozen,
                 text_weight=block.text_loss_weight, image_weight=block.image_loss_weight,
             )  # fmt: skip
             losses.append(reference.step(sgd, loss))
@@ -146,9 +146,14 @@ def plain_student(job: Job) -> float:
     losses: list[float] = []
     for number in range(1, block.epochs + 1):
         set_rate(sgd, Epoch(block, number).rate)
-        for _, images, *_ in batches.epoch(number):
+        for batch in batches.epoch(number):
             loss = partial(
-                reference.distillation_loss, tuned, made, images, tokens, weight=block.kd_weight
+                reference.distillation_loss,
+                tuned,
+                made,
+                batch.images,
+                tokens,
+                weight=block.kd_weight,
             )
             losses.append(reference.step(sgd, loss))
     made.save(job.student.with_name("plain") / "student.safetensors")
@@ -158,7 +163,7 @@ def plain_student(job: Job) -> float:
 def _batches(
     job: Job, block: Any, root: Path, paths: Sequence[str], towers: ClipTowers
 ) -> ImageBatches:
-    return training_views(job.prepared, root, paths, towers.image_size, block, job.compute).batches
+    return training_views(job.prepared, root, paths, towers.preprocess, block, job.compute).batches
 
 
 def _optimizer(made: torch.nn.Module, block: Any) -> torch.optim.SGD:

@@ -447,11 +447,10 @@ def zero_shot_table(
     table: Table = {}
     for done, dataset in enumerate(datasets, start=1):
         content = read_prepared(prepared / dataset)
-        size = next(iter(towers.values())).image_size
         batches = ImageBatches(
             ImageStore(content.images),
             [path for path, _ in content.test],
-            eval_transform(size),
+            eval_transform(*(tower.preprocess for tower in towers.values())),
             batch_size=batch_size,
         )
         classifiers = {name: zero_shot(tower, content.classes) for name, tower in towers.items()}

@@ -27,7 +27,14 @@ from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared, rea
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
-from pd_core.models.class_vectors import Classifier, ClassVectors, distilled, logits_of, zero_shot
+from pd_core.models.class_vectors import (
+    Classifier,
+    ClassVectors,
+    distilled,
+    logits_of,
+    taught,
+    zero_shot,
+)
 from pd_core.models.clip import load_clip
 from pd_core.models.precision import set_threads
 from pd_core.models.student import Student
@@ -138,7 +145,7 @@ def run(
     classifiers, student = load_classifiers(paths, content.classes, clips, compute)
     predicted = predict(
         {name: classifiers[name] for name in models},
-        content, student.towers.image_size, config, compute, hooks,
+        content, config, compute, hooks,
     )  # fmt: skip
     metrics = predicted.metrics()
     selected = student.selection is Selection.BEST_ON_TEST_AS_PUBLISHED
@@ -221,8 +228,7 @@ def run_unlabelled(
     content = read_prepared(paths.prepared, data_root=compute.data_root)
     unlabelled = read_unlabelled(paths.prepared)
     classifiers, student = load_classifiers(paths, content.classes, clips, compute)
-    size = student.towers.image_size
-    logits, batches = _logits(classifiers, content, unlabelled, size, config, compute, hooks)
+    logits, batches = _logits(classifiers, content, unlabelled, config, compute, hooks)
     best = {model: values.argmax(axis=1) for model, values in logits.items()}
     images = [unlabelled[position] for position in batches.intact]
     scores: Scores = {
@@ -254,7 +260,6 @@ def percent(hits: Sequence[bool] | NDArray[np.bool_]) -> float:
 def predict(
     classifiers: Mapping[str, Classifier],
     prepared: Prepared,
-    image_size: int,
     config: EvaluateConfig,
     compute: Compute,
     hooks: Hooks,
@@ -264,7 +269,6 @@ def predict(
     Args:
         classifiers: by model.
         prepared: the data set.
-        image_size: of the towers, pixels.
         config: split and batch size.
         compute: device, precision and the like.
         hooks: progress is in images.
@@ -279,7 +283,7 @@ def predict(
             " add some, or evaluate on the other split"
         )
     images = [path for path, _ in items]
-    logits, batches = _logits(classifiers, prepared, images, image_size, config, compute, hooks)
+    logits, batches = _logits(classifiers, prepared, images, config, compute, hooks)
     intact = tuple(items[position] for position in batches.intact)
     skipped = len(batches.skipped)
     return Predictions(intact, logits, prepared.base_count, prepared.protocol, skipped)
@@ -289,14 +293,14 @@ def _logits(
     classifiers: Mapping[str, Classifier],
     prepared: Prepared,
     images: Sequence[str],
-    image_size: int,
     config: EvaluateConfig,
     compute: Compute,
     hooks: Hooks,
 ) -> tuple[dict[str, NDArray[np.float32]], ImageBatches]:
     """Return the logits of intact images by model, and the batches, which know the corrupt ones."""
+    models = [classifier.preprocess for classifier in classifiers.values()]
     batches = ImageBatches(
-        ImageStore(prepared.images), images, eval_transform(image_size),
+        ImageStore(prepared.images), images, eval_transform(*models),
         batch_size=config.batch_size, workers=compute.workers, on_corrupt=compute.on_corrupt,
     )  # fmt: skip
     device = torch.device(compute.device)
@@ -343,7 +347,7 @@ def load_classifiers(
     classifiers = {
         "zero_shot_student": zero_shot(small, names),
         "zero_shot_teacher": zero_shot(large, names),
-        "teacher": Classifier(teacher.image_features, vectors, teacher.logit_scale),
+        "teacher": taught(teacher, vectors),
         "student": distilled(student, vectors),
     }
     return classifiers, student

@@ -51,8 +51,7 @@ def run(
     def measure() -> Scores:
         content = read_prepared(prepared, data_root=run.compute.data_root)
         classifiers = {MODEL: tuned(teacher, content.classes)}
-        size = teacher.towers.image_size
-        predicted = predict(classifiers, content, size, evaluation, run.compute, NO_HOOKS)
+        predicted = predict(classifiers, content, evaluation, run.compute, NO_HOOKS)
         metrics = predicted.metrics()
         write_json(results, {**metrics, **predicted.note()})
         return metrics

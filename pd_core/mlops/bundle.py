@@ -63,6 +63,7 @@ def write_student(folder: Path, student: PortableStudent, facts: Mapping[str, An
         "format": FORMAT,
         "names": list(student.names),
         "network": asdict(network.sizes),
+        "preprocess": asdict(network.preprocess),
     }
     write_json(folder / DESCRIPTION, description)
     return provenance.content_hash(folder)
@@ -105,7 +106,7 @@ def write_onnx(path: Path, network: Network) -> None:
     """Export a network (in evaluation mode, on the CPU) to ONNX, and compare it with torch.
 
     The input is `pixels`, (B, S, S, 3) of uint8 for any B; the outputs are `probabilities` (B, C)
-    and `features` (B, D). CLIP's normalisation is included.
+    and `features` (B, D). The normalisation is included.
 
     Raises:
         PdError: the outputs differ.

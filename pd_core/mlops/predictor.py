@@ -34,7 +34,7 @@ def fold(student: Student, vectors: Tensor) -> Network:
         BadArtifact: the tower has parts that the network lacks.
     """
     tower = student.towers.visual if student.tower is None else student.tower
-    network = Network(_sizes(student, tower, len(vectors)))
+    network = Network(_sizes(student, tower, len(vectors)), student.towers.preprocess)
     network.load_state_dict(_state(student, tower, vectors))
     network.eval().requires_grad_(requires_grad=False)
     _check(student, network)

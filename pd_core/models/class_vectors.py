@@ -21,6 +21,7 @@ from pd_core.core.hooks import OnProgress
 from pd_core.core.options import Precision, TextFeatures
 from pd_core.models.class_texts import TEMPLATE, check_distinct
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.precision import autocast, to_device
 from pd_core.models.prompts import encode_many_texts
 from pd_core.models.student import Student
@@ -137,11 +138,13 @@ class Classifier:
         encode: images (B, 3, H, W) -> unit features (B, D).
         vectors: of C classes.
         logit_scale: of the encoder's CLIP.
+        preprocess: of the images.
     """
 
     encode: Callable[[Tensor], Tensor]
     vectors: ClassVectors
     logit_scale: float
+    preprocess: Preprocess
 
     def logits(self, images: Tensor) -> Tensor:
         """Compute logits (B, C) of images (B, 3, H, W)."""
@@ -155,12 +158,19 @@ def zero_shot(towers: ClipTowers, names: Sequence[str], template: str = TEMPLATE
 
 def tuned(teacher: Teacher, names: Sequence[str]) -> Classifier:
     """Make the classifier of a teacher; computes its class vectors."""
-    return Classifier(teacher.image_features, build(teacher, names), teacher.logit_scale)
+    return taught(teacher, build(teacher, names))
+
+
+def taught(teacher: Teacher, vectors: ClassVectors) -> Classifier:
+    """Make the classifier of a teacher with its stored class vectors."""
+    preprocess = teacher.towers.preprocess
+    return Classifier(teacher.image_features, vectors, teacher.logit_scale, preprocess)
 
 
 def distilled(student: Student, shared: ClassVectors) -> Classifier:
     """Make the classifier of a student, with its class vectors (see `for_student`)."""
-    return Classifier(student, for_student(student, shared), student.logit_scale)
+    vectors = for_student(student, shared)
+    return Classifier(student, vectors, student.logit_scale, student.towers.preprocess)
 
 
 def for_student(student: Student, shared: ClassVectors) -> ClassVectors:
@@ -172,6 +182,18 @@ def for_student(student: Student, shared: ClassVectors) -> ClassVectors:
             return build(Teacher(student.towers).eval(), shared.names)
 
 
+class Batch(Protocol):
+    """A batch of images, such as `data.loading.images.Batch`."""
+
+    @property
+    def indices(self) -> Tensor:
+        """Positions in the list, (B,)."""
+
+    @property
+    def views(self) -> Mapping[Preprocess, Tensor]:
+        """Images (B, 3, S, S) by the preprocessing of the models."""
+
+
 class Batches(Protocol):
     """An image list in batches, such as `data.loading.images.ImageBatches`."""
 
@@ -179,8 +201,8 @@ class Batches(Protocol):
     def count(self) -> int:
         """Number of images in the list."""
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions in the list (B,) and images (B, 3, H, W), in order."""
+    def in_order(self) -> Iterator[Batch]:
+        """Yield the batches, in order."""
 
 
 def logits_of(
@@ -198,11 +220,12 @@ def logits_of(
     parts: dict[str, list[Tensor]] = {name: [] for name in classifiers}
     done = 0
     with torch.inference_mode(), autocast(device, precision):
-        for indices, images in batches.in_order():
-            on_device = to_device(images, device)
+        for batch in batches.in_order():
+            views = {model: to_device(images, device) for model, images in batch.views.items()}
             for name, classifier in classifiers.items():
-                parts[name].append(classifier.logits(on_device).float().cpu())
-            done += len(indices)
+                logits = classifier.logits(views[classifier.preprocess])
+                parts[name].append(logits.float().cpu())
+            done += len(batch.indices)
             if on_progress is not None:
                 on_progress(done, batches.count)
     return {name: torch.cat(logits).numpy() for name, logits in parts.items()}

@@ -4,8 +4,9 @@ Shapes: B images, C texts, L tokens, D the joint width, W the width of a tower.
 """
 
 import copy
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,8 @@ from pd_core.core.artifacts import SUMS, check_sum
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
 from pd_core.models.checkpoint_io import read_weights
 from pd_core.models.class_texts import Tokenize
+from pd_core.models.portable.preprocess import Preprocess
+from pd_core.models.preprocessing import preprocess_of_file, preprocess_of_tag
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 MERGES_FILE = WEIGHTS_FOLDER / "merges.txt.gz"
@@ -51,7 +54,7 @@ class ClipTowers:
         text: open_clip's `TextTransformer`; (C, L) -> (C, D).
         logit_scale: factor from cosine similarities to logits (after the exponential).
         tokenize: C strings -> (C, L) token ids; end-of-text has the largest id.
-        image_size: H = W in pixels.
+        preprocess: of the images.
         context_length: L.
         changes: weights that differ from the named model's, by the keys of `weights`; stored in
             artifacts.
@@ -62,9 +65,21 @@ class ClipTowers:
     text: Any
     logit_scale: float
     tokenize: Tokenize
-    image_size: int
+    preprocess: Preprocess
     context_length: int
     changes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Model and, unless it is that of OpenAI's CLIPs, preprocessing; stored in artifacts."""
+        if self.preprocess == Preprocess(self.image_size):
+            return {"model": self.name}
+        return {"model": self.name, "preprocess": json.dumps(asdict(self.preprocess))}
+
+    @property
+    def image_size(self) -> int:
+        """H = W in pixels."""
+        return self.preprocess.size
 
     @property
     def device(self) -> torch.device:
@@ -163,7 +178,8 @@ def load_clip(
     Raises:
         UnknownName: unknown model.
         MissingFile: the weights are neither a file nor a tag of this model.
-        BadParams: the activation does not fit the weights, or a tower is not a plain transformer.
+        BadParams: the activation does not fit the weights, a tower is not a plain transformer, or
+            a file's preprocessing is not known.
         BadArtifact: the file does not hold this model's weights.
     """
     if name in EMBEDDED:
@@ -174,14 +190,23 @@ def load_clip(
     if name not in open_clip.list_models():
         raise unknown("model", name, [*EMBEDDED, *open_clip.list_models()])
     if weights in open_clip.list_pretrained_tags_by_model(name):
-        model = _from_tag(name, str(weights))
+        model, preprocess = _from_tag(name, str(weights)), preprocess_of_tag(name, str(weights))
     else:
-        model = _from_file(name, _existing(name, weights))
-    return freeze(name, model.to(device=device, dtype=dtype), open_clip.get_tokenizer(name))
+        model, preprocess = _from_file(name, _existing(name, weights))
+    tokenizer = open_clip.get_tokenizer(name)
+    return freeze(name, model.to(device=device, dtype=dtype), tokenizer, preprocess)
 
 
-def freeze(name: str, model: Any, tokenize: Tokenize) -> ClipTowers:
+def freeze(
+    name: str, model: Any, tokenize: Tokenize, preprocess: Preprocess | None = None
+) -> ClipTowers:
     """Freeze the towers of an open_clip `CustomTextCLIP`, in place.
+
+    Args:
+        name: of the model.
+        model: the towers.
+        tokenize: its tokenizer.
+        preprocess: of its images; None for that of OpenAI's CLIPs.
 
     Raises:
         BadParams: a tower is not a plain transformer.
@@ -195,7 +220,7 @@ def freeze(name: str, model: Any, tokenize: Tokenize) -> ClipTowers:
         text=model.text,
         logit_scale=float(model.logit_scale.float().exp()),
         tokenize=tokenize,
-        image_size=int(size[0] if isinstance(size, tuple) else size),
+        preprocess=preprocess or Preprocess(int(size[0] if isinstance(size, tuple) else size)),
         context_length=int(model.context_length),
     )
 
@@ -305,7 +330,7 @@ def _from_tag(name: str, tag: str) -> nn.Module:
     return model
 
 
-def _from_file(name: str, path: Path) -> nn.Module:
+def _from_file(name: str, path: Path) -> tuple[nn.Module, Preprocess]:
     import open_clip
 
     state, sign = read_weights(path)
@@ -315,7 +340,7 @@ def _from_file(name: str, path: Path) -> nn.Module:
     config.pop("custom_text", None)
     model: nn.Module = open_clip.CustomTextCLIP(**config)
     _load_strictly(model, state, f"file '{path}' for '{name}'")
-    return model
+    return model, preprocess_of_file(name, path, is_openai=bool(sign))
 
 
 def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -> None:

@@ -151,7 +151,7 @@ class Student(nn.Module):
             changes |= {f"visual.{key}": v for key, v in self.tower.state_dict().items()}
         tensors |= {CHANGE + key: value for key, value in changes.items()}
         metadata = {
-            "model": self.towers.name,
+            **self.towers.origin,
             "feature_width": str(self.projector[-1].out_features),
             "projector_layers": str(sum(isinstance(part, nn.Linear) for part in self.projector)),
             "text_features": str(self.text_features),

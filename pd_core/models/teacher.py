@@ -194,7 +194,7 @@ class Teacher(nn.Module):
         branches = (("text", self.text_prompts), ("image", self.folded().image_prompts))
         metadata = {
             "method": str(self.method),
-            "model": self.towers.name,
+            **self.towers.origin,
             "template": self.template,
         }
         tensors = {CHANGE + key: value for key, value in self.towers.changes.items()}
@@ -227,10 +227,15 @@ def read_model(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors and metadata of a teacher or student; BadArtifact if its towers are others."""
     tensors, metadata = read_tensors(path, what=what, remedy=remedy)
-    if metadata.get("model") != towers.name:
+    origin = {key: metadata[key] for key in ("model", "preprocess") if key in metadata}
+    if origin != towers.origin:
+        name, own = metadata.get("model"), towers.name
+        difference = f"model '{name}', not on '{own}'"
+        if name == own:
+            difference = f"'{own}' with images of other preprocessing"
         raise BadArtifact(
-            f"{what} '{path}' was trained on model '{metadata.get('model')}', not on"
-            f" '{towers.name}'; set the model back or train the {what} again"
+            f"{what} '{path}' was trained on {difference}; set model and weights back, or train"
+            f" the {what} again"
         )
     check_numbers(tensors, path, what=what, remedy=remedy)
     return tensors, metadata

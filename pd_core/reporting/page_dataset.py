@@ -234,7 +234,6 @@ def infer(job: Job, prepared: Prepared, rows: Rows) -> Inference:
     predicted = predict(
         {model: part.classifier for model, part in loaded.items()},
         prepared,
-        loaded["student"].image_size,
         job.params.evaluate,
         job.compute,
         NO_HOOKS,

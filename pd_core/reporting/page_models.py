@@ -17,7 +17,7 @@ from torch import nn
 from pd_core.core.artifacts import read_json, understood, write_json
 from pd_core.mlops.predictor import STUDENT_FILE
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
-from pd_core.models.class_vectors import Classifier, ClassVectors, distilled
+from pd_core.models.class_vectors import Classifier, ClassVectors, distilled, taught
 from pd_core.models.clip import load_clip
 from pd_core.models.precision import autocast, set_threads
 from pd_core.models.prompts import ImagePrompts
@@ -49,10 +49,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A classifier, the side of its images in pixels, and the model in it."""
+    """A classifier and the model in it."""
 
     classifier: Classifier
-    image_size: int
     model: Teacher | Student
 
 
@@ -69,11 +68,10 @@ def load(job: Job, model: str) -> Loaded:
     if model == "teacher":
         remedy = f"run `dvc repro teacher@{job.teacher.name}`"
         teacher = Teacher.load(job.teacher / "teacher.safetensors", clip, remedy=remedy)
-        classifier = Classifier(teacher.image_features, vectors, teacher.logit_scale)
-        return Loaded(classifier, clip.image_size, teacher)
+        return Loaded(taught(teacher, vectors), teacher)
     remedy = f"run `dvc repro student@{job.student.name}`"
     student = Student.load(job.student / STUDENT_FILE, clip, remedy=remedy)
-    return Loaded(distilled(student, vectors), clip.image_size, student)
+    return Loaded(distilled(student, vectors), student)
 
 
 def cost_of(model: Teacher | Student, classes: int) -> Cost:
@@ -175,7 +173,8 @@ def _measure(job: Job, model: str) -> Speed:
     loaded = load(job, model)
     device = loaded.classifier.vectors.vectors.device
     generator = torch.Generator().manual_seed(0)
-    shape = (_BATCH, 3, loaded.image_size, loaded.image_size)
+    size = loaded.classifier.preprocess.size
+    shape = (_BATCH, 3, size, size)
     images = torch.randn(shape, generator=generator).to(device)
 
     def classify() -> None:

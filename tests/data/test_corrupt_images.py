@@ -16,7 +16,8 @@ from tiny import view
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform
+from pd_core.data.loading.images import Batch, ImageBatches, eval_transform, train_transform
+from pd_core.models.portable.preprocess import Preprocess
 
 NAMES = tuple(f"{number}.png" for number in range(12))
 DAMAGED = (2, 3, 7)
@@ -41,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-TRANSFORM = train_transform(16, scale=(0.5, 1.0), flip=True)
+TRANSFORM = train_transform(Preprocess(16), scale=(0.5, 1.0), flip=True)
 
 
 def batches(root: Path, paths: tuple[str, ...] = NAMES, **rest: Any) -> ImageBatches:
@@ -49,7 +50,7 @@ def batches(root: Path, paths: tuple[str, ...] = NAMES, **rest: Any) -> ImageBat
     return ImageBatches(ImageStore(root), paths, TRANSFORM, **options)
 
 
-def positions(drawn: Sequence[tuple[Any, ...]]) -> list[list[int]]:
+def positions(drawn: Sequence[Batch]) -> list[list[int]]:
     return [indices.tolist() for indices, *_ in drawn]
 
 
@@ -63,8 +64,8 @@ def test_damaged_pictures_are_left_out_of_their_batches_and_the_others_stay(fold
 
     expected = [[i for i in batch if i not in DAMAGED] for batch in positions(undamaged)]
     assert positions(drawn) == expected
-    for indices, images, *_ in drawn:
-        for index, image in zip(indices.tolist(), images, strict=True):
+    for batch in drawn:
+        for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
             alone = view(TRANSFORM, picture(index), seed=1, epoch=1, index=index)
             assert torch.equal(image, alone)
 
@@ -73,7 +74,7 @@ def test_the_batches_are_the_same_whatever_the_number_of_workers(folder: Path) -
     found = []
     for workers in (0, 1, 3):
         source = batches(folder, workers=workers)
-        drawn: list[tuple[Any, ...]] = [*source.epoch(1), *source.epoch(2), *source.epoch(1)]
+        drawn: list[Batch] = [*source.epoch(1), *source.epoch(2), *source.epoch(1)]
         drawn += source.in_order()
         found.append((drawn, source.skipped))
 
@@ -82,7 +83,7 @@ def test_the_batches_are_the_same_whatever_the_number_of_workers(folder: Path) -
     for drawn, also_skipped in others:
         assert also_skipped == skipped
         assert positions(drawn) == positions(first)
-        assert all(torch.equal(a[1], b[1]) for a, b in zip(drawn, first, strict=True))
+        assert all(torch.equal(a.images, b.images) for a, b in zip(drawn, first, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -124,7 +125,7 @@ def test_a_picture_found_damaged_stays_out_so_that_epochs_come_again(folder: Pat
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_picture_is_an_error_unless_told_otherwise(folder: Path, workers: int) -> None:
     source = ImageBatches(
-        ImageStore(folder), NAMES, eval_transform(16), batch_size=4, workers=workers
+        ImageStore(folder), NAMES, eval_transform(Preprocess(16)), batch_size=4, workers=workers
     )
 
     with pytest.raises(BadData, match=r"2\.png' is not a readable image \(image file is trunc"):

@@ -14,6 +14,7 @@ from tiny import view
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform
+from pd_core.models.portable.preprocess import Preprocess
 
 RECORDED = Path(__file__).parents[1] / "parity" / "data" / "transforms"
 NAMES = tuple(f"{number}.png" for number in range(10))
@@ -51,7 +52,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def batches(root: Path, *, seed: int = 1, workers: int = 0, size: int = 4) -> ImageBatches:
-    transform = train_transform(16, scale=(0.5, 1.0), flip=True)
+    transform = train_transform(Preprocess(16), scale=(0.5, 1.0), flip=True)
     return ImageBatches(
         ImageStore(root), NAMES, transform, batch_size=size, seed=seed, workers=workers
     )
@@ -65,7 +66,7 @@ RECORDINGS = load_file(RECORDED / "transforms.safetensors")
 def test_eval_transform_gives_the_recorded_pixels(which: str, size: int) -> None:
     image = Image.fromarray(RECORDINGS[f"input_u8/{which}"].numpy())
 
-    result = eval_transform(size)(image)
+    result = eval_transform(Preprocess(size))(image)
 
     torch.testing.assert_close(result, RECORDINGS[f"test{size}/{which}"], rtol=0, atol=1e-6)
 
@@ -73,7 +74,7 @@ def test_eval_transform_gives_the_recorded_pixels(which: str, size: int) -> None
 @pytest.mark.parametrize("which", ["a", "b"])
 def test_train_transform_gives_the_recorded_pixels_for_the_same_random_numbers(which: str) -> None:
     image = Image.fromarray(RECORDINGS[f"input_u8/{which}"].numpy())
-    transform = train_transform(32, scale=(0.08, 1.0), flip=True)
+    transform = train_transform(Preprocess(32), scale=(0.08, 1.0), flip=True)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
@@ -85,7 +86,7 @@ def test_train_transform_gives_the_recorded_pixels_for_the_same_random_numbers(w
 
 
 def test_views_are_the_same_on_every_machine() -> None:
-    transform = train_transform(8, scale=(0.5, 1.0), flip=True)
+    transform = train_transform(Preprocess(8), scale=(0.5, 1.0), flip=True)
 
     result = view(transform, picture(0), seed=1, epoch=1, index=0)
 
@@ -93,7 +94,7 @@ def test_views_are_the_same_on_every_machine() -> None:
 
 
 def test_flip_mirrors_half_of_the_views() -> None:
-    transform = train_transform(32, scale=(1.0, 1.0), flip=True)
+    transform = train_transform(Preprocess(32), scale=(1.0, 1.0), flip=True)
 
     results = [view(transform, ramp(), seed=1, epoch=1, index=k)[0] for k in range(100)]
 
@@ -102,7 +103,7 @@ def test_flip_mirrors_half_of_the_views() -> None:
 
 
 def test_without_flip_no_view_is_mirrored() -> None:
-    transform = train_transform(32, scale=(0.5, 1.0), flip=False)
+    transform = train_transform(Preprocess(32), scale=(0.5, 1.0), flip=False)
 
     results = [view(transform, ramp(), seed=1, epoch=1, index=k)[0] for k in range(50)]
 
@@ -113,24 +114,26 @@ def test_without_flip_no_view_is_mirrored() -> None:
 def test_in_order_gives_every_image_once(folder: Path, workers: int) -> None:
     names = [f"{number}.png" for number in range(10)]
     source = ImageBatches(
-        ImageStore(folder), names, eval_transform(32), batch_size=4, workers=workers
+        ImageStore(folder), names, eval_transform(Preprocess(32)), batch_size=4, workers=workers
     )
 
     drawn = list(source.in_order())
 
     assert torch.cat([indices for indices, *_ in drawn]).tolist() == list(range(10))
-    assert [len(images) for _, images, *_ in drawn] == [4, 4, 2]
-    expected = torch.stack([eval_transform(32)(picture(number)) for number in range(10)])
-    assert torch.equal(torch.cat([images for _, images, *_ in drawn]), expected)
+    assert [len(batch.images) for batch in drawn] == [4, 4, 2]
+    expected = torch.stack(
+        [eval_transform(Preprocess(32))(picture(number)) for number in range(10)]
+    )
+    assert torch.equal(torch.cat([batch.images for batch in drawn]), expected)
 
 
 def test_worker_processes_read_a_zip_as_one_process_does(archive: Path) -> None:
     before = torch.get_rng_state()
     alone, shared = ([*batches(archive, workers=n).epoch(1)] for n in (0, 2))
 
-    for (indices, images, *_), (others, expected, *_) in zip(shared, alone, strict=True):
-        assert torch.equal(indices, others)
-        assert torch.equal(images, expected)
+    for batch, expected in zip(shared, alone, strict=True):
+        assert torch.equal(batch.indices, expected.indices)
+        assert torch.equal(batch.images, expected.images)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -210,4 +213,4 @@ def test_fewer_pictures_than_a_batch_takes_are_refused(folder: Path) -> None:
 
 def test_an_empty_list_is_refused(folder: Path) -> None:
     with pytest.raises(BadData, match="list of images .* is empty"):
-        ImageBatches(ImageStore(folder), (), eval_transform(32), batch_size=4)
+        ImageBatches(ImageStore(folder), (), eval_transform(Preprocess(32)), batch_size=4)

@@ -6,7 +6,6 @@ The epochs are those of `ImageBatches`; what it yields is compared with single v
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +17,12 @@ from tiny import view
 from torch import Tensor
 
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import ImageBatches, train_transform
+from pd_core.data.loading.images import Batch, ImageBatches, train_transform
+from pd_core.models.portable.preprocess import Preprocess
 
 COUNT = 12
 NAMES = tuple(f"{number}.png" for number in range(COUNT))
-TRANSFORM = train_transform(8, scale=(0.3, 1.0), flip=True)
+TRANSFORM = train_transform(Preprocess(8), scale=(0.3, 1.0), flip=True)
 
 SIZES = st.integers(1, COUNT)
 SEEDS = st.integers(0, 2**31)
@@ -53,14 +53,14 @@ def batches(
     )
 
 
-def order(epoch: Sequence[tuple[Any, ...]]) -> list[int]:
-    return [int(index) for indices, *_ in epoch for index in indices]
+def order(epoch: Sequence[Batch]) -> list[int]:
+    return [int(index) for batch in epoch for index in batch.indices]
 
 
-def same(first: Sequence[tuple[Any, ...]], second: Sequence[tuple[Any, ...]]) -> bool:
+def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a, c) and torch.equal(b, d)
-        for (a, b, *_), (c, d, *_) in zip(first, second, strict=True)
+        torch.equal(a.indices, b.indices) and torch.equal(a.images, b.images)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -90,8 +90,8 @@ def test_an_epoch_is_a_permutation_without_the_batch_that_is_not_full(
 def test_a_view_only_depends_on_seed_epoch_and_picture(
     folder: Path, size: int, seed: int, epoch: int
 ) -> None:
-    for indices, images, *_ in batches(folder, size=size, seed=seed).epoch(epoch):
-        for index, image in zip(indices.tolist(), images, strict=True):
+    for batch in batches(folder, size=size, seed=seed).epoch(epoch):
+        for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
             assert torch.equal(image, expected(index, seed=seed, epoch=epoch))
 
 
@@ -144,9 +144,7 @@ def test_epochs_and_seeds_differ_in_order_and_views(
     first, second = (list(batches(folder, size=12, seed=seed).epoch(epoch)) for epoch in epochs)
 
     assert order(first) != order(second)
-    seen = [
-        set(np.asarray(images).sum(axis=(1, 2, 3)).tolist()) for _, images, *_ in first + second
-    ]
+    seen = [set(np.asarray(batch.images).sum(axis=(1, 2, 3)).tolist()) for batch in first + second]
     assert len(seen[0] & seen[1]) < COUNT / 2  # a crop may come twice by chance
     if other != seed:
         assert order(list(batches(folder, size=12, seed=other).epoch(epochs[0]))) != order(first)

@@ -21,6 +21,7 @@ from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import eval_transform
 from pd_core.evaluation import evaluate, tuned_student
 from pd_core.models import class_vectors
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.teacher import Teacher
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.jobs import Job
@@ -92,7 +93,7 @@ def test_its_accuracy_is_that_of_the_stored_prompts_on_the_students_clip(
 
 def accuracy(teacher: Teacher, data: Path) -> dict[str, float]:
     rows = json.loads((data / "flowers" / "split.json").read_text())["test"]
-    store, transform = ImageStore(data / "pictures"), eval_transform(16)
+    store, transform = ImageStore(data / "pictures"), eval_transform(Preprocess(16))
     with torch.no_grad():
         images = torch.stack([transform(store.open(path)) for path, _ in rows])
         features = teacher.image_features(images)

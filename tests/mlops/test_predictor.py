@@ -44,7 +44,7 @@ def test_probabilities_are_the_softmax_of_the_scaled_cosines(
     student = Student.load(tiny_student.folder / "student.safetensors", towers)
     vectors = ClassVectors.load(tiny_student.vectors)
     with Image.open(BytesIO(picture)) as image:
-        view = eval_transform(towers.image_size)(image.convert("RGB"))
+        view = eval_transform(towers.preprocess)(image.convert("RGB"))
     with torch.no_grad():
         cosines = student(view[None])[0] @ vectors.vectors.T
         expected = torch.softmax(towers.logit_scale * cosines, dim=0)

@@ -55,7 +55,7 @@ def test_served_probabilities_are_those_of_the_stage_for_every_test_image(
     directions = torch.randn(len(names), 64, generator=torch.Generator().manual_seed(0))
     vectors = ClassVectors(names, normalize(directions, dim=-1), 30.0, "random")
     evaluated = distilled(student.eval(), vectors)
-    judged = trainings.predict({"student": evaluated}, content, 32)
+    judged = trainings.predict({"student": evaluated}, content)
     expected = torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
     with zipfile.ZipFile(content.images) as archive:
         images = [archive.read(path) for path, _ in judged.items]

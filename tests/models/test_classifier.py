@@ -10,8 +10,10 @@ from tiny import NAMES, images, towers
 from torch import Tensor
 
 from pd_core.core.options import Precision, TextFeatures
+from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.class_vectors import Classifier, ClassVectors, build
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 
@@ -19,15 +21,18 @@ CPU = torch.device("cpu")
 SCALE = 3.0  # of the encoder's CLIP; the vectors have another
 
 
+PREPROCESS = Preprocess(16)
+
+
 class Batches:
     """Seven images, in batches of three."""
 
     count = 7
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self) -> Iterator[Batch]:
         for start in range(0, self.count, 3):
             indices = torch.arange(start, min(start + 3, self.count))
-            yield indices, images(self.count)[indices]
+            yield Batch(indices, {PREPROCESS: images(self.count)[indices]}, 0, start // 3)
 
 
 def shared() -> ClassVectors:
@@ -81,9 +86,9 @@ def test_logits_come_in_the_order_of_the_images_with_progress(precision: Precisi
         dtypes.append(features.dtype)
         return features
 
-    classifier = Classifier(encode, shared(), SCALE)
+    classifier = Classifier(encode, shared(), SCALE, PREPROCESS)
     logits = class_vectors.logits_of(
-        {"student": classifier, "double": Classifier(encode, shared(), 2 * SCALE)},
+        {"student": classifier, "double": Classifier(encode, shared(), 2 * SCALE, PREPROCESS)},
         Batches(),
         CPU,
         precision,

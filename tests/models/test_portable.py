@@ -21,13 +21,16 @@ from pd_core.mlops import bundle, predictor
 from pd_core.mlops.predictor import fold
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
-from pd_core.models.portable.network import normalised
-from pd_core.models.portable.pictures import BadPicture, centre_square
+from pd_core.models.portable.pictures import BadPicture
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student
 
 # torch's exporter, about its own parts
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+PREPROCESS = Preprocess(16)
 
 
 def _pixels(count: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -47,7 +50,7 @@ def _trained(name: str, folder: Path, **choices: object) -> Student:
     student = Student.untrained(towers, feature_width=12, length=2, **choices)  # type: ignore[arg-type]
     student.train()
     with torch.no_grad():
-        student(normalised(_pixels(8, 16, seed=9)))
+        student(PREPROCESS.normalise(_pixels(8, 16, seed=9)))
     return student.eval()
 
 
@@ -70,7 +73,7 @@ def test_the_network_computes_what_the_student_does_that_it_was_folded_from(
     network = fold(student, vectors)
     pixels = _pixels(7, 16)
     with torch.no_grad():
-        features = student(normalised(pixels))
+        features = student(PREPROCESS.normalise(pixels))
         expected = (student.logit_scale * features @ vectors.T).softmax(dim=-1)
         probabilities, actual = network(pixels)
     torch.testing.assert_close(actual, features, rtol=0, atol=1e-6)
@@ -101,7 +104,7 @@ def test_pictures_are_cut_as_torchvision_cuts_them(size: tuple[int, int]) -> Non
     image = Image.fromarray(pixels)
     resize = Resize(16, interpolation=InterpolationMode.BICUBIC)
     expected = np.asarray(Compose([resize, CenterCrop(16)])(image))
-    assert np.array_equal(np.asarray(centre_square(image, 16)), expected)
+    assert np.array_equal(np.asarray(PREPROCESS.crop(image)), expected)
 
 
 @pytest.fixture(scope="module")

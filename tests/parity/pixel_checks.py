@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from pd_core.data.loading import images as transforms
+from pd_core.models.portable.preprocess import Preprocess
 
 Recorded = Mapping[str, Tensor]
 
@@ -21,7 +22,7 @@ def evaluation_pixels(recorded: Recorded) -> int:
     """The fixed transform: the shorter side resized, the centre cut out."""
     count = 0
     for case, expected in _cases(recorded, r"test(?P<size>\d+)/(?P<name>[^/]+)"):
-        transform = transforms.eval_transform(int(case["size"]))
+        transform = transforms.eval_transform(Preprocess(int(case["size"])))
         _compare(transform(_picture(recorded, case["name"])), expected)
         count += 1
     return count
@@ -36,7 +37,7 @@ def training_pixels(recorded: Recorded) -> int:
         views.setdefault(key, {})[int(case["number"])] = expected
     count = 0
     for (size, seed, name), numbered in views.items():
-        transform = transforms.train_transform(size, scale=(0.08, 1.0), flip=True)
+        transform = transforms.train_transform(Preprocess(size), scale=(0.08, 1.0), flip=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for number in range(max(numbered) + 1):

@@ -11,7 +11,6 @@ import pytest
 import split_checks
 import torch
 import traces
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.transforms import (
@@ -22,7 +21,6 @@ from torchvision.transforms import (
     RandomResizedCrop,
     Resize,
 )
-from torchvision.transforms.functional import pil_to_tensor
 from variants import Patch, cases, patch
 
 from pd_core.data.catalog import prepare
@@ -31,6 +29,7 @@ from pd_core.data.loading import images as transforms
 from pd_core.data.loading import splits
 from pd_core.data.loading.images import Transform
 from pd_core.data.loading.splits import Item, Items, Protocol, Splits
+from pd_core.models.portable.preprocess import Preprocess
 
 few_shot, few_shot_split = splits.few_shot, splits.few_shot_split
 train_val, train_val_test = splits.train_val, splits.train_val_test
@@ -150,55 +149,60 @@ LISTS = {
 BICUBIC, BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
 
 
-def fixed(size: int, *steps: Callable[[Any], Any]) -> Transform:
-    return Transform(size, Compose([*steps, CenterCrop(size)]))
+def cropped(model: Preprocess, *steps: Callable[[Any], Any]) -> Transform:
+    return Transform((model,), lambda image: [Compose(steps)(image)])
 
 
-def flipped(size: int, crop: RandomResizedCrop) -> Transform:
-    return Transform(size, Compose([crop, RandomHorizontalFlip()]))
+def fixed(model: Preprocess, *steps: Callable[[Any], Any]) -> Transform:
+    return cropped(model, *steps, CenterCrop(model.size))
 
 
-def images_of(pictures: list[Image.Image]) -> Tensor:
-    return torch.stack([pil_to_tensor(picture) for picture in pictures]).float() / 255
+def flipped(model: Preprocess, crop: RandomResizedCrop) -> Transform:
+    return cropped(model, crop, RandomHorizontalFlip())
 
 
-def of_imagenet(pictures: list[Image.Image]) -> Tensor:
+def unnormalised(_model: Preprocess, pixels: Tensor) -> Tensor:
+    return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def of_imagenet(model: Preprocess, pixels: Tensor) -> Tensor:
     mean = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
     deviation = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-    return (images_of(pictures) - mean) / deviation
+    return (unnormalised(model, pixels) - mean) / deviation
 
 
-FIXED: dict[str, Callable[[int], Transform]] = {
-    "bilinear": lambda size: fixed(size, Resize(size, BILINEAR)),
-    "nearest": lambda size: fixed(size, Resize(size, InterpolationMode.NEAREST)),
-    "no centre crop": lambda size: fixed(size, Resize((size, size), BICUBIC)),
-    "a margin around the crop": lambda size: fixed(size, Resize(size * 8 // 7, BICUBIC)),
+FIXED: dict[str, Callable[[Preprocess], Transform]] = {
+    "bilinear": lambda model: fixed(model, Resize(model.size, BILINEAR)),
+    "nearest": lambda model: fixed(model, Resize(model.size, InterpolationMode.NEAREST)),
+    "no centre crop": lambda model: fixed(model, Resize((model.size, model.size), BICUBIC)),
+    "a margin around the crop": lambda model: fixed(model, Resize(model.size * 8 // 7, BICUBIC)),
 }
 RANDOM: dict[str, Callable[..., Transform]] = {
-    "bilinear views": lambda size, scale, **_: flipped(
-        size, RandomResizedCrop(size, scale, interpolation=BILINEAR)
+    "bilinear views": lambda model, scale, **_: flipped(
+        model, RandomResizedCrop(model.size, scale, interpolation=BILINEAR)
     ),
-    "large views only": lambda size, **_: flipped(
-        size, RandomResizedCrop(size, (0.5, 1.0), interpolation=BICUBIC)
+    "large views only": lambda model, **_: flipped(
+        model, RandomResizedCrop(model.size, (0.5, 1.0), interpolation=BICUBIC)
     ),
-    "flipped before the crop": lambda size, scale, **_: Transform(
-        size,
-        Compose([RandomHorizontalFlip(), RandomResizedCrop(size, scale, interpolation=BICUBIC)]),
+    "flipped before the crop": lambda model, scale, **_: cropped(
+        model,
+        RandomHorizontalFlip(),
+        RandomResizedCrop(model.size, scale, interpolation=BICUBIC),
     ),
-    "never flipped": lambda size, scale, **_: Transform(
-        size, RandomResizedCrop(size, scale, interpolation=BICUBIC)
+    "never flipped": lambda model, scale, **_: cropped(
+        model, RandomResizedCrop(model.size, scale, interpolation=BICUBIC)
     ),
-    "no random crop": lambda size, **_: transforms.eval_transform(size),
+    "no random crop": lambda model, **_: transforms.eval_transform(model),
 }
 PIXELS = {
     "evaluation_pixels": {
         **{name: patch(transforms, "eval_transform", wrong) for name, wrong in FIXED.items()},
-        "no normalisation": patch(transforms, "normalise", images_of),
-        "ImageNet's normalisation": patch(transforms, "normalise", of_imagenet),
+        "no normalisation": patch(Preprocess, "normalise", unnormalised),
+        "ImageNet's normalisation": patch(Preprocess, "normalise", of_imagenet),
     },
     "training_pixels": {
         **{name: patch(transforms, "train_transform", wrong) for name, wrong in RANDOM.items()},
-        "views without normalisation": patch(transforms, "normalise", images_of),
+        "views without normalisation": patch(Preprocess, "normalise", unnormalised),
     },
 }
 

@@ -18,6 +18,7 @@ from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import eval_transform
 from pd_core.evaluation import evaluate, tuned_student
 from pd_core.models import class_vectors
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.fit import Run
@@ -198,11 +199,13 @@ def test_an_epoch_is_scored_on_intact_pictures(stages: Stages) -> None:
     vectors = class_vectors.build(Teacher(tiny.towers()).eval(), tiny.NAMES)
 
     choice = Selection.BEST_ON_TEST_AS_PUBLISHED
-    scorer = make_scorer(stages.prepared, choice, 16, trainings.compute(on_corrupt=OnCorrupt.SKIP))
+    scorer = make_scorer(
+        stages.prepared, choice, Preprocess(16), trainings.compute(on_corrupt=OnCorrupt.SKIP)
+    )
 
     assert scorer is not None
     with torch.no_grad():
-        store, transform = ImageStore(stages.pictures), eval_transform(16)
+        store, transform = ImageStore(stages.pictures), eval_transform(Preprocess(16))
         features = student(torch.stack([transform(store.open(path)) for path, _ in intact]))
     best = (features @ vectors.vectors[:3].T).argmax(dim=1)
     hits = best == torch.tensor([label for _, label in intact])

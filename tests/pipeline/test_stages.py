@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from pd_core.core.options import Selection, TeacherMethod
 from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.clip import load_clip
 from pd_core.models.teacher import Teacher
-from pd_core.training.student import stage as student_stage
 from pd_core.training.student.targets import LiveTeacher
 from pd_core.training.teacher import class_vectors as vectors_stage
 
@@ -231,20 +228,6 @@ def test_vectors_of_another_width_are_refused() -> None:
 
     with pytest.raises(BadArtifact, match="width 8 do not fit a teacher of width 16"):
         trainings.distill(tiny.towers(), teacher, vectors, tiny.Batches(8, size=4))
-
-
-def test_a_teacher_of_larger_images_is_refused(
-    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def larger(name: str, path: Path, **rest: Any) -> Any:
-        towers = load_clip(name, path, **rest)
-        teacher = Path(path) == made["teacher_weights"]
-        return replace(towers, image_size=24) if teacher else towers
-
-    monkeypatch.setattr(student_stage, "load_clip", larger)
-
-    with pytest.raises(BadParams, match="images of 24 pixels, the student of 16"):
-        run_student(made, tmp_path / "out")
 
 
 def test_a_choice_of_the_epoch_without_scores_is_refused() -> None:

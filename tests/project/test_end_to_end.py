@@ -91,7 +91,6 @@ def evaluated(project: Path) -> tuple[list[int], Any]:
     judged = trainings.predict(
         {"student": distilled(student, vectors)},
         read_prepared(data / "prepare" / NAME),
-        towers.image_size,
     )
     best = [row["student"][1] for row in judged.rows()]  # type: ignore[index]
     return best, torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()

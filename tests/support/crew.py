@@ -20,6 +20,7 @@ from trainings import fit
 from pd_core.core.options import Computed, OnCorrupt, TeacherMethod, Trained
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, Share, train_transform
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.pipeline import processes
 from pd_core.training.loop import distributed
 from pd_core.training.loop.checkpoints import Checkpoints
@@ -67,7 +68,7 @@ def batches(folder: Path, *, size: int = 3) -> ImageBatches:
     return ImageBatches(
         ImageStore(folder / "pictures"),
         sorted(path.name for path in (folder / "pictures").iterdir()),
-        train_transform(16, scale=(0.5, 1.0), flip=True),
+        train_transform(Preprocess(16), scale=(0.5, 1.0), flip=True),
         batch_size=size,
         on_corrupt=OnCorrupt.SKIP,
         share=Share(distributed.part, distributed.union),

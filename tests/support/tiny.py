@@ -24,6 +24,7 @@ from pd_core.data.loading.images import Batch, Transform
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.models import clip
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.training.loop.checkpoints import Checkpoints
 
 CONTEXT_LENGTH = 24
@@ -46,9 +47,12 @@ def towers(
     return clip.freeze(name, model(width=width, joint_width=joint_width, seed=seed), tokenize)
 
 
-def model(*, width: int = 32, joint_width: int = 16, seed: int = 0) -> open_clip.CustomTextCLIP:
+def model(
+    *, width: int = 32, joint_width: int = 16, seed: int = 0, image_size: int = 16
+) -> open_clip.CustomTextCLIP:
     """Make the open_clip model that `towers` are taken from."""
     config: dict[str, Any] = json.loads(json.dumps(CONFIG))
+    config["vision_cfg"]["image_size"] = image_size
     config["vision_cfg"]["width"] = config["text_cfg"]["width"] = width
     config["embed_dim"] = joint_width
     with torch.random.fork_rng(devices=[]):
@@ -71,24 +75,30 @@ def biased(tower: Any) -> Any:
 
 @cache
 def register() -> None:
-    """Register the tiny CLIP with open_clip, as "tiny" and "tiny-quickgelu"."""
+    """Register the tiny CLIP with open_clip: "tiny", "tiny-quickgelu", "tiny-24" of 24 pixels."""
+    larger = {"vision_cfg": {**CONFIG["vision_cfg"], "image_size": 24}}
+    kinds: dict[str, dict[str, Any]] = {
+        "tiny": {},
+        "tiny-quickgelu": {"quick_gelu": True},
+        "tiny-24": larger,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        for name, extra in (("tiny", {}), ("tiny-quickgelu", {"quick_gelu": True})):
+        for name, extra in kinds.items():
             (Path(folder) / f"{name}.json").write_text(json.dumps({**CONFIG, **extra}))
         open_clip.add_model_config(Path(folder))
 
 
-def weights(folder: Path, *, seed: int = 0) -> Path:
+def weights(folder: Path, *, seed: int = 0, image_size: int = 16) -> Path:
     """Store the weights of the tiny CLIP."""
     register()
     path = folder / f"tiny-{seed}.safetensors"
-    path.write_bytes(_weights(seed))
+    path.write_bytes(_weights(seed, image_size))
     return path
 
 
 @cache
-def _weights(seed: int) -> bytes:
-    return save(model(seed=seed).state_dict())
+def _weights(seed: int, image_size: int) -> bytes:
+    return save(model(seed=seed, image_size=image_size).state_dict())
 
 
 @cache
@@ -158,7 +168,8 @@ class Batches:
         used = order[start * self._size : self.steps * self._size]
         parts = used.split(self._size)  # type: ignore[no-untyped-call]
         for number, chosen in enumerate(parts, start=start):
-            yield Batch(chosen, self._images[chosen], epoch, number)
+            images = self._images[chosen]
+            yield Batch(chosen, {Preprocess(images.shape[-1]): images}, epoch, number)
 
 
 def checkpoints(folder: Path, *, key: str = "this run", **rest: Any) -> Checkpoints:

@@ -18,6 +18,7 @@ from pd_core.evaluation import evaluate
 from pd_core.evaluation.metrics import EvaluateConfig
 from pd_core.models.class_vectors import Classifier, ClassVectors
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.pipeline.stages.params import load_params
@@ -81,7 +82,7 @@ def run_of(values: dict[str, Any]) -> Run:
 def batch(images: Tensor, indices: Tensor | None = None, epoch: int = 1, number: int = 0) -> Batch:
     """Make a batch of images."""
     positions = torch.arange(len(images)) if indices is None else indices
-    return Batch(positions, images, epoch, number)
+    return Batch(positions, {Preprocess(images.shape[-1]): images}, epoch, number)
 
 
 def fit(
@@ -233,13 +234,9 @@ def run_evaluate(
     return evaluate.run(paths, config, clips, run.compute, run.hooks, models)
 
 
-def predict(
-    classifiers: Mapping[str, Classifier], prepared: Prepared, image_size: int
-) -> evaluate.Predictions:
+def predict(classifiers: Mapping[str, Classifier], prepared: Prepared) -> evaluate.Predictions:
     """Classify the test images."""
-    return evaluate.predict(
-        classifiers, prepared, image_size, evaluate_config(split="test"), COMPUTE, NO_HOOKS
-    )
+    return evaluate.predict(classifiers, prepared, evaluate_config(split="test"), COMPUTE, NO_HOOKS)
 
 
 def run_until_student(

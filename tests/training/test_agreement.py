@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pd_core.core.errors import FailedRun
 from pd_core.models.class_vectors import Classifier, build
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.teacher import Teacher
 from pd_core.training.student.distillation import SAMPLE, check_agreement
 from pd_core.training.student.targets import LiveTeacher
@@ -28,7 +29,7 @@ def supervisor() -> LiveTeacher:
 
 
 def check(supervisor: LiveTeacher, encode: Any, batches: Any = None) -> None:
-    student = Classifier(encode, supervisor.vectors, 1.0)
+    student = Classifier(encode, supervisor.vectors, 1.0, Preprocess(16))
     targets = trainings.plain(supervisor)
     check_agreement(student, targets, batches or tiny.Batches(200, size=20), trainings.COMPUTE)
 

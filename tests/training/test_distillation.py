@@ -27,6 +27,7 @@ from pd_core.mlops.predictor import load_student
 from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.training.student.distillation import make_scorer
@@ -35,6 +36,8 @@ from pd_core.training.student.targets import check_form
 FEATURES = [Form.FEATURES_L1, Form.FEATURES_MSE]
 ON_TEST = Selection.BEST_ON_TEST_AS_PUBLISHED
 LISTS = ("few_shot", "few_shot_val", "val", "test")
+
+PREPROCESS = Preprocess(16)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -313,7 +316,10 @@ def test_the_score_is_the_accuracy_among_base_classes_on_one_list_only(
     selection: Selection, name: str, what: str, stages: dict[str, Any], tmp_path: Path
 ) -> None:
     student, paths = fresh().eval(), [f"{label}_0.png" for label in range(3)]
-    store, transform = ImageStore(stages["prepared"].parent / "pictures"), eval_transform(16)
+    store, transform = (
+        ImageStore(stages["prepared"].parent / "pictures"),
+        eval_transform(PREPROCESS),
+    )
     with torch.no_grad():
         features = student(torch.stack([transform(store.open(path)) for path in paths]))
     # Among all classes the novel ones would be the nearest to the first two pictures.
@@ -322,12 +328,12 @@ def test_the_score_is_the_accuracy_among_base_classes_on_one_list_only(
     def score(*labels: int) -> float:
         rows = [*zip(paths, labels, strict=True), ("4_0.png", 4)]
         prepared = only(stages, tmp_path / str(labels), **{name: rows})["prepared"]
-        scorer = make_scorer(prepared, selection, 16, trainings.COMPUTE)
+        scorer = make_scorer(prepared, selection, PREPROCESS, trainings.COMPUTE)
         assert scorer is not None
         return scorer(student, classes)
 
     assert [score(0, 1, 2), score(1, 0, 2)] == [100, pytest.approx(100 / 3)]
-    assert make_scorer(tmp_path / "not read", Selection.LAST, 16, trainings.COMPUTE) is None
+    assert make_scorer(tmp_path / "not read", Selection.LAST, PREPROCESS, trainings.COMPUTE) is None
     with pytest.raises(BadData, match=f"no labelled {what} images.*student.selection: last"):
         trainings.run_student(
             **only(stages, tmp_path / "a"), out=tmp_path / "b", selection=selection

@@ -1,5 +1,6 @@
 """Features of frozen towers are computed once and cached, and change no result."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from pd_core.core.options import (
 from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.preprocess import Preprocess
+from pd_core.models.preprocessing import CONFIG
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Run
@@ -137,6 +140,29 @@ def test_cached_targets_in_full_precision_give_the_same_bytes_as_a_teacher_onlin
     assert project.cached("again", **options) == online
 
 
+def test_teachers_of_larger_and_otherwise_normalised_images_see_the_students_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student_stage, "check_agreement", tiny.agreed)
+    project = Project(tmp_path)
+    (tmp_path / "large").mkdir()
+    project.teachers_clip = tiny.weights(tmp_path / "large", image_size=24)
+    other = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
+    (tmp_path / "large" / CONFIG).write_text(json.dumps({"preprocess_cfg": other}))
+    further = [{"model": "tiny", "weights": str(project.students_clip)}]
+    options: dict[str, Any] = {"teacher_model": "tiny-24", "further_teachers": further, "epochs": 2}
+    with tiny.torch_restored():
+        project.teacher("tuned", model="tiny-24", epochs=1)
+        vectors_stage.run(
+            project.prepared, tmp_path / "tuned", tmp_path / "v",
+            model="tiny-24", weights=project.teachers_clip,
+        )  # fmt: skip
+        online = project.student("online", **options)
+
+        assert project.cached("first", **options) == online
+        assert project.cached("again", **options) == online
+
+
 def test_once_recorded_the_teacher_is_not_even_loaded(project: Project) -> None:
     project.cached("first", epochs=2)
     assert project.loads_of_the_teacher() == 1
@@ -215,7 +241,7 @@ def views_of(prepared: Path, *, count: int = 20) -> TrainingViews:
     paths = [f"{n % 5}_{n // 5}.png" for n in range(count)]
     config = trainings.student_config(batch_size=4, crop_scale=(0.5, 1.0), flip=True)
     root = prepared.parent.parent / "prepare" / "pictures"
-    return training_views(prepared, root, paths, 16, config, trainings.COMPUTE)
+    return training_views(prepared, root, paths, Preprocess(16), config, trainings.COMPUTE)
 
 
 @pytest.mark.parametrize(("classes", "kind", "width"), [(5, "logits", 5), (20, "features", 16)])

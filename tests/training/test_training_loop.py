@@ -7,7 +7,7 @@ import pytest
 import torch
 from point import STEPS, Point, downhill, moved, train
 from tiny import Batches
-from trainings import fit
+from trainings import batch, fit
 
 from pd_core.core.errors import BadParams
 from pd_core.core.options import Precision
@@ -169,7 +169,7 @@ class Uneven(Batches):
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         parts = torch.arange(sum(self._sizes)).split(list(self._sizes))  # type: ignore[no-untyped-call]
         for number, indices in enumerate(parts[start:], start=start):
-            yield Batch(indices, self._images[indices], epoch, number)
+            yield batch(self._images[indices], indices, epoch, number)
 
 
 def test_the_loss_is_reported_for_the_last_step_of_an_epoch_whose_last_batch_was_skipped() -> None:

@@ -1,7 +1,8 @@
 """Reproducible batches of normalised images.
 
 Each view is seeded by (seed, epoch, index), so batches depend neither on earlier calls nor on the
-number of workers. The random numbers are those that torchvision's transforms draw.
+number of workers. The random numbers are those that torchvision's transforms draw. Models of other
+preprocessing see the same views, each at its own size and with its own normalisation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,67 +26,85 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import (
-    Compose,
-    InterpolationMode,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-)
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import hflip, resized_crop
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
-from pd_core.models.portable.network import normalised
-from pd_core.models.portable.pictures import centre_square
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.precision import to_device
+
+_RATIO = (3 / 4, 4 / 3)  # of width and height of a crop, as in torchvision and the paper's code
+_FLIPPED = 0.5  # of the views
 
 
 class Batch(NamedTuple):
     """A batch of views, with its key."""
 
     indices: Tensor  # positions in the list, (B,) int64
-    images: Tensor  # views, (B, 3, H, W) fp32
+    views: Mapping[Preprocess, Tensor]  # the same views for each model, (B, 3, S, S) fp32
     epoch: int
     number: int  # of the batch in its epoch, from 0
 
+    @property
+    def images(self) -> Tensor:
+        """The views for the first model, (B, 3, S, S)."""
+        return next(iter(self.views.values()))
+
     def to(self, device: torch.device) -> Batch:
-        """Move indices and images to a device."""
-        indices, images = (to_device(each, device) for each in (self.indices, self.images))
-        return Batch(indices, images, self.epoch, self.number)
+        """Move indices and views to a device."""
+        views = {model: to_device(images, device) for model, images in self.views.items()}
+        return self._replace(indices=to_device(self.indices, device), views=views)
+
+
+Crop = Callable[[Image.Image], Sequence[Image.Image]]
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Cropping and resizing of an RGB image, then CLIP's normalisation."""
+    """Cropping and resizing of an RGB image for one or more models, then their normalisation."""
 
-    size: int  # of the result, in pixels
-    crop: Callable[[Image.Image], Image.Image]  # may use torch's global generator
+    models: tuple[Preprocess, ...]
+    crop: Crop  # one result for each model; may use torch's global generator
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the image as a normalised tensor (3, H, W)."""
-        return normalise([self.crop(image)])[0]
+        """Return the image for the first model as a normalised tensor (3, S, S)."""
+        pixels = torch.from_numpy(np.stack([np.asarray(self.crop(image)[0])]))
+        return self.models[0].normalise(pixels)[0]
 
 
-def train_transform(size: int, *, scale: tuple[float, float], flip: bool) -> Transform:
-    """Make the random transform for training.
+def train_transform(*models: Preprocess, scale: tuple[float, float], flip: bool) -> Transform:
+    """Make the random transform for training: all models see the same crop and flip.
 
     Args:
-        size: Of the result, in pixels.
+        models: Preprocessing of each.
         scale: Smallest and largest area of the crop, as fractions of the image.
         flip: If True, half of the views are flipped horizontally.
     """
-    crop = RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-    return Transform(size, Compose([crop, RandomHorizontalFlip()]) if flip else crop)
+    models = tuple(dict.fromkeys(models))
+    return Transform(models, partial(_random_view, models=models, scale=scale, flip=flip))
 
 
-def eval_transform(size: int) -> Transform:
-    """Make the transform for evaluation: resize the shorter side, crop the centre square."""
-    return Transform(size, partial(centre_square, size=size))
+def eval_transform(*models: Preprocess) -> Transform:
+    """Make the transform for evaluation, with the resizing and cropping of each model."""
+    models = tuple(dict.fromkeys(models))
+    return Transform(models, partial(_evaluation_view, models=models))
 
 
-def normalise(images: Sequence[Image.Image]) -> Tensor:
-    """Stack and normalise RGB images of one size: (B, 3, H, W), fp32."""
-    return normalised(torch.from_numpy(np.stack([np.asarray(image) for image in images])))
+def _random_view(
+    image: Image.Image, *, models: Sequence[Preprocess], scale: tuple[float, float], flip: bool
+) -> list[Image.Image]:
+    box = RandomResizedCrop.get_params(image, list(scale), list(_RATIO))
+    crops = [
+        resized_crop(image, *box, [model.size] * 2, InterpolationMode(model.interpolation))
+        for model in models
+    ]
+    return [hflip(crop) for crop in crops] if flip and torch.rand(1) < _FLIPPED else crops
+
+
+def _evaluation_view(image: Image.Image, *, models: Sequence[Preprocess]) -> list[Image.Image]:
+    return [model.crop(image) for model in models]
 
 
 @dataclass(frozen=True)
@@ -128,7 +147,7 @@ class ImageBatches:
         Args:
             store: Of the images.
             paths: Of the images in the store.
-            transform: From an image to a tensor.
+            transform: From an image to the views of each model.
             batch_size: Images per batch.
             seed: Of order and views.
             workers: Processes that decode; 0 for this one. Batches do not depend on it.
@@ -146,11 +165,17 @@ class ImageBatches:
         self._store = store
         self._count = len(paths)
         self._paths = tuple(paths)
+        self._models = transform.models
         self.corrupt: set[int] = set()
         self._left_out = 0
         self._views = _Views(store, self._paths, transform, seed, on_corrupt)
         self._requests: list[_Request] = []  # of the next epoch, for persistent workers
         self._loader = _loader(self._views, self._requests, workers) if workers else None
+
+    @property
+    def models(self) -> tuple[Preprocess, ...]:
+        """Preprocessing of the models that see the views."""
+        return self._models
 
     @property
     def count(self) -> int:
@@ -202,8 +227,8 @@ class ImageBatches:
         batches = map(self._share.part, self._divided(used[start * self._batch_size :]))
         return self._counted(self._fetch(epoch, batches, start), used)
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions (B,) and images (B, 3, H, W) of the whole list in order.
+    def in_order(self) -> Iterator[Batch]:
+        """Yield the batches of the whole list in order.
 
         The last batch may be smaller. Where corrupt images are skipped, the others are ``intact``.
 
@@ -213,7 +238,7 @@ class ImageBatches:
         """
         for batch in self._fetch(0, self._divided(range(self._count))):
             if len(batch.indices):
-                yield batch.indices, batch.images
+                yield batch
 
     def _counted(self, batches: Iterator[Batch], order: list[int]) -> Iterator[Batch]:
         yield from batches
@@ -242,9 +267,11 @@ class ImageBatches:
                     del result  # as a cycle of error and frame it would hold the workers
             self._note(result.corrupt)
             positions = torch.tensor(result.positions, dtype=torch.int64)
-            yield Batch(
-                positions, normalised(torch.from_numpy(result.pixels)), epoch, next(numbers)
-            )
+            views = {
+                model: model.normalise(torch.from_numpy(pixels))
+                for model, pixels in zip(self._models, result.pixels, strict=True)
+            }
+            yield Batch(positions, views, epoch, next(numbers))
 
     def _note(self, corrupt: Iterable[int]) -> None:
         """Record corrupt images; BadData if they are more than half of the list."""
@@ -264,7 +291,7 @@ class _Decoded(NamedTuple):
     """A batch as sent between processes; a tensor would go through slower shared memory."""
 
     positions: list[int]
-    pixels: NDArray[np.uint8]  # (B, H, W, 3)
+    pixels: list[NDArray[np.uint8]]  # (B, S, S, 3) for each model
     corrupt: list[int]  # positions
 
 
@@ -299,10 +326,13 @@ class _Views(Dataset[_Decoded]):
                     corrupt.append(index)
                     continue
                 reseed(_hash(self._seed, epoch, index))
-                crops.append(np.asarray(self._transform.crop(image)))
+                crops.append([np.asarray(crop) for crop in self._transform.crop(image)])
                 positions.append(index)
-        size = self._transform.size
-        pixels = np.array(crops, np.uint8).reshape(-1, size, size, 3)
+        sizes = [model.size for model in self._transform.models]
+        pixels = [
+            np.array([images[model] for images in crops], np.uint8).reshape(-1, size, size, 3)
+            for model, size in enumerate(sizes)
+        ]
         return _Decoded(positions, pixels, corrupt)
 
 

@@ -313,7 +313,7 @@ def zero_shot(prepared: Prepared, model: str, weights: str | None) -> Prediction
     batches = ImageBatches(
         ImageStore(prepared.images),
         paths,
-        eval_transform(towers.image_size),
+        eval_transform(towers.preprocess),
         batch_size=_BATCH,
         on_corrupt=OnCorrupt.SKIP,
     )

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per channel
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from .preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,17 @@ class Block(nn.Module):
 class Network(nn.Module):
     """From pixels to probabilities."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        """Create a network whose weights are still to be loaded; KeyError for its activation."""
+    def __init__(self, sizes: Sizes, preprocess: Preprocess | None = None) -> None:
+        """Create a network whose weights are still to be loaded; KeyError for its activation.
+
+        Args:
+            sizes: of the network.
+            preprocess: of its images; None for that of OpenAI's CLIPs.
+        """
         super().__init__()
         width, side = sizes.width, sizes.image_size // sizes.patch_size
         self.sizes = sizes
+        self.preprocess = preprocess or Preprocess(sizes.image_size)
         self.patches = nn.Conv2d(3, width, sizes.patch_size, sizes.patch_size, bias=False)
         self.class_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros(side * side + 1, width))
@@ -115,7 +120,7 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute probabilities (B, C) and unit features (B, D) of uint8 pixels (B, S, S, 3)."""
-        features = self.features(normalised(pixels))
+        features = self.features(self.preprocess.normalise(pixels))
         return self.compare(features), features
 
     def compare(self, features: Tensor) -> Tensor:
@@ -146,12 +151,3 @@ def projector(width: int, feature_width: int, layers: int) -> nn.Sequential:
         parts += [nn.Linear(width, feature_width), nn.BatchNorm1d(feature_width), nn.ReLU()]
         width = feature_width
     return nn.Sequential(*parts, nn.Linear(width, feature_width))
-
-
-def normalised(pixels: Tensor) -> Tensor:
-    """Normalise uint8 pixels (B, H, W, 3) for CLIP: (B, 3, H, W), fp32."""
-    values = pixels.permute(0, 3, 1, 2)
-    values = values.to(torch.float32, memory_format=torch.contiguous_format)
-    mean = torch.tensor(CLIP_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=pixels.device).view(3, 1, 1)
-    return values.div_(255).sub_(mean).div_(std)

@@ -99,17 +99,6 @@ def to_rgb(image: Image.Image, *, most_pixels: int = MOST_PIXELS) -> Image.Image
     return image.convert("RGB")
 
 
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` (bicubic) and crop the centre, like torchvision."""
-    short, long = sorted(image.size)
-    longer = int(size * long / short)
-    width, height = (size, longer) if image.width <= image.height else (longer, size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
 def reason(error: Exception) -> str:
     """Return the message of one of ``UNREADABLE``."""
     return str(error).partition("<")[0].strip() or type(error).__name__

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from .network import Network, Sizes
-from .pictures import MOST_PIXELS, BadPicture, Picture, centre_square, read
+from .pictures import MOST_PIXELS, BadPicture, Picture, read
+from .preprocess import Preprocess
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "model.json"
@@ -45,6 +46,7 @@ class PortableStudent:
 
     Attributes:
         network: from pixels to probabilities.
+        preprocess: of the images.
         names: C class names, by label.
         image_size: S, the side of the network's input in pixels.
         info: content of `model.json`.
@@ -55,15 +57,17 @@ class PortableStudent:
         self.network = network.eval().requires_grad_(requires_grad=False)
         self.info = info
         self.names: tuple[str, ...] = tuple(info["names"])
-        self.image_size = network.sizes.image_size
+        self.preprocess = network.preprocess
+        self.image_size = self.preprocess.size
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> PortableStudent:
         """Load a student from its folder onto a device; raises if a file is missing or invalid."""
         folder = Path(folder)
         info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        preprocess = Preprocess.of(info["preprocess"]) if "preprocess" in info else None
         with torch.device("meta"):  # its weights are replaced
-            network = Network(Sizes(**info["network"]))
+            network = Network(Sizes(**info["network"]), preprocess)
         # Copies, aligned by torch: other alignments can change the last bits.
         weights = {name: value.clone() for name, value in load_file(folder / WEIGHTS).items()}
         network.load_state_dict(weights, assign=True)
@@ -106,10 +110,10 @@ class PortableStudent:
             BadPicture: it cannot be read, or has too many pixels before or after it is resized.
         """
         image = read(picture, most_pixels=most_pixels)
-        short, long = sorted(image.size)
-        if self.image_size**2 * long > most_pixels * short:
+        width, height = self.preprocess.resized(*image.size)
+        if width * height > most_pixels:
             raise BadPicture(f"{image.width} x {image.height} pixels, too long for its other side")
-        return np.asarray(centre_square(image, self.image_size))
+        return np.asarray(self.preprocess.crop(image))
 
     @torch.inference_mode()
     def answers(self, pixels: NDArray[np.uint8]) -> Predictions:

@@ -19,6 +19,7 @@ from pd_core.core.artifacts import file_hash, read_tensors, write_tensors
 from pd_core.core.atomic import check_space, readable
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.core.hooks import NO_HOOKS, OnNote
+from pd_core.models.preprocessing import CONFIG
 
 _NAME = "features"
 
@@ -103,9 +104,15 @@ class FeatureCache:
 
 
 def identity(model: str, weights: Path | str | None) -> list[str]:
-    """Return the identity of a CLIP: its name, and the hash of its weights' file, or their tag."""
+    """Return the identity of a CLIP: its name, and the hash of its weights' file, or their tag.
+
+    A configuration beside the file, which has the preprocessing, is part of it.
+    """
     path = Path(weights) if weights is not None else None
-    return [model, file_hash(path) if path is not None and path.is_file() else str(weights)]
+    if path is None or not path.is_file():
+        return [model, str(weights)]
+    config = path.parent / CONFIG
+    return [model, *(file_hash(file) for file in (path, config) if file.is_file())]
 
 
 def _size(place: Path) -> int:

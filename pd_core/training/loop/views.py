@@ -4,7 +4,7 @@ Shapes: B images of a batch, N of the list, K features or logits of each.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pd_core.core.config import Compute
 from pd_core.core.errors import BadParams, Interrupted, MissingFile
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import Batch, ImageBatches, Share, train_transform
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.training.loop.config import ViewConfig
 from pd_core.training.loop.distributed import count, from_first, gathered, is_first, part, union
 from pd_core.training.loop.feature_cache import FeatureCache
@@ -36,13 +37,19 @@ class TrainingViews:
 
     batches: ImageBatches
     key: Mapping[str, object]
+    _make: Callable[[Sequence[Preprocess]], ImageBatches]
+
+    def shown_to(self, models: Sequence[Preprocess]) -> ImageBatches:
+        """Return batches of the same views for further models too."""
+        own = self.batches.models
+        return self.batches if {*models} <= {*own} else self._make([*own, *models])
 
 
 def training_views(
     prepared: Path,
     root: Path,
     paths: Sequence[str],
-    image_size: int,
+    model: Preprocess,
     config: ViewConfig,
     compute: Compute,
 ) -> TrainingViews:
@@ -52,7 +59,7 @@ def training_views(
         prepared: output folder of the stage `prepare`.
         root: folder or archive of the images.
         paths: of the N images, relative to it.
-        image_size: of the views, pixels.
+        model: preprocessing of the model that is trained.
         config: of the views.
         compute: seed of order and views, and settings of the reading.
 
@@ -66,18 +73,22 @@ def training_views(
             f"{count()} processes share batches of {config.batch_size}; set run.processes to at"
             f" most {config.batch_size}, or a larger batch_size"
         )
-    transform = train_transform(image_size, scale=config.crop_scale, flip=config.flip)
-    batches = ImageBatches(
-        ImageStore(root), paths, transform,
-        batch_size=config.batch_size, seed=compute.seed, workers=compute.workers,
-        on_corrupt=compute.on_corrupt, share=Share(part, union),
-    )  # fmt: skip
+
+    def make(models: Sequence[Preprocess]) -> ImageBatches:
+        return ImageBatches(
+            ImageStore(root), paths,
+            train_transform(*models, scale=config.crop_scale, flip=config.flip),
+            batch_size=config.batch_size, seed=compute.seed, workers=compute.workers,
+            on_corrupt=compute.on_corrupt, share=Share(part, union),
+        )  # fmt: skip
+
     key = {
-        "prepared": file_hash(prepared / SUMS), "paths": paths, "image_size": image_size,
+        "prepared": file_hash(prepared / SUMS), "paths": paths,
+        "preprocess": asdict(model),
         "batch_size": config.batch_size, "crop_scale": config.crop_scale, "flip": config.flip,
         "seed": compute.seed, "on_corrupt": compute.on_corrupt,
     }  # fmt: skip
-    return TrainingViews(batches, key)
+    return TrainingViews(make([model]), key, make)
 
 
 def remembered(compute: Source) -> Source:
@@ -124,15 +135,14 @@ class CachedViews:
         return [epoch for epoch in every if self.store.read(self.place, _name(epoch)) is None]
 
     def complete(
-        self, epochs: int, batches: Batches, source: Callable[[], Source], run: Run, *, what: str
+        self, epochs: int, source: Callable[[], tuple[Batches, Source]], run: Run, *, what: str
     ) -> None:
         """Compute and store what is missing of the first epochs.
 
         Args:
             epochs: number of epochs with views of their own.
-            batches: those of the training.
-            source: makes the function from a batch on the device to (B, K); called only if
-                something is missing.
+            source: makes the batches of the training, and the function from one on the device to
+                (B, K); called only if something is missing.
             run: the surroundings; progress is in batches.
             what: name of the data, for messages.
 
@@ -146,7 +156,7 @@ class CachedViews:
             return
         if is_first():
             self._make_room(epochs, what)
-        self._record(missing, batches, source(), run)
+        self._record(missing, *source(), run)
 
     def _make_room(self, epochs: int, what: str) -> None:
         size = epochs * self.count * self.width * self._dtype.itemsize
@@ -198,7 +208,7 @@ def cached_views(
     views: TrainingViews,
     kind: str,
     key: Mapping[str, object],
-    source: Callable[[], Source],
+    source: Callable[[], tuple[Batches, Source]],
     run: Run,
     *,
     epochs: int,
@@ -224,7 +234,7 @@ def cached_views(
     store = run.required_features()
     place = store.place(kind, {"views": views.key, "half": store.half, **key})
     record = CachedViews(store, place, count=views.batches.count, width=width, device=run.device)
-    record.complete(epochs, views.batches, source, run, what=what)
+    record.complete(epochs, source, run, what=what)
     return record
 
 

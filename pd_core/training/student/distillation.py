@@ -17,6 +17,7 @@ from pd_core.data.loading.images import Batch, ImageBatches, eval_transform
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
 from pd_core.models.class_vectors import Classifier, ClassVectors, for_student, logits_of
 from pd_core.models.clip import ClipTowers
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.precision import autocast
 from pd_core.models.student import Student
 from pd_core.training.loop import losses
@@ -87,7 +88,7 @@ def _agreement(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 
 def make_scorer(
-    prepared: Path, selection: Selection, image_size: int, compute: Compute
+    prepared: Path, selection: Selection, preprocess: Preprocess, compute: Compute
 ) -> Scorer | None:
     """Make the function that scores a student after each epoch, by accuracy on labelled images.
 
@@ -97,7 +98,7 @@ def make_scorer(
     Args:
         prepared: output folder of the stage `prepare`; not read for `last`.
         selection: which labelled images are used.
-        image_size: of the student's tower, pixels.
+        preprocess: of the student's images.
         compute: precision of the tower, and settings of the reading.
 
     Returns:
@@ -114,12 +115,13 @@ def make_scorer(
     labels = np.array([label for _, label in items])
     taught = range(len(content.taught))
     batches = ImageBatches(
-        ImageStore(content.images), [path for path, _ in items], eval_transform(image_size),
+        ImageStore(content.images), [path for path, _ in items], eval_transform(preprocess),
         batch_size=_BATCH, workers=compute.workers, on_corrupt=compute.on_corrupt,
     )  # fmt: skip
 
     def score(student: Student, vectors: ClassVectors) -> float:
-        classifier = Classifier(student, vectors.select(taught), student.logit_scale)
+        few = vectors.select(taught)
+        classifier = Classifier(student, few, student.logit_scale, preprocess)
         device = student.towers.device
         logits = logits_of({"student": classifier}, batches, device, compute.precision)["student"]
         return 100 * float((logits.argmax(axis=1) == labels[batches.intact]).mean())

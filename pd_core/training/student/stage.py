@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from pd_core.core.config import ClipConfig, StagePaths
-from pd_core.core.errors import BadParams
 from pd_core.core.options import Computed, TeacherWeighting
 from pd_core.data.loading.prepared import image_root, read_unlabelled
 from pd_core.models.class_texts import check_classes
@@ -73,13 +72,15 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
         run.hooks.on_note(line)
     views = training_views(
         paths.prepared, image_root(paths.prepared, data_root=compute.data_root),
-        read_unlabelled(paths.prepared), towers.image_size, config, compute,
+        read_unlabelled(paths.prepared), towers.preprocess, config, compute,
     )  # fmt: skip
-    load = partial(_load_teachers, paths, config, teacher, vectors, towers.image_size, run)
+    load = partial(_load_teachers, paths, config, teacher, vectors, run)
     teachers: Sequence[TargetSource]
+    batches = views.batches
     match config.teacher_targets:
         case Computed.ONLINE:
-            teachers = load()
+            teachers = live = load()
+            batches = views.shown_to([each.teacher.towers.preprocess for each in live])
         case Computed.CACHED:
             keys = identities(
                 teacher, paths.teacher / TEACHER_FILE, paths.vectors / VECTORS_FILE,
@@ -90,13 +91,13 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
     history = distill(
         student,
         Ensemble(teachers, config.temperature, config.teacher_weighting),
-        views.batches,
+        batches,
         config,
         run,
-        scorer=make_scorer(paths.prepared, config.selection, towers.image_size, compute),
+        scorer=make_scorer(paths.prepared, config.selection, towers.preprocess, compute),
     )
     unweighted = Ensemble(teachers, 1.0, TeacherWeighting.EQUAL)
-    check_agreement(distilled(student, vectors), unweighted, views.batches, compute)
+    check_agreement(distilled(student, vectors), unweighted, batches, compute)
     store(student, history, paths.student / FILE, run)
     return student
 
@@ -106,22 +107,14 @@ def _load_teachers(
     config: StudentConfig,
     clip: ClipConfig,
     vectors: ClassVectors,
-    image_size: int,
     run: Run,
 ) -> list[LiveTeacher]:
-    """Load all teachers; refuse those whose images are of another size than the student's."""
+    """Load all teachers."""
     compute = run.compute
     large = load_clip(clip.model, clip.weights, device=compute.device)
     remedy = f"run `dvc repro teacher@{paths.teacher.name}`"
     first = Teacher.load(paths.teacher / TEACHER_FILE, large, remedy=remedy)
-    teachers = [
+    return [
         LiveTeacher(first, vectors.to(compute.device), compute.precision),
         *load_further(config.further_teachers, vectors.names, large, compute),
     ]
-    for towers in (live.teacher.towers for live in teachers):
-        if towers.image_size != image_size:
-            raise BadParams(
-                f"teacher '{towers.name}' has images of {towers.image_size} pixels, the student of"
-                f" {image_size}, and both see the same views; choose models of one image size"
-            )
-    return teachers

@@ -16,7 +16,7 @@ from pd_core.core.artifacts import file_hash
 from pd_core.core.config import ClipConfig, Compute
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.options import Form, Precision, TeacherWeighting, TextFeatures
-from pd_core.data.loading.images import Batch
+from pd_core.data.loading.images import Batch, ImageBatches
 from pd_core.models.class_vectors import ClassVectors, build
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.precision import autocast
@@ -73,8 +73,9 @@ class LiveTeacher:
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
         """See `TargetSource`."""
-        with autocast(batch.images.device, self.precision):
-            return self.teacher.image_features(batch.images)
+        images = batch.views[self.teacher.towers.preprocess]
+        with autocast(images.device, self.precision):
+            return self.teacher.image_features(images)
 
 
 @dataclass(frozen=True)
@@ -227,11 +228,13 @@ def cached_teachers(
     half = run.required_features().half
     loaded: list[LiveTeacher] = []
 
-    def source(number: int) -> Source:
+    def source(number: int) -> tuple[ImageBatches, Source]:
         loaded.extend(load() if not loaded else ())
+        teacher = loaded[number]
+        batches = views.shown_to([teacher.teacher.towers.preprocess])
         if features:
-            return loaded[number].features
-        return _relative(loaded[number].logits) if half else loaded[number].logits
+            return batches, teacher.features
+        return batches, _relative(teacher.logits) if half else teacher.logits
 
     cached = []
     for number, teacher in enumerate(teachers):

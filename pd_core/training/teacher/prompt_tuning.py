@@ -146,7 +146,7 @@ def frozen_features(
         clip = identity(config.model, config.weights)
         image = cached_views(
             views, "frozen-images", {"clip": clip, "precision": run.compute.precision},
-            lambda: live, run,
+            lambda: (views.batches, live), run,
             epochs=config.distinct_epochs, width=towers.joint_width,
             what="the frozen image features",
         ).at  # fmt: skip

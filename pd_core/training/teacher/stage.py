@@ -59,7 +59,8 @@ def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
     else:
         paths = [path for path, _ in split.few_shot]
         labels = torch.tensor([label for _, label in split.few_shot])
-        views = training_views(prepared, split.images, paths, towers.image_size, config, compute)
+        model = towers.preprocess
+        views = training_views(prepared, split.images, paths, model, config, compute)
         frozen = None
         if config.method is TeacherMethod.PROMPTSRC:
             frozen = frozen_features(towers, views, split.taught, config, run)
