@@ -8,8 +8,8 @@ from typing import Any
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.models.portable.preprocess import Preprocess
 
-CONFIG = "open_clip_config.json"
-"""File that open_clip's models have beside their weights on the hub, with `preprocess_cfg`."""
+_CONFIG = "open_clip_config.json"
+_WEIGHTS = "open_clip_"  # begins the names of weights that have `_CONFIG` beside them on the hub
 
 _KEYS = ("mean", "std", "interpolation", "resize_mode")
 
@@ -25,11 +25,21 @@ def preprocess_of_tag(name: str, tag: str) -> Preprocess:
     return _of(name, open_clip.get_pretrained_cfg(name, tag), f"tag '{tag}'")
 
 
+def config_of_file(path: Path) -> Path:
+    """Return the configuration, which may be missing, of a file of weights.
+
+    `weights.json` belongs to `weights.safetensors`; `open_clip_config.json` belongs to
+    `open_clip_model.safetensors`, as on the hub. The key `preprocess_cfg` has the preprocessing.
+    """
+    on_hub = path.with_name(_CONFIG)
+    return on_hub if path.name.startswith(_WEIGHTS) else path.with_suffix(".json")
+
+
 def preprocess_of_file(name: str, path: Path, *, is_openai: bool = False) -> Preprocess:
     """Return the preprocessing of an open_clip model with the weights of a file.
 
-    It is that of `open_clip_config.json` beside the file; without one, that of all tags of the
-    model, or of OpenAI's CLIPs if there are no tags.
+    It is that of the configuration beside the file (see `config_of_file`); without one, that of
+    all tags of the model, or of OpenAI's CLIPs if there are no tags.
 
     Args:
         name: of the model.
@@ -42,7 +52,7 @@ def preprocess_of_file(name: str, path: Path, *, is_openai: bool = False) -> Pre
     """
     import open_clip
 
-    config = path.parent / CONFIG
+    config = config_of_file(path)
     if config.is_file():
         return _of(name, _read(config), f"'{config}'")
     if is_openai:
@@ -52,7 +62,7 @@ def preprocess_of_file(name: str, path: Path, *, is_openai: bool = False) -> Pre
     if len(candidates) > 1:
         raise BadParams(
             f"'{path}': weights of '{name}' were trained with different preprocessing; put the"
-            f" {CONFIG} of these weights beside the file, or use one of open_clip's tags"
+            f" {_CONFIG} of these weights beside them as '{config.name}'"
         )
     return candidates.pop()
 

@@ -27,7 +27,7 @@ from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.portable.pictures import read
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.portable.student import PortableStudent
-from pd_core.models.preprocessing import CONFIG, preprocess_of_file, preprocess_of_tag
+from pd_core.models.preprocessing import config_of_file, preprocess_of_file, preprocess_of_tag
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 
@@ -82,7 +82,7 @@ def test_a_file_has_the_preprocessing_of_the_configuration_beside_it(tmp_path: P
     path = tiny.weights(tmp_path)
     assert load_clip("tiny", path).preprocess == Preprocess(16)
 
-    (tmp_path / CONFIG).write_text(json.dumps({"preprocess_cfg": SQUASH}))
+    config_of_file(path).write_text(json.dumps({"preprocess_cfg": SQUASH}))
 
     half = (0.5, 0.5, 0.5)
     assert load_clip("tiny", path).preprocess == Preprocess(16, half, half, "bicubic", "squash")
@@ -102,17 +102,26 @@ def test_a_configuration_that_cannot_be_followed_is_refused(
     content: str, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     path = tiny.weights(tmp_path)
-    (tmp_path / CONFIG).write_text(content)
+    config_of_file(path).write_text(content)
 
     with pytest.raises(error, match=message):
         load_clip("tiny", path)
+
+
+def test_weights_as_on_the_hub_have_their_configuration_by_its_name_there() -> None:
+    folder = Path("weights")
+
+    hub = folder / "open_clip_config.json"
+    assert config_of_file(folder / "open_clip_model.safetensors") == hub
+    assert config_of_file(folder / "open_clip_pytorch_model.bin") == hub
+    assert config_of_file(folder / "student.pt") == folder / "student.json"
 
 
 def test_a_file_of_a_model_whose_tags_differ_needs_a_configuration(tmp_path: Path) -> None:
     file = tmp_path / "ViT-L-14.safetensors"
 
     assert preprocess_of_file("ViT-L-14", file, is_openai=True) == Preprocess(224)
-    with pytest.raises(BadParams, match=f"different preprocessing; put the {CONFIG}"):
+    with pytest.raises(BadParams, match=r"different preprocessing; put .* as 'ViT-L-14\.json'"):
         preprocess_of_file("ViT-L-14", file)
     assert preprocess_of_file("ViT-B-16", file) == Preprocess(224)
 
@@ -121,7 +130,7 @@ def test_a_file_of_a_model_whose_tags_differ_needs_a_configuration(tmp_path: Pat
 def towers(tmp_path: Path) -> ClipTowers:
     """Load a CLIP that was trained with mean 0.5 on squashed images."""
     path = tiny.weights(tmp_path)
-    (tmp_path / CONFIG).write_text(json.dumps({"preprocess_cfg": SQUASH}))
+    config_of_file(path).write_text(json.dumps({"preprocess_cfg": SQUASH}))
     return load_clip("tiny", path)
 
 

@@ -26,7 +26,7 @@ from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.clip import ClipTowers
 from pd_core.models.portable.preprocess import Preprocess
-from pd_core.models.preprocessing import CONFIG
+from pd_core.models.preprocessing import config_of_file
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Run
@@ -148,7 +148,7 @@ def test_teachers_of_larger_and_otherwise_normalised_images_see_the_students_vie
     (tmp_path / "large").mkdir()
     project.teachers_clip = tiny.weights(tmp_path / "large", image_size=24)
     other = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
-    (tmp_path / "large" / CONFIG).write_text(json.dumps({"preprocess_cfg": other}))
+    config_of_file(project.teachers_clip).write_text(json.dumps({"preprocess_cfg": other}))
     further = [{"model": "tiny", "weights": str(project.students_clip)}]
     options: dict[str, Any] = {"teacher_model": "tiny-24", "further_teachers": further, "epochs": 2}
     with tiny.torch_restored():

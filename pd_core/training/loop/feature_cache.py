@@ -19,7 +19,7 @@ from pd_core.core.artifacts import file_hash, read_tensors, write_tensors
 from pd_core.core.atomic import check_space, readable
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.core.hooks import NO_HOOKS, OnNote
-from pd_core.models.preprocessing import CONFIG
+from pd_core.models.preprocessing import config_of_file
 
 _NAME = "features"
 
@@ -111,8 +111,8 @@ def identity(model: str, weights: Path | str | None) -> list[str]:
     path = Path(weights) if weights is not None else None
     if path is None or not path.is_file():
         return [model, str(weights)]
-    config = path.parent / CONFIG
-    return [model, *(file_hash(file) for file in (path, config) if file.is_file())]
+    files = (path, config_of_file(path))
+    return [model, *(file_hash(file) for file in files if file.is_file())]
 
 
 def _size(place: Path) -> int:
