@@ -22,6 +22,7 @@ from pd_core.core.artifacts import write_json, write_sums, write_text, write_wei
 from pd_core.core.atomic import write_bytes
 from pd_core.core.errors import PdError
 from pd_core.core.options import TITLES
+from pd_core.core.scores import WORSE, is_worse
 from pd_core.evaluation.class_metrics import METRICS, ClassMetrics
 from pd_core.mlops.drift import Reference
 from pd_core.models import portable
@@ -204,6 +205,7 @@ def card(
             title: [_with_interval(scores[key], counts.get(key, 0)) for key in columns]
             for title, scores in measured.items()
         },
+        worse=(TITLES["student"], WORSE) if is_worse(metrics) else (),
         estimates={
             key.replace("_", " "): scores["student"]
             for key, scores in metrics.items()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pd_core.core.options import TITLES
+from pd_core.core.scores import gain, headline
 from pd_core.data.loading.splits import Protocol
 from pd_core.reporting.results import (
     PROTOCOLS,
@@ -22,8 +23,6 @@ from pd_core.reporting.results import (
     Summary,
     Titles,
     average,
-    gain,
-    headline,
     keys_of,
     protocols_of,
     source_of,

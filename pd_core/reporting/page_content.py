@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from pd_core.core.artifacts import write_json, write_text
 from pd_core.core.options import TITLES
+from pd_core.core.scores import headline
 from pd_core.data.loading.splits import Protocol
 from pd_core.reporting import figures, page_classes
 from pd_core.reporting.page import AVERAGE, NOT_RUN, Beside, Page, paper
@@ -24,8 +25,8 @@ from pd_core.reporting.results import (
     Evaluation,
     Scores,
     heading,
-    headline,
     keys_of,
+    mark,
     title,
     titles_of,
 )
@@ -111,7 +112,7 @@ def summary_table(page: Page, key: str) -> Table:
 def _score(row: Evaluation, model: str, key: str) -> str:
     scores = row.get(model, {})
     number = headline(scores) if key == "hm" and scores else scores.get(key)
-    return NONE if number is None else f"{number:.1f}"
+    return NONE if number is None else f"{number:.1f}{_sign(row, model, key)}"
 
 
 def _averaged(page: Page) -> str:
@@ -128,11 +129,16 @@ def seeds_table(page: Page, protocol: Protocol, key: str) -> Table:
     named.append((f"average of all {len(named)}", part[AVERAGE]))
     kinds = [*[Kind.PLAIN] * (len(named) - 1), Kind.AVERAGE]
     rows = [
-        Row((name, *(spread(row[model], key) for model in MODELS)), kind)
+        Row((name, *(spread(row[model], key) + _sign(row, model, key) for model in MODELS)), kind)
         for (name, row), kind in zip(named, kinds, strict=True)
     ]
     heads = ("data set", *(titles_of(protocol)[model] for model in MODELS))
     return Table(heads, rows, f"{_NAMES[key]}, %")
+
+
+def _sign(row: Evaluation, model: str, key: str) -> str:
+    """Mark the headline number of a student that is worse than the zero-shot one."""
+    return mark(model, row) if key in ("hm", "accuracy") else ""
 
 
 def paper_tables(page: Page) -> list[Table]:

@@ -28,6 +28,7 @@ from pd_core.reporting.results import (
     average,
     heading,
     keys_of,
+    mark,
     mean_and_deviation,
     p_value,
     protocols_of,
@@ -36,6 +37,7 @@ from pd_core.reporting.results import (
     title,
     titles_of,
     with_deviation,
+    worse,
 )
 from pd_core.reporting.tables import Column, Kind, Row, Table
 
@@ -345,7 +347,7 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
     for protocol, part in protocols_of(summary).items():
         names = titles_of(protocol)
         rows = [
-            (name, *(_all_numbers(protocol, row[model], model) for model in MODELS))
+            (name, *(_all_numbers(protocol, row, model) for model in MODELS))
             for name, row in _rows(part, titles)
         ]
         lines += ["", f"## {heading(summary, protocol, titles)}", ""]
@@ -365,10 +367,11 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
         rows.append(Row((heading(summary, protocol, titles),), Kind.HEADING))
         for name, row in _rows(part, titles):
             kind = Kind.AVERAGE if row is part["average"] else Kind.PLAIN
-            rows.append(Row((name, *(_number(row[m], key, digits=1) for m in MODELS)), kind))
+            cells = (_number(row[m], key, digits=1) + mark(m, row) for m in MODELS)
+            rows.append(Row((name, *cells), kind))
         notes += ["", f"{PROTOCOLS[protocol]},{_over(part)}:"]
         notes += _differences(protocol, part, digits=1)
-        notes += _outlier_lines(protocol, part, titles)
+        notes += _outlier_lines(protocol, part, titles) + worse(part["datasets"], titles)
     columns = [Column(TITLES[m].replace(" ", "\n"), bold=m == "student") for m in MODELS]
     name = f"PromptKD, {summary['profile']} profile, {_seeds(summary)}"
     return Table(["data set", *columns], rows, title=name, notes=notes, name_width=36)
@@ -377,7 +380,9 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
 def findings(protocol: Protocol, part: Summary, titles: Titles | None = None) -> list[str]:
     """Return a protocol's differences and outliers, one line each."""
     differences = _differences(protocol, part, digits=2, over=_over(part))
-    return differences + _outlier_lines(protocol, part, titles)
+    return [
+        *differences, *_outlier_lines(protocol, part, titles), *worse(part["datasets"], titles),
+    ]  # fmt: skip
 
 
 def _seeds(summary: Summary) -> str:
@@ -390,9 +395,10 @@ def _rows(part: Summary, titles: Titles | None) -> list[tuple[str, Mapping[str, 
     return [*rows, ("average", part["average"])]
 
 
-def _all_numbers(protocol: Protocol, scores: Scores, model: str) -> str:
-    *others, headline = (_number(scores, key, digits=2) for key in keys_of(protocol))
-    return " / ".join([*others, f"**{headline}**" if model == "student" else headline])
+def _all_numbers(protocol: Protocol, row: Mapping[str, Scores], model: str) -> str:
+    *others, number = (_number(row[model], key, digits=2) for key in keys_of(protocol))
+    number += mark(model, row)
+    return " / ".join([*others, f"**{number}**" if model == "student" else number])
 
 
 def _number(scores: Scores, key: str, *, digits: int, sign: str = "") -> str:

@@ -13,6 +13,7 @@ from pd_core.core.artifacts import read_json, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import missing
 from pd_core.core.options import BASELINE, TITLES
+from pd_core.core.scores import WORSE, gain, headline
 from pd_core.reporting import figures
 from pd_core.reporting.results import (
     ACCURACY,
@@ -25,14 +26,14 @@ from pd_core.reporting.results import (
     Summary,
     Titles,
     average,
-    gain,
-    headline,
     is_estimate,
     keys_of_row,
+    mark,
     read_evaluations,
     read_titles,
     rounded,
     title,
+    worse,
 )
 from pd_core.reporting.tables import Column, Kind, Row, Table
 
@@ -170,14 +171,13 @@ def models_of(summary: Summary) -> list[str]:
 
 
 def cautions(summary: Summary, titles: Titles | None) -> list[str]:
-    """Name the students that were chosen on test images: one line, or none."""
+    """Name the students chosen on test images, and those that distillation made worse."""
     chosen = summary.get("chosen_on_test", [])
     names = ", ".join(title(name, titles) for name in chosen)
-    return (
-        [f"Student's epoch chosen on test images, as in the published code: {names}."]
-        if chosen
-        else []
-    )
+    lines = [f"{line}." for line in worse(summary["datasets"], titles)]
+    if chosen:
+        lines.append(f"Student's epoch chosen on test images, as in the published code: {names}.")
+    return lines
 
 
 def estimates(summary: Summary, titles: Titles | None) -> list[str]:
@@ -194,6 +194,9 @@ def estimates(summary: Summary, titles: Titles | None) -> list[str]:
                 f"; cross-validated on {row['counts']['labels']:.0f} labels, "
                 f"{row['cross_validated']['student']:.1f}% correct"
             )
+            before = row["cross_validated"].get("zero_shot_student", 0.0)
+            if before > row["cross_validated"]["student"]:
+                line += f" ({WORSE} worse than the zero-shot student, {before:.1f}%)"
         lines.append(f"{line}.")
     return lines
 
@@ -202,7 +205,7 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
     """Return the summary as a Markdown table: base / novel / harmonic mean per cell."""
     models = models_of(summary)
     rows = [
-        (name, *(_cell(scores.get(model), bold=model == "student") for model in models))
+        (name, *(_cell(scores, model) for model in models))
         for name, scores in rows_of(summary, titles)
     ]
     lines = [
@@ -219,10 +222,12 @@ def markdown(summary: Summary, titles: Titles | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(scores: Scores | None, *, bold: bool) -> str:
-    if scores is None:
+def _cell(row: Evaluation, model: str) -> str:
+    if model not in row:
         return ""
-    number = f"**{headline(scores):.2f}**" if bold else f"{headline(scores):.2f}"
+    scores = row[model]
+    number = f"{headline(scores):.2f}{mark(model, row)}"
+    number = f"**{number}**" if model == "student" else number
     return f"{scores['base']:.2f} / {scores['novel']:.2f} / {number}" if "hm" in scores else number
 
 
@@ -232,7 +237,7 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
     rows = []
     for index, (name, scores) in enumerate(rows_of(summary, titles)):
         changes = (
-            " → ".join(f"{headline(scores[m]):4.1f}" for m in _COLUMNS[head] if m in scores)
+            " → ".join(_change(scores, model) for model in _COLUMNS[head] if model in scores)
             for head in heads
         )
         kind = Kind.PLAIN if index < len(summary["datasets"]) else Kind.AVERAGE
@@ -249,6 +254,10 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
         ],
         name_width=30,
     )
+
+
+def _change(row: Evaluation, model: str) -> str:
+    return f"{headline(row[model]):4.1f}{mark(model, row)}"
 
 
 def figure(summary: Summary, titles: Titles | None = None) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 from pd_core.core.artifacts import check_sum, read_json, understood
 from pd_core.core.errors import BadArtifact, missing
 from pd_core.core.options import BASELINE, TITLES
+from pd_core.core.scores import WORSE, is_worse
 from pd_core.data.loading.splits import Protocol
 
 MODELS = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
@@ -191,14 +192,20 @@ def p_value(p: float | None) -> str:
     return "too few for p" if p is None else f"p = {p:.2g}"
 
 
-def headline(scores: Scores) -> float:
-    """Return the number that sums up a row: the harmonic mean, or the accuracy on all classes."""
-    return scores["hm"] if "hm" in scores else scores["all"]
+def worse(datasets: Mapping[str, Evaluation], titles: Titles | None) -> list[str]:
+    """Name the data sets whose distilled student is worse than the zero-shot one, or return none.
+
+    Args:
+        datasets: scores by data set.
+        titles: readable names.
+    """
+    names = ", ".join(title(name, titles) for name, row in datasets.items() if is_worse(row))
+    return [f"{WORSE} worse than the zero-shot student: {names}"] if names else []
 
 
-def gain(scores: Evaluation) -> float:
-    """Return by how many points distillation raised the student's headline number."""
-    return float(headline(scores["student"]) - headline(scores["zero_shot_student"]))
+def mark(model: str, row: Evaluation) -> str:
+    """Return the sign of a distilled student that is worse than the zero-shot one, or nothing."""
+    return f"\N{NO-BREAK SPACE}{WORSE}" if model == "student" and is_worse(row) else ""
 
 
 def title(name: str, titles: Titles | None) -> str:

@@ -286,7 +286,7 @@ CHOICES = [
 def test_every_named_choice_is_accepted(
     edited: Edited, block: str, key: str, value: StrEnum
 ) -> None:
-    path = edited(rf"(^{block}:\n(?:  .*\n)*?  {key}:) \S+", rf"\g<1> {value.value}")
+    path = edited(rf"(^{block}:.*\n(?:  .*\n)*?  {key}:) \S+", rf"\g<1> {value.value}")
 
     assert getattr(getattr(load_params(path), block), key) is value
 

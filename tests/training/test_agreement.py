@@ -69,6 +69,22 @@ def test_one_that_always_says_the_same_is_a_failed_run_however_often_that_is_rig
         check(supervisor, lambda images: favourite.expand(len(images), -1))
 
 
+def test_a_teacher_with_one_prediction_for_everything_is_named_as_the_cause(
+    supervisor: LiveTeacher,
+) -> None:
+    single = supervisor.vectors.vectors[:1].repeat(len(tiny.NAMES), 1)  # a draw: the first wins
+    teacher = replace(supervisor, vectors=replace(supervisor.vectors, vectors=single))
+    torch.manual_seed(0)
+
+    def guess(images: Tensor) -> Tensor:
+        return torch.randn(len(images), 16)
+
+    student = Classifier(guess, supervisor.vectors, 1.0, Preprocess(16))
+    targets, batches = trainings.plain(teacher), tiny.Batches(200, size=20)
+    with pytest.raises(FailedRun, match="the teacher predicts one class for all 200 unlabelled"):
+        check_agreement(student, targets, batches, trainings.COMPUTE)
+
+
 def test_no_more_pictures_are_looked_at_than_it_takes(supervisor: LiveTeacher) -> None:
     seen: list[int] = []
 
@@ -83,7 +99,7 @@ def test_no_more_pictures_are_looked_at_than_it_takes(supervisor: LiveTeacher) -
 
 def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
     prepared = tiny.prepared(tmp_path / "prepare" / "flowers")
-    with tiny.torch_restored(), pytest.raises(FailedRun, match="20 images"):
+    with tiny.torch_restored(), pytest.raises(FailedRun, match="20 (unlabelled )?images"):
         trainings.run_until_student(
             tmp_path, prepared, tuning={"epochs": 1, "templates": 2},
             distillation={"epochs": 1, "batch_size": 4},

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadData, MissingFile
+from pd_core.core.scores import is_worse
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
 from pd_core.evaluation import evaluate
@@ -91,6 +92,8 @@ class Origin:
         key = next((key for key in ("hm", "all") if key in student), None)
         accuracy = {f"student/{key}": f"{student[key]:.2f}"} if key else {}
         accuracy |= self._class_tags()
+        if is_worse(self.metrics):
+            accuracy["caution"] = "worse than the zero-shot student"
         return {KIND: DISTILLED, **accuracy, "profile": self.profile, **self.tags}
 
     def _class_tags(self) -> dict[str, str]:

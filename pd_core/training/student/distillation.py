@@ -72,6 +72,11 @@ def check_agreement(
     agreement, chance = _agreement(torch.cat(predicted), torch.cat(expected))
     least = chance + _DEVIATIONS * math.sqrt(chance * (1 - chance) / seen)
     if agreement < 1 and agreement <= least:
+        if len(set(torch.cat(expected).tolist())) == 1:
+            raise FailedRun(
+                f"the teacher predicts one class for all {seen} unlabelled images, so that there is"
+                " nothing to distil; improve the teacher, see the message of the stage teacher"
+            )
         raise FailedRun(
             f"the student agrees with its teacher on {100 * agreement:.1f}% of {seen} images,"
             f" and by chance it would on {100 * chance:.1f}%: this is not a model; lower"

@@ -17,8 +17,10 @@ from pd_core.models.prompts import compile_blocks
 from pd_core.models.published_checkpoint import import_teacher
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.checkpoints import History
+from pd_core.training.loop.distributed import is_first
 from pd_core.training.loop.fit import Run, store
 from pd_core.training.loop.views import training_views
+from pd_core.training.teacher.check import failure
 from pd_core.training.teacher.config import OriginalParams, TeacherConfig
 from pd_core.training.teacher.prompt_tuning import frozen_features, tune
 
@@ -68,6 +70,8 @@ def run(prepared: Path, out: Path, config: TeacherConfig, run: Run) -> Teacher:
             towers, views.batches, labels, split.taught, config, run, frozen=frozen
         )
     store(teacher, history, out / FILE, run)
+    if history and is_first() and (problem := failure(teacher, split, compute)):
+        run.hooks.on_note(problem)
     return teacher
 
 
