@@ -144,7 +144,7 @@ def verify(
         if report.overview is not None:
             described = describe(spec.name, report.overview, data_root / spec.folder)
         if not as_json:
-            typer.echo("\n".join([*_lines(report), *described]))
+            typer.echo("\n".join([*lines_of(report), *described]))
     if as_json:
         print_json([_as_dict(report) for report in reports])
     if not all(report.ok for report in reports):
@@ -335,7 +335,8 @@ def _recorded(name: str, project: Path) -> prints.Fingerprint | None:
     return prints.read(path, name) if path.is_file() else None
 
 
-def _lines(report: Report) -> list[str]:
+def lines_of(report: Report) -> list[str]:
+    """Return the counts of a data set, or its problems, and the notes."""
     notes = [f"{report.name}: note: {line}" for line in report.notes]
     if not report.ok:
         return [*(f"{report.name}: {problem}" for problem in report.problems), *notes]

@@ -43,16 +43,17 @@ def check_classes(dataset: str, names: Sequence[str]) -> list[str]:
     return notes
 
 
-def describe(dataset: str, overview: Overview, images: Path) -> list[str]:
+def describe(dataset: str, overview: Overview, images: Path, project: Path = Path()) -> list[str]:
     """Write the contact sheet of a data set; return the lines that describe the data set.
 
     Args:
         dataset: Name of the data set.
         overview: Of its images.
         images: Folder that their paths are below.
+        project: Folder of the project (default: the current one).
     """
     from pd_core.data.acquire.contact_sheet import write_sheet
 
-    file = SHEETS / f"{dataset}.jpg"
+    file = project / SHEETS / f"{dataset}.jpg"
     limits = write_sheet(overview, images, file)
     return [*overview.lines(), f"  contact sheet: {file}", *(f"  {line}" for line in limits)]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli.common import note, say
+from pd_core.cli.common import Reporter, say
 from pd_core.core.errors import BadData, BadParams, MissingFile, PdError, missing
-from pd_core.data.catalog.catalogue import OwnImages, is_list
+from pd_core.data.catalog.catalogue import LISTS, OwnImages, is_list, own_spec
 from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import PARAMS
 
 if TYPE_CHECKING:
+    from pd_core.data.acquire.overview import Overview
     from pd_core.data.acquire.sources import RemoteFile
-
-_SHOWN = 20  # classes whose counts are printed
 
 Labelled = Annotated[
     Path,
@@ -69,7 +67,7 @@ def new(
     if load_settings().data_root is not None:
         raise BadParams("PD_DATA_ROOT is set, and a project has data/raw of its own; unset it")
     images = images_of(labelled, unlabelled, test)
-    largest = show_counts(folder.name, images)
+    overview = verified(folder.name, images)
     large, little = ("ViT-B-16", "ViT-B-32") if small else ("ViT-L-14", "ViT-B-16")
     clips = (
         clip_of("teacher", teacher or f"{large}:openai", _fetch),
@@ -77,7 +75,8 @@ def new(
     )
     if clips[0].is_embedded != clips[1].is_embedded:
         raise BadParams("an embedded CLIP goes with an embedded one: give both, or none")
-    project.create(folder, images, largest, *clips, small=small)
+    project.create(folder, images, _largest(overview), *clips, small=small)
+    _described(folder.name, overview, images, folder)
     say(f"project '{folder}': {clips[0].model} -> {clips[1].model}; next:")
     promote = f"promptkd registry promote {folder.name}" + " --accept-unknown" * (test is None)
     for command in (f"cd {folder}", "dvc repro", promote, f"promptkd serve {folder.name}"):
@@ -96,8 +95,9 @@ def add(
 
     project.check_name(name)
     images = images_of(labelled, unlabelled, test)
-    largest = show_counts(name, images)
-    project.add_dataset(PARAMS, places(None)[1], name, images, largest)
+    overview = verified(name, images)
+    project.add_dataset(PARAMS, places(None)[1], name, images, _largest(overview))
+    _described(name, overview, images, Path())
     say(f"added to {PARAMS}; commit it and fingerprints/{name}.json, then `dvc repro`")
 
 
@@ -119,40 +119,40 @@ def _seen(path: Path, option: str) -> str:
     if not real.exists():
         raise missing(f"images of {option}", path, "correct the path")
     if not real.is_dir() and not is_list(real.name):
-        raise BadParams(f"{option} {path}: is neither a folder nor a list (.csv, .json)")
+        raise BadParams(f"{option} {path}: is neither a folder nor a list ({', '.join(LISTS)})")
     return os.path.relpath(real, "/")
 
 
-def show_counts(name: str, images: OwnImages) -> int:
-    """Print the classes with their numbers of images, and the number of unlabelled ones.
-
-    Returns:
-        The number of labelled images of the largest class.
+def verified(name: str, images: OwnImages) -> Overview:
+    """Verify images and print their numbers and the notes.
 
     Raises:
-        MissingFile: a listed image is missing.
-        BadData: the images are no data set.
+        BadData: there is a problem, of which the first is named.
     """
-    from pd_core.data.catalog.own import own_unlabelled, read_own
+    from pd_core.cli.data import lines_of
+    from pd_core.data.acquire.verify import verify
 
-    splits = read_own(images, Path("/"))
-    labelled = Counter(item.name for item in splits.train)
-    rows = [f"{count:>7}  {label}" for label, count in sorted(labelled.items())]
-    hidden = len(rows) - _SHOWN
-    for row in rows[:_SHOWN]:
-        say(row)
-    if hidden > 0:
-        say(f"         and {hidden} more classes")
-    unlabelled = len(own_unlabelled(images, Path("/")))
-    say(
-        f"{name}: {len(rows)} classes, {len(splits.train)} labelled, {unlabelled} unlabelled and "
-        f"{len(splits.test)} test images"
-    )
-    if not unlabelled:
-        note("no unlabelled images: the student is distilled on the labelled ones")
-    if not splits.test:
-        note("no test images: the accuracy stays unknown; --test gives some")
-    return max(labelled.values())
+    with Reporter(f"verify {name}", "images") as progress:
+        report = verify(own_spec(name, images), Path("/"), on_progress=progress.progress)
+    if report.overview is None or not report.ok:
+        first, *others = report.problems
+        more = f" (and {len(others)} more problems)" if others else ""
+        raise BadData(f"{name}: {first}{more}")
+    for line in lines_of(report):
+        say(line)
+    return report.overview
+
+
+def _largest(overview: Overview) -> int:
+    return max(row.train for row in overview.classes)
+
+
+def _described(name: str, overview: Overview, images: OwnImages, project: Path) -> None:
+    """Print the classes, and write the contact sheet."""
+    from pd_core.cli.own_images import describe
+
+    for line in describe(name, overview, Path("/") / images.folder, project):
+        say(line)
 
 
 def _fetch(file: RemoteFile, data_root: Path) -> None:

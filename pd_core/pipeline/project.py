@@ -39,6 +39,7 @@ _COLUMN = 30  # of comments
 _IGNORED = """\
 # Images and weights, or links to them
 /data/raw/
+/data/contact_sheets/
 # Checkpoints and cached features
 /data/checkpoints/
 /data/features/

@@ -62,9 +62,10 @@ def test_a_project_is_committed_and_nothing_is_wrong_with_it(project: Path) -> N
 
 def test_classes_and_counts_and_the_next_commands_are_printed(place: Path) -> None:
     done = promptkd(place, "new", "digits", *FOLDERS, *EMBEDDED)
-    assert "      3  digit one\n" in done.stdout
-    assert "digits: 4 classes, 12 labelled, 32 unlabelled and 0 test images" in done.stdout
-    assert "accuracy stays unknown" in done.stderr
+    assert "digits: ok, 4 classes, 12 train, 0 validation and 0 test images" in done.stdout
+    assert "digit one        3      0      0  labelled/digit one/" in done.stdout
+    assert "32 unlabelled images" in done.stdout
+    assert (place / "digits/data/contact_sheets/digits.jpg").is_file()
     assert done.stdout.endswith(
         "  cd digits\n  dvc repro\n  promptkd registry promote digits --accept-unknown\n"
         "  promptkd serve digits\n"
@@ -201,7 +202,7 @@ def test_a_data_set_is_added_and_all_other_lines_stay(project: Path) -> None:
     more = ("--labelled", "../more/labelled", "--unlabelled", "../more/unlabelled")
     done = promptkd(project, "data", "add", "more_digits", *more)
     assert done.returncode == 0, done.stderr
-    assert "more_digits: 4 classes, 20 labelled, 32 unlabelled" in done.stdout
+    assert "more_digits: ok, 4 classes, 20 train" in done.stdout
     after = (project / "params.yaml").read_text()
     changes = [line for line in ndiff(before.splitlines(), after.splitlines()) if line[0] in "+-?"]
     assert changes[0] == "+   more_digits:"

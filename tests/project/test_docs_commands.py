@@ -29,6 +29,7 @@ HELP = (
     "promptkd data verify dtd eurosat",
     "promptkd import-student",
     "promptkd import-teacher model.pth.tar-20",
+    "promptkd new",
     "promptkd push",
     "promptkd registry promote",
     "promptkd repro --pull",
@@ -56,7 +57,6 @@ INSTEAD = {
     "dvc repro cross_validate@my_digits": "dvc stage list | grep cross_validate@my_digits",
     "dvc repro evaluate@embedded_digits": "dvc stage list | grep evaluate@embedded_digits",
     "dvc repro evaluate@my_digits": "dvc stage list | grep evaluate@my_digits",
-    "dvc repro evaluate@my_photos": "dvc stage list | grep evaluate@my_photos",
     "promptkd data fetch --plan": "promptkd data fetch --plan dtd eurosat",
     "promptkd data fetch dtd eurosat": "promptkd data fetch --plan dtd eurosat",
     "promptkd data fingerprint <name>": "promptkd data fingerprint --help",
@@ -77,6 +77,13 @@ ELSEWHERE = {
     "curl": "tests/mlops/test_service.py",
     "docker": "tests/project/test_containers.py",
     "mlflow models serve -m": "tests/project/test_end_to_end.py",
+    "cd my_photos": "tests/project/test_own_project.py",
+    "promptkd data add more_photos": "tests/cli/test_new_project.py",
+    "promptkd new my_photos": "tests/project/test_own_project.py",
+    "promptkd predict my_photos": "tests/project/test_own_project.py",
+    "promptkd registry promote my_photos": "tests/project/test_own_project.py",
+    "promptkd serve my_photos": "tests/project/test_own_project.py",
+    "python -m pip wheel": "tests/project/test_own_project.py",
 }
 NAMED = [line for line in commands() if not line.startswith(tuple(ELSEWHERE))]
 
@@ -104,7 +111,6 @@ def place(benchmark_project: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copy(folder / "picture.png", folder / "photos")
     digits = block("python", "load_digits")
     subprocess.run([sys.executable, "-c", digits], cwd=folder, check=True)
-    shutil.copytree(folder / "data/raw/my_digits", folder / "data/raw/my_photos")
     return folder
 
 
@@ -150,10 +156,7 @@ def _typed(place: Path, command: str) -> str:
     if command in SERVERS:
         return f"timeout 30 {command}"  # ends with status 124
     typed = INSTEAD.get(command, command)
-    for name in ("my_digits", "my_photos"):
-        if name in command:
-            return _with_example(place, name, typed)
-    return typed
+    return _with_example(place, "my_digits", typed) if "my_digits" in command else typed
 
 
 def _with_example(place: Path, name: str, typed: str) -> str:
