@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from pd_core.core.errors import BadData
-from pd_core.data.catalog.catalogue import OwnImages
+from pd_core.data.acquire.verify import verify
+from pd_core.data.catalog.catalogue import OwnImages, own_spec
 from pd_core.data.catalog.own import notes, own_unlabelled, read_own
 from pd_core.data.loading.decode import ImageStore
 
@@ -113,19 +114,22 @@ def test_folders_on_another_level_and_odd_names_are_refused(
 def test_an_unlabelled_image_whose_name_is_not_portable_is_refused(
     name: str, tmp_path: Path
 ) -> None:
-    write(tmp_path, "unlabelled/a.png", f"unlabelled/{name}")
+    write(tmp_path, "labelled/x/a.png", "labelled/y/a.png", "unlabelled/a.png")
+    write(tmp_path, f"unlabelled/{name}")
     own = OwnImages(labelled="own/labelled", unlabelled="own/unlabelled")
 
     with pytest.raises(BadData, match=r"the name '.*' in '.*unlabelled' .*: rename it") as caught:
         own_unlabelled(own, tmp_path)
 
     str(caught.value).encode()  # a name that is not UTF-8 is escaped
+    (line,) = verify(own_spec("mine", own), tmp_path).problems
+    assert line.encode().endswith(b": rename it")
 
 
 def test_a_class_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "labelled/circle/a.png", "labelled/caf\udce9/a.png")
 
-    with pytest.raises(BadData, match=r"the name 'caf\\udce9' .* is not UTF-8: rename it"):
+    with pytest.raises(BadData, match=r"the name 'caf\\xe9' .* is not UTF-8: rename it"):
         read_own(ALONE, tmp_path)
 
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from pd_core.core.errors import PdError
-from pd_core.data.catalog.catalogue import OwnImages
+from pd_core.data.acquire.verify import state_of, verify
+from pd_core.data.catalog.catalogue import OwnImages, own_spec
 from pd_core.data.catalog.own import notes, read_own
 
 IMAGES = [(f"{name}/{number}.png", name) for name in ("box", "circle") for number in (1, 2)]
@@ -218,6 +219,15 @@ def test_a_list_in_another_code_is_refused_in_words_for_its_owner(
 
     assert not [word for word in words if word not in str(caught.value)]
     assert "download" not in str(caught.value)
+
+
+def test_an_invalid_list_is_a_state_of_its_data_set(folder: Path) -> None:
+    (folder / "list.csv").write_text(LABELS.replace(",box", ","))
+    spec = own_spec("mine", OwnImages(labelled="lists/list.csv"))
+
+    assert state_of(spec, folder.parent) == "invalid labels"
+    (line,) = verify(spec, folder.parent).problems
+    assert "line 2 has no label" in line
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.xlsx", "list.parquet", "list"])

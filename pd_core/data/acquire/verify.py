@@ -104,9 +104,11 @@ def state_of(spec: DatasetSpec, root: Path) -> str:
         return "absent"
     if not all(folder.is_dir() for folder in _image_folders(spec, root)):
         return "incomplete: no image folder"
-    if not all(source.exists() for source in sources(spec, root)):
-        return "incomplete: no labels"
-    return "there"
+    try:
+        is_complete = all(source.exists() for source in sources(spec, root))
+    except PdError:  # of an own list
+        return "invalid labels"
+    return "there" if is_complete else "incomplete: no labels"
 
 
 def _check_embedded(spec: DatasetSpec, root: Path, recorded: Fingerprint | None) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -155,8 +156,9 @@ def _check_name(path: str, folder: Path) -> None:
     """Refuse names that stages, or other systems, read as other ones."""
     if clean_path(path) != path:
         reason = next(reason for pattern, reason in _INVALID if pattern.search(path))
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")  # \xe9, not \udce9
         raise BadData(
-            f"the name '{printable(path)}' in '{printable(str(folder))}' {reason}: rename it"
+            f"the name '{printable(shown)}' in '{printable(str(folder))}' {reason}: rename it"
         )
 
 
