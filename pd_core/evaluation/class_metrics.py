@@ -44,7 +44,7 @@ class Interval:
 
     def __str__(self) -> str:
         """Write it with one decimal."""
-        return f"{self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
+        return f"{self.value:.1f} ({self.low:.1f}–{self.high:.1f})"
 
 
 @dataclass(frozen=True)

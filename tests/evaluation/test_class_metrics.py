@@ -64,7 +64,7 @@ def test_the_interval_of_the_accuracy_is_wilsons() -> None:
     assert [accuracy.low, accuracy.high] == pytest.approx(
         [100 * expected.low, 100 * expected.high], abs=0.01
     )
-    assert str(accuracy) == f"83.3 ({100 * expected.low:.1f} to {100 * expected.high:.1f})"
+    assert str(accuracy) == f"83.3 ({100 * expected.low:.1f}–{100 * expected.high:.1f})"
     assert ours.largest_class == 75
     assert ours.unequal
 

@@ -1,13 +1,19 @@
 """Data sets with classes of unequal size have further metrics wherever a result is shown."""
 
+import json
+import shutil
 from pathlib import Path
 
+import pytest
+
+from pd_core.cli import verbs
 from pd_core.core.artifacts import write_json
 from pd_core.evaluation.class_metrics import of_evaluation
 from pd_core.mlops import bundle
 from pd_core.mlops.registry.register import Origin
 from pd_core.reporting import unequal
 
+ROOT = Path(__file__).parents[2]
 MODELS = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
 
 
@@ -30,7 +36,25 @@ def test_the_terminal_shows_data_sets_with_unequal_classes_alone(tmp_path: Path)
     assert heading.cells[0] == "My photos"
     assert first.cells[0] == "zero-shot student"
     assert [cell.partition(" ")[0] for cell in first.cells[1:]] == ["75.0", "50.0", "42.9"]
-    assert constant.cells == ("always the largest class", "75.0", "50.0", "–")
+    assert constant.cells == ("largest class", "75.0", "50.0", "–")
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+def test_the_command_prints_them_below_the_report_and_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "reports" / "quickstart", tmp_path / "reports" / "quickstart")
+    evaluation(tmp_path / "data" / "evaluate" / "embedded_greek", [0, 0, 0, 1], [0, 0, 0, 0])
+    verbs.app(["show"], standalone_mode=False)
+    assert "Classes of unequal size" in capsys.readouterr().out
+    verbs.app(["show", "--json"], standalone_mode=False)
+    content = json.loads(capsys.readouterr().out)
+    student = content["unequal_classes"]["embedded_greek"]["student"]
+    assert student["metrics"]["balanced_accuracy"]["value"] == 50
+    assert student["recall"] == [100, 0]
+    assert content["profile"] == "quickstart"
 
 
 def card(folder: Path) -> str:
@@ -46,7 +70,7 @@ def test_card_and_version_have_them_too(tmp_path: Path) -> None:
     photos = evaluation(tmp_path / "photos", [0, 0, 0, 1], [0, 0, 0, 0])
     text = card(photos)
     assert "The classes have 1 to 3 test images." in text
-    assert "\n| distilled student | 75.0 (30.1 to 95.4) | 50.0 (" in text
+    assert "\n| distilled student | 75.0 (30.1–95.4) | 50.0 (" in text
     assert "\n| always the largest class | 75.0 | 50.0 | |\n" in text
     assert "\n| oak | 3 | 75 | 100 |\n| elm\\|b | 1 |  | 0 |\n" in text
     tags = Origin("quickstart", "photos", classes=of_evaluation(photos)).version_tags()

@@ -75,7 +75,8 @@ def classify(
         workers: threads that decode.
         batch_size: files of a batch.
     """
-    for batch in _decoded(student, paths, workers, batch_size):
+    decoded = _decoded(student, paths, workers, ahead=2 * batch_size)
+    while batch := list(islice(decoded, batch_size)):
         crops = [crop for _, crop in batch if not isinstance(crop, str)]
         rankings: Iterator[Ranking] = iter(())
         if crops:
@@ -87,29 +88,24 @@ def classify(
 
 
 _Crop = NDArray[np.uint8] | str  # (S, S, 3), or the reason why there is none
-_Batch = list[tuple[str, _Crop]]
 
 
 def _decoded(
-    student: PortableStudent, paths: Iterable[str], workers: int, batch_size: int
-) -> Iterator[_Batch]:
-    """Decode batches in threads; a few are ahead of the one that is used."""
+    student: PortableStudent, paths: Iterable[str], workers: int, ahead: int
+) -> Iterator[tuple[str, _Crop]]:
+    """Yield each path with its image, in order; threads decode some files ahead."""
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[_Batch]] = deque()
-    rest = iter(paths)
+    waiting: deque[tuple[str, Future[_Crop]]] = deque()
     try:
-        while batch := list(islice(rest, batch_size)):
-            waiting.append(pool.submit(_crops, student, batch))
-            if len(waiting) > workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for path in paths:
+            waiting.append((path, pool.submit(_crop, student, path)))
+            if len(waiting) == ahead:
+                first, crop = waiting.popleft()
+                yield first, crop.result()
+        for path, crop in waiting:
+            yield path, crop.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _crops(student: PortableStudent, paths: list[str]) -> _Batch:
-    return [(path, _crop(student, path)) for path in paths]
 
 
 def _crop(student: PortableStudent, path: str) -> _Crop:
