@@ -30,7 +30,9 @@ def config_of_file(path: Path) -> Path:
 
     `weights.json` belongs to `weights.safetensors`; `open_clip_config.json` belongs to
     `open_clip_model.safetensors`, as on the hub. The key `preprocess_cfg` has the preprocessing.
+    Links are followed.
     """
+    path = path.resolve()
     on_hub = path.with_name(_CONFIG)
     return on_hub if path.name.startswith(_WEIGHTS) else path.with_suffix(".json")
 
@@ -39,7 +41,8 @@ def preprocess_of_file(name: str, path: Path, *, is_openai: bool = False) -> Pre
     """Return the preprocessing of an open_clip model with the weights of a file.
 
     It is that of the configuration beside the file (see `config_of_file`); without one, that of
-    all tags of the model, or of OpenAI's CLIPs if there are no tags.
+    the tag at the end of its name, as in `ViT-L-14.laion2b_s32b_b82k.safetensors`, or of all tags
+    of the model. A model without tags has that of OpenAI's CLIPs.
 
     Args:
         name: of the model.
@@ -58,7 +61,10 @@ def preprocess_of_file(name: str, path: Path, *, is_openai: bool = False) -> Pre
     if is_openai:
         return _of(name, {}, "OpenAI")
     tags = open_clip.list_pretrained_tags_by_model(name)
-    candidates = {preprocess_of_tag(name, tag) for tag in tags} or {_of(name, {}, "OpenAI")}
+    named = [tag for tag in tags if path.stem.endswith(f".{tag}")]
+    candidates = {preprocess_of_tag(name, tag) for tag in named or tags} or {
+        _of(name, {}, "OpenAI")
+    }
     if len(candidates) > 1:
         raise BadParams(
             f"'{path}': weights of '{name}' were trained with different preprocessing; put the"

@@ -109,7 +109,7 @@ def test_a_configuration_that_cannot_be_followed_is_refused(
 
 
 def test_weights_as_on_the_hub_have_their_configuration_by_its_name_there() -> None:
-    folder = Path("weights")
+    folder = Path("weights").resolve()
 
     hub = folder / "open_clip_config.json"
     assert config_of_file(folder / "open_clip_model.safetensors") == hub
@@ -124,6 +124,9 @@ def test_a_file_of_a_model_whose_tags_differ_needs_a_configuration(tmp_path: Pat
     with pytest.raises(BadParams, match=r"different preprocessing; put .* as 'ViT-L-14\.json'"):
         preprocess_of_file("ViT-L-14", file)
     assert preprocess_of_file("ViT-B-16", file) == Preprocess(224)
+    fetched = tmp_path / "ViT-L-14.laion2b_s32b_b82k.safetensors"
+    half = (0.5, 0.5, 0.5)
+    assert preprocess_of_file("ViT-L-14", fetched) == Preprocess(224, half, half)
 
 
 @pytest.fixture
