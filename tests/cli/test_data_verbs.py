@@ -107,6 +107,15 @@ def test_json_holds_everything(root: Path) -> None:
     assert str(root / "eurosat") in eurosat["problems"][0]
 
 
+def test_the_data_root_may_start_with_the_home_folder_or_be_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    for given in ("~/photos", "$HOME/photos", "../photos", str(tmp_path / "photos")):
+        assert cli_data.places(Path(given))[1].resolve() == tmp_path / "photos"
+
+
 def test_an_unknown_name_stops_before_anything_is_checked(root: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean 'dtd'"):
         data("verify", "dtd", "dtd2", "--root", root)

@@ -16,6 +16,7 @@ from pd_core.data.catalog.own import left_out, notes, own_unlabelled, read_own
 from pd_core.data.loading import splits
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.splits import HEIC, PICTURES, Protocol
+from pd_core.models.portable import pictures
 from pd_core.models.portable.pictures import FORMATS
 
 OWN = OwnImages(labelled="parts/labelled", unlabelled="parts/unlabelled")
@@ -58,9 +59,13 @@ def test_the_suffixes_of_heic_are_those_of_its_library() -> None:
     assert {suffix for suffix, form in registered.items() if form == "HEIF"} == HEIC
 
 
-def test_a_photo_of_a_phone_is_decoded_where_its_library_is_installed(parts: Path) -> None:
-    pytest.importorskip("pillow_heif").register_heif_opener()
-    picture(parts / "labelled" / "box" / "IMG_1.HEIC", "HEIF")
+def test_a_photo_of_a_phone_is_decoded_where_its_library_is_installed(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.new("RGB", (16, 16), "red")).save(parts / "labelled/box/IMG_1.HEIC")
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)  # another test may have registered it
+    pictures._formats.cache_clear()
 
     paths = [item.path for item in read_own(OWN, parts.parent).train]
 
