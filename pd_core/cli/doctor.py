@@ -180,11 +180,13 @@ def _weights(params: DatasetParams) -> Iterator[Path]:
 def packages(constraints: Path) -> Result:
     """Compare the installed packages that results depend on with the pinned versions."""
     text = constraints.read_text("utf-8") if constraints.is_file() else ""
+    source = "-e ." if constraints.with_name("pyproject.toml").is_file() else "promptkd"
+    remedy = f"run `pip install -c constraints.txt {source}`"
     pins = {re.sub(r"[-_.]+", "-", name).lower(): pin for name, pin in _PIN.findall(text)}
     installed = {name: version(name).partition("+")[0] for name in _PACKAGES}  # no "+cu130"
     if absent := [name for name, number in installed.items() if number == ABSENT]:
         message = f"{', '.join(absent)} not installed"
-        return wrong("packages", message, "run `pip install -c constraints.txt -e .`")
+        return wrong("packages", message, remedy)
     other = [
         f"{name} is {installed[name]}, pinned is {pins[name]}"
         for name in installed
@@ -192,7 +194,7 @@ def packages(constraints: Path) -> Result:
     ]
     if other:
         message = f"{', '.join(other)}: results may differ in the last bits"
-        return warning("packages", message, "run `pip install -c constraints.txt -e .`")
+        return warning("packages", message, remedy)
     listed = ", ".join(f"{name} {number}" for name, number in installed.items())
     return ok("packages", f"{listed} {'as pinned' if pins else ''}".strip())
 

@@ -43,6 +43,8 @@ _IGNORED = """\
 # Checkpoints and cached features
 /data/checkpoints/
 /data/features/
+# Results page
+/build/
 # MLflow
 /mlflow.db*
 /mlruns/
