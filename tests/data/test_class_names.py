@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pd_core.core.errors import BadData
 from pd_core.data.catalog.catalogue import OwnImages
-from pd_core.data.catalog.class_names import check_names
+from pd_core.data.catalog.class_names import check_names, words
 from pd_core.data.catalog.own import read_own
+from pd_core.models.clip import local_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,23 @@ def test_names_that_clip_reads_alike_are_refused(first: str, second: str, shown:
 
 def test_names_that_clip_tells_apart_are_read() -> None:
     check_names(["Straße", "Strasse", "hexnut", "hex nut", "no. 1", "no 1", "å", "a", "İ", "i"])
+
+
+PARTS = [
+    *"aAbB01_ -.;ßẞİı", "&amp;", "&#39;", "'s", "'S", "fi", "ﬁ", "é", "e\u0301", "É", "Ｈ", "２",
+    "²", "½", "\u00a0", "…", "...", "“", '"', "Ⅷ", "ⅷ", "ſ",
+]  # fmt: skip
+NAMES = st.lists(st.sampled_from(PARTS), min_size=1, max_size=3).map("".join)
+
+
+@settings(max_examples=300)
+@given(NAMES, NAMES)
+def test_names_of_the_same_tokens_have_the_same_words(first: str, second: str) -> None:
+    tokenize = local_tokenizer("ViT-B-16")
+    assert tokenize is not None
+    rows = tokenize([f"a photo of a {name.replace('_', ' ')}." for name in (first, second)])
+
+    assert words(first) == words(second) or rows[0].tolist() != rows[1].tolist()
 
 
 @pytest.mark.parametrize("name", ["_", " ", "\u200b", "&nbsp;"])

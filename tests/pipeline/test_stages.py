@@ -222,6 +222,57 @@ def test_without_an_earlier_stage_the_error_names_the_command(
         run_student(made, tmp_path / "out", vectors=nowhere)
 
 
+LONG = "a word " * 20  # longer than the tiny model's context
+
+
+def rename(prepared: Path, name: str) -> None:
+    """Rename the last class, which has no labels for the teacher."""
+    split = json.loads((prepared / "split.json").read_text())
+    split["classes"][-1] = name
+    (prepared / "split.json").write_text(json.dumps(split))
+    write_sums(prepared)
+
+
+def test_a_class_with_the_text_of_another_is_refused_before_the_teacher_is_tuned(
+    made: dict[str, Any], prepared: Path, tmp_path: Path
+) -> None:
+    rename(prepared, "Maine_Coon")
+
+    with pytest.raises(BadParams, match="'maine coon' and 'Maine_Coon' have the same text"):
+        run_teacher(made, tmp_path / "out", prepared=prepared)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_truncated_is_noted_by_teacher_and_student(
+    made: dict[str, Any], prepared: Path, tmp_path: Path
+) -> None:
+    rename(prepared, LONG)
+    notes: list[str] = []
+    run_teacher(made, tmp_path / "teacher", prepared=prepared, epochs=1, on_note=notes.append)
+    vectors = ClassVectors.load(made["vectors"] / "class_vectors.safetensors")
+    (tmp_path / "vectors").mkdir()
+    renamed = replace(vectors, names=(*vectors.names[:-1], LONG))
+    renamed.save(tmp_path / "vectors" / "class_vectors.safetensors")
+    run_student(
+        made, tmp_path / "student", vectors=tmp_path / "vectors", epochs=1, on_note=notes.append
+    )
+
+    assert len(notes) == 2
+    assert all("reads 24 of the 47 tokens of class 'a word" in note for note in notes)
+
+
+def test_a_class_with_the_text_of_another_is_refused_before_the_student_is_distilled(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    vectors = ClassVectors.load(made["vectors"] / "class_vectors.safetensors")
+    (tmp_path / "vectors").mkdir()
+    renamed = replace(vectors, names=(*vectors.names[:-1], "Maine_Coon"))
+    renamed.save(tmp_path / "vectors" / "class_vectors.safetensors")
+
+    with pytest.raises(BadParams, match="'maine coon' and 'Maine_Coon' have the same text"):
+        run_student(made, tmp_path / "student", vectors=tmp_path / "vectors")
+
+
 def test_vectors_of_another_width_are_refused() -> None:
     teacher = Teacher(tiny.towers())
     vectors = class_vectors.build(Teacher(tiny.towers(joint_width=8)), tiny.NAMES)
