@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pd_core.cli.common import AsJson, Reporter, print_json, say
-from pd_core.cli.own_images import SHEETS, check_classes, describe
+from pd_core.cli.own_images import SHEETS, describe
 from pd_core.core.errors import BadParams
 from pd_core.data.acquire.sources import (
     has_weights,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pd_core.data.acquire.fetch import Fetcher
     from pd_core.data.acquire.mirror import Mirror
     from pd_core.data.acquire.sources import RemoteFile, Source
-    from pd_core.data.acquire.verify import Report
+    from pd_core.data.acquire.verify import CheckClasses, Report
 
 app = typer.Typer(help="List, fetch, verify and fingerprint data sets.", no_args_is_help=True)
 weights = typer.Typer(help="Fetch and verify CLIP weights.", no_args_is_help=True)
@@ -136,7 +136,7 @@ def verify(
                 full=full,
                 workers=workers,
                 recorded=_recorded(spec.name, project),
-                check_classes=partial(check_classes, spec.name) if spec.own else None,
+                check_classes=_check_classes(spec.name) if spec.own else None,
                 on_progress=progress.progress,
             )
         reports.append(report)
@@ -328,6 +328,12 @@ def _print_plan(source: Source) -> None:
             say(f"    {file.name}")
             for address in file.addresses:
                 say(f"      {address.url} ({trust(address)})")
+
+
+def _check_classes(name: str) -> CheckClasses:
+    from pd_core.pipeline.stages.class_check import check_classes
+
+    return partial(check_classes, load_params(PARAMS).for_dataset(name))
 
 
 def _recorded(name: str, project: Path) -> prints.Fingerprint | None:

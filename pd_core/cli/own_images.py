@@ -1,46 +1,17 @@
-"""The user's own images before any training: class names for the models, and what there is."""
+"""Description of the user's own images, to look at before any training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pd_core.core.options import TeacherMethod
-from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
+from pd_core.pipeline.stages.params import DATA
 
 if TYPE_CHECKING:
     from pd_core.data.acquire.overview import Overview
 
 SHEETS = DATA / "contact_sheets"
 """Folder of the contact sheets, one a data set."""
-
-
-def check_classes(dataset: str, names: Sequence[str]) -> list[str]:
-    """Check the class names of a data set for the models in params.yaml; weights are not needed.
-
-    Returns:
-        A line for each text that a model truncates.
-
-    Raises:
-        BadParams: classes have the same text for a model.
-    """
-    from pd_core.models import class_texts
-    from pd_core.models.clip import local_tokenizer
-
-    params = load_params(PARAMS).for_dataset(dataset)
-    teacher, student = params.teacher, params.student
-    length = 0 if teacher.method is TeacherMethod.CLIP else teacher.text_length
-    notes = []
-    for model, template, prompt_length in (
-        (student.model, class_texts.TEMPLATE, 0),
-        (teacher.model, teacher.template, length),
-    ):
-        if tokenize := local_tokenizer(model):
-            notes += class_texts.check_classes(
-                names, model, tokenize, template=template, prompt_length=prompt_length
-            )
-    return notes
 
 
 def describe(dataset: str, overview: Overview, images: Path, project: Path = Path()) -> list[str]:

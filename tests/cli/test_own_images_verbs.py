@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from pd_core.cli import data as cli_data
+from pd_core.cli.common import setting_of
+from pd_core.core.errors import BadParams
+from pd_core.pipeline.stages import jobs
 
 PROJECT = Path(__file__).parents[2]
 
@@ -17,9 +21,12 @@ PROJECT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a project whose own data set `mine` has pictures below data/raw/mine."""
-    params = (PROJECT / "params.yaml").read_text()
+    params = (
+        (PROJECT / "params.yaml").read_text().replace("pd_core/models", f"{PROJECT}/pd_core/models")
+    )
     row = "{own: {labelled: mine/labelled, unlabelled: mine/unlabelled, test: mine/test}}"
-    (tmp_path / "params.yaml").write_text(f"{params}  mine: {{prepare: {row}}}\n")
+    prepare = f"{{shots: 2, {row[1:-1]}}}"
+    (tmp_path / "params.yaml").write_text(f"{params}  mine: {{prepare: {prepare}}}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PD_DATA_ROOT", raising=False)
     return tmp_path / "data" / "raw" / "mine"
@@ -57,7 +64,7 @@ def test_classes_are_listed_and_shown_on_a_contact_sheet(project: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "mine: ok, 2 classes, 6 train, 0 validation and 6 test images (own pictures)",
-        "mine: note: 1 files are not read: 1 .txt",
+        "mine: note: files that are not read: 1 .txt",
         "        class   train    val   test  example",
         "     1  box         3      0      3  labelled/box/000.png",
         "     2  circle      3      0      3  labelled/circle/000.png",
@@ -75,7 +82,7 @@ def test_json_has_the_same(project: Path) -> None:
     (report,) = json.loads(verify("--json").stdout)
 
     assert report["ok"]
-    assert report["notes"] == ["1 files are not read: 1 .txt"]
+    assert report["notes"] == ["files that are not read: 1 .txt"]
     assert report["classes"][1] == {
         "name": "circle", "train": 3, "val": 0, "test": 3,
         "examples": [f"{part}/circle/{first + i:03}.png"
@@ -146,3 +153,34 @@ def test_damage_among_the_unlabelled_images_is_found(project: Path) -> None:
 
     assert result.exit_code == 1
     assert result.stdout.startswith("mine: 'unlabelled/half.png' is damaged (image file is trunc")
+
+
+def prepare(project: Path) -> list[str]:
+    """Record the fingerprint, run the stage, and return its notes."""
+    notes: list[str] = []
+    CliRunner().invoke(cli_data.app, ["fingerprint", "mine"], catch_exceptions=False)
+    jobs.prepare(replace(setting_of("mine").job, data_root=project.parent), on_note=notes.append)
+    return notes
+
+
+def test_the_preparation_refuses_names_that_are_equal_within_the_context_length(
+    project: Path,
+) -> None:
+    complete(project, "番茄植株叶片早疫病初期", "番茄植株叶片早疫病晚期")
+
+    with pytest.raises(BadParams, match="have the same text for model 'embedded-student'"):
+        prepare(project)
+    assert not Path("data/prepare/mine").exists()
+
+
+def test_the_preparation_notes_what_the_check_notes(project: Path) -> None:
+    complete(project, "番茄植株叶片早疫病初期", "tea")
+    shutil.copy(project / "test/tea/100.png", project / "unlabelled/t.png")
+
+    notes = prepare(project)
+
+    checked = [line for line in verify().stdout.splitlines() if line.startswith("mine: note: ")]
+    assert len(notes) == 3
+    assert {note.removeprefix("mine: ") for note in notes} == {
+        line.removeprefix("mine: note: ") for line in checked
+    }

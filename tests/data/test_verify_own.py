@@ -98,7 +98,7 @@ def test_all_problems_and_notes_are_reported_at_once(own: Path) -> None:
         "'unlabelled/page.jpg' is an HTML page",
     ]
     assert [line.partition(":")[0] for line in result.notes][:2] == [
-        "1 files are not read",
+        "files that are not read",
         "copies of train images among the test images",
     ]
     assert result.overview is not None

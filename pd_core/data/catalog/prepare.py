@@ -76,6 +76,7 @@ def run(
             _check(recorded, spec, root, on_progress)
             prints.write(folder / prints.FILE, recorded)
         splits = read_splits(spec, root, on_progress=on_progress)
+        unlabelled, copies = _own(spec, root, splits, on_note)
         drawn: Items = ()
         drawn_val: Items = ()
         if splits.train:  # ImageNet's variants have test images only
@@ -86,7 +87,6 @@ def run(
                 protocol=config.protocol,
                 rng=random.Random(seed),
             )
-        unlabelled, copies = _own(spec, root, splits, on_note)
         classes = splits.class_names
         split = {
             "dataset": dataset,

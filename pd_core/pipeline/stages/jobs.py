@@ -230,6 +230,10 @@ def prepare(
     check_space(job.prepared, SPACE, "the stage prepare")
     if job.params.prepare.own is not None:  # whose first stage this is, of hours perhaps
         _check_weights(job)
+        from pd_core.pipeline.stages.class_check import check_own_classes
+
+        for line in check_own_classes(job.params, job.data_root):
+            on_note(line)
     stage.run(
         job.params.name,
         job.prepared,
