@@ -35,6 +35,22 @@ def test_equal_predictions_are_equally_good(metric: Metric) -> None:
     assert (found.bound, found.p) == (0, 1)
 
 
+def test_classes_of_equal_size_have_the_result_of_accuracy() -> None:
+    """Balanced accuracy is then accuracy, so that McNemar's test and Tango's bound are close."""
+    labels, number = np.repeat(np.arange(3), 20), np.arange(60)
+    first, second = (
+        np.where(wrong, (labels + 1) % 3, labels)
+        for wrong in (number % 4 == 0, (number % 8 == 0) | (number % 15 == 1))
+    )
+    exact, drawn = (
+        compare_by(metric, labels, first, second, confidence=0.95)
+        for metric in (Metric.ACCURACY, Metric.BALANCED_ACCURACY)
+    )
+    assert 0.1 < exact.p < 0.9
+    assert drawn.p == pytest.approx(exact.p, abs=0.05)
+    assert drawn.bound == pytest.approx(exact.bound, abs=0.03)
+
+
 @pytest.mark.parametrize("metric", BY_CLASS)
 def test_a_small_class_that_is_lost_counts_as_much_as_a_large_one(metric: Metric) -> None:
     lost = np.where(LABELS == 1, 0, LABELS)  # 6 of 42 images
