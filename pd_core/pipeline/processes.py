@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 from pd_core.core.errors import FailedRun, Interrupted
 from pd_core.pipeline.redaction import masked, variables
+from pd_core.pipeline.settings import load_settings
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.api import RunProcsResult
@@ -154,6 +155,8 @@ def run(
 def environment() -> dict[str, str]:
     """Return the variables of this process and of `.env`, with its own programs first in PATH."""
     merged = variables()
+    if (data_root := load_settings().data_root) is not None:
+        merged["PD_DATA_ROOT"] = str(data_root.absolute())  # commands run in other folders
     return {**merged, "PATH": own_programs_first(merged.get("PATH", ""))}
 
 

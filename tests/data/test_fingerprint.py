@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,6 +206,22 @@ def test_a_broken_link_is_refused(name: str, base: Path) -> None:
     (base / "images" / name).symlink_to(base / "nowhere")
 
     with pytest.raises(BadData, match=f"{name}' is a link that leads nowhere"):
+        of(base)
+
+
+def test_a_folder_that_may_not_be_read_is_refused(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def guarded(folder: str) -> Any:  # permissions do not bind root, as which tests may run
+        if folder.endswith("class0"):
+            raise PermissionError
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+
+    with pytest.raises(BadData, match="class0' may not be read"):
         of(base)
 
 

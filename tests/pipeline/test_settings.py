@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pd_core.core.errors import BadParams
+from pd_core.pipeline.processes import environment
 from pd_core.pipeline.redaction import variables
 from pd_core.pipeline.settings import (
     TELEMETRY_OFF,
@@ -130,6 +131,7 @@ def test_the_env_file_of_the_project_is_read_in_all_folders_below_it(
     assert settings.mlflow_experiment == "mine"
     assert settings.data_root == project / "photos"
     assert variables()["PD_DATA_ROOT"] == "photos"
+    assert environment()["PD_DATA_ROOT"] == str(project / "photos")  # for commands elsewhere
 
     Path(".env").write_text("PD_MLFLOW_EXPERIMENT=nearer\n")
     assert load_settings().mlflow_experiment == "nearer"

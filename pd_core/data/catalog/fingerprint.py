@@ -179,7 +179,7 @@ def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     Links are followed; hidden files and folders, and those of systems, are left out.
 
     Raises:
-        BadData: A link leads to a folder that it is in.
+        BadData: A link leads to a folder that it is in, or a folder may not be read.
     """
     return _walk(os.fspath(folder), "", frozenset([_identity(folder.stat())]))
 
@@ -187,17 +187,19 @@ def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 def _walk(
     folder: str, prefix: str, above: frozenset[tuple[int, int]]
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_hidden(entry.name):
-                continue
-            if not entry.is_dir():
-                yield f"{prefix}{entry.name}", entry
-                continue
-            identity = _identity(Path(entry.path).stat())
-            if identity in above:
-                raise BadData(f"'{entry.path}' is a link to a folder that it is in: remove it")
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity})
+    try:
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not is_hidden(entry.name)]
+    except PermissionError:
+        raise BadData(f"folder '{folder}' may not be read: give yourself the permission") from None
+    for entry in entries:
+        if not entry.is_dir():
+            yield f"{prefix}{entry.name}", entry
+            continue
+        identity = _identity(Path(entry.path).stat())
+        if identity in above:
+            raise BadData(f"'{entry.path}' is a link to a folder that it is in: remove it")
+        yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity})
 
 
 def _identity(info: os.stat_result) -> tuple[int, int]:
