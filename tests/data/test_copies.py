@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import own_pictures
 import pytest
+from own_pictures import OWN
 from PIL import Image
 
 from pd_core.core.artifacts import read_json
@@ -18,7 +19,7 @@ from pd_core.data.loading.prepared import read_split, read_unlabelled
 from pd_core.data.loading.splits import Protocol
 
 CONFIG = PrepareConfig(
-    own=OwnImages(labelled="own/labelled", unlabelled="own/unlabelled", test="own/test"),
+    own=OWN,
     protocol=Protocol.ALL_CLASSES,
     shots=1,
     val_shots=1,
@@ -29,23 +30,9 @@ CONFIG = PrepareConfig(
 Link = Callable[[Path, Path], object]
 
 
-def picture(file: Path, seed: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file)
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Two classes with three train and two test images each, and four unlabelled ones."""
-    folder, seed = tmp_path / "own", 0
-    for part, count in (("labelled", 3), ("test", 2)):
-        for name in ("box", "circle"):
-            for number in range(count):
-                picture(folder / part / name / f"{number}.png", seed := seed + 1)
-    for number in range(4):
-        picture(folder / "unlabelled" / f"{number}.png", seed := seed + 1)
-    return folder
+    return own_pictures.write(tmp_path)
 
 
 def prepared(own: Path, config: PrepareConfig = CONFIG) -> tuple[set[str], list[str]]:

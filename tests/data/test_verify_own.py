@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import own_pictures
 import pytest
+from own_pictures import OWN, picture
 from PIL import Image
 
 from pd_core.core.errors import BadParams
@@ -12,29 +14,14 @@ from pd_core.data.acquire import contact_sheet
 from pd_core.data.acquire.contact_sheet import write_sheet
 from pd_core.data.acquire.overview import ClassOverview, Overview
 from pd_core.data.acquire.verify import Report, verify
-from pd_core.data.catalog.catalogue import OwnImages, own_spec
+from pd_core.data.catalog.catalogue import own_spec
 
-OWN = OwnImages(labelled="own/labelled", unlabelled="own/unlabelled", test="own/test")
 SIDE = contact_sheet._SIDE
-
-
-def picture(file: Path, seed: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file)
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Two classes with three train and two test images each, and four unlabelled ones."""
-    folder, seed = tmp_path / "own", 0
-    for part, count in (("labelled", 3), ("test", 2)):
-        for name in ("box", "circle"):
-            for number in range(count):
-                picture(folder / part / name / f"{number}.png", seed := seed + 1)
-    for number in range(4):
-        picture(folder / "unlabelled" / f"{number}.png", seed := seed + 1)
-    return folder
+    return own_pictures.write(tmp_path)
 
 
 def report(own: Path, **options: object) -> Report:
