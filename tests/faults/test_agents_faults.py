@@ -16,10 +16,8 @@ from agents import (
     agent,
     clone,
     environment,
-    free_port,
     kill,
     serving,
-    wait_until,
     waiting_project,
 )
 from canary import CANARY, SECRETS, hostile_server, search, with_login
@@ -27,6 +25,7 @@ from faults import SHORT
 from killed_runs import REPRO, copy_repository
 from moto.server import ThreadedMotoServer
 from s3_server import BUCKET, client
+from waiting import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

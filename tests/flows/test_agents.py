@@ -15,18 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from agents import (
-    DATASETS,
-    STAGES,
-    Server,
-    agent,
-    environment,
-    free_port,
-    kill,
-    serving,
-    wait_until,
-    waiting_project,
-)
+from agents import DATASETS, STAGES, Server, agent, environment, kill, serving, waiting_project
+from waiting import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -12,9 +12,9 @@ from typing import Any
 import boto3
 import pytest
 import requests
-from agents import free_port
 from container_files import LOGIN, ROOT, compose
 from moto.server import ThreadedMotoServer
+from waiting import free_port
 
 BUCKET = "promptkd"
 NAME = {"Host": "mlflow:5000"}  # what a container asks for

@@ -18,9 +18,10 @@ import pytest
 import requests
 import torch
 import trainings
-from agents import environment, free_port, wait_until
+from agents import environment
 from documents import block
 from serving import Running, serving
+from waiting import free_port, wait_until
 
 from pd_core.core.artifacts import read_json
 from pd_core.data.loading.prepared import read_prepared

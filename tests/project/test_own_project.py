@@ -15,8 +15,8 @@ from pathlib import Path
 import photos
 import pytest
 import requests
-from agents import free_port, wait_until
 from documents import ROOT, commands
+from waiting import free_port, wait_until
 
 NAME = "my_photos"
 EMBEDDED = " --teacher embedded-teacher --student embedded-student"

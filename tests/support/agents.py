@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import psutil
 import requests
 import yaml
 from git_repository import commit, git
+from waiting import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 DATASETS = ("embedded_arrows", "embedded_digits", "embedded_greek", "embedded_latin")
@@ -193,30 +193,6 @@ def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = N
         file.write("/data/\n")
     commit(folder)
     return folder
-
-
-def wait_until(
-    is_so: Callable[[], bool],
-    what: str,
-    process: subprocess.Popen[Any] | None = None,
-    *,
-    seconds: float = 180,
-) -> float:
-    """Wait for a condition; return the seconds that it took."""
-    start = time.monotonic()
-    while not is_so():
-        passed = time.monotonic() - start
-        assert passed < seconds, f"not so after {seconds} seconds: {what}"
-        assert process is None or process.poll() is None, f"the process has ended before: {what}"
-        time.sleep(0.2)
-    return time.monotonic() - start
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

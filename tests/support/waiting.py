@@ -14,7 +14,7 @@ def wait_until(
     what: str = "the condition is true",
     process: subprocess.Popen[Any] | None = None,
     *,
-    seconds: float = 40,
+    seconds: float = 180,
 ) -> float:
     """Wait until a condition is true, as long as a process lives; return the seconds it took."""
     start = time.monotonic()
