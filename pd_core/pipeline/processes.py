@@ -311,6 +311,8 @@ def _status(result: RunProcsResult, folder: str, *, interrupted: bool) -> int:
     first = min(failures, key=lambda failure: failure.exitcode in (LOST, EXIT_STATUS))
     code = first.exitcode
     if code == -signal.SIGTERM and interrupted:
+        if EXIT_STATUS in [failure.exitcode for failure in failures]:
+            return EXIT_STATUS  # this worker got a second signal while it ended
         raise Interrupted(TERMINATED)
     if _has_reported(first):
         sys.stderr.write(Path(_log(first.local_rank, folder)).read_text(errors="replace"))

@@ -1,11 +1,14 @@
 """Processes that are started together end together, and what was wrong is said once."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import RunProcsResult
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from waiting import alive, wait_until
 
 from pd_core.cli import verbs
@@ -104,6 +107,14 @@ def test_being_told_to_end_is_passed_on(tmp_path: Path) -> None:
     process.terminate()
     assert process.communicate(timeout=20)[1] == ""
     assert process.returncode == 75
+
+
+def test_a_worker_that_gets_a_second_signal_while_it_ends_has_been_interrupted() -> None:
+    ends = {1: -signal.SIGTERM, 0: processes.EXIT_STATUS}  # in the order in which they came
+    failures = {rank: ProcessFailure(rank, 0, code, "") for rank, code in ends.items()}
+    result = RunProcsResult({}, failures, {}, {})
+
+    assert processes._status(result, "", interrupted=True) == processes.EXIT_STATUS
 
 
 def test_members_that_were_not_ready_to_be_told_end_as_if_they_were(tmp_path: Path) -> None:
