@@ -49,7 +49,7 @@ def confused_table(page: DatasetPage, model: str) -> Table:
 
 
 def class_table(page: DatasetPage) -> Table:
-    """Return each class's recall and precision, the student's worst ones first."""
+    """Return each class's recall and the student's precision, its worst classes first."""
     accuracies = [page.people[model].classes for model in TRAINED]
     halves = page.base_count < len(page.classes)
     order = sorted(
@@ -60,13 +60,12 @@ def class_table(page: DatasetPage) -> Table:
     for label in order:
         half = ["base" if label < page.base_count else "novel"] if halves else []
         cells = (f"{accuracy[label]:.0f}" for accuracy in accuracies)
-        precisions = (_precision(page, model, label) for model in TRAINED)
-        rows.append((page.classes[label], *half, str(page.images[label]), *cells, *precisions))
+        precision = _precision(page, "student", label)
+        rows.append((page.classes[label], *half, str(page.images[label]), *cells, precision))
     half_column = [Column("half", words=True)] if halves else []
     bars = (Column(model, bar=model) for model in TRAINED)
-    precision = (f"{model}'s precision" for model in TRAINED)
-    heads: list[str | Column] = ["class", *half_column, "images", *bars, *precision]
-    return Table(heads, rows, "accuracy (recall) and precision of each class, %")
+    heads: list[str | Column] = ["class", *half_column, "images", *bars, "precision"]
+    return Table(heads, rows, "accuracy (recall) and the student's precision of each class, %")
 
 
 def _precision(page: DatasetPage, model: str, label: int) -> str:

@@ -227,8 +227,7 @@ def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather
     assert page.base_count == len(page.classes)
     assert "novel" not in page_content.about_dataset(page)
     heads = [column.head for column in page_classes.class_table(page).heads]
-    precisions = ["teacher's precision", "student's precision"]
-    assert heads == ["class", "images", "teacher", "student", *precisions]
+    assert heads == ["class", "images", "teacher", "student", "precision"]
 
 
 def test_unequal_classes_have_balanced_accuracy_f1_and_what_the_largest_class_gives(
