@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-WORSE = "†"
+WORSE = "‡"  # † marks a checkpoint chosen on test images
 """Sign of a distilled student that is worse than the zero-shot one."""
 
 _HEADLINES = ("hm", "accuracy", "all")

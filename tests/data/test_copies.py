@@ -7,7 +7,7 @@ from pathlib import Path
 
 import own_pictures
 import pytest
-from own_pictures import OWN
+from own_pictures import CONFIG
 from PIL import Image
 
 from pd_core.core.artifacts import read_json
@@ -16,16 +16,6 @@ from pd_core.data.catalog import prepare
 from pd_core.data.catalog.catalogue import OwnImages, PrepareConfig
 from pd_core.data.catalog.copies import same_content
 from pd_core.data.loading.prepared import read_split, read_unlabelled
-from pd_core.data.loading.splits import Protocol
-
-CONFIG = PrepareConfig(
-    own=OWN,
-    protocol=Protocol.ALL_CLASSES,
-    shots=1,
-    val_shots=1,
-    unlabelled_per_class=None,
-    transductive=False,
-)
 
 Link = Callable[[Path, Path], object]
 

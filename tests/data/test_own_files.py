@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_pictures import CONFIG
 from PIL import Image
 
 from pd_core.core.errors import BadData
 from pd_core.data.catalog import prepare
-from pd_core.data.catalog.catalogue import OwnImages, PrepareConfig
+from pd_core.data.catalog.catalogue import OwnImages
 from pd_core.data.catalog.own import left_out, notes, own_unlabelled, read_own
 from pd_core.data.loading import splits
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.splits import HEIC, PICTURES, Protocol
+from pd_core.data.loading.splits import HEIC, PICTURES
 from pd_core.models.portable import pictures
 from pd_core.models.portable.pictures import FORMATS
 
@@ -119,14 +120,7 @@ def test_many_suffixes_are_one_short_line(parts: Path) -> None:
 
 def test_the_stage_prepare_notes_what_is_not_read(parts: Path, tmp_path: Path) -> None:
     (parts / "unlabelled" / "clip.mov").write_bytes(b"0")
-    config = PrepareConfig(
-        own=OWN,
-        protocol=Protocol.ALL_CLASSES,
-        shots=1,
-        val_shots=1,
-        unlabelled_per_class=None,
-        transductive=False,
-    )
+    config = CONFIG.model_copy(update={"own": OWN})
     lines: list[str] = []
 
     prepare.run("parts", tmp_path / "out", config, data_root=tmp_path, seed=1, on_note=lines.append)

@@ -5,9 +5,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pd_core.data.catalog.catalogue import OwnImages
+from pd_core.data.catalog.catalogue import OwnImages, PrepareConfig
+from pd_core.data.loading.splits import Protocol
 
 OWN = OwnImages(labelled="own/labelled", unlabelled="own/unlabelled", test="own/test")
+
+CONFIG = PrepareConfig(
+    own=OWN,
+    protocol=Protocol.ALL_CLASSES,
+    shots=1,
+    val_shots=1,
+    unlabelled_per_class=None,
+    transductive=False,
+)
 
 
 def picture(file: Path, seed: int) -> None:
