@@ -168,7 +168,7 @@ def _fetch(file: RemoteFile, data_root: Path) -> None:
             fetcher(data_root).pull_weights(file, mirror())
         else:
             fetcher(data_root).fetch_weights(file)
-    except (BadData, PdError) as error:
+    except PdError as error:
         raise MissingFile(
             f"weights '{file.name}' cannot be had ({str(error)[:200]}); give a file with "
             "--teacher or --student MODEL:FILE, set PD_MIRROR to a mirror that has them, or start "
