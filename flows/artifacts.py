@@ -20,6 +20,7 @@ from prefect.client.schemas.filters import (
 
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import PdError
+from pd_core.core.scores import LEGEND, WORSE, mark
 from pd_core.pipeline import provenance
 from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.settings import load_settings
@@ -47,6 +48,11 @@ def row_of(stage: str, state: str, seconds: float, metrics: Mapping[str, float],
     }  # fmt: skip
 
 
+def legend(rows: Iterable[Row]) -> str:
+    """Return the sentence about students worse than zero-shot, if a row is of one."""
+    return f" {LEGEND}." if any(WORSE in row["metrics"] for row in rows) else ""
+
+
 def key_of(*words: str) -> str:
     """Make an artifact's key: lower case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
@@ -58,8 +64,10 @@ def metrics_of(profile_dir: Path, stage: str) -> dict[str, float]:
     folder = profile_dir / DATA / kind / dataset
     try:
         if (file := folder / "metrics.json").is_file():
-            accuracies = read_json(file)[_CLASSIFIER]
-            return {f"{_CLASSIFIER} {name}": float(value) for name, value in accuracies.items()}
+            evaluation = read_json(file)
+            name = _CLASSIFIER + mark(_CLASSIFIER, evaluation)
+            accuracies = evaluation[_CLASSIFIER]
+            return {f"{name} {key}": float(value) for key, value in accuracies.items()}
         if (file := folder / "history.json").is_file():
             return {key: float(value) for key, value in read_json(file)[-1].items()}
     except (PdError, json.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError):

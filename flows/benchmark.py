@@ -248,7 +248,7 @@ def _publish(profile_dir: Path, table: list[artifacts.Row]) -> None:
     create_table_artifact(
         table=table,
         key=artifacts.key_of("stages", profile),
-        description="State of each stage, and the slot that it ran on.",
+        description="State of each stage, and the slot that it ran on." + artifacts.legend(table),
     )
     artifacts.publish_mlflow(profile_dir)
     report = profile_dir / "reports" / profile / "summary.md"

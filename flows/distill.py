@@ -51,7 +51,7 @@ def _run_stages(graph: pipeline.Graph, name: str, profile_dir: Path, *, shared: 
     create_table_artifact(
         table=rows,
         key=artifacts.key_of("stages", name),
-        description=f"The stages of {name}, in order.",
+        description=f"The stages of {name}, in order.{artifacts.legend(rows)}",
     )
     artifacts.publish_mlflow(profile_dir, name)
     if failed is not None:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pd_core.cli.common import AsJson, note, open_store, print_json, register, say, settings_of
 from pd_core.core.errors import BadParams, PdError, missing
+from pd_core.core.scores import LEGEND, sign
 from pd_core.pipeline.provenance import git
 from pd_core.pipeline.settings import compute_with, load_settings
 from pd_core.pipeline.stages.params import DATA, PARAMS, load_params
@@ -260,12 +261,14 @@ def _models_table(models: Mapping[str, Sequence[Version]]) -> Table:
 def _versions_table(models: Mapping[str, Sequence[Version]]) -> Table:
     table = Table("version", "alias", "kind", "student's hm", "created", "decision")
     for version in (version for versions in models.values() for version in versions):
-        tags = version.tags
+        tags, worse = version.tags, "caution" in version.tags
+        if worse:
+            table.caption = LEGEND
         table.add_row(
             str(version.number),
             ", ".join(version.aliases),
             tags.get("kind", ""),
-            next((tags[key] for key in _ACCURACY if key in tags), ""),
+            next((tags[key] for key in _ACCURACY if key in tags), "") + sign(worse),
             _clock(version.created),
             tags.get("decision", ""),
         )

@@ -22,7 +22,7 @@ from pd_core.core.artifacts import write_json, write_sums, write_text, write_wei
 from pd_core.core.atomic import write_bytes
 from pd_core.core.errors import PdError
 from pd_core.core.options import TITLES
-from pd_core.core.scores import WORSE, is_worse
+from pd_core.core.scores import LEGEND, is_worse, mark, sign
 from pd_core.evaluation.class_metrics import METRICS, ClassMetrics
 from pd_core.mlops.drift import Reference
 from pd_core.models import portable
@@ -187,11 +187,12 @@ def card(
         tags: of the version: protocol, seed, git commit, ...
         classes: metrics over all classes by classifier, shown where the classes are unequal.
     """
-    measured = {title: metrics[key] for key, title in TITLES.items() if key in metrics}
+    titles = {key: title + mark(key, metrics) for key, title in TITLES.items()}
+    measured = {titles[key]: metrics[key] for key in titles if key in metrics}
     columns = [key for key in _COLUMNS if key in next(iter(measured.values()), {})]
     unequal = {
         title: classes[key]
-        for key, title in TITLES.items()
+        for key, title in titles.items()
         if key in classes and classes[key].unequal
     }
     template = Template(_TEMPLATE.read_text("utf-8"), trim_blocks=True, keep_trailing_newline=True)
@@ -205,9 +206,10 @@ def card(
             title: [_with_interval(scores[key], counts.get(key, 0)) for key in columns]
             for title, scores in measured.items()
         },
-        worse=(TITLES["student"], WORSE) if is_worse(metrics) else (),
+        legend=LEGEND if is_worse(metrics) else "",
         estimates={
-            key.replace("_", " "): scores["student"]
+            key.replace("_", " "): f"{scores['student']:.1f}%"
+            + sign(key == "cross_validated" and is_worse(metrics))
             for key, scores in metrics.items()
             if isinstance(scores, Mapping) and "student" in scores
         },

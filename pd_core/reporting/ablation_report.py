@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pd_core.core.artifacts import read_json, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import BadArtifact, BadParams
+from pd_core.core.scores import LEGEND, sign
 from pd_core.evaluation.significance import LEAST_DATASETS, over_datasets
 from pd_core.reporting.figures import FOOTNOTE, MARK, ablation_differences, label_of
 from pd_core.reporting.results import (
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from pd_core.pipeline.ablations import AblationRow, AblationTable
 
 _REMEDY = "run `make ablations`"
-_SELECTION = "selection"
+_SELECTION, _ZERO_SHOT = "selection", "zero_shot_student"
 _PAPER = "paper: base / novel / harmonic mean"
 _HEADS = ("", "base", "novel", "harmonic mean", "difference", _PAPER, "paper: difference")
 
@@ -104,9 +106,8 @@ def read(
             entry = _entry(path, content, str(seed))
             if _SELECTION in entry:
                 chosen.add(variant)
-            numbers = scores_of(
-                entry, models[variant], KEYS, path=path, remedy=_REMEDY, seed=str(seed)
-            )
+            wanted = {*models[variant], *({_ZERO_SHOT} & set(entry))}
+            numbers = scores_of(entry, wanted, KEYS, path=path, remedy=_REMEDY, seed=str(seed))
             scores |= {(variant, model, name, seed): row for model, row in numbers.items()}
     return Results(tuple(datasets), tuple(seeds), scores, frozenset(chosen))
 
@@ -130,7 +131,8 @@ def summarise(results: Results, tables: Sequence[AblationTable]) -> dict[str, An
         `datasets`, `seeds`, and `tables` with `title`, `source` and `rows`; a row has `label`,
         `variant`, `who`, `reference`, `chosen_on_test`, `{base,novel,hm}.{mean,sd}`,
         `difference.{mean,sd,p}`, `paper.{base,novel,hm}` and `paper_difference`. What does not
-        exist is None. Percent and points have two decimals, `p` has four.
+        exist is None. Percent and points have two decimals, `p` has four. A student worse than the
+        reference's zero-shot one, where that was measured, has `worse`.
 
     Raises:
         BadParams: a table lacks its reference.
@@ -155,6 +157,7 @@ def _summarise_row(results: Results, row: AblationRow, reference: AblationRow) -
         "reference": row is reference,
         # the note is on the student's checkpoint; the teacher's was not chosen
         "chosen_on_test": row.who != "teacher" and row.variant in results.chosen_on_test,
+        **({"worse": True} if _is_worse(results, row, reference) else {}),
         **{key: _statistics([means[key] for means in own]) for key in KEYS},
         "difference": None
         if row is reference
@@ -162,6 +165,18 @@ def _summarise_row(results: Results, row: AblationRow, reference: AblationRow) -
         "paper": paper,
         "paper_difference": round(paper["hm"] - default["hm"], 2) + 0.0 if comparable else None,
     }
+
+
+def _is_worse(results: Results, row: AblationRow, reference: AblationRow) -> bool:
+    """Compare a student with the reference's zero-shot one, by the means over seeds."""
+    before = reference.model_copy(update={"who": _ZERO_SHOT})
+    measured = {key[:2] for key in results.scores}
+    if row.who != "student" or (before.variant, _ZERO_SHOT) not in measured:
+        return False
+    student, zero_shot = (
+        fmean(means["hm"] for means in _averages(results, part)) for part in (row, before)
+    )
+    return student < zero_shot
 
 
 def _averages(results: Results, row: AblationRow) -> list[dict[str, float]]:
@@ -196,8 +211,8 @@ def markdown(summary: Summary) -> str:
     for part in summary["tables"]:
         table = Table(_HEADS, [_markdown_row(row) for row in part["rows"]])
         lines += ["", f"## {part['title']}", "", f"Source: {part['source']}.", "", table.markdown()]
-        if any(row["chosen_on_test"] for row in part["rows"]):
-            lines += ["", f"{MARK} {FOOTNOTE}"]
+        for line in _legends(part["rows"]):
+            lines += ["", line]
     return "\n".join(lines) + "\n"
 
 
@@ -245,7 +260,7 @@ def _markdown_row(row: Mapping[str, Any]) -> Row:
         label_of(row),
         _number(row["base"]["mean"]),
         _number(row["novel"]["mean"]),
-        _spread(row["hm"]),
+        _spread(row["hm"]) + _sign(row),
         f"{_spread(change, '+')}{p}" if change else NONE,
         " / ".join(_number(paper[key]) for key in KEYS if paper.get(key) is not None) or NONE,
         _number(row["paper_difference"], "+"),
@@ -262,16 +277,25 @@ def table(summary: Summary) -> Table:
         for row in part["rows"]:
             change = row["difference"] or {}
             p = [_p(change.get("p"))] if tested else []
-            numbers = _spread(row["hm"]), _spread(change, "+"), *p
+            numbers = _spread(row["hm"]) + _sign(row), _spread(change, "+"), *p
             cells = (label_of(row), *numbers, _number(row["paper_difference"], "+"))
             rows.append(Row(cells, Kind.REFERENCE if row["reference"] else Kind.PLAIN))
     notes = ["percent; differences in points of harmonic mean to the row in bold"]
     if not tested:
         notes.append(f"no p-value: it takes {LEAST_DATASETS} data sets")
-    if any(row["chosen_on_test"] for part in summary["tables"] for row in part["rows"]):
-        notes.append(f"{MARK} {FOOTNOTE}")
+    notes += _legends([row for part in summary["tables"] for row in part["rows"]])
     heads = ("harmonic\nmean", "difference", *(["p"] if tested else []), "paper's\ndifference")
     return Table(("variant", *heads), rows, title="PromptKD, ablations", notes=notes, name_width=34)
+
+
+def _legends(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines below a table about the signs in it."""
+    chosen = [f"{MARK} {FOOTNOTE}"] if any(row["chosen_on_test"] for row in rows) else []
+    return [*chosen, *([LEGEND] if any(map(_sign, rows)) else [])]
+
+
+def _sign(row: Mapping[str, Any]) -> str:
+    return sign(row.get("worse", False))
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -8,97 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pd_core.core.artifacts import read_json
-from pd_core.core.errors import (
-    BadArtifact,
-    BadParams,
-    PdError,
-)
-from pd_core.core.options import TITLES
-from pd_core.data.loading.splits import base_count
+from pd_core.core.errors import BadArtifact, BadParams, PdError
+from pd_core.core.scores import LEGEND, mark
 from pd_core.evaluation.significance import Paired, harmonic_mean_test, over_datasets, paired
+from pd_core.reporting.predictions import Predictions
 from pd_core.reporting.results import KEYS, average, rounded
 from pd_core.reporting.tables import NONE, Column, Table
-
-if TYPE_CHECKING:
-    pass
 
 PARAMS, LOCK, PREDICTIONS = "params.yaml", "dvc.lock", "predictions.json"
 
 Params = Mapping[str, Any]  # dotted name -> value
 Scores = Mapping[str, Mapping[str, float]]  # model -> metric -> percent
 
-_ROUNDING = 0.006  # percent; metrics are kept with two decimals at least
 _SIDES = ("first", "second")
 _TESTS = """\
 p       of a data set: McNemar's test on its test images, for hm a permutation test;
         of the average: Wilcoxon's test over three data sets or more;
         not corrected for the many rows"""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predicted classes of the test images of a data set."""
-
-    paths: tuple[str, ...]  # of the N images, sorted
-    labels: NDArray[np.int64]  # (N,)
-    chosen: Mapping[str, NDArray[np.int64]]  # model -> (N, 2): best of the image's half, and of all
-
-    @classmethod
-    def read(cls, path: Path) -> Predictions:
-        """Read the output of the stage `evaluate`.
-
-        Raises:
-            BadArtifact: the file is not of its form.
-        """
-        content = read_json(path)
-        try:
-            rows = sorted(content, key=lambda row: row["path"])
-            paths = tuple(str(row["path"]) for row in rows)
-            labels = np.array([row["label"] for row in rows], dtype=np.int64)
-            chosen = {
-                name: np.array([row[name] for row in rows], dtype=np.int64).reshape(len(rows), 2)
-                for name in rows[0]
-                if name in TITLES
-            }
-        except (IndexError, KeyError, OverflowError, TypeError, ValueError):
-            raise BadArtifact("they are no predictions of labelled images") from None
-        return cls(paths, labels, chosen)
-
-    def right(self, model: str, metric: str) -> NDArray[np.bool_] | None:
-        """Return which of the images that a metric counts are classified correctly, by path.
-
-        None if the metric is no share of images, or the model has no predictions.
-        """
-        if model not in self.chosen:
-            return None
-        hits: NDArray[np.bool_] = self.chosen[model] == self.labels[:, None]
-        classes = max(int(part.max()) for part in (self.labels, *self.chosen.values())) + 1
-        base = self.labels < base_count(classes)
-        match metric:
-            case "base":
-                hits = hits[base, 0]
-            case "novel":
-                hits = hits[~base, 0]
-            case "all" | "accuracy":
-                hits = hits[:, 1]
-            case _:
-                return None
-        return hits
-
-    def fit(self, model: str, scores: Mapping[str, float]) -> bool:
-        """Return True if a model's scores, in percent, were counted of these predictions."""
-        return all(
-            abs(100 * right.mean() - value) < _ROUNDING
-            for metric, value in scores.items()
-            if (right := self.right(model, metric)) is not None and len(right)
-        )
 
 
 @dataclass(frozen=True)
@@ -152,6 +80,7 @@ class MetricDifference:
     second: float
     p: float | None = None  # that so great a difference is chance; None if there is no test
     pairs: int | None = None  # test images, or data sets for the average, that `p` is from
+    signs: tuple[str, str] = ("", "")  # of a student that is worse than its side's zero-shot one
 
     @property
     def difference(self) -> float:
@@ -200,8 +129,9 @@ class Comparison:
         ]
         metrics = [
             (
-                row.dataset or "average", row.who, row.metric, f"{row.first:.2f}",
-                f"{row.second:.2f}", f"{row.difference:+.2f}", _p(row.p), _text(row.pairs),
+                row.dataset or "average", row.who, row.metric, f"{row.first:.2f}{row.signs[0]}",
+                f"{row.second:.2f}{row.signs[1]}", f"{row.difference:+.2f}", _p(row.p),
+                _text(row.pairs),
             )
             for row in (*self.metrics, *self.averages)
         ]  # fmt: skip
@@ -215,9 +145,11 @@ class Comparison:
 
     def remarks(self) -> list[str]:
         """Return the lines below the tables."""
+        rows = (*self.metrics, *self.averages)
         return [
             *([] if self.params else ["no parameter that both know differs"]),
-            *([_TESTS] if self.metrics or self.averages else []),
+            *([_TESTS] if rows else []),
+            *([LEGEND] if any(sign for row in rows for sign in row.signs) else []),
             *(f"note    {note}" for note in self.notes),
         ]
 
@@ -315,7 +247,11 @@ def _measured_on_both(pairs: Pairs, notes: _Notes) -> Pairs:
 def _metrics(
     dataset: str, first: Measured, second: Measured, notes: _Notes
 ) -> Iterator[MetricDifference]:
-    differences = list(_differing(dataset, first.scores, second.scores))
+    differences = [
+        row
+        for model in first.scores
+        for row in _differing(dataset, model, first.scores, second.scores)
+    ]
     if not differences:
         notes.add("the same metrics on both sides", dataset)
         return
@@ -332,14 +268,17 @@ def _metrics(
         yield replace(row, p=p, pairs=pairs)
 
 
-def _differing(dataset: str | None, first: Scores, second: Scores) -> Iterator[MetricDifference]:
+def _differing(
+    dataset: str | None, model: str, first: Scores, second: Scores
+) -> Iterator[MetricDifference]:
     """Find the metrics that differ in the two decimals that everything that records them keeps."""
-    for model, scores in first.items():
-        others = second.get(model, {})
-        shared = set(scores) & set(others)
-        for metric in (*(key for key in KEYS if key in shared), *sorted(shared - set(KEYS))):
-            if f"{scores[metric]:.2f}" != f"{others[metric]:.2f}":
-                yield MetricDifference(dataset, model, metric, scores[metric], others[metric])
+    scores, others = first[model], second.get(model, {})
+    shared = set(scores) & set(others)
+    for metric in (*(key for key in KEYS if key in shared), *sorted(shared - set(KEYS))):
+        if f"{scores[metric]:.2f}" != f"{others[metric]:.2f}":
+            signs = mark(model, first, metric), mark(model, second, metric)
+            values = scores[metric], others[metric]
+            yield MetricDifference(dataset, model, metric, *values, signs=signs)
 
 
 def _paired_predictions(first: Measured, second: Measured) -> tuple[Predictions, Predictions]:
@@ -392,17 +331,27 @@ def _averages(measured: Pairs) -> Iterator[MetricDifference]:
     """Average as every table does; test over the data sets."""
     for model in dict.fromkeys(model for pair in measured.values() for model in pair[0].scores):
         halves = [
-            pair
-            for pair in measured.values()
-            if all(set(KEYS) <= set(side.scores.get(model, {})) for side in pair)
+            pair for pair in measured.values() if all(_has_halves(side, model) for side in pair)
         ]
         if len(halves) < 2:
             continue
         sides = list(zip(*halves, strict=True))
-        means = [{model: rounded(average([row.scores[model] for row in rows]))} for rows in sides]
-        for row in _differing(None, *means):
+        for row in _differing(None, model, *map(_means, sides)):
             overall = over_datasets(*(_by_dataset(model, row.metric, rows) for rows in sides))
             yield replace(row, p=overall.p, pairs=overall.datasets)
+
+
+def _has_halves(side: Measured, model: str) -> bool:
+    return set(KEYS) <= set(side.scores.get(model, {}))
+
+
+def _means(rows: Sequence[Measured]) -> Scores:
+    """Average the models that all data sets of a side have."""
+    return {
+        model: rounded(average([row.scores[model] for row in rows]))
+        for model in rows[0].scores
+        if all(_has_halves(row, model) for row in rows)
+    }
 
 
 def _by_dataset(model: str, metric: str, rows: Sequence[Measured]) -> dict[str, list[float]]:

@@ -24,7 +24,8 @@ from pd_core.mlops.registry import Version, refusals
 from pd_core.mlops.tracking.recorder import flat
 from pd_core.pipeline import dvc
 from pd_core.pipeline.provenance import commit_of, content_hash, contents, read_lock, read_yaml
-from pd_core.reporting.comparison import LOCK, PARAMS, PREDICTIONS, Measured, Predictions, Side
+from pd_core.reporting.comparison import LOCK, PARAMS, PREDICTIONS, Measured, Side
+from pd_core.reporting.predictions import Predictions
 from pd_core.reporting.results import ESTIMATES
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import Any
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import PdError
 from pd_core.core.options import BASELINE
+from pd_core.core.scores import mark
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.provenance import ABSENT, commit_tags, content_hash, read_lock, version
@@ -28,6 +29,7 @@ from pd_core.reporting.page_models import Speed, read_speed
 from pd_core.reporting.protocol_report import Seeds, read_summary
 from pd_core.reporting.report import summarise
 from pd_core.reporting.results import (
+    Evaluation,
     Scores,
     Summary,
     read_evaluations,
@@ -55,6 +57,7 @@ class Beside:
     paper: dict[str, float]  # percent
     difference: dict[str, float] | None  # ours less the paper's, in points
     spread: dict[str, float] | None = None  # standard deviation of ours, of several seeds
+    worse: bool = False  # ours is a student that is worse than the zero-shot one
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ def beside(
         rows[AVERAGE] = summary[AVERAGE]
     return {
         model: tuple(
-            _beside(name, rows.get(name, {}).get(model), published[name][model])
+            _beside(name, model, rows.get(name, {}), published[name][model])
             for name in (*shared, AVERAGE)
             if model in published[name]
         )
@@ -232,14 +235,16 @@ def targets(protocol: Protocol) -> list[str]:
     return [name for name in paper()[protocol] if name != AVERAGE]
 
 
-def _beside(name: str, scores: Scores | None, published: dict[str, float]) -> Beside:
+def _beside(name: str, model: str, row: Evaluation, published: dict[str, float]) -> Beside:
     """Compare the numbers that the paper has; none are ours where other ones were measured."""
+    scores: Scores | None = row.get(model)
     if scores is None or not set(published) <= set(scores):
         return Beside(name, None, published, None)
     ours = {key: scores[key] for key in published}
     difference = {key: round(ours[key] - published[key], 2) for key in published}
     spread = {key: scores[f"{key}_std"] for key in published if f"{key}_std" in scores}
-    return Beside(name, ours, published, difference, spread or None)
+    worse = bool(mark(model, row))
+    return Beside(name, ours, published, difference, spread or None, worse)
 
 
 def _origin(datasets: Sequence[str], root: Path) -> Origin:

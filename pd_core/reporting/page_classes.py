@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pd_core.core.options import Metric
+from pd_core.core.scores import mark
 from pd_core.evaluation.class_metrics import METRICS, ClassMetrics
 from pd_core.reporting.page_dataset import DatasetPage
 from pd_core.reporting.page_models import TRAINED
+from pd_core.reporting.results import Evaluation
 from pd_core.reporting.tables import NONE, Column, Table
 
 _PAIRS = 5  # of confused classes
 
 
-def accuracy_table(page: DatasetPage) -> Table:
+def accuracy_table(page: DatasetPage, evaluation: Evaluation) -> Table:
     """Return the metrics of teacher and student, all classes compared at once.
 
-    Balanced accuracy and F1 are shown where the classes differ in their number of images.
+    Balanced accuracy and F1 are shown where the classes differ in their number of images. A student
+    that is worse than the zero-shot one in the evaluation, its scores by model, is marked.
     """
     measured = {model: result.metrics for model, result in page.people.items() if result.metrics}
     unequal = any(metrics.unequal for metrics in measured.values())
@@ -23,7 +26,7 @@ def accuracy_table(page: DatasetPage) -> Table:
     for model, result in page.people.items():
         cells = [str(measured[model].metrics[metric]) for metric in shown if model in measured]
         error = f"{result.calibration.error:.1f}" if result.calibration else NONE
-        rows.append((model, *cells, error))
+        rows.append((model + mark(model, evaluation), *cells, error))
     if unequal:
         rows.append(_largest_class(page, next(iter(measured.values()))))
     heads = (f"{METRICS[metric]}, %" for metric in shown)

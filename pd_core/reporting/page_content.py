@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from pd_core.core.artifacts import write_json, write_text
 from pd_core.core.options import TITLES
-from pd_core.core.scores import headline
+from pd_core.core.scores import LEGEND, headline, is_worse, mark, sign
 from pd_core.data.loading.splits import Protocol
 from pd_core.reporting import figures, page_classes
 from pd_core.reporting.page import AVERAGE, NOT_RUN, Beside, Page, paper
@@ -26,7 +26,6 @@ from pd_core.reporting.results import (
     Scores,
     heading,
     keys_of,
-    mark,
     title,
     titles_of,
 )
@@ -112,7 +111,7 @@ def summary_table(page: Page, key: str) -> Table:
 def _score(row: Evaluation, model: str, key: str) -> str:
     scores = row.get(model, {})
     number = headline(scores) if key == "hm" and scores else scores.get(key)
-    return NONE if number is None else f"{number:.1f}{_sign(row, model, key)}"
+    return NONE if number is None else f"{number:.1f}{mark(model, row, key)}"
 
 
 def _averaged(page: Page) -> str:
@@ -129,16 +128,11 @@ def seeds_table(page: Page, protocol: Protocol, key: str) -> Table:
     named.append((f"average of all {len(named)}", part[AVERAGE]))
     kinds = [*[Kind.PLAIN] * (len(named) - 1), Kind.AVERAGE]
     rows = [
-        Row((name, *(spread(row[model], key) + _sign(row, model, key) for model in MODELS)), kind)
+        Row((name, *(spread(row[model], key) + mark(model, row, key) for model in MODELS)), kind)
         for (name, row), kind in zip(named, kinds, strict=True)
     ]
     heads = ("data set", *(titles_of(protocol)[model] for model in MODELS))
     return Table(heads, rows, f"{_NAMES[key]}, %")
-
-
-def _sign(row: Evaluation, model: str, key: str) -> str:
-    """Mark the headline number of a student that is worse than the zero-shot one."""
-    return mark(model, row) if key in ("hm", "accuracy") else ""
 
 
 def paper_tables(page: Page) -> list[Table]:
@@ -176,6 +170,7 @@ def _cells(row: Beside) -> tuple[list[str], list[str], list[str]]:
     if row.ours is None or row.difference is None:
         return [NOT_RUN] * len(published), published, [NONE] * len(published)
     ours = [f"{row.ours[key]:.2f}{_deviation(deviations.get(key))}" for key in row.paper]
+    ours[-1] += sign(row.worse)
     return ours, published, [f"{row.difference[key]:+.2f}" for key in row.paper]
 
 
@@ -315,16 +310,25 @@ def about_paper(page: Page) -> str:
     return (
         "The paper's numbers are the mean of three seeds, as published (CVPR 2024, arXiv "
         f"2403.02781). From base to novel classes, ours are {_ours(page.beside_seeds)}. The "
-        "paper's zero-shot student is CLIP."
+        f"paper's zero-shot student is CLIP.{_legend(page.beside)}"
     )
 
 
-def about_across(page: Page) -> str:
+def about_across(page: Page, protocol: Protocol) -> str:
     """Return how to compare accuracies on other data sets than the teacher's."""
     source = paper()["source_dataset"]
     ours = f" Ours are {_ours(page.seeds.seeds)}." if page.seeds.source == source else ""
     tuned_on = title(source, page.titles)
-    return f"Accuracy over all classes; the teacher was tuned on {tuned_on} alone.{ours}"
+    return (
+        f"Accuracy over all classes; the teacher was tuned on {tuned_on} alone.{ours}"
+        f"{_legend(page.across[protocol])}"
+    )
+
+
+def _legend(models: Mapping[str, Sequence[Beside]]) -> str:
+    """Return a sentence if a student beside the paper's is worse than the zero-shot one."""
+    marked = any(row.worse for rows in models.values() for row in rows)
+    return f" {LEGEND}." if marked else ""
 
 
 def _ours(seeds: Sequence[int]) -> str:
@@ -339,6 +343,11 @@ def about_dataset(page: DatasetPage) -> str:
     halves = f", {page.base_count} base and {novel} novel" if novel else ""
     images = f"{sum(page.images)} test images" if page.images else "no labelled test image"
     return f"{page.name}: {len(page.classes)} classes{halves}; {images}."
+
+
+def about_student(evaluation: Evaluation) -> str:
+    """Return a sentence if the student of a data set is worse than the zero-shot one."""
+    return f"{LEGEND}." if is_worse(evaluation) else ""
 
 
 def about_gallery(page: DatasetPage) -> str:

@@ -14,6 +14,7 @@ from pd_core.core.artifacts import read_json, understood, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import BadParams, PdError
 from pd_core.core.options import TITLES
+from pd_core.core.scores import mark
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.significance import over_datasets
 from pd_core.pipeline.redaction import masked
@@ -28,7 +29,6 @@ from pd_core.reporting.results import (
     average,
     heading,
     keys_of,
-    mark,
     mean_and_deviation,
     p_value,
     protocols_of,

@@ -13,7 +13,7 @@ from pd_core.core.artifacts import read_json, write_json, write_text
 from pd_core.core.atomic import write_folder
 from pd_core.core.errors import missing
 from pd_core.core.options import BASELINE, TITLES
-from pd_core.core.scores import WORSE, gain, headline
+from pd_core.core.scores import LEGEND, gain, headline, is_worse, mark
 from pd_core.reporting import figures
 from pd_core.reporting.results import (
     ACCURACY,
@@ -28,7 +28,6 @@ from pd_core.reporting.results import (
     average,
     is_estimate,
     keys_of_row,
-    mark,
     read_evaluations,
     read_titles,
     rounded,
@@ -194,9 +193,8 @@ def estimates(summary: Summary, titles: Titles | None) -> list[str]:
                 f"; cross-validated on {row['counts']['labels']:.0f} labels, "
                 f"{row['cross_validated']['student']:.1f}% correct"
             )
-            before = row["cross_validated"].get("zero_shot_student", 0.0)
-            if before > row["cross_validated"]["student"]:
-                line += f" ({WORSE} worse than the zero-shot student, {before:.1f}%)"
+            if is_worse(row):
+                line += f" ({LEGEND}, {row['cross_validated']['zero_shot_student']:.1f}%)"
         lines.append(f"{line}.")
     return lines
 

@@ -10,7 +10,7 @@ from typing import Any
 from pd_core.core.artifacts import check_sum, read_json, understood
 from pd_core.core.errors import BadArtifact, missing
 from pd_core.core.options import BASELINE, TITLES
-from pd_core.core.scores import WORSE, is_worse
+from pd_core.core.scores import LEGEND, is_worse
 from pd_core.data.loading.splits import Protocol
 
 MODELS = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
@@ -200,12 +200,7 @@ def worse(datasets: Mapping[str, Evaluation], titles: Titles | None) -> list[str
         titles: readable names.
     """
     names = ", ".join(title(name, titles) for name, row in datasets.items() if is_worse(row))
-    return [f"{WORSE} worse than the zero-shot student: {names}"] if names else []
-
-
-def mark(model: str, row: Evaluation) -> str:
-    """Return the sign of a distilled student that is worse than the zero-shot one, or nothing."""
-    return f"\N{NO-BREAK SPACE}{WORSE}" if model == "student" and is_worse(row) else ""
+    return [f"{LEGEND}: {names}"] if names else []
 
 
 def title(name: str, titles: Titles | None) -> str:

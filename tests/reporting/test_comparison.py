@@ -11,8 +11,9 @@ from compared import Evaluation, evaluation
 
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting.comparison import Comparison, Measured, Predictions, Side, compare
+from pd_core.reporting.comparison import Comparison, Measured, Side, compare
 from pd_core.reporting.comparison_sources import scores_of
+from pd_core.reporting.predictions import Predictions
 
 FIRST, SECOND = evaluation(skill=1.0, seed=1), evaluation(skill=1.6, seed=2)
 

@@ -233,14 +233,14 @@ def test_where_all_classes_were_taught_there_are_no_halves(project: Path, gather
 def test_unequal_classes_have_balanced_accuracy_f1_and_what_the_largest_class_gives(
     project: Path, gather: Gather
 ) -> None:
-    equal = page_classes.accuracy_table(gather().pages[0])
+    equal = page_classes.accuracy_table(gather().pages[0], {})
     assert "balanced accuracy, %" not in [column.head for column in equal.heads]
     path = project / "data" / "evaluate" / NAME / "predictions.json"
     rows = [row for row in json.loads(path.read_text()) if row["label"]]
     rows += [row for row in rows if row["label"] == 2] * 2
     path.write_text(json.dumps(rows))
     page = gather().pages[0]
-    *models, constant = page_classes.accuracy_table(page).body
+    *models, constant = page_classes.accuracy_table(page, {}).body
     labels, predicted = zip(*((row["label"], row["student"][1]) for row in rows), strict=True)
     score = 100 * balanced_accuracy_score(labels, predicted)
     assert models[1].cells[2].startswith(f"{score:.1f} (")
