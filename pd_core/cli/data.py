@@ -284,7 +284,9 @@ def _weights(names: list[str] | None) -> list[RemoteFile]:
     used = set()
     if PARAMS.is_file():
         params = load_params(PARAMS)
-        used = {Path(block.weights or "").name for block in (params.teacher, params.student)}
+        files = [params.teacher.weights, params.student.weights]
+        files += [teacher.weights for teacher in params.student.further_teachers]
+        used = {Path(file or "").name for file in files}
     default = sorted(filter(has_weights, used))
     return [weights_file(name) for name in names or default or weight_names()]
 

@@ -287,6 +287,17 @@ def test_the_weights_of_the_profile_are_the_default(clip: FileServer, place: Pat
     assert not clip.files["ViT-L-14.pt"].asked
 
 
+def test_the_weights_of_further_teachers_are_among_the_profiles(place: Path) -> None:
+    follow_up = Path(__file__).parents[2] / "paper" / "the_professor" / "params.yaml"
+    (place / "params.yaml").write_text(follow_up.read_text().replace("root: ../..", "root: ."))
+
+    rows = json.loads(weights("verify", "--json").stdout)
+
+    assert [row["name"] for row in rows] == [
+        "EVA02-L-14.merged2b_s4b_b131k.safetensors", "ViT-B-16.pt", "ViT-L-14.pt",
+    ]  # fmt: skip
+
+
 @pytest.mark.usefixtures("mirror")
 def test_weights_go_through_the_mirror(clip: FileServer, place: Path) -> None:
     with pytest.raises(BadData, match="weights '.*ViT-B-16.pt': not found"):

@@ -202,6 +202,7 @@ def test_runs_are_tagged_with_the_hashes_of_the_files_that_dvc_has(tmp_path: Pat
 
 
 def test_all_projects_see_the_package_through_a_link_without_its_bytecode() -> None:
-    for folder in ("paper", "protocols", "ablations", "paper/protocols"):
+    nested = [path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("paper/*/dvc.yaml")]
+    for folder in ("paper", "protocols", "ablations", *nested):
         assert (ROOT / folder / "pd_core").resolve() == PACKAGE
         assert "__pycache__/" in (ROOT / folder / ".dvcignore").read_text()

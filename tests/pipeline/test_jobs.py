@@ -131,6 +131,18 @@ def test_the_papers_profile_validates_and_stops_where_data_are_missing(shipped: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["the_professor", "vit_h_to_vit_b_32"])
+def test_a_follow_up_is_the_same_pipeline_with_its_own_weights(shipped: Path, name: str) -> None:
+    folder = shipped / "paper" / name
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+
+    edges = dvc(folder, "dag", "--dot")
+
+    for dataset in params["datasets"]:
+        assert f'"teacher@{dataset}" -> "class_vectors@{dataset}"' in edges
+    assert (folder / "dvc.yaml").resolve() == shipped / "dvc.yaml"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_elsewhere_gives_the_same_bytes_whatever_the_environment_says(

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import open_clip
 import pytest
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
 
 from pd_core.core import options
 from pd_core.core.errors import BadParams, MissingFile, PdError, UnknownName
+from pd_core.data.acquire.sources import has_weights
 from pd_core.data.catalog import embedded
 from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
@@ -22,6 +26,24 @@ from pd_core.pipeline.stages.params import Params, load_params
 PROJECT = Path(__file__).parents[2]
 QUICKSTART = PROJECT / "params.yaml"
 PAPER = PROJECT / "paper" / "params.yaml"
+_VIT_H = {
+    "teacher.model": "ViT-H-14-quickgelu",
+    "teacher.weights": "ViT-H-14-quickgelu.dfn5b.safetensors",
+}
+FOLLOW_UPS: dict[str, dict[str, Any]] = {
+    "the_professor": {
+        "student.further_teachers": [
+            {"model": "EVA02-L-14", "weights": "EVA02-L-14.merged2b_s4b_b131k.safetensors"}
+        ],
+        "student.teacher_weighting": "confidence",
+    },
+    "vit_h_to_vit_b_32": {
+        **_VIT_H,
+        "student.model": "ViT-B-32-quickgelu",
+        "student.weights": "ViT-B-32.pt",
+    },
+}
+"""Keys that differ from the paper's profile, by profile; weights without their folder."""
 
 
 @pytest.fixture
@@ -72,7 +94,51 @@ def test_the_papers_file_has_its_eleven_data_sets_and_its_numbers() -> None:
     assert load_params(QUICKSTART).tuned_student == {}
 
 
-@pytest.mark.parametrize("path", [QUICKSTART, PAPER])
+@pytest.mark.parametrize(("name", "expected"), FOLLOW_UPS.items())
+def test_a_follow_up_changes_its_setting_and_nothing_else(
+    name: str, expected: dict[str, Any]
+) -> None:
+    paper, follow_up = values(PAPER), values(PAPER.parent / name / "params.yaml")
+
+    assert follow_up.pop("profile.name") == name
+    assert {key: value for key, value in follow_up.items() if value != paper[key]} == expected
+
+
+def test_the_professor_has_its_four_data_sets_and_the_others_the_papers_eleven() -> None:
+    paper = load_params(PAPER).datasets
+    for name in FOLLOW_UPS:
+        datasets = load_params(PAPER.parent / name / "params.yaml").datasets
+        names = {"caltech101", "dtd", "ucf101", "eurosat"} if name == "the_professor" else paper
+        assert datasets == {dataset: paper[dataset] for dataset in names}
+
+
+@pytest.mark.parametrize("name", FOLLOW_UPS)
+def test_the_weights_of_a_follow_up_are_those_that_weights_fetch_has(name: str) -> None:
+    path = PAPER.parent / name / "params.yaml"
+    params = load_params(path)
+    first, student = params.teacher, params.student
+    clips = [(first.model, first.weights), (student.model, student.weights)]
+    clips += [(each.model or "", each.weights) for each in student.further_teachers]
+    for model, weights in clips:
+        assert model in open_clip.list_models()
+        assert weights is not None
+        assert (path.parent / weights).parent.resolve() == PROJECT / "data" / "raw" / "weights"
+        assert has_weights(Path(weights).name)
+
+
+def values(path: Path) -> dict[str, Any]:
+    """Return the parameters of a profile but its data sets, weights without their folder."""
+    text = re.sub(r"(\.\./)+data/raw/weights/", "", path.read_text())
+    blocks: dict[str, Any] = YAML(typ="safe").load(text)
+    del blocks["datasets"], blocks["tuned_student"], blocks["profile"]["root"]
+    return {
+        f"{block}.{key}": value for block, keys in blocks.items() for key, value in keys.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "path", [QUICKSTART, PAPER, *(PAPER.parent / name / "params.yaml" for name in FOLLOW_UPS)]
+)
 def test_every_number_has_its_source_in_a_comment(path: Path) -> None:
     bare = [
         line

@@ -52,6 +52,7 @@ HELP = (
 SERVERS = ("mlflow ui --backend-store-uri sqlite:///mlflow.db", "promptkd serve embedded_greek")
 INSTEAD = {
     "cd paper && dvc repro": "cd paper && dvc dag",
+    "cd paper/the_professor && dvc repro": "cd paper/the_professor && dvc dag",
     "cd paper/protocols && dvc repro": "cd paper/protocols && dvc stage list",
     "cd protocols && dvc repro cross_dataset@embedded_greek-2": (
         "cd protocols && dvc stage list | grep cross_dataset@embedded_greek-2"
