@@ -31,6 +31,7 @@ PARTS = (
     "scaling",
     "startup",
     "verify",
+    "predict",
 )
 
 Run = Callable[[str, argparse.Namespace], Outcome]

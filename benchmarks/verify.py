@@ -6,7 +6,7 @@ Both sides decode in the same number of processes.
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from pd_core.data.loading.decode import decode
 DECODE, VERIFY = "decode once", "verify --full"
 WORKERS = 2
 _CHUNK = 64  # files a process takes at a time
+_PARTS = ("labelled/box", "labelled/circle", *["unlabelled"] * 18)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def measure(size: Size, note: Note) -> Outcome:
     turns = Turns({DECODE: [], VERIFY: []})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        files = _images(root / "own", size)
+        files = write_photos(root / "own", size.images, size.side, _PARTS)
         sides = {DECODE: partial(_decode, files), VERIFY: partial(_verify, root)}
         for number in range(size.rounds + 1):
             for side, work in sides.items():
@@ -62,16 +63,15 @@ def measure(size: Size, note: Note) -> Outcome:
     return Outcome((turns.row(what, VERIFY, DECODE, clock="wall", most=1.5),))
 
 
-def _images(folder: Path, size: Size) -> list[Path]:
-    """Write different photos of the same kind: blurred noise, in two classes and unlabelled."""
+def write_photos(folder: Path, images: int, side: int, parts: Sequence[str]) -> list[Path]:
+    """Write different photos of the same kind, blurred noise, into the folders in turns."""
     rng = np.random.default_rng(0)
-    parts = ["labelled/box", "labelled/circle", *["unlabelled"] * 18]
     files = []
-    for number in range(size.images):
+    for number in range(images):
         file = folder / parts[number % len(parts)] / f"{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (size.side // 4, size.side // 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((size.side, size.side)).save(file)
+        coarse = rng.integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((side, side)).save(file)
         files.append(file)
     return files
 
