@@ -237,14 +237,16 @@ def verify_weights(files: Files = None, root: Root = None, as_json: AsJson = Fal
     from pd_core.data.acquire.fetch import check_weights
 
     folder = places(root)[1]
-    problems = {file.name: check_weights(file, folder) for file in _weights(files)}
+    rows = _weights(files)
+    problems = {file.name: check_weights(file, folder) for file in rows}
     if as_json:
         print_json(
             [{"name": name, "ok": not text, "problem": text} for name, text in problems.items()]
         )
     else:
-        for name, problem in problems.items():
-            say(f"{name}: {problem or 'ok'}")
+        for file in rows:
+            right = "ok" if file.checksums else "is there, and no checksum is known"
+            say(f"{file.name}: {problems[file.name] or right}")
     if any(problems.values()):
         raise typer.Exit(1)
 

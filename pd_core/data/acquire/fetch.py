@@ -233,10 +233,12 @@ class Fetcher:
 
 
 def check_weights(file: RemoteFile, root: Path) -> str:
-    """Return what is wrong with a file of weights; empty if its checksum is right."""
+    """Return what is wrong with a file of weights; empty if its checksum is right or not known."""
     target = root / WEIGHTS / file.name
     if not target.is_file():
         return f"not found; run `promptkd weights fetch {file.name}`"
+    if not file.checksums:
+        return ""
     actual = digest(target, file.checksums[0])
     if actual in file.checksums:
         return ""
