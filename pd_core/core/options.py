@@ -42,6 +42,7 @@ class Trained(StrEnum):
 
     PROMPTS_AND_PROJECTOR = "prompts_and_projector"
     PROJECTOR_ONLY = "projector_only"  # no prompts at all
+    NORM_AND_PROJECTOR = "norm_and_projector"  # scales and shifts of the tower's normalisations
     FULL_FINETUNE = "full_finetune"  # the whole image tower and the projector, no prompts
 
 

@@ -7,7 +7,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pd_core.core.artifacts import SUMS, check_sum
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile, missing, unknown
+from pd_core.models import towers as _towers
 from pd_core.models.checkpoint_io import read_weights
 from pd_core.models.class_texts import Tokenize
 from pd_core.models.portable.preprocess import Preprocess
@@ -39,6 +40,7 @@ _EMBEDDED_SIZES: dict[str, dict[str, Any]] = {
 EMBEDDED = tuple(_EMBEDDED_SIZES)
 """Tiny CLIPs of this package, pre-trained on images of characters (recipes/embedded_clips.py)."""
 
+_DECODER = "text_decoder."  # of CoCa
 _TEXT_KEYS = (
     "text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final",
 )  # fmt: skip
@@ -50,10 +52,11 @@ class ClipTowers:
 
     Attributes:
         name: the model's name, stored in artifacts.
-        visual: open_clip's `VisionTransformer`; (B, 3, H, W) -> (B, D).
-        text: open_clip's `TextTransformer`; (C, L) -> (C, D).
-        logit_scale: factor from cosine similarities to logits (after the exponential).
-        tokenize: C strings -> (C, L) token ids; end-of-text has the largest id.
+        visual: image tower of open_clip; (B, 3, H, W) -> (B, D).
+        text: text tower of open_clip; (C, L) -> (C, D).
+        logit_scale: factor from cosine similarities to logits (after the exponential). The bias
+            of SigLIP's logits is left out: it is the same for all classes, so no softmax has it.
+        tokenize: C strings -> (C, L) token ids.
         preprocess: of the images.
         context_length: L.
         changes: weights that differ from the named model's, by the keys of `weights`; stored in
@@ -84,33 +87,32 @@ class ClipTowers:
     @property
     def device(self) -> torch.device:
         """Device of the towers."""
-        device: torch.device = self.visual.class_embedding.device
-        return device
+        return _towers.device(self.visual)
 
-    @property
+    @cached_property
     def joint_width(self) -> int:
         """Width D of the features of both towers."""
-        return int(self.visual.output_dim)
+        return _towers.joint_width(self.visual)
 
     @property
     def image_width(self) -> int:
-        """Width W of the image tower."""
-        return int(self.visual.transformer.width)
+        """Width W of the image tower; 0 without blocks."""
+        return _towers.width(self.visual)
 
     @property
     def text_width(self) -> int:
-        """Width W of the text tower."""
-        return int(self.text.transformer.width)
+        """Width W of the text tower; 0 without blocks."""
+        return _towers.width(self.text)
 
     @property
     def image_layers(self) -> int:
-        """Number of blocks of the image tower."""
-        return len(self.visual.transformer.resblocks)
+        """Number of blocks of the image tower that prompts can enter."""
+        return len(_towers.blocks(self.visual))
 
     @property
     def text_layers(self) -> int:
-        """Number of blocks of the text tower."""
-        return len(self.text.transformer.resblocks)
+        """Number of blocks of the text tower that prompts can enter."""
+        return len(_towers.blocks(self.text))
 
     def size(self, branch: str) -> tuple[int, int]:
         """Return W and the number of blocks of the tower "text" or "image"."""
@@ -178,8 +180,8 @@ def load_clip(
     Raises:
         UnknownName: unknown model.
         MissingFile: the weights are neither a file nor a tag of this model.
-        BadParams: the activation does not fit the weights, a tower is not a plain transformer, or
-            a file's preprocessing is not known.
+        BadParams: the activation does not fit the weights, a file's preprocessing is not known, or
+            a package is missing.
         BadArtifact: the file does not hold this model's weights.
     """
     if name in EMBEDDED:
@@ -207,11 +209,7 @@ def freeze(
         model: the towers.
         tokenize: its tokenizer.
         preprocess: of its images; None for that of OpenAI's CLIPs.
-
-    Raises:
-        BadParams: a tower is not a plain transformer.
     """
-    _check_plain(name, model)
     model.requires_grad_(requires_grad=False).eval()
     size = model.visual.image_size
     return ClipTowers(
@@ -221,7 +219,7 @@ def freeze(
         logit_scale=float(model.logit_scale.float().exp()),
         tokenize=tokenize,
         preprocess=preprocess or Preprocess(int(size[0] if isinstance(size, tuple) else size)),
-        context_length=int(model.context_length),
+        context_length=tokenize([""]).shape[1],
     )
 
 
@@ -319,7 +317,7 @@ def _from_tag(name: str, tag: str) -> nn.Module:
     _check_activation(name, f"tag '{tag}'", trained_with_quickgelu=trained)
     try:
         model: nn.Module = open_clip.create_model(
-            name, pretrained=tag, precision="fp32", force_custom_text=True
+            name, pretrained=tag, precision="fp32", force_custom_text=True, pretrained_hf=False
         )
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -331,16 +329,39 @@ def _from_tag(name: str, tag: str) -> nn.Module:
 
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, Preprocess]:
-    import open_clip
 
     state, sign = read_weights(path)
     if sign:
         _check_activation(name, f"file '{path}' (OpenAI's, {sign})", trained_with_quickgelu=True)
-    config = dict(open_clip.get_model_config(name))
-    config.pop("custom_text", None)
-    model: nn.Module = open_clip.CustomTextCLIP(**config)
+    model = build(name)
+    state = {key: value for key, value in state.items() if not key.startswith(_DECODER)}
     _load_strictly(model, state, f"file '{path}' for '{name}'")
     return model, preprocess_of_file(name, path, is_openai=bool(sign))
+
+
+def build(name: str) -> nn.Module:
+    """Build an open_clip model with random weights, as a `CustomTextCLIP`.
+
+    Raises:
+        BadParams: the text tower is of the library transformers, and that or its configuration is
+            missing.
+    """
+    import open_clip
+
+    config = copy.deepcopy(open_clip.get_model_config(name))
+    for key in ("custom_text", "multimodal_cfg"):  # CoCa's decoder is not used
+        config.pop(key, None)
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"]["hf_model_pretrained"] = False
+    try:
+        model: nn.Module = open_clip.CustomTextCLIP(**config)
+    except (OSError, RuntimeError) as error:
+        raise BadParams(
+            f"text tower '{config['text_cfg'].get('hf_model_name')}' of model '{name}' cannot be"
+            f" built ({str(error).splitlines()[0][:200]}); install the package transformers, and"
+            " have its configuration in the Hugging Face cache"
+        ) from None
+    return model
 
 
 def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -> None:
@@ -353,30 +374,6 @@ def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -
     plain = name.removesuffix("-quickgelu")
     how, model = ("with", f"{plain}-quickgelu") if trained_with_quickgelu else ("without", plain)
     raise BadParams(f"model '{name}': {source} was trained {how} QuickGELU; use model '{model}'")
-
-
-def _check_plain(name: str, model: Any) -> None:
-    from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
-
-    visual, text = model.visual, getattr(model, "text", None)
-    plain = (
-        isinstance(visual, VisionTransformer)
-        and isinstance(text, TextTransformer)
-        and visual.attn_pool is None
-        and text.cls_emb is None
-        and text.pool_type == "argmax"
-        and text.attn_mask is not None
-        and all(
-            isinstance(block, ResidualAttentionBlock)
-            for tower in (visual, text)
-            for block in tower.transformer.resblocks
-        )
-    )
-    if not plain:
-        raise BadParams(
-            f"model '{name}' does not support deep prompts; use two plain transformers, causal for"
-            " texts and with end-of-text pooling, such as 'ViT-B-16-quickgelu'"
-        )
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

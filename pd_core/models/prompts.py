@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pd_core.core.hooks import OnProgress
+from pd_core.models import towers
 from pd_core.models.text_batching import TextBatch, TextPlan
 
 
@@ -19,22 +20,30 @@ class DeepPrompts(nn.Module):
 
     Attributes:
         tokens: (depth, n, W), always fp32.
+        first: position of the first prompt in a text, behind the start token if there is one.
     """
 
     def __init__(
-        self, depth: int, length: int, width: int, *, generator: torch.Generator | None = None
+        self,
+        depth: int,
+        length: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        first: int = 1,
     ) -> None:
         """Draw the tokens (depth, length, width) from N(0, 0.02^2), or zeros without generator."""
         super().__init__()
+        self.first = first
         tokens = torch.zeros(depth, length, width)
         if generator is not None:
             tokens.normal_(std=0.02, generator=generator)
         self.tokens = nn.Parameter(tokens)
 
     @classmethod
-    def of(cls, tokens: Tensor) -> Self:
+    def of(cls, tokens: Tensor, *, first: int = 1) -> Self:
         """Create prompts with a copy of tokens (depth, n, W)."""
-        prompts = cls(*tokens.shape)
+        prompts = cls(*tokens.shape, first=first)
         prompts.tokens.data.copy_(tokens)
         return prompts
 
@@ -107,7 +116,7 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
     """Encode images, with prompts behind the patch tokens of the first layers.
 
     Args:
-        tower: open_clip's `VisionTransformer`.
+        tower: an image tower of open_clip; one without `towers.blocks` has no prompts.
         images: normalised for the tower, (B, 3, H, W).
         prompts: of the tower's width; each row replaces the previous one.
 
@@ -116,9 +125,14 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
     """
     if len(images) == 0:  # open_clip needs an image
         return encode_image(tower, images.new_zeros(1, *images.shape[1:]), prompts)[:0]
-    x = tower._embeds(images.to(tower.conv1.weight.dtype))  # (B, 1 + P, W), after ln_pre
-    kept = x.shape[1]
+    images = images.to(towers.dtype(tower))
     rows = None if prompts is None else prompts.tokens  # (depth, n, W)
+    if not towers.is_plain_image(tower):
+        if rows is None:
+            return towers.features(tower, images)
+        return towers.with_image_prompts(tower, images, rows)
+    x = tower._embeds(images)  # (B, 1 + P, W), after ln_pre
+    kept = x.shape[1]
     blocks = tower.transformer.resblocks
     for layer, block in enumerate(blocks):
         if prompts is not None and rows is not None and layer < prompts.depth:
@@ -132,29 +146,34 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
         if layer == len(blocks) - 1 and tower.pool_type == "tok":
             x, queries = x[:, :1], keys[:, :1]  # only the class token is used
         x = advance(block, x, queries, keys)
-    pooled, _ = tower._pool(x)  # (B, W)
+    pooled, _ = tower._pool(x[:, :kept])  # (B, W)
     return _project(pooled, tower.proj)
 
 
 def encode_text(
     tower: Any, texts: Tensor | TextBatch, prompts: DeepPrompts | None = None
 ) -> Tensor:
-    """Encode texts, with prompts in place of the tokens at positions 1..n.
+    """Encode texts, with prompts in place of the tokens before the class name.
 
     Row 0 replaces word embeddings, so the positional embedding is added; deeper rows replace hidden
-    states. The tower is causal, so a prefix shared by all texts is computed once.
+    states. In a plain tower (`towers.is_plain_text`) a prefix shared by all texts is computed once.
 
     Args:
-        tower: open_clip's `TextTransformer` with a causal mask.
+        tower: a text tower of open_clip; one without `towers.blocks` has no prompts.
         texts: tokens (C, L), or their batch for prompts of this length.
         prompts: of the tower's width, n < L - 1.
 
     Returns:
-        Features (C, D) at end-of-text, not normalised.
+        Features (C, D), not normalised.
 
     Raises:
         BadParams: a text ends within the prompts.
     """
+    if not towers.is_plain_text(tower):
+        tokens = texts.tokens if isinstance(texts, TextBatch) else texts
+        if prompts is None:
+            return towers.features(tower, tokens)
+        return towers.with_text_prompts(tower, tokens, prompts.tokens, prompts.first)
     length = 0 if prompts is None else prompts.length
     batch = texts if isinstance(texts, TextBatch) else TextBatch.of(texts, length)
     embedded, mask = tower._embeds(batch.tokens)  # (C, L, W)

@@ -18,6 +18,9 @@ from pd_core.models.clip import ClipTowers
 from pd_core.models.portable.network import projector
 from pd_core.models.prompts import DeepPrompts, encode_image
 from pd_core.models.teacher import CHANGE, read_changes, read_model, read_prompts
+from pd_core.models.towers import trained_parts
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
 class Student(nn.Module):
@@ -30,7 +33,7 @@ class Student(nn.Module):
         towers: the frozen CLIP; no sub-module, so neither trained nor saved.
         image_prompts: of the image tower, or None.
         projector: d -> D, one to three linear layers with batch norm and ReLU in between.
-        tower: a trained copy of the image tower, or None.
+        tower: a copy of the image tower that is trained, wholly or its normalisations, or None.
         text_features: source of its class vectors.
         selection: of its epoch.
     """
@@ -42,7 +45,7 @@ class Student(nn.Module):
         feature_width: int,
         *,
         layers: int = 2,
-        train_tower: bool = False,
+        tower: nn.Module | None = None,
         text_features: TextFeatures = TextFeatures.TEACHER,
         selection: Selection = Selection.LAST,
     ) -> None:
@@ -53,7 +56,7 @@ class Student(nn.Module):
             image_prompts: of its image tower, if any.
             feature_width: D.
             layers: of the projector, 1 to 3 (paper, ablation of the projector).
-            train_tower: if True, a copy of the image tower is trained.
+            tower: a copy of the image tower, some of whose parameters are trained.
             text_features: source of its class vectors.
             selection: of its epoch.
 
@@ -66,9 +69,7 @@ class Student(nn.Module):
         self.towers = towers
         self.image_prompts = image_prompts
         self.projector = projector(towers.joint_width, feature_width, layers)
-        self.tower: Any = None
-        if train_tower:
-            self.tower = copy.deepcopy(towers.visual).float().requires_grad_(requires_grad=True)
+        self.tower: Any = tower
         self.text_features = text_features
         self.selection = selection
         self.to(towers.device)
@@ -99,8 +100,15 @@ class Student(nn.Module):
             seed: of prompts and projector; the global generator is not changed.
 
         Raises:
-            BadParams: depth or length is not positive, or the number of layers is not 1 to 3.
+            BadParams: depth or length is not positive, the number of layers is not 1 to 3, or the
+                tower cannot have prompts.
         """
+        parts = trained_parts(towers.visual)
+        if trained not in parts:
+            raise BadParams(
+                f"model '{towers.name}' cannot have prompts, as its image tower is no transformer"
+                f" that they can enter; set student.trained to one of {', '.join(parts)}"
+            )
         for name, value in (("depth", depth), ("length", length)):
             if value < 1:
                 raise BadParams(f"image prompt {name} = {value}; give a number from 1 upwards")
@@ -117,9 +125,16 @@ class Student(nn.Module):
                 prompts,
                 feature_width,
                 layers=layers,
-                train_tower=trained is Trained.FULL_FINETUNE,
+                tower=_trained_tower(towers, trained),
                 text_features=text_features,
             )
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  as in torch
+        """Set the mode of projector and prompts; the tower's batch norms keep their statistics."""
+        super().train(mode)
+        if self.tower is not None:
+            self.tower.eval()
+        return self
 
     @property
     def logit_scale(self) -> float:
@@ -148,7 +163,8 @@ class Student(nn.Module):
         tensors = {f"projector.{key}": value for key, value in self.projector.state_dict().items()}
         changes = dict(self.towers.changes)
         if self.tower is not None:
-            changes |= {f"visual.{key}": v for key, v in self.tower.state_dict().items()}
+            trained = dict(self.tower.named_parameters())
+            changes |= {f"visual.{key}": v for key, v in trained.items() if v.requires_grad}
         tensors |= {CHANGE + key: value for key, value in changes.items()}
         metadata = {
             **self.towers.origin,
@@ -198,3 +214,15 @@ class Student(nn.Module):
         except RuntimeError as error:
             raise BadArtifact(f"student '{path}' does not fit: {str(error)[:300]}") from None
         return student.eval()
+
+
+def _trained_tower(towers: ClipTowers, trained: Trained) -> nn.Module | None:
+    """Copy the image tower, if some of its parameters are trained."""
+    if trained not in {Trained.FULL_FINETUNE, Trained.NORM_AND_PROJECTOR}:
+        return None
+    tower: nn.Module = copy.deepcopy(towers.visual).float()
+    tower.requires_grad_(requires_grad=trained is Trained.FULL_FINETUNE)
+    for module in tower.modules():
+        if isinstance(module, _NORMS):
+            module.requires_grad_(requires_grad=True)
+    return tower

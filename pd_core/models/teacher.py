@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from pd_core.core.artifacts import check_numbers, read_tensors, understood, write_tensors
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.options import TeacherMethod
-from pd_core.models.class_texts import TEMPLATE, check_distinct, class_texts, phrase_tokens
+from pd_core.models.class_texts import (
+    TEMPLATE,
+    Frame,
+    check_distinct,
+    class_texts,
+    phrase_tokens,
+)
 from pd_core.models.clip import ClipTowers
 from pd_core.models.prompts import (
     CoupledPrompts,
@@ -25,6 +31,7 @@ from pd_core.models.prompts import (
     encode_texts,
 )
 from pd_core.models.text_batching import TextPlan, cut_after_end
+from pd_core.models.towers import is_plain_text, teacher_methods
 
 CHANGE = "backbone."  # prefix of changed weights of the towers in artifacts
 
@@ -89,8 +96,10 @@ class Teacher(nn.Module):
             seed: of the random prompts.
 
         Raises:
-            BadParams: a depth or length is not positive, or the method has no prompts.
+            BadParams: a depth or length is not positive, or the method has no prompts or cannot be
+                used with this model.
         """
+        _check_method(towers, method)
         for name, value in {
             "text prompt depth": text_depth,
             "text prompt length": text_length,
@@ -105,6 +114,7 @@ class Teacher(nn.Module):
             text_length,
             towers.text_width,
             generator=generator,
+            first=Frame.of(towers.tokenize).start,
         )
         image: ImagePrompts | None
         match method:
@@ -156,8 +166,10 @@ class Teacher(nn.Module):
                 f"text prompt length = {self.text_length} leaves no room for class names in"
                 f" {self.towers.context_length} positions; use a shorter prompt"
             )
-        check_distinct(names, tokens, self.towers.name)
-        return cut_after_end(tokens).to(self.towers.device)
+        check_distinct(names, tokens, self.towers.name, self.towers.tokenize)
+        if is_plain_text(self.towers.text):
+            tokens = cut_after_end(tokens)
+        return tokens.to(self.towers.device)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Encode images with the prompts: (B, 3, H, W) -> (B, D), unit length, fp32."""
@@ -275,7 +287,18 @@ def read_prompts(
             f"'{path}' has {branch} prompts (depth, length, width) of {list(tokens.shape)}; the"
             f" tower has {layers} layers of width {width}; make it again"
         )
-    return DeepPrompts.of(tokens)
+    return DeepPrompts.of(tokens, first=Frame.of(towers.tokenize).start)
+
+
+def _check_method(towers: ClipTowers, method: TeacherMethod) -> None:
+    """Refuse a method whose prompts the model cannot have, BadParams."""
+    methods = teacher_methods(towers.visual, towers.text)
+    if method not in methods:
+        tower = "image" if TeacherMethod.COOP in methods else "text"
+        raise BadParams(
+            f"model '{towers.name}' cannot be tuned by '{method}', as its {tower} tower is no"
+            f" transformer that prompts can enter; set teacher.method to {' or '.join(methods)}"
+        )
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batches of texts for a causal text tower, truncated and grouped by length.
+"""Batches of texts; for a plain text tower truncated and grouped by length.
 
 Shapes: C texts, L tokens, W the width of the tower.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pd_core.core.errors import BadParams
+from pd_core.models import towers
 
 TOGETHER = 64
 """Texts a batch; larger batches have more padding."""
@@ -62,6 +63,11 @@ class TextBatch:
         same[1 : 1 + prompt_length] = True
         return cls(cut, end, min(int(same.int().cumprod(dim=0).sum()), first_end))
 
+    @classmethod
+    def whole(cls, tokens: Tensor) -> Self:
+        """Make a batch of tokens (C, L) for a tower that is not plain, nothing truncated."""
+        return cls(tokens, tokens.argmax(dim=-1), 0)
+
     def at_end(self, x: Tensor) -> Tensor:
         """Select end-of-text of each text: (C, L - shared, W) -> (C, 1, W)."""
         rows = torch.arange(len(x), device=x.device)
@@ -69,8 +75,8 @@ class TextBatch:
 
     def memory(self, tower: Any) -> int:
         """Return an upper bound of the bytes that a tower stores for the gradients."""
-        width, layers = int(tower.transformer.width), len(tower.transformer.resblocks)
-        return 4 * _KEPT * width * layers * self.tokens.numel()
+        size = towers.width(tower) * len(towers.blocks(tower))
+        return 4 * _KEPT * size * self.tokens.numel()
 
 
 @dataclass(frozen=True)
@@ -95,16 +101,19 @@ class TextPlan:
         """Divide texts into batches; synchronises with the device.
 
         Args:
-            tower: open_clip's `TextTransformer`.
-            tokens: (C, L); end-of-text has the largest id of each row.
+            tower: a text tower of open_clip.
+            tokens: (C, L); in a plain tower end-of-text has the largest id of each row.
             prompt_length: as in `TextBatch.of`, and so are the errors.
             memory: bytes for activations, exceeded only by a smallest batch; None for no limit.
         """
         order = tokens.argmax(dim=-1).argsort(stable=True)
+        plain = towers.is_plain_text(tower)
 
         def divided(together: int) -> tuple[TextBatch, ...]:
-            parts = torch.split(order, together)
-            return tuple(TextBatch.of(tokens[chosen], prompt_length) for chosen in parts)
+            parts = [tokens[chosen] for chosen in torch.split(order, together)]
+            if not plain:
+                return tuple(TextBatch.whole(part) for part in parts)
+            return tuple(TextBatch.of(part, prompt_length) for part in parts)
 
         batches = divided(TOGETHER)
         if memory is None or sum(batch.memory(tower) for batch in batches) <= memory:

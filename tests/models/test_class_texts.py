@@ -81,4 +81,6 @@ def test_class_vectors_and_template_features_refuse_names_with_the_same_tokens()
 
 
 def test_one_template_that_tells_two_names_apart_is_enough() -> None:
-    check_distinct(["a", "b"], torch.tensor([[[1, 5], [2, 5]], [[1, 5], [3, 5]]]), "tiny")
+    tokens = torch.tensor([[[1, 5], [2, 5]], [[1, 5], [3, 5]]])
+
+    check_distinct(["a", "b"], tokens, "tiny", tiny.towers().tokenize)

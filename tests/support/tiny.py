@@ -134,9 +134,9 @@ def torch_restored() -> Iterator[None]:
     torch.use_deterministic_algorithms(mode=False)
 
 
-def images(count: int, *, seed: int = 0) -> Tensor:
-    """Make random images (count, 3, 16, 16)."""
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+def images(count: int, *, seed: int = 0, side: int = 16) -> Tensor:
+    """Make random images (count, 3, side, side)."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, index: int) -> Tensor:
@@ -149,8 +149,8 @@ def view(transform: Transform, image: Image.Image, *, seed: int, epoch: int, ind
 class Batches:
     """The same few images in every epoch, in another order each time."""
 
-    def __init__(self, count: int, *, size: int) -> None:
-        self._images = images(count)
+    def __init__(self, count: int, *, size: int, side: int = 16) -> None:
+        self._images = images(count, side=side)
         self._size = size
         self.corrupt: set[int] = set()
         self.left_out = 0
