@@ -179,9 +179,9 @@ def load_clip(
 
     Raises:
         UnknownName: unknown model.
-        MissingFile: the weights are neither a file nor a tag of this model.
-        BadParams: the activation does not fit the weights, a file's preprocessing is not known, or
-            a package is missing.
+        MissingFile: the weights are neither a file nor a tag of this model, or its tokenizer or the
+            configuration of its text tower is not here.
+        BadParams: the activation does not fit the weights, or a file's preprocessing is not known.
         BadArtifact: the file does not hold this model's weights.
     """
     if name in EMBEDDED:
@@ -191,11 +191,11 @@ def load_clip(
 
     if name not in open_clip.list_models():
         raise unknown("model", name, [*EMBEDDED, *open_clip.list_models()])
+    tokenizer = _tokenizer(name)
     if weights in open_clip.list_pretrained_tags_by_model(name):
         model, preprocess = _from_tag(name, str(weights)), preprocess_of_tag(name, str(weights))
     else:
         model, preprocess = _from_file(name, _existing(name, weights))
-    tokenizer = open_clip.get_tokenizer(name)
     return freeze(name, model.to(device=device, dtype=dtype), tokenizer, preprocess)
 
 
@@ -343,8 +343,8 @@ def build(name: str) -> nn.Module:
     """Build an open_clip model with random weights, as a `CustomTextCLIP`.
 
     Raises:
-        BadParams: the text tower is of the library transformers, and that or its configuration is
-            missing.
+        MissingFile: the text tower is one of transformers, which or whose configuration is not
+            here.
     """
     import open_clip
 
@@ -356,12 +356,27 @@ def build(name: str) -> nn.Module:
     try:
         model: nn.Module = open_clip.CustomTextCLIP(**config)
     except (OSError, RuntimeError) as error:
-        raise BadParams(
-            f"text tower '{config['text_cfg'].get('hf_model_name')}' of model '{name}' cannot be"
-            f" built ({str(error).splitlines()[0][:200]}); install the package transformers, and"
-            " have its configuration in the Hugging Face cache"
-        ) from None
+        raise _not_here("text tower", config["text_cfg"]["hf_model_name"], name, error) from None
     return model
+
+
+def _tokenizer(name: str) -> Tokenize:
+    import open_clip
+
+    try:
+        tokenizer: Tokenize = open_clip.get_tokenizer(name)
+    except (ImportError, OSError) as error:
+        source = open_clip.get_model_config(name)["text_cfg"]["hf_tokenizer_name"]
+        raise _not_here("tokenizer", source, name, error) from None
+    return tokenizer
+
+
+def _not_here(what: str, source: str, name: str, error: Exception) -> MissingFile:
+    reason = str(error).splitlines()[0][:200]
+    return MissingFile(
+        f"{what} '{source}' of model '{name}' cannot be loaded ({reason}); install"
+        " promptkd[transformers], and download it from Hugging Face once, with a network"
+    )
 
 
 def _check_activation(name: str, source: str, *, trained_with_quickgelu: bool) -> None:
