@@ -7,6 +7,7 @@ exit status is 0 even if a target is missed.
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,9 @@ PARTS = (
     "verify",
     "predict",
 )
+
+PASSIVE = ("predict",)
+"""Parts whose waiting threads leave the cores to others, as in the commands of `promptkd`."""
 
 Run = Callable[[str, argparse.Namespace], Outcome]
 
@@ -81,7 +85,8 @@ def in_a_process_of_its_own(part: str, given: argparse.Namespace) -> Outcome:
         command = [sys.executable, "-m", "benchmarks", "--child", part, "--out", str(file)]
         command += ["--tiny"] if given.tiny else []
         command += ["--rounds", str(given.rounds)] if given.rounds is not None else []
-        subprocess.run(command, check=True, cwd=ROOT)
+        policy = {"OMP_WAIT_POLICY": "PASSIVE"} if part in PASSIVE else {}
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | policy)
         return Outcome.from_json(json.loads(file.read_text(encoding="utf-8")))
 
 
