@@ -156,6 +156,6 @@ def _memory(folder: Path, few: Path, size: Size, note: Note) -> Row:
 def _peak(folder: Path, images: Path) -> float:
     """Run `promptkd predict` in a process; return its peak memory in MiB."""
     command = [sys.executable, "-c", _PEAK, "predict", str(folder / "student"), str(images)]
-    command += ["--out", str(folder / "peak.jsonl"), "--workers", str(WORKERS)]
+    command += ["--out", str(folder / "peak.jsonl")]
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pd_core.core.config import Device
 from pd_core.core.errors import BadParams
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import protocols
@@ -104,6 +106,28 @@ def _setting_in(
     suffix = "" if seed is None else f"-{seed}"
     job = jobs.job_of(params, name, suffix=suffix, source=source, **shared)
     return Setting(job, params.profile.name, Path(params.profile.root), settings)
+
+
+def device_of(given: str | None) -> str:
+    """Return the device of an option, or else of PD_DEVICE, or else `auto`, as torch's name.
+
+    Raises:
+        BadParams: there is no such device here.
+    """
+    wanted = given or load_settings().device or "auto"
+    try:
+        name = jobs.resolved(TypeAdapter(Device).validate_python(wanted))
+    except ValidationError:
+        choices = "auto, cpu, mps, cuda or cuda:<number>"
+        raise BadParams(f"device '{wanted}' is unknown; give {choices}") from None
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:  # without a driver, or without its build
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise BadParams(f"device '{name}' is not there ({reason}); give auto or cpu") from None
+    return name
 
 
 def open_store() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli.common import Reporter, note, open_store
+from pd_core.cli.common import Reporter, device_of, note, open_store
 from pd_core.core.errors import BadParams, UnknownName
 from pd_core.mlops.bulk.outputs import Format, format_of, writer
 from pd_core.pipeline.settings import compute_with
@@ -56,9 +56,13 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; short for --format json.")
     ] = False,
-    workers: Annotated[
-        int, typer.Option(help="Threads that decode images; 0 for one per core.", min=0)
-    ] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu, mps, cuda or cuda:<number> (default: PD_DEVICE, or auto).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
     """Classify images with a registered student (default: the champion).
 
@@ -72,12 +76,12 @@ def predict(
     from pd_core.mlops.bulk.predict import Count, classify
 
     files = ImageFiles(paths or (), files_from or ())
-    student = _load(model).student
+    student = _load(model, device_of(device)).student
     top = min(top, len(student.names))
     chosen = Format.JSON if as_json else format_ or format_of(out)
     count = Count()
     with _progress(out) as report, writer(chosen, out, top) as write:
-        for rows in classify(student, files, top=top, workers=workers or cores):
+        for rows in classify(student, files, top=top, workers=cores):
             write(rows)
             count.add(rows)
             if report is not None:
@@ -101,12 +105,12 @@ def _progress(out: Path | None) -> Iterator[Reporter | None]:
         yield report
 
 
-def _load(model: str) -> Predictor:
+def _load(model: str, device: str) -> Predictor:
     """Load a student from a folder, or from the registry: the champion, or else the newest."""
     from pd_core.mlops.predictor import load_student
 
     if Path(model).is_dir():
-        return load_student(model)
+        return load_student(model, device=device)
     from pd_core.mlops import registry
 
     store = open_store()
@@ -116,4 +120,5 @@ def _load(model: str) -> Predictor:
         version = registry.find(store, model)  # an unknown model is refused here
         note(f"'{version.name}' has no champion; the newest version is used, {version.number}")
     with TemporaryDirectory() as folder:
-        return load_student(registry.fetch(store, version, Path(folder)) / registry.BUNDLE)
+        bundle = registry.fetch(store, version, Path(folder)) / registry.BUNDLE
+        return load_student(bundle, device=device)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from pd_core.cli import verbs
 from pd_core.core.artifacts import write_json
-from pd_core.core.errors import BadArtifact, MissingFile, PdError, UnknownName
-from pd_core.mlops import registry, tracking
+from pd_core.core.errors import BadArtifact, BadParams, MissingFile, PdError, UnknownName
+from pd_core.mlops import predictor, registry, tracking
+from pd_core.mlops.predictor import Predictor, load_student
 from pd_core.models.class_vectors import build
 from pd_core.models.clip import load_clip
 from pd_core.models.student import Student
@@ -135,6 +136,35 @@ def test_predict_names_pictures_with_a_version_the_champion_or_a_folder(
     promptkd("predict", f"{NAME}/1", picture, "--top", "1")
     _, line = capsys.readouterr().out.splitlines()
     assert line.split() == [picture, line.split()[1], *first["predictions"][0]["name"].split()]
+
+
+def test_predict_takes_a_device_and_refuses_one_that_is_not_there(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("predict", f"data/student/{NAME}", picture, "--out", "rows.csv")
+    devices = []
+
+    def load(folder: str, *, device: str) -> Predictor:
+        devices.append(device)
+        return load_student(folder, device="cpu")
+
+    monkeypatch.setattr(predictor, "load_student", load)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments in ((), ("--device", "auto"), ("--device", "cpu")):
+        promptkd(*command, *arguments)
+    monkeypatch.setenv("PD_DEVICE", "meta")
+    with pytest.raises(PdError, match="PD_DEVICE"):
+        promptkd(*command)
+    promptkd(*command, "--device", "cpu")
+    assert devices == ["cpu"] * 4
+    Path("rows.csv").unlink()
+    for device, message in (
+        ("gpu", "device 'gpu' is unknown; give auto, cpu, mps, cuda or cuda:<number>"),
+        ("cuda:99", r"device 'cuda:99' is not there \(.*\); give auto or cpu"),
+    ):
+        with pytest.raises(BadParams, match=message):
+            promptkd(*command, "--device", device)
+    assert not Path("rows.csv").exists()
 
 
 def test_predict_writes_a_row_for_what_is_no_picture_and_fails_at_the_end(
