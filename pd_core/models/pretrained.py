@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from pd_core.models.clip import EMBEDDED
+
+_PICKLE = "open_clip_pytorch_model.bin"  # on the hub, where there is no .safetensors file
 
 
 class Published(NamedTuple):
@@ -50,3 +53,18 @@ def published(model: str, tag: str) -> Published:
         trained = plain
     repository, _, file = content["hf_hub"].rpartition("/")
     return Published(trained, content["url"], repository, file or "open_clip_model.safetensors")
+
+
+def cached_weights(model: str, tag: str) -> Path | None:
+    """Return the file of a tag's weights in the cache that open_clip downloads to, if any."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = published(model, tag)
+    if not source.repository:
+        file = Path.home() / ".cache" / "clip" / source.url.rpartition("/")[2]
+        return file if file.is_file() else None
+    for name in (source.file, Path(source.file).with_suffix(".safetensors").name, _PICKLE):
+        path = try_to_load_from_cache(source.repository, name)
+        if isinstance(path, str):
+            return Path(path)
+    return None

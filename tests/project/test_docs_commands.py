@@ -30,6 +30,7 @@ HELP = (
     "promptkd data verify dtd eurosat",
     "promptkd import-student",
     "promptkd import-teacher model.pth.tar-20",
+    "promptkd models show",
     "promptkd new",
     "promptkd predict",
     "promptkd push",
