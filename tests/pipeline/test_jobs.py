@@ -131,7 +131,7 @@ def test_the_papers_profile_validates_and_stops_where_data_are_missing(shipped: 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["the_professor", "vit_h_to_vit_b_32"])
+@pytest.mark.parametrize("name", ["the_professor", "vit_h_to_vit_b_32", "vit_h_to_mobileclip"])
 def test_a_follow_up_is_the_same_pipeline_with_its_own_weights(shipped: Path, name: str) -> None:
     folder = shipped / "paper" / name
     params = yaml.safe_load((folder / "params.yaml").read_text())

@@ -22,6 +22,7 @@ from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
 from pd_core.mlops.registry import gate
 from pd_core.pipeline.stages.params import Params, load_params
+from pd_core.reporting.model_table import model_rows
 
 PROJECT = Path(__file__).parents[2]
 QUICKSTART = PROJECT / "params.yaml"
@@ -41,6 +42,12 @@ FOLLOW_UPS: dict[str, dict[str, Any]] = {
         **_VIT_H,
         "student.model": "ViT-B-32-quickgelu",
         "student.weights": "ViT-B-32.pt",
+    },
+    "vit_h_to_mobileclip": {
+        **_VIT_H,
+        "student.model": "MobileCLIP-S2",
+        "student.weights": "MobileCLIP-S2.datacompdr.safetensors",
+        "student.trained": "norm_and_projector",
     },
 }
 """Keys that differ from the paper's profile, by profile; weights without their folder."""
@@ -110,6 +117,14 @@ def test_the_professor_has_its_four_data_sets_and_the_others_the_papers_eleven()
         datasets = load_params(PAPER.parent / name / "params.yaml").datasets
         names = {"caltech101", "dtd", "ucf101", "eurosat"} if name == "the_professor" else paper
         assert datasets == {dataset: paper[dataset] for dataset in names}
+
+
+@pytest.mark.parametrize("name", FOLLOW_UPS)
+def test_the_models_of_a_follow_up_can_be_trained_as_it_says(name: str) -> None:
+    params, rows = load_params(PAPER.parent / name / "params.yaml"), model_rows()
+
+    assert params.teacher.method in rows[params.teacher.model].teacher
+    assert params.student.trained in rows[params.student.model].student
 
 
 @pytest.mark.parametrize("name", FOLLOW_UPS)
