@@ -56,6 +56,7 @@ class ClassMetrics:
         metrics: over the classes that occur.
         precision: of each class; None where it is never predicted.
         recall: of each class; None without images.
+        f1: of each class; None without images and predictions.
         largest_class: accuracy of always predicting the class with most images.
     """
 
@@ -63,6 +64,7 @@ class ClassMetrics:
     metrics: Mapping[Metric, Interval]
     precision: tuple[float | None, ...]
     recall: tuple[float | None, ...]
+    f1: tuple[float | None, ...]
     largest_class: float
 
     @property
@@ -97,6 +99,7 @@ def class_metrics(labels: Labels, predicted: Labels, classes: int = 0) -> ClassM
         },
         precision=_shares(correct, chosen),
         recall=_shares(correct, images),
+        f1=_shares(2 * correct, images + chosen),
         largest_class=100 * float(images.max() / len(labels)),
     )
 

@@ -24,16 +24,13 @@ from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import OwnImages, dataset_names, is_list
 from pd_core.data.catalog.own import own_sources
 from pd_core.pipeline.clips import Clip
-from pd_core.pipeline.code_hash import PACKAGE
 from pd_core.pipeline.processes import DVC
 from pd_core.pipeline.provenance import identity
-from pd_core.pipeline.stages.params import DATA, PARAMS, is_own_name, load_params
+from pd_core.pipeline.stages.params import DATA, PARAMS, TEMPLATES, is_own_name, load_params
 
 RAW = DATA / "raw"
 """Folder of images and weights in a project, which git ignores."""
 
-_IN_WHEEL = PACKAGE / "templates"
-_TEMPLATES = _IN_WHEEL if _IN_WHEEL.is_dir() else PACKAGE.parent
 _MOST_THREADS = 8  # as in paper/params.yaml
 _COLUMN = 30  # of comments
 _IGNORED = """\
@@ -226,7 +223,7 @@ def _deployments() -> str:
 
 
 def _template(name: str) -> str:
-    return (_TEMPLATES / name).read_text("utf-8")
+    return (TEMPLATES / name).read_text("utf-8")
 
 
 def _params(name: str, teacher: Clip, student: Clip, *, small: bool) -> Any:

@@ -348,12 +348,21 @@ def calibration_errors(pages: Sequence[DatasetPage]) -> dict[str, float]:
 
 
 def _classes(page: DatasetPage) -> str:
-    """Write each class's test images and accuracies, percent; empty without test images."""
+    """Write each class's test images, accuracies (recalls), precisions and F1, percent.
+
+    A metric is empty without test images, or, for precision, if the class is never predicted.
+    """
+    columns: dict[str, Sequence[float | None]] = {
+        model: page.people[model].classes for model in TRAINED
+    }
+    for metric in ("precision", "f1"):
+        for model in TRAINED:
+            columns[f"{model}_{metric}"] = getattr(page.people[model].metrics, metric)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["label", "class", "images", *TRAINED])
+    table.writerow(["label", "class", "images", *columns])
     for label, name in enumerate(page.classes):
-        accuracies = [page.people[model].classes[label] for model in TRAINED]
-        cells = ("" if accuracy is None else f"{accuracy:.2f}" for accuracy in accuracies)
+        values = [column[label] for column in columns.values()]
+        cells = ("" if value is None else f"{value:.2f}" for value in values)
         table.writerow([label, name, page.images[label], *cells])
     return text.getvalue()

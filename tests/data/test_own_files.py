@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from own_pictures import CONFIG
 from PIL import Image
@@ -54,7 +55,7 @@ def test_the_suffixes_are_those_of_the_decoded_formats() -> None:
 
 
 def test_the_suffixes_of_heic_are_those_of_its_library() -> None:
-    pytest.importorskip("pillow_heif").register_heif_opener()
+    pillow_heif.register_heif_opener()
 
     registered = Image.registered_extensions()
     assert {suffix for suffix, form in registered.items() if form == "HEIF"} == HEIC
@@ -63,8 +64,9 @@ def test_the_suffixes_of_heic_are_those_of_its_library() -> None:
 def test_a_photo_of_a_phone_is_decoded_where_its_library_is_installed(
     parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heif = pytest.importorskip("pillow_heif")
-    heif.from_pillow(Image.new("RGB", (16, 16), "red")).save(parts / "labelled/box/IMG_1.HEIC")
+    pillow_heif.from_pillow(Image.new("RGB", (16, 16), "red")).save(
+        parts / "labelled/box/IMG_1.HEIC"
+    )
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)  # another test may have registered it
     pictures._formats.cache_clear()
 

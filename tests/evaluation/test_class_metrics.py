@@ -40,10 +40,11 @@ def test_every_metric_is_that_of_scikit_learn(drawn: tuple[list[int], list[int]]
     values = {metric: interval.value / 100 for metric, interval in ours.metrics.items()}
     assert values == pytest.approx(expected, abs=1e-12)
     each = range(CLASSES)
-    precision, recall, _, images = reference.precision_recall_fscore_support(
+    precision, recall, f1, images = reference.precision_recall_fscore_support(
         labels, predicted, labels=each, average=None, zero_division=np.nan
     )
-    for found, wanted in ((ours.precision, precision), (ours.recall, recall)):
+    pairs = ((ours.precision, precision), (ours.recall, recall), (ours.f1, f1))
+    for found, wanted in pairs:
         assert [None if np.isnan(value) else pytest.approx(100 * value) for value in wanted] == [
             *found
         ]

@@ -258,7 +258,17 @@ def test_own_pictures_are_a_data_set_with_labels_of_all_classes(edited: Edited) 
         (r"seed: \d+", "seed: one", 'run.seed = "one": .*valid integer'),
         (r"shots: 16", "shots: 0", "prepare.shots = 0: .*greater than or equal to 1"),
         (r"shots: 16", "shotz: 16", "'prepare.shotz'; did you mean 'shots'"),
-        (r"^  shots: 16", "  #", "prepare.shots is missing"),
+        (
+            r"^  shots: 16",
+            "  #",
+            "missing; add `shots: 16` to the block `prepare`$",
+        ),
+        (
+            r"^  metric: \S+",
+            "  #",
+            "add `metric: accuracy` to the block `promotion`$",
+        ),
+        (r"^  lr: \S+", "  #", "teacher.lr is missing; add it$"),
         (r"epochs: \d+", "epochs: true", "teacher.epochs = true: .*valid integer"),
         (r"flip: false", "flip: 0", "teacher.flip = 0: .*boolean"),
         (r"kd_weight: \S+", "kd_weight: .nan", "student.kd_weight = NaN: .*finite"),

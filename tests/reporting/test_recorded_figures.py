@@ -19,7 +19,7 @@ import pytest
 import tracked
 import yaml
 from page_project import NAME, ROOT, copy, gathered, job, make
-from sklearn.metrics import recall_score
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.mlops import tracking
@@ -114,8 +114,14 @@ def test_figures_and_accuracies_by_class_are_files_of_the_run(
     assert [row["class"] for row in table] == list(classes)
     assert [int(row["images"]) for row in table] == np.bincount(labels).tolist()
     for who in ("teacher", "student"):
-        recall = recall_score(labels, [row[who][1] for row in predicted], average=None)
-        assert [float(row[who]) for row in table] == pytest.approx(100 * recall, abs=0.01)
+        guesses = [row[who][1] for row in predicted]
+        for column, score in (
+            (who, recall_score), (f"{who}_precision", precision_score), (f"{who}_f1", f1_score)
+        ):  # fmt: skip
+            values = score(labels, guesses, labels=range(len(classes)), average=None,
+                           zero_division=np.nan)  # fmt: skip
+            ours = [float(row[column] or "nan") for row in table]
+            assert ours == pytest.approx(100 * values, abs=0.01, nan_ok=True)
 
 
 def test_where_no_test_image_has_a_label_there_are_learning_curves_alone(project: Path) -> None:

@@ -32,6 +32,11 @@ PARAMS = Path("params.yaml")
 DATA = Path("data")
 """Directory of the stages' outputs, one folder per stage, relative to that folder."""
 
+_PACKAGE = Path(__file__).resolve().parents[2]
+_IN_WHEEL = _PACKAGE / "templates"
+TEMPLATES = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent
+"""Folder of the files that projects are made from, `params.yaml` among them."""
+
 _MOST_VALUES = 100_000  # hundreds of times as many as the shipped files have
 
 
@@ -323,13 +328,28 @@ def bad_params(
         case "extra_forbidden":
             return _unknown_key(path, key, _fields(model, loc[:-1]))
         case "missing":
-            return BadParams(f"{path}: {key} is missing; add it")
+            return BadParams(f"{path}: {key} is missing; add {_line_of(key)}")
         case "model_type" | "dict_type":
             return BadParams(f"{path}: {key} = {json.dumps(first['input'])}: give a block of keys")
         case _:
             message = first["msg"].removeprefix("Value error, ")
             lowered = message[0].lower() + message[1:]
             return BadParams(f"{path}: {key} = {json.dumps(first['input'])}: {lowered}")
+
+
+def _line_of(key: str) -> str:
+    """Return the line of a key as in the package's own files, if both have the same."""
+    values = []
+    for name in ("params.yaml", "paper/params.yaml"):
+        value: Any = read_mapping(TEMPLATES / name, Params)
+        for part in key.split("."):
+            value = value.get(part, {}) if isinstance(value, dict) else {}
+        values.append(value)
+    if isinstance(values[0], dict) or values[0] != values[1]:
+        return "it"
+    block, _, name = key.rpartition(".")
+    text = values[0] if isinstance(values[0], str) else json.dumps(values[0])
+    return f"`{name}: {text}` to the block `{block}`"
 
 
 def _fields(model: type[BaseModel], loc: list[str]) -> list[str]:
