@@ -28,7 +28,7 @@ from pd_core.mlops.bulk.inputs import ImageFiles
 from pd_core.mlops.bulk.outputs import Format, writer
 from pd_core.mlops.bulk.predict import classify
 from pd_core.mlops.bundle import write_student
-from pd_core.mlops.predictor import fold
+from pd_core.mlops.fold import fold
 from pd_core.models.class_vectors import Classifier, ClassVectors, distilled, logits_of
 from pd_core.models.clip import load_clip
 from pd_core.models.portable.student import PortableStudent

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from benchmarks import sizes
-from pd_core.mlops.predictor import fold
+from pd_core.mlops.fold import fold
 from pd_core.models.clip import load_clip
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -26,8 +27,8 @@ from pd_core.core.scores import LEGEND, is_worse, mark, sign
 from pd_core.evaluation.class_metrics import METRICS, ClassMetrics
 from pd_core.mlops.drift import Reference
 from pd_core.models import portable
-from pd_core.models.portable.network import Network
-from pd_core.models.portable.student import DESCRIPTION, WEIGHTS, PortableStudent
+from pd_core.models.portable.network import ExportedNetwork, StudentNetwork
+from pd_core.models.portable.student import DESCRIPTION, TOWER, WEIGHTS, PortableStudent
 from pd_core.pipeline import provenance
 
 CODE = "promptkd_student"
@@ -58,9 +59,14 @@ def write_student(folder: Path, student: PortableStudent, facts: Mapping[str, An
     """
     network = student.network
     write_weights(folder / WEIGHTS, network.state_dict())
+    tower = {}
+    if isinstance(network, ExportedNetwork):
+        write_text(folder / TOWER, json.dumps(network.tower.graph, allow_nan=False))
+        tower = {"tower": TOWER}
     description = {
         **student.info,
         **facts,
+        **tower,
         "format": FORMAT,
         "names": list(student.names),
         "network": asdict(network.sizes),
@@ -103,7 +109,7 @@ def reference_of(student: PortableStudent, images: Iterable[Image.Image]) -> Ref
     )
 
 
-def write_onnx(path: Path, network: Network) -> None:
+def write_onnx(path: Path, network: StudentNetwork) -> None:
     """Export a network (in evaluation mode, on the CPU) to ONNX, and compare it with torch.
 
     The input is `pixels`, (B, S, S, 3) of uint8 for any B; the outputs are `probabilities` (B, C)
@@ -133,7 +139,7 @@ def write_onnx(path: Path, network: Network) -> None:
     _check(path, network)
 
 
-def _check(path: Path, network: Network) -> None:
+def _check(path: Path, network: StudentNetwork) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -150,8 +156,8 @@ def _check(path: Path, network: Network) -> None:
             )
 
 
-def _noise(count: int, network: Network) -> NDArray[np.uint8]:
-    size = network.sizes.image_size
+def _noise(count: int, network: StudentNetwork) -> NDArray[np.uint8]:
+    size = network.preprocess.size
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 

@@ -1,131 +1,21 @@
-"""Classify images with a distilled student, folded with its class vectors into one network."""
+"""Classify images with a distilled student."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from pd_core.core.artifacts import read_tensors
 from pd_core.core.errors import BadArtifact, BadData, BadParams, missing
+from pd_core.mlops.fold import fold
 from pd_core.models.class_vectors import FILE as VECTORS_FILE
 from pd_core.models.class_vectors import ClassVectors, for_student
 from pd_core.models.clip import load_clip
-from pd_core.models.portable.network import ACTIVATIONS, Network, Sizes
 from pd_core.models.portable.pictures import BadPicture, Picture
 from pd_core.models.portable.student import DESCRIPTION, PortableStudent, Ranking
 from pd_core.models.student import Student
 
 STUDENT_FILE = "student.safetensors"
-
-_TOLERANCE = 1e-5  # between features of unit length, for rounding
-
-
-def fold(student: Student, vectors: Tensor) -> Network:
-    """Fold a student (in evaluation mode) and class vectors (C, D; unit length) into one network.
-
-    Returns:
-        The network, in fp32 on the CPU, with the student's output.
-
-    Raises:
-        BadArtifact: the tower has parts that the network lacks.
-    """
-    tower = student.towers.visual if student.tower is None else student.tower
-    network = Network(_sizes(student, tower, len(vectors)), student.towers.preprocess)
-    network.load_state_dict(_state(student, tower, vectors))
-    network.eval().requires_grad_(requires_grad=False)
-    _check(student, network)
-    return network
-
-
-def _sizes(student: Student, tower: Any, classes: int) -> Sizes:
-    linear = [part for part in student.projector if isinstance(part, nn.Linear)]
-    block = tower.transformer.resblocks[0]
-    prompts = student.image_prompts
-    return Sizes(
-        image_size=student.towers.image_size,
-        patch_size=int(tower.conv1.kernel_size[0]),
-        width=student.towers.image_width,
-        layers=student.towers.image_layers,
-        heads=int(block.attn.num_heads),
-        hidden=int(block.mlp.c_fc.out_features),
-        activation=_activation(block.mlp.gelu, student.towers.name),
-        prompt_depth=0 if prompts is None else prompts.depth,
-        prompt_length=0 if prompts is None else prompts.length,
-        joint_width=linear[0].in_features,
-        feature_width=linear[-1].out_features,
-        projector_layers=len(linear),
-        classes=classes,
-    )
-
-
-def _activation(layer: nn.Module, model: str) -> str:
-    for name, kind in ACTIVATIONS.items():
-        if type(layer).__name__ == kind.__name__:
-            return name
-    raise BadArtifact(
-        f"model '{model}' has the activation {type(layer).__name__}; a student that stands alone "
-        f"can have {', '.join(ACTIVATIONS)}"
-    )
-
-
-def _state(student: Student, tower: Any, vectors: Tensor) -> dict[str, Tensor]:
-    state = {
-        "patches.weight": tower.conv1.weight,
-        "class_token": tower.class_embedding,
-        "positions": tower.positional_embedding,
-        "projection": tower.proj,
-        "prompts": _prompts(student, tower),
-        "class_vectors": vectors,
-        "logit_scale": torch.tensor(student.logit_scale, dtype=torch.float64),
-        **_renamed(tower.ln_pre, "norm_before"),
-        **_renamed(tower.ln_post, "norm_after"),
-        **_renamed(student.projector, "projector"),
-    }
-    for layer, block in enumerate(tower.transformer.resblocks):
-        prefix = f"blocks.{layer}"
-        state |= {
-            f"{prefix}.qkv.weight": block.attn.in_proj_weight,
-            f"{prefix}.qkv.bias": block.attn.in_proj_bias,
-            **_renamed(block.attn.out_proj, f"{prefix}.out"),
-            **_renamed(block.ln_1, f"{prefix}.norm_1"),
-            **_renamed(block.ln_2, f"{prefix}.norm_2"),
-            **_renamed(block.mlp.c_fc, f"{prefix}.mlp.0"),
-            **_renamed(block.mlp.c_proj, f"{prefix}.mlp.2"),
-        }
-    return {key: value.detach().cpu() for key, value in state.items()}
-
-
-def _prompts(student: Student, tower: Any) -> Tensor:
-    """Return the prompts as the blocks receive them: (depth, n, W)."""
-    prompts = student.image_prompts
-    if prompts is None:
-        return torch.zeros(0, 0, student.towers.image_width)
-    with torch.no_grad():
-        first = tower.ln_pre(prompts.tokens[:1].to(tower.conv1.weight.dtype))
-        return torch.cat([first.float(), prompts.tokens[1:]])
-
-
-def _renamed(module: nn.Module, name: str) -> dict[str, Tensor]:
-    return {f"{name}.{key}": value for key, value in module.state_dict().items()}
-
-
-@torch.inference_mode()
-def _check(student: Student, network: Network) -> None:
-    """Refuse a tower with parts that the network lacks, such as layer scales."""
-    size = network.sizes.image_size
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected = student(images.to(student.towers.device)).cpu()
-    error = float((network.features(images) - expected).abs().max())
-    half = student.towers.visual.conv1.weight.dtype != torch.float32
-    if not error < (1e-2 if half else _TOLERANCE):
-        raise BadArtifact(
-            f"model '{student.towers.name}' cannot stand alone: its features differ by "
-            f"{error:.1e}; give a CLIP with a plain vision transformer"
-        )
 
 
 class Predictor:

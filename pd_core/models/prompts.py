@@ -123,7 +123,7 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
     Returns:
         Features (B, D), not normalised.
     """
-    if len(images) == 0:  # open_clip needs an image
+    if images.shape[0] == 0:  # open_clip needs an image
         return encode_image(tower, images.new_zeros(1, *images.shape[1:]), prompts)[:0]
     images = images.to(towers.dtype(tower))
     rows = None if prompts is None else prompts.tokens  # (depth, n, W)
@@ -140,7 +140,7 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
             if layer == 0:
                 # The published model inserts row 0 before ln_pre.
                 row = tower.ln_pre(row)
-            row = row.expand(len(x), -1, -1)
+            row = row.expand(x.shape[0], -1, -1)
             x = torch.cat([x[:, :kept], row], dim=1)  # (B, 1 + P + n, W)
         keys = queries = block.ln_1(x)
         if layer == len(blocks) - 1 and tower.pool_type == "tok":

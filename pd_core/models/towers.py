@@ -129,7 +129,7 @@ def with_image_prompts(tower: Any, images: Tensor, rows: Tensor) -> Tensor:
         if layer == 0:
             row = norm_before(tower)(row)  # as in plain towers
         kept = x.shape[1] - (count if layer else 0)
-        return torch.cat([x[:, :kept], row.expand(len(x), -1, -1)], dim=1)
+        return torch.cat([x[:, :kept], row.expand(x.shape[0], -1, -1)], dim=1)
 
     def remove(_block: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output[:, :-count]

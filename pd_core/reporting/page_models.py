@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from pd_core.core.artifacts import read_json, understood, write_json
 from pd_core.mlops.predictor import STUDENT_FILE
@@ -20,9 +22,10 @@ from pd_core.models.class_vectors import FILE as VECTORS_FILE
 from pd_core.models.class_vectors import Classifier, ClassVectors, distilled, taught
 from pd_core.models.clip import load_clip
 from pd_core.models.precision import autocast, set_threads
-from pd_core.models.prompts import ImagePrompts
+from pd_core.models.prompts import DeepPrompts, ImagePrompts, encode_image
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
+from pd_core.models.towers import is_plain_image
 from pd_core.pipeline.provenance import peak_memory
 from pd_core.pipeline.stages.jobs import Job
 
@@ -80,7 +83,7 @@ def cost_of(model: Teacher | Student, classes: int) -> Cost:
     if isinstance(model, Student) and model.tower is not None:
         tower = model.tower
         trained = sum(tensor.numel() for tensor in tower.parameters())
-    operations = image_operations(tower, model.image_prompts)
+    operations = image_operations(tower, model.image_prompts, model.towers.image_size)
     added, width = 0, model.towers.joint_width
     if model.image_prompts is not None:
         added += model.image_prompts.tokens.numel()
@@ -97,15 +100,35 @@ def cost_of(model: Teacher | Student, classes: int) -> Cost:
     )
 
 
-def image_operations(tower: Any, prompts: ImagePrompts | None) -> int:
+def image_operations(tower: Any, prompts: ImagePrompts | None, size: int) -> int:
     """Count the operations of an image tower on one image, as `prompts.encode_image` drives it.
 
     Counted are convolution, matrix products and attention, which are all but some thousandths.
 
     Args:
-        tower: open_clip's `VisionTransformer`.
+        tower: of an open_clip model.
         prompts: of the tower; their last row stays behind the deepest layer that has one.
+        size: of the image, H = W.
     """
+    return _plain(tower, prompts) if is_plain_image(tower) else _counted(tower, prompts, size)
+
+
+def _counted(tower: Any, prompts: ImagePrompts | None, size: int) -> int:
+    """Return torch's count, which knows attention only as matrix products."""
+    image = torch.zeros(1, 3, size, size, device=next(tower.parameters()).device)
+    math = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), math:
+        encode_image(tower, image, None if prompts is None else _constant(prompts))
+    return int(counter.get_total_flops())
+
+
+def _constant(prompts: ImagePrompts) -> DeepPrompts:
+    """Copy prompts without gradients, which torch's count cannot do with."""
+    return DeepPrompts.of(prompts.tokens.detach()).requires_grad_(requires_grad=False)
+
+
+def _plain(tower: Any, prompts: ImagePrompts | None) -> int:
+    """Count the operations of open_clip's `VisionTransformer`, without running it."""
     width, patches = int(tower.transformer.width), prod(tower.grid_size)
     tokens = 1 + patches + (prompts.length if prompts is not None and prompts.depth else 0)
     blocks = tower.transformer.resblocks

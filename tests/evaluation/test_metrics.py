@@ -105,7 +105,7 @@ def deep_prompts(tower: Any, depth: int) -> DeepPrompts | None:
 def test_operations_of_a_tiny_tower_are_those_that_torch_counts(depth: int) -> None:
     tower = tiny.towers().visual
     prompts = deep_prompts(tower, depth)
-    assert image_operations(tower, prompts) == counted(tower, prompts)
+    assert image_operations(tower, prompts, tower.image_size[0]) == counted(tower, prompts)
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_operations_of_the_papers_towers_are_those_that_torch_counts(name: str, 
     vision = open_clip.get_model_config(name)
     tower = open_clip.CustomTextCLIP(**vision).visual.eval().requires_grad_(requires_grad=False)
     prompts = deep_prompts(tower, depth)
-    operations = image_operations(tower, prompts)
+    operations = image_operations(tower, prompts, tower.image_size[0])
     assert operations == pytest.approx(counted(tower, prompts), rel=0.02)
     assert operations > {"ViT-B-16": 30e9, "ViT-L-14": 150e9}[name]
 
@@ -128,7 +128,7 @@ def test_a_student_is_counted_with_prompts_projector_and_class_vectors() -> None
     assert cost.trained == sum(value.numel() for value in student.parameters())
     assert cost.parameters == cost.trained + size_of(towers.visual)
     projector = 2 * (16 * 24 + 24 * 24)
-    tower = image_operations(towers.visual, student.image_prompts)
+    tower = image_operations(towers.visual, student.image_prompts, 16)
     assert cost.operations == tower + projector + 2 * 5 * 24
 
 
@@ -147,4 +147,4 @@ def test_a_teacher_is_counted_without_its_text_tower() -> None:
     cost = cost_of(Teacher(towers), classes=5)
     assert cost.parameters == size_of(towers.visual)
     assert cost.trained == 0
-    assert cost.operations == image_operations(towers.visual, None) + 2 * 5 * 16
+    assert cost.operations == image_operations(towers.visual, None, 16) + 2 * 5 * 16

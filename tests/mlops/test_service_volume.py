@@ -25,7 +25,7 @@ from benchmarks.load.measure import Target
 from benchmarks.load.students import EMBEDDED
 from pd_core.data.catalog import prepare
 from pd_core.data.loading.prepared import read_prepared
-from pd_core.mlops.predictor import fold
+from pd_core.mlops.fold import fold
 from pd_core.models.class_vectors import ClassVectors, distilled
 from pd_core.models.clip import load_clip
 from pd_core.models.portable.student import PortableStudent

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,21 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
+from tracked import store
 
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.core.options import Precision
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform
+from pd_core.data.loading.prepared import read_prepared
+from pd_core.mlops.bulk.predict import classify
 from pd_core.mlops.bundle import write_onnx, write_student
-from pd_core.mlops.predictor import fold, load_bundle
+from pd_core.mlops.fold import fold
+from pd_core.mlops.predictor import load_bundle
+from pd_core.mlops.registry import fetch, find, gate, load_model
+from pd_core.mlops.registry.register import Origin, register
 from pd_core.models.class_vectors import ClassVectors, distilled, logits_of
+from pd_core.models.class_vectors import build as vectors_of
 from pd_core.models.clip import ClipTowers, load_clip
 from pd_core.models.portable.pictures import read
 from pd_core.models.portable.preprocess import Preprocess
@@ -30,6 +38,8 @@ from pd_core.models.portable.student import PortableStudent
 from pd_core.models.preprocessing import config_of_file, preprocess_of_file, preprocess_of_tag
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
+
+__all__ = ["store"]  # a fixture
 
 SQUASH = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
 
@@ -156,18 +166,42 @@ def _folder(path: Path) -> Path:
     return path / "plain"
 
 
+SQUASHED = image_transform_v2(
+    PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(16), SQUASH)), is_train=False
+)
+"""open_clip's own transform."""
+
+
 def expected_features(student: Student, image: Image.Image) -> Tensor:
     """Preprocess an image as open_clip does, and encode it."""
-    config = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(16), SQUASH))
-    pixels = image_transform_v2(config, is_train=False)(image)
     with torch.no_grad():
-        features: Tensor = student(pixels[None])[0]
+        features: Tensor = student(SQUASHED(image)[None])[0]
     return features
 
 
-def test_evaluation_service_and_onnx_see_the_image_as_open_clip_does(
-    towers: ClipTowers, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Squashed:
+    """A student of squashed images, and what open_clip and it make of one image."""
+
+    student: Student
+    vectors: ClassVectors
+    image: Path
+    features: Tensor  # (D,)
+    scores: Tensor  # logits, (C,)
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        values = self.scores.softmax(0).tolist()
+        return dict(zip(tiny.NAMES, values, strict=True))
+
+    def folded(self) -> PortableStudent:
+        network = fold(self.student, self.vectors.vectors)
+        info = {"names": tiny.NAMES, "model": "tiny", "vectors": "test"}
+        return PortableStudent(network, info)
+
+
+@pytest.fixture
+def squashed(towers: ClipTowers, tmp_path: Path) -> Squashed:
     student = Student.untrained(towers, feature_width=8).eval()
     vectors = ClassVectors(
         tiny.NAMES, normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0))), 9.0,
@@ -177,27 +211,67 @@ def test_evaluation_service_and_onnx_see_the_image_as_open_clip_does(
     image.save(tmp_path / "image.png")
     features = expected_features(student, image)
     scores = student.logit_scale * features @ vectors.vectors.T
+    return Squashed(student, vectors, tmp_path / "image.png", features, scores)
 
+
+def test_evaluation_service_and_onnx_see_the_image_as_open_clip_does(
+    squashed: Squashed, tmp_path: Path
+) -> None:
+    preprocess = squashed.student.towers.preprocess
     batches = ImageBatches(
-        ImageStore(tmp_path), ["image.png"], eval_transform(towers.preprocess), batch_size=1
+        ImageStore(tmp_path), ["image.png"], eval_transform(preprocess), batch_size=1
     )
-    logits = logits_of(
-        {"student": distilled(student, vectors)}, batches, torch.device("cpu"), Precision.FP32
-    )
-    torch.testing.assert_close(torch.from_numpy(logits["student"][0]), scores)
+    classifiers = {"student": distilled(squashed.student, squashed.vectors)}
+    logits = logits_of(classifiers, batches, torch.device("cpu"), Precision.FP32)
+    torch.testing.assert_close(torch.from_numpy(logits["student"][0]), squashed.scores)
 
-    made = PortableStudent(fold(student, vectors.vectors), {"names": tiny.NAMES})
-    write_student(tmp_path / "bundle", made, {})
+    write_student(tmp_path / "bundle", squashed.folded(), {})
     served = load_bundle(tmp_path / "bundle")
-    assert served.preprocess == towers.preprocess
-    pixels = np.stack([served.crop(tmp_path / "image.png")])
-    torch.testing.assert_close(torch.from_numpy(served.answers(pixels).features[0]), features)
+    assert served.preprocess == preprocess
+    pixels = np.stack([served.crop(squashed.image)])
+    features = torch.from_numpy(served.answers(pixels).features[0])
+    torch.testing.assert_close(features, squashed.features)
 
     write_onnx(tmp_path / "student.onnx", served.network)
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
     probabilities, outputs = session.run(["probabilities", "features"], {"pixels": pixels})
-    torch.testing.assert_close(torch.from_numpy(outputs[0]), features, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.from_numpy(probabilities[0]), scores.softmax(0))
+    torch.testing.assert_close(torch.from_numpy(outputs[0]), squashed.features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(probabilities[0]), squashed.scores.softmax(0))
+
+
+@pytest.mark.usefixtures("no_onnx")
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+def test_mlflow_and_bulk_prediction_see_the_image_as_open_clip_does(
+    squashed: Squashed, store: str, tmp_path: Path
+) -> None:
+    import mlflow
+
+    image = squashed.image.read_bytes()
+    register(store, squashed.folded(), Origin("quickstart", "greek"), example=image)
+    model = fetch(store, find(store, "greek"), tmp_path / "fetched")
+
+    (row,) = mlflow.pyfunc.load_model(str(model)).predict([image]).itertuples()
+    (bulk,) = next(classify(load_model(model), [str(squashed.image)], top=5, workers=1))
+
+    expected = pytest.approx(squashed.probabilities, abs=1e-6)
+    assert dict(zip(row.names, row.probabilities, strict=True)) == expected
+    assert dict(bulk.ranking) == expected
+
+
+def test_the_gate_measures_the_zero_shot_student_on_images_as_open_clip_sees_them(
+    towers: ClipTowers, tmp_path: Path
+) -> None:
+    prepared = read_prepared(tiny.prepared(tmp_path / "prepared" / "tiny"))
+
+    scores = gate.zero_shot(prepared, "tiny", str(tmp_path / "tiny-0.safetensors")).scores
+
+    texts = vectors_of(Teacher(towers), prepared.classes).vectors
+    for (path, _), row in list(zip(prepared.test, scores, strict=True))[:4]:
+        with Image.open(prepared.images / path) as image, torch.no_grad():
+            pixels = SQUASHED(image.convert("RGB"))
+            features = normalize(tiny.model().encode_image(pixels[None]), dim=-1)[0]
+        expected = towers.logit_scale * features @ texts.T
+        torch.testing.assert_close(torch.from_numpy(row), expected, atol=1e-4, rtol=0)
 
 
 def test_models_of_other_sizes_see_the_same_crop_and_flip() -> None:

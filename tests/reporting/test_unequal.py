@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pd_core.core.artifacts import write_json
 from pd_core.evaluation.class_metrics import of_evaluation
 from pd_core.mlops import bundle
 from pd_core.mlops.registry.register import Origin
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.reporting import unequal
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +62,7 @@ def test_the_command_prints_them_below_the_report_and_as_json(
 def card(folder: Path) -> str:
     origin = Origin("quickstart", "photos", classes=of_evaluation(folder))
     info = {"names": ["oak", "elm|b"], "model": "tiny", "vectors": "tiny", "network": {
-        "prompt_depth": 1, "layers": 1, "image_size": 16}}  # fmt: skip
+        "prompt_depth": 1, "layers": 1}, "preprocess": asdict(Preprocess(16))}  # fmt: skip
     accuracy = {"student": {"all": 75.0}}
     tags = {"protocol": "all_classes", "seed": "1", "selection": "last"}
     return bundle.card("promptkd-photos", info, accuracy, {}, tags, origin.classes)

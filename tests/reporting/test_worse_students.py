@@ -1,5 +1,6 @@
 """A distilled student that is worse than the zero-shot one is marked wherever it is shown."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pd_core.evaluation.class_metrics import class_metrics
 from pd_core.mlops import bundle
 from pd_core.mlops.registry import Version
 from pd_core.mlops.registry.register import Origin
+from pd_core.models.portable.preprocess import Preprocess
 from pd_core.pipeline.ablations import AblationRow, AblationTable
 from pd_core.reporting import (
     ablation_report,
@@ -90,7 +92,7 @@ def test_an_estimate_without_test_labels_says_so_too() -> None:
 
 def test_card_and_version_mark_it() -> None:
     info = {"names": ["oak"], "model": "tiny", "vectors": "tiny", "network": {
-        "prompt_depth": 1, "layers": 1, "image_size": 16}}  # fmt: skip
+        "prompt_depth": 1, "layers": 1}, "preprocess": asdict(Preprocess(16))}  # fmt: skip
     tags = {"protocol": "all_classes", "seed": "1", "selection": "last"}
     for student, marked in ((49.0, True), (51.0, False)):
         metrics = {"zero_shot_student": {"all": 50.0}, "student": {"all": student}}
@@ -103,7 +105,7 @@ def test_card_and_version_mark_it() -> None:
 
 def test_the_card_of_an_estimate_marks_it_as_well() -> None:
     info = {"names": ["oak"], "model": "tiny", "vectors": "tiny", "network": {
-        "prompt_depth": 1, "layers": 1, "image_size": 16}}  # fmt: skip
+        "prompt_depth": 1, "layers": 1}, "preprocess": asdict(Preprocess(16))}  # fmt: skip
     for student, marked in ((40.0, True), (46.0, False)):
         estimate = {"cross_validated": {"student": student, "zero_shot_student": 45.0}}
         text = bundle.card("promptkd-photos", info, estimate, {}, {}, {})

@@ -1,7 +1,8 @@
-"""Network of the student: CLIP's vision transformer with prompts, projector and class vectors.
+"""Network of the student: image tower with prompts, projector and class vectors.
 
-The operations and their order are those of the trained student, so that the results are the same;
-prompts are constants, and the last block computes the class token only.
+`Network` has CLIP's vision transformer. The operations and their order are those of the trained
+student, so that the results are the same; prompts are constants, and the last block computes the
+class token only. `ExportedNetwork` has a tower of another architecture.
 
 Shapes: B images, S their side, P patches, W the tower's width, n prompts per layer, d the CLIP's
 joint width, D the teacher's, C classes.
@@ -16,11 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .preprocess import Preprocess
+from .tower import ExportedTower
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Sizes of the network."""
+class HeadSizes:
+    """Sizes behind the image tower."""
+
+    joint_width: int  # d
+    feature_width: int  # D
+    projector_layers: int  # 1 to 3
+    classes: int  # C
+
+
+@dataclass(frozen=True)
+class Sizes(HeadSizes):
+    """Sizes of a network with CLIP's vision transformer."""
 
     image_size: int  # S
     patch_size: int  # side of a patch, in pixels
@@ -31,10 +43,6 @@ class Sizes:
     activation: str  # `gelu` or `quick_gelu`
     prompt_depth: int  # blocks with prompts; 0 for none
     prompt_length: int  # n
-    joint_width: int  # d
-    feature_width: int  # D
-    projector_layers: int  # 1 to 3
-    classes: int  # C
 
 
 class QuickGELU(nn.Module):
@@ -91,29 +99,14 @@ class Block(nn.Module):
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-class Network(nn.Module):
-    """From pixels to probabilities."""
+class StudentNetwork(nn.Module):
+    """From pixels to probabilities, by the image tower of a subclass."""
 
-    def __init__(self, sizes: Sizes, preprocess: Preprocess | None = None) -> None:
-        """Create a network whose weights are still to be loaded; KeyError for its activation.
-
-        Args:
-            sizes: of the network.
-            preprocess: of its images; None for that of OpenAI's CLIPs.
-        """
+    def __init__(self, sizes: HeadSizes, preprocess: Preprocess) -> None:
+        """Create projector and class vectors whose weights are still to be loaded."""
         super().__init__()
-        width, side = sizes.width, sizes.image_size // sizes.patch_size
         self.sizes = sizes
-        self.preprocess = preprocess or Preprocess(sizes.image_size)
-        self.patches = nn.Conv2d(3, width, sizes.patch_size, sizes.patch_size, bias=False)
-        self.class_token = nn.Parameter(torch.zeros(width))
-        self.positions = nn.Parameter(torch.zeros(side * side + 1, width))
-        self.norm_before = nn.LayerNorm(width)
-        # `norm_before` is already applied to row 0.
-        self.prompts = nn.Parameter(torch.zeros(sizes.prompt_depth, sizes.prompt_length, width))
-        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
-        self.norm_after = nn.LayerNorm(width)
-        self.projection = nn.Parameter(torch.zeros(width, sizes.joint_width))
+        self.preprocess = preprocess
         self.projector = projector(sizes.joint_width, sizes.feature_width, sizes.projector_layers)
         self.class_vectors = nn.Parameter(torch.zeros(sizes.classes, sizes.feature_width))
         self.logit_scale = nn.Parameter(torch.zeros((), dtype=torch.float64))
@@ -130,6 +123,39 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Encode normalised images (B, 3, S, S) to unit features (B, D) in the teacher's space."""
+        return F.normalize(self.projector(self.encode(images)), dim=-1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode normalised images by the tower: (B, 3, S, S) -> (B, d)."""
+        raise NotImplementedError
+
+
+class Network(StudentNetwork):
+    """Network with CLIP's vision transformer."""
+
+    sizes: Sizes
+
+    def __init__(self, sizes: Sizes, preprocess: Preprocess | None = None) -> None:
+        """Create a network whose weights are still to be loaded; KeyError for its activation.
+
+        Args:
+            sizes: of the network.
+            preprocess: of its images; None for that of OpenAI's CLIPs.
+        """
+        super().__init__(sizes, preprocess or Preprocess(sizes.image_size))
+        width, side = sizes.width, sizes.image_size // sizes.patch_size
+        self.patches = nn.Conv2d(3, width, sizes.patch_size, sizes.patch_size, bias=False)
+        self.class_token = nn.Parameter(torch.zeros(width))
+        self.positions = nn.Parameter(torch.zeros(side * side + 1, width))
+        self.norm_before = nn.LayerNorm(width)
+        # `norm_before` is already applied to row 0.
+        self.prompts = nn.Parameter(torch.zeros(sizes.prompt_depth, sizes.prompt_length, width))
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.norm_after = nn.LayerNorm(width)
+        self.projection = nn.Parameter(torch.zeros(width, sizes.joint_width))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode normalised images by the tower: (B, 3, S, S) -> (B, d)."""
         patches = self.patches(images).flatten(2).transpose(1, 2)  # (B, P, W)
         first = self.class_token.expand(images.shape[0], 1, -1)
         x = self.norm_before(torch.cat([first, patches], dim=1) + self.positions)
@@ -139,9 +165,22 @@ class Network(nn.Module):
                 row = self.prompts[layer].expand(images.shape[0], -1, -1)
                 x = torch.cat([x[:, :kept], row], dim=1)  # (B, 1 + P + n, W)
             x = block(x, first_only=layer == last)
-        pooled = self.norm_after(x)[:, 0]  # (B, W)
-        projected = self.projector(pooled @ self.projection)  # (B, D)
-        return F.normalize(projected, dim=-1)
+        pooled: Tensor = self.norm_after(x)[:, 0]  # (B, W)
+        return pooled @ self.projection
+
+
+class ExportedNetwork(StudentNetwork):
+    """Network with an exported image tower."""
+
+    def __init__(self, sizes: HeadSizes, tower: ExportedTower, preprocess: Preprocess) -> None:
+        """Join a tower with a projector and class vectors whose weights are still to be loaded."""
+        super().__init__(sizes, preprocess)
+        self.tower = tower
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode normalised images by the tower: (B, 3, S, S) -> (B, d)."""
+        features: Tensor = self.tower(images)
+        return features
 
 
 def projector(width: int, feature_width: int, layers: int) -> nn.Sequential:

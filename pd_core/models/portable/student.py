@@ -1,13 +1,14 @@
 """Classifier of images, loaded from a folder with `student.safetensors` and `model.json`.
 
 The weights are those of the network with prompts, projector and class vectors; the description has
-sizes, class names, and the student's origin.
+sizes, class names, and the student's origin. `tower.json` has the graph of an image tower that is
+not CLIP's vision transformer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from .network import Network, Sizes
+from .network import ExportedNetwork, HeadSizes, Network, Sizes, StudentNetwork
 from .pictures import MOST_PIXELS, BadPicture, Picture, read
 from .preprocess import Preprocess
+from .tower import ExportedTower
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "model.json"
+TOWER = "tower.json"
 
 Ranking = list[tuple[str, float]]
 """Class names with probabilities, the most probable first."""
@@ -52,7 +55,7 @@ class PortableStudent:
         info: content of `model.json`.
     """
 
-    def __init__(self, network: Network, info: dict[str, Any]) -> None:
+    def __init__(self, network: StudentNetwork, info: dict[str, Any]) -> None:
         """Join a network, on its device, and its description with `names` of the classes."""
         self.network = network.eval().requires_grad_(requires_grad=False)
         self.info = info
@@ -65,9 +68,8 @@ class PortableStudent:
         """Load a student from its folder onto a device; raises if a file is missing or invalid."""
         folder = Path(folder)
         info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        preprocess = Preprocess.of(info["preprocess"]) if "preprocess" in info else None
         with torch.device("meta"):  # its weights are replaced
-            network = Network(Sizes(**info["network"]), preprocess)
+            network = _network(folder, info)
         # Copies, aligned by torch: other alignments can change the last bits.
         weights = {name: value.clone() for name, value in load_file(folder / WEIGHTS).items()}
         network.load_state_dict(weights, assign=True)
@@ -127,3 +129,16 @@ class PortableStudent:
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for row, labels in zip(probabilities, best, strict=True):
             yield [(self.names[label], float(row[label])) for label in labels]
+
+
+def _network(folder: Path, info: Mapping[str, Any]) -> StudentNetwork:
+    """Create the network that a description is of, on torch's default device."""
+    preprocess = Preprocess.of(info["preprocess"]) if "preprocess" in info else None
+    if "tower" not in info:
+        return Network(Sizes(**info["network"]), preprocess)
+    if preprocess is None:
+        raise ValueError(f"{DESCRIPTION} has no preprocess")
+    tower = ExportedTower(json.loads((folder / TOWER).read_text(encoding="utf-8")))
+    network = ExportedNetwork(HeadSizes(**info["network"]), tower, preprocess).eval()
+    network(torch.empty(1, preprocess.size, preprocess.size, 3, dtype=torch.uint8))  # checks it
+    return network
