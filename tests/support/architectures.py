@@ -1,13 +1,16 @@
 """open_clip's architectures by their own configurations, made small, with random weights."""
 
 import copy
+import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import register_model
 from timm.models.vitamin import VitCfg, VitConvCfg
 from torch import Tensor
@@ -85,6 +88,23 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
 @cache
 def model(name: str) -> Any:
     """Build the small model, as open_clip's `CustomTextCLIP`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return open_clip.CustomTextCLIP(**_config(name)).eval()
+
+
+def stored(name: str, folder: Path) -> tuple[str, Path]:
+    """Register the small model with open_clip, store its weights, and return its name and them."""
+    small = f"small-{name}"
+    config = folder / "configs" / f"{small}.json"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(json.dumps(_config(name)))
+    open_clip.add_model_config(config)
+    save_file(model(name).state_dict(), folder / f"{small}.safetensors")
+    return small, folder / f"{small}.safetensors"
+
+
+def _config(name: str) -> dict[str, Any]:
     config = copy.deepcopy(open_clip.get_model_config(name))
     config["vision_cfg"] |= VISION[name]
     config["text_cfg"] |= {"context_length": LENGTH, "width": 32, "heads": 2, "layers": 3}
@@ -93,10 +113,7 @@ def model(name: str) -> Any:
             config["vision_cfg"]["timm_model_name"]
         )
     config = {key: config[key] for key in config if key not in {"custom_text", "multimodal_cfg"}}
-    width = 48 if name == "PE-Core-B-16" else 32
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return open_clip.CustomTextCLIP(**{**config, "embed_dim": width}).eval()
+    return {**config, "embed_dim": 48 if name == "PE-Core-B-16" else 32}
 
 
 def tokenizer(name: str) -> Any:

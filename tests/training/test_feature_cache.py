@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import architectures
 import pytest
 import tiny
 import torch
@@ -161,6 +162,22 @@ def test_teachers_of_larger_and_otherwise_normalised_images_see_the_students_vie
 
         assert project.cached("first", **options) == online
         assert project.cached("again", **options) == online
+
+
+def test_a_tuned_and_a_zero_shot_teacher_of_another_kind_give_the_same_bytes_cached_and_online(
+    project: Project,
+) -> None:
+    model, weights = architectures.stored("EVA02-B-16", project.folder)
+    options: dict[str, Any] = {
+        "further_teachers": [{"model": model, "weights": str(weights)}],
+        "teacher_weighting": TeacherWeighting.CONFIDENCE, "epochs": 2,
+    }  # fmt: skip
+
+    online = project.student("online", **options)
+
+    assert project.cached("first", **options) == online
+    assert project.cached("again", **options) == online
+    assert project.student("alone", epochs=2) != online
 
 
 def test_once_recorded_the_teacher_is_not_even_loaded(project: Project) -> None:
