@@ -228,3 +228,18 @@ def test_a_tower_with_blocks_of_another_kind_takes_prompts(tower: str) -> None:
 
     gradients = torch.autograd.grad((image @ text.T).sum(), list(teacher.parameters()))
     assert [bool(gradient.abs().sum() > 0) for gradient in gradients] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "coca_ViT-B-32"])
+def test_texts_that_are_computed_again_for_their_gradients_give_the_same_ones(name: str) -> None:
+    teacher = Teacher.untrained(towers(name), text_depth=2, text_length=3, image_depth=2)
+    names = [f"class {number}" for number in range(40)]
+    gradients = []
+    for memory in (None, 0):
+        plan = teacher.text_plan(names, memory=memory)
+        assert plan.kept == (0 if memory == 0 else 1)
+        features = teacher.text_features(plan)
+        assert teacher.text_prompts is not None
+        gradients += torch.autograd.grad(features[:, 0].sum(), [teacher.text_prompts.tokens])
+
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)

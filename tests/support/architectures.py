@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import open_clip
 import timm
@@ -70,7 +71,7 @@ class Letters:
         for row, text in zip(rows, texts, strict=True):
             start = [] if self.start is None else [self.start]
             end = [] if self.end is None else [self.end]
-            words = [10 + sum(word.encode()) % 1000 for word in text.split()]
+            words = [10 + crc32(word.encode()) % 30000 for word in text.split()]
             tokens = (start + words)[: length - len(end)] + end
             row[: len(tokens)] = torch.tensor(tokens)
         return rows
