@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install repository quickstart ablations protocols test test-slow test-ci bench load faults mutation docs check format clean audit audit-tools licences sbom
+.PHONY: help install repository quickstart ablations protocols test test-slow test-ci test-transformers bench load faults mutation docs check format clean audit audit-tools licences sbom
 
 help: ## List the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ test: install ## Install, run the fast tests (no network, no GPU).
 
 test-slow: install ## Run the slow tests (more than an hour).
 	@python3 -m pytest -m slow
+
+test-transformers: install ## Install the extra transformers, which makes every start slower, and run its tests.
+	@python3 -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[transformers]'
+	@python3 -m pytest -q tests/models/test_multilingual.py
 
 test-ci: install ## Run the slow tests that CI runs.
 	@python3 -m pytest -m ci
