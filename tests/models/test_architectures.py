@@ -234,7 +234,7 @@ def test_a_tower_with_blocks_of_another_kind_takes_prompts(tower: str) -> None:
 def test_texts_that_are_computed_again_for_their_gradients_give_the_same_ones(name: str) -> None:
     teacher = Teacher.untrained(towers(name), text_depth=2, text_length=3, image_depth=2)
     names = [f"class {number}" for number in range(40)]
-    gradients = []
+    gradients: list[Tensor] = []
     for memory in (None, 0):
         plan = teacher.text_plan(names, memory=memory)
         assert plan.kept == (0 if memory == 0 else 1)
