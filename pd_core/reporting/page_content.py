@@ -309,8 +309,9 @@ def about_paper(page: Page) -> str:
         return "None of this profile's data sets is one of the paper's: nothing to compare."
     return (
         "The paper's numbers are the mean of three seeds, as published (CVPR 2024, arXiv "
-        f"2403.02781). From base to novel classes, ours are {_ours(page.beside_seeds)}. The "
-        f"paper's zero-shot student is CLIP.{_legend(page.beside)}"
+        "2403.02781), for a ViT-L/14 teacher and a ViT-B/16 student. From base to novel classes, "
+        f"ours are {_ours(page.beside_seeds)}. The paper's zero-shot student is CLIP."
+        f"{_legend(page.beside)}"
     )
 
 
