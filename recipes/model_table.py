@@ -17,8 +17,8 @@ from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
-from pd_core.models import towers
-from pd_core.reporting import model_table
+from pd_core.models import model_table, towers
+from pd_core.reporting.model_table import markdown
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 TABLE = "| model |"
@@ -75,7 +75,7 @@ def has_onnx(visual: nn.Module) -> bool:
 def page(text: str) -> str:
     """Return the text of the page with the present table."""
     rows = list(model_table.model_rows().values())
-    return text.partition(TABLE)[0] + model_table.markdown(rows) + "\n"
+    return text.partition(TABLE)[0] + markdown(rows) + "\n"
 
 
 def _images(visual: Any, count: int) -> torch.Tensor:

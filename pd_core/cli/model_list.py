@@ -18,8 +18,8 @@ from pd_core.data.acquire.sources import WEIGHTS, weights_of_tag
 from pd_core.pipeline.settings import load_settings
 
 if TYPE_CHECKING:
+    from pd_core.models.model_table import ModelRow
     from pd_core.models.portable.preprocess import Preprocess
-    from pd_core.reporting.model_table import ModelRow
 
 _NUMBERS = ("image", "text", "GFLOPs", "px")
 _HEADS = ("model, tags", *_NUMBERS, "teacher", "student", "ONNX")
@@ -41,7 +41,7 @@ def list_models(
     has prompts or not; without, it trains the projector, with or without the normalisations, or
     the complete tower.
     """
-    from pd_core.reporting.model_table import model_rows
+    from pd_core.models.model_table import model_rows
 
     rows = model_rows()
     chosen = [row for name, row in rows.items() if part.lower() in name.lower()]
@@ -73,8 +73,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a model's roles and preprocessing, and where the weights of a tag are looked for."""
+    from pd_core.models.model_table import model_rows
     from pd_core.models.preprocessing import preprocess_of_tag
-    from pd_core.reporting.model_table import model_rows
 
     name, _, tag = model.partition(":")
     rows = model_rows()

@@ -19,10 +19,12 @@ from ruamel.yaml.comments import CommentedMap
 
 from pd_core.core.atomic import write_bytes, write_folder
 from pd_core.core.errors import BadParams, PdError
+from pd_core.core.options import Trained
 from pd_core.data.acquire.sources import WEIGHTS
 from pd_core.data.catalog import fingerprint as prints
 from pd_core.data.catalog.catalogue import OwnImages, dataset_names, is_list
 from pd_core.data.catalog.own import own_sources
+from pd_core.models.model_table import model_rows
 from pd_core.pipeline.clips import Clip
 from pd_core.pipeline.processes import DVC
 from pd_core.pipeline.provenance import identity
@@ -244,9 +246,20 @@ def _params(name: str, teacher: Clip, student: Clip, *, small: bool) -> Any:
         name = "pd_core/models/clip.py" if clip.is_embedded else "name in open_clip"
         _set(params[stage], "model", clip.model, name)
         _set(params[stage], "weights", f"{RAW}/{WEIGHTS}/{clip.file}", clip.comment)
+    _set_roles(params, teacher.model, student.model)
     params["tuned_student"] = _flow({})
     params["datasets"] = CommentedMap()
     return params
+
+
+def _set_roles(params: Any, teacher: str, student: str) -> None:
+    """Set the teacher's method and the student's trained parts where prompts are not possible."""
+    rows, comment = model_rows(), "{} cannot have all prompts, see `promptkd models show`"
+    if teacher in rows and params["teacher"]["method"] not in rows[teacher].teacher:
+        _set(params["teacher"], "method", rows[teacher].teacher[0], comment.format(teacher))
+    if student in rows and params["student"]["trained"] not in rows[student].student:
+        part = str(Trained.NORM_AND_PROJECTOR)
+        _set(params["student"], "trained", part, comment.format(student))
 
 
 def _set(block: Any, key: str, value: object, comment: str) -> None:

@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from pd_core.data.acquire import sources
+from pd_core.pipeline import project as project_files
+from pd_core.pipeline.clips import Clip
 from pd_core.pipeline.stages.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -243,3 +245,17 @@ def test_deployments_of_a_project_are_those_of_its_own_folder(project: Path) -> 
     deployments = YAML(typ="safe").load(project / "prefect.yaml")["deployments"]
     assert [each["name"] for each in deployments] == ["gpu", "all", "gate", "nightly", "hourly"]
     assert {each["parameters"].get("profile_dir", ".") for each in deployments} == {"."}
+
+
+def test_a_model_that_cannot_have_all_prompts_gets_what_it_can(tmp_path: Path) -> None:
+    def stages(teacher: str, student: str) -> tuple[str, str]:
+        clips = (Clip(model, "weights.safetensors", "", print) for model in (teacher, student))
+        content = project_files._params("photos", *clips, small=False)
+        content["datasets"]["dtd"] = {}
+        (tmp_path / "params.yaml").write_text(project_files._text(content))
+        params = load_params(tmp_path / "params.yaml")
+        return params.teacher.method, params.student.trained
+
+    assert stages("EVA02-L-14", "ViT-B-32") == ("promptsrc", "prompts_and_projector")
+    assert stages("convnext_xxlarge", "MobileCLIP2-S2") == ("coop", "norm_and_projector")
+    assert stages("xlm-roberta-large-ViT-H-14", "RN50-quickgelu") == ("clip", "norm_and_projector")

@@ -21,8 +21,8 @@ from pd_core.data.catalog import embedded
 from pd_core.data.catalog.catalogue import dataset_names
 from pd_core.data.loading.splits import Protocol
 from pd_core.mlops.registry import gate
+from pd_core.models.model_table import model_rows
 from pd_core.pipeline.stages.params import Params, load_params
-from pd_core.reporting.model_table import model_rows
 
 PROJECT = Path(__file__).parents[2]
 QUICKSTART = PROJECT / "params.yaml"

@@ -64,6 +64,6 @@ def test_what_the_package_ships_is_named() -> None:
         if path.suffix in (".safetensors", ".gz", ".json") and path.name != "zero_shot.json"
     ]
 
-    assert len(data) == 5
+    assert len(data) == 6
     for name in data:
         assert re.sub("embedded-[a-z]+", "embedded-*", name) in text
