@@ -371,7 +371,7 @@ def table(summary: Summary, titles: Titles | None = None) -> Table:
             rows.append(Row((name, *cells), kind))
         notes += ["", f"{PROTOCOLS[protocol]},{_over(part)}:"]
         notes += _differences(protocol, part, digits=1)
-        notes += _outlier_lines(protocol, part, titles) + worse(part["datasets"], titles)
+        notes += _outlier_lines(protocol, part, titles) + worse(part, titles)
     columns = [Column(TITLES[m].replace(" ", "\n"), bold=m == "student") for m in MODELS]
     name = f"PromptKD, {summary['profile']} profile, {_seeds(summary)}"
     return Table(["data set", *columns], rows, title=name, notes=notes, name_width=36)
@@ -381,7 +381,7 @@ def findings(protocol: Protocol, part: Summary, titles: Titles | None = None) ->
     """Return a protocol's differences and outliers, one line each."""
     differences = _differences(protocol, part, digits=2, over=_over(part))
     return [
-        *differences, *_outlier_lines(protocol, part, titles), *worse(part["datasets"], titles),
+        *differences, *_outlier_lines(protocol, part, titles), *worse(part, titles),
     ]  # fmt: skip
 
 

@@ -173,7 +173,7 @@ def cautions(summary: Summary, titles: Titles | None) -> list[str]:
     """Name the students chosen on test images, and those that distillation made worse."""
     chosen = summary.get("chosen_on_test", [])
     names = ", ".join(title(name, titles) for name in chosen)
-    lines = [f"{line}." for line in worse(summary["datasets"], titles)]
+    lines = [f"{line}." for line in worse(summary, titles)]
     if chosen:
         lines.append(f"Student's epoch chosen on test images, as in the published code: {names}.")
     return lines

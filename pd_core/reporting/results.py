@@ -192,14 +192,15 @@ def p_value(p: float | None) -> str:
     return "too few for p" if p is None else f"p = {p:.2g}"
 
 
-def worse(datasets: Mapping[str, Evaluation], titles: Titles | None) -> list[str]:
-    """Name the data sets whose distilled student is worse than the zero-shot one, or return none.
+def worse(summary: Summary, titles: Titles | None) -> list[str]:
+    """Name the rows whose distilled student is worse than the zero-shot one, or return none.
 
     Args:
-        datasets: scores by data set.
+        summary: scores by data set in `datasets`, and their `average`.
         titles: readable names.
     """
-    names = ", ".join(title(name, titles) for name, row in datasets.items() if is_worse(row))
+    rows = {**summary["datasets"], "average": summary["average"]}
+    names = ", ".join(title(name, titles) for name, row in rows.items() if is_worse(row))
     return [f"{LEGEND}: {names}"] if names else []
 
 

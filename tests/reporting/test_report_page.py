@@ -19,6 +19,7 @@ from page_project import NAME, ROOT, copy, gathered, make
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from pd_core.core.artifacts import write_sums
+from pd_core.core.scores import LEGEND, sign
 from pd_core.mlops.predictor import STUDENT_FILE
 from pd_core.models import class_vectors
 from pd_core.models.clip import load_clip
@@ -161,6 +162,22 @@ def test_where_no_test_image_has_a_label_accuracy_is_unknown(project: Path, gath
     assert "accuracy unknown, no labelled test images; the student agrees with its teacher" in text
     assert page.pages[0].people == {}
     assert "accuracy unknown" in page_content.html(page)
+
+
+def test_the_section_of_a_student_worse_than_zero_shot_says_so(
+    project: Path, gather: Gather
+) -> None:
+    path = project / "data" / "evaluate" / NAME / "metrics.json"
+    metrics = json.loads(path.read_text())
+    for student, marked in ((1.0, True), (3.0, False)):
+        for model, value in (("zero_shot_student", 2.0), ("student", student)):
+            metrics[model] = dict.fromkeys(metrics[model], value)
+        path.write_text(json.dumps(metrics))
+        page = gather()
+        for text in (page_content.html(page), page_content.markdown(page)):
+            _, _, section = text.partition(page_content.about_dataset(page.pages[0]))
+            assert (f"{LEGEND}." in section) is marked
+            assert (f"student{sign(worse=True)}" in section) is marked
 
 
 def test_outputs_are_compared_with_what_dvc_recorded(gather: Gather) -> None:

@@ -70,6 +70,12 @@ def test_nothing_is_marked_where_no_student_is_worse() -> None:
     assert WORSE not in "".join(report.table(summary, TITLES).notes)
 
 
+def test_an_average_that_is_worse_is_named_as_well() -> None:
+    summary = report.summarise("quickstart", evaluations(50.0))
+    summary["average"]["student"]["hm"] = 49.0
+    assert f"{LEGEND}: average." in report.table(summary, TITLES).notes
+
+
 def test_several_seeds_mark_it_as_well() -> None:
     runs = {name: {"1": row} for name, row in evaluations(49.0).items()}
     summary = protocol_report.summarise("quickstart", {Protocol.BASE_TO_NOVEL: runs}, None)
