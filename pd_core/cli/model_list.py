@@ -99,7 +99,7 @@ def _wrong_tag(row: ModelRow, tag: str) -> PdError:
     if tag in tags_of(row.name):
         trained = published(row.name, tag).model
         return BadParams(f"tag '{tag}' was trained with another activation; give {trained}:{tag}")
-    return unknown(f"tag of '{row.name}'", tag, row.tags)
+    return unknown(f"tag of '{row.name}'", tag, row.tags or ["none"])
 
 
 def _facts(row: ModelRow) -> Iterator[tuple[str, str]]:

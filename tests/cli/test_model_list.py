@@ -117,6 +117,7 @@ def test_weights_are_looked_for_in_the_data_root_the_mirror_and_open_clips_cache
         (("list", "MobilCLIP-S2"), UnknownName, "'MobilCLIP-S2'; did you mean 'MobileCLIP-S2'"),
         (("show", "EVA2-L-14"), UnknownName, "'EVA2-L-14'; did you mean 'EVA02-L-14'"),
         (("show", "ViT-H-14-quickgelu:dfn5"), UnknownName, "did you mean 'dfn5b'"),
+        (("show", "ViT-H-16:dfn5b"), UnknownName, "tag of 'ViT-H-16' 'dfn5b'; known: none"),
         (("show", "ViT-H-14:dfn5b"), BadParams, "activation; give ViT-H-14-quickgelu:dfn5b"),
     ],
 )
