@@ -61,7 +61,11 @@ class _Encoder(nn.Module):
 
 def _in_fp32(student: Student, tower: Any) -> Student:
     """Return a copy of a student, but for its projector, with a tower."""
-    towers = replace(student.towers, visual=copy.deepcopy(tower).float().cpu())
+    visual = copy.deepcopy(tower).float().cpu()
+    for module in list(visual.modules()):
+        if hasattr(module, "reparameterize"):  # MobileCLIP's parallel branches become one
+            module.reparameterize()
+    towers = replace(student.towers, visual=visual)
     with torch.random.fork_rng(devices=[]):
         return Student(towers, copy.deepcopy(student.image_prompts), 1, layers=1)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,9 +33,9 @@ from pd_core.mlops.predictor import load_bundle
 from pd_core.mlops.registry import CHAMPION, classes, find, set_alias, trial
 from pd_core.mlops.registry.register import Origin, register
 from pd_core.mlops.registry.trial import Task
-from pd_core.models.portable.network import ExportedNetwork
+from pd_core.models.portable.network import ExportedNetwork, projector
 from pd_core.models.portable.student import PortableStudent
-from pd_core.models.portable.tower import operation
+from pd_core.models.portable.tower import ExportedTower, operation
 from pd_core.models.student import Student
 from pd_core.models.towers import trained_parts
 from pd_core.reporting.page_models import cost_of, image_operations
@@ -123,6 +124,18 @@ def test_the_same_student_makes_the_same_bytes(tmp_path: Path) -> None:
     assert bundle.write_student(tmp_path / "second", again, {}) == first
 
 
+def test_parallel_branches_of_a_mobileclip_become_one_convolution() -> None:
+    visual = trained("MobileCLIP-S1").towers.visual
+    network = folded("MobileCLIP-S1").network
+    assert isinstance(network, ExportedNetwork)
+
+    operations = [name for name, *_ in network.tower.graph["steps"]]
+
+    layers = sum(isinstance(module, nn.Conv2d) for module in visual.modules())
+    assert operations.count("aten.conv2d.default") < 0.8 * layers
+    assert not any("reparam" in name for name, _ in visual.named_modules())  # its own stays
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("RN50", marks=pytest.mark.ci), *QUICK[1:]])
 def test_onnx_gives_the_students_probabilities(name: str, tmp_path: Path) -> None:
@@ -162,6 +175,21 @@ def test_it_is_loaded_without_open_clip_and_timm(tmp_path: Path) -> None:
     assert np.abs(features - expected("EVA02-B-16", images)[1].numpy()).max() < 1e-5
 
 
+def test_a_graph_has_no_constants_of_torch_but_types_and_layouts() -> None:
+    steps = [["aten.relu.default", [{"torch": "load"}], {}]]
+    with pytest.raises(ValueError, match="argument {'torch': 'load'} is not supported"):
+        ExportedTower({"weights": {}, "steps": steps, "features": 0})
+
+
+def test_the_features_are_kept_though_a_later_step_uses_them() -> None:
+    steps = [
+        ["aten.relu.default", [{"input": "images"}], {}],
+        ["aten.neg.default", [{"input": 0}], {}],
+    ]
+    tower = ExportedTower({"weights": {}, "steps": steps, "features": 0})
+    assert tower(torch.tensor([-1.0, 2.0])).tolist() == [0, 2]
+
+
 def step(number: int, *changed: Any) -> Callable[[dict[str, Any]], object]:
     """Change the first values of a step: operation, arguments, options."""
 
@@ -176,7 +204,6 @@ CORRUPT: dict[str, Callable[[dict[str, Any]], object]] = {
     "an unknown operation": step(2, "aten.transmogrify.default"),
     "a later result": step(2, "aten.relu.default", [{"input": 9}]),
     "an unknown weight": step(2, "aten.relu.default", [{"input": "nowhere"}]),
-    "a constant of torch that is none": step(2, "aten.to.dtype", [{"input": 0}, {"torch": "load"}]),
     "another argument": step(2, "aten.relu.default", [{"input": {}}]),
     "fewer features": lambda graph: graph.update(features=3),
     "another shape": lambda graph: graph["weights"].update(dict.fromkeys(graph["weights"], [3])),
@@ -219,6 +246,39 @@ def test_a_graph_that_is_cut_short_or_missing_is_refused_in_one_line(tmp_path: P
     file.unlink()
     with pytest.raises(BadArtifact, match=r"holds no student \(.*tower\.json"):
         load_bundle(tmp_path)
+
+
+class Odd(nn.Module):
+    """A tower with constants on a device, an infinity, and features that are changed in place."""
+
+    output_dim = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        means = images.mean(dim=(2, 3))  # (B, 3)
+        order = torch.arange(3, dtype=torch.float64, device=images.device)
+        scores = order.where(order < 2, -math.inf)
+        features: Tensor = self.layer(means * scores.softmax(0).float())
+        features[:, 0].add_(1)
+        return features
+
+
+def test_constants_and_changes_in_place_are_exported(tmp_path: Path) -> None:
+    student = copy.copy(trained("RN50"))
+    student.towers = replace(student.towers, visual=Odd().requires_grad_(requires_grad=False))
+    student.projector = projector(32, 24, 2).eval()
+    made = PortableStudent(fold(student, vectors()), {"names": tiny.NAMES})
+    bundle.write_student(tmp_path, made, {})
+    images = pixels("RN50", 3)
+
+    features = load_bundle(tmp_path).answers(images).features
+
+    with torch.no_grad():
+        wanted = student(student.towers.preprocess.normalise(torch.from_numpy(images)))
+    assert np.abs(features - wanted.numpy()).max() < 1e-5
 
 
 class Conditional(nn.Module):

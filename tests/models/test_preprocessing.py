@@ -214,6 +214,18 @@ def squashed(towers: ClipTowers, tmp_path: Path) -> Squashed:
     return Squashed(student, vectors, tmp_path / "image.png", features, scores)
 
 
+def test_a_training_view_of_the_whole_image_is_the_image_as_open_clip_sees_it(
+    towers: ClipTowers, tmp_path: Path
+) -> None:
+    image = Image.fromarray(noise(36, 40, 3))
+    image.save(tmp_path / "image.png")
+    whole = train_transform(towers.preprocess, scale=(1, 1), flip=False)
+
+    (batch,) = ImageBatches(ImageStore(tmp_path), ["image.png"], whole, batch_size=1).epoch(0)
+
+    assert torch.equal(batch.images, SQUASHED(image)[None])
+
+
 def test_evaluation_service_and_onnx_see_the_image_as_open_clip_does(
     squashed: Squashed, tmp_path: Path
 ) -> None:
