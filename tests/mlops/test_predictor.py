@@ -18,7 +18,7 @@ from pd_core.core.errors import BadArtifact, BadData, BadParams, MissingFile
 from pd_core.data.loading.images import eval_transform
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.mlops import bundle, predictor
-from pd_core.mlops.registry import register as samples
+from pd_core.mlops.registry import images as samples
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.models.clip import load_clip
 from pd_core.models.portable import pictures

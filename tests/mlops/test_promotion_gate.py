@@ -27,6 +27,7 @@ from registered import (
     tried_once,
     worse,
 )
+from tracked import load_model
 from waiting import wait_until
 
 from pd_core.core.errors import MissingFile, PdError
@@ -109,6 +110,18 @@ def test_a_first_champion_has_to_be_better_than_the_zero_shot_student(
         "intact", "size", "lineage", "loads", "answers", "latency", "accuracy",
     ]  # fmt: skip
     assert last(store).aliases == ("champion",)  # and challenger no longer
+
+
+def test_a_version_that_mlflow_has_loaded_is_promoted_and_restored_all_the_same(
+    store: str, exam: Exam, project: Path, good: Path
+) -> None:
+    for _ in range(2):
+        version = publish(store, good, registered.lineage(project))
+        load_model(store, version.uri)
+        assert (stored(store, version) / "registered_model_meta").is_file()
+        assert failed(promote(store, exam, version)) == {}
+    promotion.rollback(store, NAME, user="tester@here")
+    assert champion(store) == 1
 
 
 def test_a_first_champion_that_is_no_better_is_refused_with_its_reasons(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import TinyStudent
 from PIL import Image
-from tracked import stage, store
+from tracked import load_model, stage, store
 
 from pd_core.core.errors import PdError, UnknownName
 from pd_core.mlops import predictor, registry, tracking
@@ -46,14 +47,7 @@ def _register(store: str, tiny: TinyStudent, picture: bytes, **changes: Any) -> 
 
 
 def _load(store: str, registered: Registered) -> Any:
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store)
-    try:
-        return mlflow.pyfunc.load_model(f"models:/{registered.name}/{registered.version}")
-    finally:
-        mlflow.set_tracking_uri(before)
+    return load_model(store, f"models:/{registered.name}/{registered.version}")
 
 
 def test_a_model_without_versions_is_refused(store: str) -> None:
@@ -75,9 +69,10 @@ def test_a_registered_student_predicts_as_the_stages_student_does_from_any_kind_
     student = predictor.load_student(tiny_student.folder, weights=tiny_student.weights)
     expected = student.classify(picture)
     for images in (
-        pd.DataFrame({"image": [text, str(path)]}),
-        pd.Series([text, str(path)]),
-        [text, picture],
+        pd.DataFrame({"image": [text, path]}),
+        pd.Series([text, path], name="image"),
+        {"image": [text, picture]},
+        {"image": [text, f"data:image/png;base64,{text}"]},
         pd.DataFrame({"image": pd.Series([array, array.tolist()], dtype=object)}),
     ):
         frame = model.predict(images)
@@ -85,12 +80,12 @@ def test_a_registered_student_predicts_as_the_stages_student_does_from_any_kind_
             ranking = list(zip(frame["names"][row], frame["probabilities"][row], strict=True))
             assert [name for name, _ in ranking] == [name for name, _ in expected]
             assert dict(ranking) == pytest.approx(dict(expected), abs=1e-6)
-    assert len(model.predict([text], params={"top": 1})["names"][0]) == 1
+    assert len(model.predict({"image": [text]}, params={"top": 1})["names"][0]) == 1
 
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match="cannot be read") as caught:
-        model.predict(["no picture"])
+        model.predict({"image": [b"no picture"]})
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"  # MLflow's server answers 400
 
 
@@ -123,7 +118,9 @@ def test_the_model_describes_itself_and_holds_no_pickle_and_no_local_path(
 
     described = Model.load(str(folder))
     assert described.signature.params.to_dict()[0]["name"] == "top"
-    assert described.signature.inputs is not None
+    assert described.signature.inputs.to_dict() == [
+        {"type": "string", "name": "image", "required": True}
+    ]
     assert described.signature.outputs.input_names() == ["names", "probabilities"]
 
 
@@ -191,6 +188,23 @@ def test_the_same_weights_are_registered_once_other_weights_anew(
 
 
 @pytest.mark.usefixtures("no_onnx")
+def test_a_version_whose_files_are_damaged_or_gone_is_registered_anew(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    client = tracking.client(store)
+
+    def folder(version: int) -> Path:
+        return Path(client.get_model_version_download_uri("promptkd-greek", str(version)))
+
+    _register(store, tiny_student, picture)
+    (folder(1) / "requirements.txt").write_text("")
+    assert _register(store, tiny_student, picture).version == 2
+    assert _register(store, tiny_student, picture).version == 2
+    shutil.rmtree(folder(2))
+    assert _register(store, tiny_student, picture).version == 3
+
+
+@pytest.mark.usefixtures("no_onnx")
 def test_a_server_that_refuses_is_one_line(
     tiny_student: TinyStudent, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,11 +226,12 @@ def test_the_model_runs_where_there_is_nothing_but_its_requirements(
     )
     (tmp_path / "picture.png").write_bytes(picture)
     code = (
-        "import importlib.util, sys, mlflow\n"
+        "import importlib.util, pathlib, sys, mlflow\n"
         "assert not [name for name in ('pd_core', 'open_clip', 'torchvision')\n"
         "            if importlib.util.find_spec(name)]\n"
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
-        "answer = model.predict([sys.argv[2]], params={'top': 1})\n"
+        "image = pathlib.Path(sys.argv[2])\n"
+        "answer = model.predict({'image': [image]}, params={'top': 1})\n"
         "print(answer['names'][0][0], answer['probabilities'][0][0])"
     )
     done = subprocess.run(

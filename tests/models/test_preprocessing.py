@@ -262,7 +262,7 @@ def test_mlflow_and_bulk_prediction_see_the_image_as_open_clip_does(
     register(store, squashed.folded(), Origin("quickstart", "greek"), example=image)
     model = fetch(store, find(store, "greek"), tmp_path / "fetched")
 
-    (row,) = mlflow.pyfunc.load_model(str(model)).predict([image]).itertuples()
+    (row,) = mlflow.pyfunc.load_model(str(model)).predict({"image": [image]}).itertuples()
     (bulk,) = next(classify(load_model(model), [str(squashed.image)], top=5, workers=1))
 
     expected = pytest.approx(squashed.probabilities, abs=1e-6)

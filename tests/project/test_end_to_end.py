@@ -200,7 +200,7 @@ def test_mlflow_serves_the_same_model_as_it_is(project: Path, promoted: str) -> 
         start_new_session=True,
     )
     try:
-        body = {"inputs": [base64.b64encode(file).decode() for file in files[:20]]}
+        body = {"inputs": {"image": [base64.b64encode(file).decode() for file in files[:20]]}}
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{url}/ping"), "the model server is up", process, seconds=90)
         answer = requests.post(f"{url}/invocations", json=body, timeout=60)

@@ -32,6 +32,18 @@ def stage(store: str | None, name: str = "teacher", dataset: str = "greek", **ch
     return recorder.stage_run(store, info)
 
 
+def load_model(store: str, uri: str) -> Any:
+    """Load a model as a user of MLflow does."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store)
+    try:
+        return mlflow.pyfunc.load_model(uri)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
 def runs(store: str, experiment: str = EXPERIMENT, **tags: str) -> list[Any]:
     """Return the runs with the given tags (by default those of stages), the earliest first."""
     client = tracking.client(store)

@@ -35,6 +35,12 @@ KIND, DISTILLED = "kind", "distilled"
 BUNDLE = "artifacts/student"
 """Folder of the student in a version's, see `pd_core.mlops.bundle`."""
 
+INPUT = "image"
+"""Column of images in a version's input."""
+
+_ADDED = "registered_model_meta"
+"""File that MLflow writes into a version's folder when it loads the version."""
+
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))?")
 
 
@@ -135,6 +141,8 @@ def find(store: str, reference: str, *, default: str | None = None) -> Version:
 def fetch(store: str, version: Version, folder: Path) -> Path:
     """Copy a version's model into a folder; return the model's folder, which holds `MLmodel`.
 
+    The file that MLflow adds when it loads a version is no part of the model, and is left out.
+
     Raises:
         PdError: its files are not there.
     """
@@ -144,9 +152,11 @@ def fetch(store: str, version: Version, folder: Path) -> Path:
         from mlflow.artifacts import download_artifacts
 
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(
+        model = Path(
             download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=store)
         )
+        (model / _ADDED).unlink(missing_ok=True)
+        return model
 
 
 def set_tags(store: str, version: Version, tags: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ from pd_core.data.catalog.class_names import normalized, words
 from pd_core.mlops import bundle
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.predictor import load_bundle
-from pd_core.mlops.registry import BUNDLE, KIND, Version, fetch, lineage
+from pd_core.mlops.registry import BUNDLE, INPUT, KIND, Version, fetch, lineage
 from pd_core.mlops.registry.register import Origin, Registered, register
 from pd_core.models.portable.student import PortableStudent
 
@@ -32,7 +32,8 @@ PARENT, CHANGE = "parent", "change"
 
 FEWEST = 2  # classes
 
-EXAMPLE = "input_example.json"  # as MLflow calls it: a list of one image, in base64
+EXAMPLE = "input_example.json"
+"""MLflow's name of the input example: `{"image": [base64 text]}`, a list in earlier releases."""
 
 _INHERITED = ("seed", "protocol", "selection", "accuracy")  # tags
 
@@ -150,7 +151,8 @@ def register_change(
             experiment=experiment,
             card=bundle.with_change(before, line, change.names),
         )
-        images: list[str] = read_json(model / EXAMPLE, remedy="register the parent again")
+        content = read_json(model / EXAMPLE, remedy="register the parent again")
+        images = content[INPUT] if isinstance(content, dict) else content
         example = base64.b64decode(images[0])
         return change, register(
             store, changed, origin, example=example, reference=_reference(folder, changed)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,16 +16,26 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pd_core.core.artifacts import read_json
-from pd_core.core.errors import BadData, MissingFile
+from pd_core.core.errors import MissingFile, PdError
 from pd_core.core.scores import is_worse
-from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
+from pd_core.data.loading.prepared import read_prepared, read_unlabelled
 from pd_core.evaluation import evaluate
 from pd_core.evaluation.class_metrics import ClassMetrics, of_evaluation
-from pd_core.mlops import bundle, predictor, tracking
+from pd_core.mlops import bundle, predictor, registry, tracking
 from pd_core.mlops.bundle import Metrics
 from pd_core.mlops.drift import Reference
-from pd_core.mlops.registry import DISTILLED, FILES, KIND, ignoring, model_name, refusals
+from pd_core.mlops.registry import (
+    DISTILLED,
+    FILES,
+    INPUT,
+    KIND,
+    Version,
+    ignoring,
+    model_name,
+    refusals,
+)
+from pd_core.mlops.registry.gate import check_files
+from pd_core.mlops.registry.images import example_image, grey_image, training_images
 from pd_core.mlops.tracking import COMMIT, LINEAGE, milliseconds, write_lineage
 from pd_core.mlops.tracking.nesting import source_tags
 from pd_core.models.portable.student import DESCRIPTION, PortableStudent
@@ -38,9 +47,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
     from mlflow.models import ModelSignature
-
-MOST_TRAINING_IMAGES = 1000
-"""Images whose predictions a version holds as its reference for drift."""
 
 _SCRIPT = Path(__file__).with_name("student_model.py")
 _ARTIFACT = "student"  # what the script calls it
@@ -128,19 +134,19 @@ def register(
         reference: images that it was trained on, or its predictions for them, for monitoring.
 
     Returns:
-        The version: a new one, or the one that is this student already, whose lineage is brought
-        up to date.
+        The version: a new one, or the one that is this student already, with the files that were
+        registered, whose lineage is brought up to date.
     """
     name = model_name(origin.dataset)
     with TemporaryDirectory() as temporary, refusals(f"register '{name}'", store):
         folder = Path(temporary) / _ARTIFACT
         digest = bundle.write_student(folder, student, {"dataset": origin.dataset})
         mlflow = tracking.client(store)
-        matches = mlflow.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
-        if match := min(matches, key=lambda entry: int(entry.version), default=None):
+        entries = mlflow.search_model_versions(f"name = '{name}' and tags.weights = '{digest}'")
+        if match := _intact(store, name, sorted(int(entry.version) for entry in entries)):
             write_lineage(mlflow, str(match.run_id), origin.lineage, name)
-            mlflow.set_model_version_tag(name, match.version, LINEAGE, origin.lineage.digest())
-            return Registered(name, int(match.version), created=False, weights=digest)
+            registry.set_tags(store, match, {LINEAGE: origin.lineage.digest()})
+            return Registered(name, match.number, created=False, weights=digest)
         if not isinstance(reference, Reference | None):
             reference = bundle.reference_of(student, reference)
         info = read_json(folder / DESCRIPTION)
@@ -160,6 +166,16 @@ def register(
         }
         number = _new_version(mlflow, name, logged, tags, text)
     return Registered(name, number, created=True, weights=digest)
+
+
+def _intact(store: str, name: str, numbers: Sequence[int]) -> Version | None:
+    """Return the first of some versions that has the files that were registered."""
+    for number in numbers:
+        version = registry.find(store, f"{name}/{number}")
+        with suppress(PdError):  # its files are not there
+            if check_files(store, version).passed:
+                return version
+    return None
 
 
 def _new_version(
@@ -215,7 +231,7 @@ def _log_model(
             python_model=str(_SCRIPT),
             artifacts={_ARTIFACT: str(student)},
             signature=signature(),
-            input_example=[base64.b64encode(example).decode()],
+            input_example={INPUT: [base64.b64encode(example).decode()]},
             # Pinned without the build that a wheel's version may name.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _NEEDED],
         )
@@ -257,15 +273,14 @@ def _log_metrics(mlflow: MlflowClient, run: Run, model_id: str, metrics: Metrics
 
 
 def signature() -> ModelSignature:
-    """Describe input, output and parameters; the input may be text or bytes, so of any type."""
+    """Describe input, output and parameters; local code may give more types than base64 text."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array
+    from mlflow.types.schema import Array
 
-    anything: Any = AnyType
     outputs = {"names": Array(DataType.string), "probabilities": Array(DataType.double)}
     return ModelSignature(
-        inputs=Schema([ColSpec(anything())]),
+        inputs=Schema([ColSpec(DataType.string, INPUT)]),
         outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
         params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
     )
@@ -320,7 +335,7 @@ def register_student(
         reference = training_images(job.prepared, data_root=job.data_root)
     except MissingFile as error:  # as on a machine that only pulled results
         on_note(f"'{job.student.name}' is registered without a reference for drift: {error}")
-        example = _png(Image.new("RGB", (student.image_size, student.image_size), "grey"))
+        example = grey_image(student.image_size)
     return register(store, student, origin, example=example, reference=reference)
 
 
@@ -349,46 +364,3 @@ def _counts(prepared: Path) -> dict[str, int]:
         "novel": len(split.test) - base,
         "all": len(split.test),
     }
-
-
-def example_image(prepared: Path, *, data_root: Path = Path(), size: int = 336) -> bytes:
-    """Return the first intact test image (unlabelled one, without test images) as a PNG file.
-
-    Images with a longest side of more than `size` pixels are made smaller.
-
-    Raises:
-        MissingFile: the data set is not prepared, or its image is not there.
-        BadData: all of them are corrupt.
-    """
-    split = read_prepared(prepared, data_root=data_root)
-    paths = [path for path, _ in split.test] or read_unlabelled(prepared)
-    image = next(_intact(ImageStore(split.images), paths), None)
-    if image is None:
-        raise BadData(f"all images of '{prepared}' are corrupt, as {paths[0]}; replace them")
-    image = image.copy()
-    image.thumbnail((size, size))
-    return _png(image)
-
-
-def training_images(prepared: Path, *, data_root: Path = Path()) -> Iterator[Image.Image]:
-    """Open images that the student was distilled on, evenly from the list; not corrupt ones.
-
-    Raises:
-        MissingFile: the data set is not prepared, or an image is not there.
-    """
-    paths = read_unlabelled(prepared)
-    step = max(1, -(-len(paths) // MOST_TRAINING_IMAGES))
-    store = ImageStore(image_root(prepared, data_root=data_root), keep_bytes=0)
-    return _intact(store, paths[::step])
-
-
-def _intact(store: ImageStore, paths: Sequence[str]) -> Iterator[Image.Image]:
-    for path in paths:
-        with suppress(BadData):
-            yield store.open(path)
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()

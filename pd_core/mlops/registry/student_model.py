@@ -1,13 +1,16 @@
 """The student as an MLflow model: MLflow copies this file and runs it to load the model.
 
-It needs nothing of the project: the student's code lies with its weights. Input: a DataFrame,
-Series or list with one image per row, each base64 text, encoded bytes, a path or an array
-(H, W, 3). Output: a DataFrame with the lists `names` and `probabilities` per row, the likeliest
-first. Parameter: `top`, the number of names at most.
+It needs nothing of the project: the student's code lies with its weights. Input: the column `image`
+of a DataFrame or dictionary, each image base64 text, encoded bytes, a `pathlib.Path` or an array
+(H, W, 3). Text is never a path: requests to a server contain text, and must not read its files.
+Output: a DataFrame with the lists `names` and `probabilities` per row, the likeliest first.
+Parameter: `top`, the number of names at most.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import importlib
 import sys
@@ -50,7 +53,7 @@ class StudentModel(PythonModel):
             MlflowException: an image cannot be read; MLflow's server returns 400.
         """
         top = (params or {}).get("top", DEFAULT_TOP)
-        images = [_image(value) for value in model_input.iloc[:, 0]]
+        images = [_image(value) for value in _column(model_input)]
         try:
             rankings = self.student.classify_many(images, top=top)
         except ValueError as error:
@@ -63,8 +66,19 @@ class StudentModel(PythonModel):
         )
 
 
+def _column(model_input: pd.DataFrame) -> list[Any]:
+    """Return the images; MLflow puts a dictionary's list of texts into a single cell."""
+    values = list(model_input.iloc[:, 0])
+    if len(values) == 1 and isinstance(values[0], list):
+        texts = [item for item in values[0] if isinstance(item, str)]
+        return texts or values
+    return values
+
+
 def _image(value: Any) -> Any:
-    """Return an image as given, nested lists (as JSON has them) as an array."""
+    """Return an image as given; base64 text as bytes, nested lists as an array."""
+    if isinstance(value, str):
+        return _decoded(value)
     if not isinstance(value, list):
         return value
     try:
@@ -73,6 +87,19 @@ def _image(value: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise MlflowException(
             f"a list that is no array of (H, W, 3) from 0 to 255 ({error})", INVALID_PARAMETER_VALUE
+        ) from None
+
+
+def _decoded(text: str) -> bytes:
+    """Decode base64 text or a data URL."""
+    try:
+        encoded = text.partition(",")[2] if text.startswith("data:") else text
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise MlflowException(
+            "a text that is not base64; give an image file's bytes in base64, or in Python "
+            "pathlib.Path for a file",
+            INVALID_PARAMETER_VALUE,
         ) from None
 
 

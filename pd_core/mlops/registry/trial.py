@@ -24,6 +24,7 @@ from pd_core.data.loading.decode import ImageStore
 from pd_core.evaluation.metrics import Labels
 from pd_core.evaluation.paired_metrics import PairedMetric, compare_by
 from pd_core.evaluation.significance import Paired, paired
+from pd_core.mlops.registry import INPUT
 from pd_core.pipeline.redaction import masked
 
 _ALL = 1_000_000
@@ -197,7 +198,7 @@ def _predict(model: Any, task: Task, out: Path, trial: Trial) -> Trial:
         raise ValueError("there is no intact image to predict")
     times = [_milliseconds(model, first) for _ in range(task.warm_ups + task.timed)]
     median, p95 = np.percentile(times[task.warm_ups :], [50, 95])
-    names = tuple(sorted(model.predict([first], params={"top": _ALL})["names"][0]))
+    names = tuple(sorted(_output(model, [first], _ALL)["names"][0]))
     scores = np.full((len(task.paths), len(names)), np.nan, np.float32)
     predicted: list[int] = []
     for batch in _batches(task):
@@ -235,13 +236,18 @@ def _batches(task: Task) -> Iterator[dict[int, bytes]]:
 def _milliseconds(model: Any, image: bytes) -> float:
     """Return the latency for one image."""
     start = time.perf_counter()
-    model.predict([image], params={"top": 5})
+    _output(model, [image], 5)
     return 1000 * (time.perf_counter() - start)
+
+
+def _output(model: Any, images: list[bytes], top: int) -> Any:
+    """Classify images; earlier releases' versions name no column, and accept any name."""
+    return model.predict({INPUT: images}, params={"top": top})
 
 
 def _probabilities(model: Any, images: list[bytes], names: tuple[str, ...]) -> NDArray[np.float32]:
     """Classify images: (B, C), in the order of the names."""
-    frame = model.predict(images, params={"top": _ALL})
+    frame = _output(model, images, _ALL)
     rows = np.empty((len(images), len(names)), np.float32)
     for row, labels, values in zip(rows, frame["names"], frame["probabilities"], strict=True):
         if sorted(labels) != list(names):
