@@ -162,6 +162,28 @@ def test_prompts_act_and_leave_nothing_behind(name: str) -> None:
     torch.testing.assert_close(swapped, prompted, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["EVA02-B-16", "PE-Core-B-16"])
+@torch.no_grad()
+def test_prompts_are_rotated_no_more_than_the_class_token(name: str) -> None:
+    tower, made = tiny.biased(towers(name).visual), prompts(48)
+    images, trunk = pictures(name).double(), tower.trunk
+
+    features = encode_image(tower, images, made)
+
+    x, rope = trunk._pos_embed(trunk.patch_embed(images))
+    x = trunk.norm_pre(x)
+    first, patches = x[:, :1], x[:, 1:]
+    row = trunk.norm_pre(made.tokens[0]).expand(len(x), -1, -1)
+    for layer, block in enumerate(trunk.blocks):
+        if layer == 1:
+            row = made.tokens[1].expand(len(x), -1, -1)
+        block.attn.num_prefix_tokens += made.length  # with the class token, in front
+        x = block(torch.cat([first, row, patches], dim=1), rope=rope)
+        first, row, patches = x.tensor_split([1, 1 + made.length], dim=1)
+    expected = tower.head(trunk.forward_head(trunk.norm(torch.cat([first, patches], dim=1))))
+    torch.testing.assert_close(features, expected, atol=1e-12, rtol=0)
+
+
 @torch.no_grad()
 def test_prompts_through_the_models_own_forward_pass_give_the_features_of_the_plain_road() -> None:
     visual, text = (tiny.biased(tower) for tower in (tiny.towers().visual, tiny.towers().text))
