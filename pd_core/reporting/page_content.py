@@ -311,8 +311,14 @@ def about_paper(page: Page) -> str:
         "The paper's numbers are the mean of three seeds, as published (CVPR 2024, arXiv "
         "2403.02781), for a ViT-L/14 teacher and a ViT-B/16 student. From base to novel classes, "
         f"ours are {_ours(page.beside_seeds)}. The paper's zero-shot student is CLIP."
-        f"{_legend(page.beside)}"
+        f"{_follow_up(page.profile)}{_legend(page.beside)}"
     )
+
+
+def _follow_up(profile: str) -> str:
+    """Return the published numbers of a follow-up whose setting a profile has."""
+    sentence = paper()["follow_ups"].get(profile)
+    return f" {sentence}." if sentence else ""
 
 
 def about_across(page: Page, protocol: Protocol) -> str:

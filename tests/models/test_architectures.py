@@ -13,6 +13,7 @@ import trainings
 from architectures import Letters, model, towers
 from torch import Tensor
 
+from pd_core.core.artifacts import read_tensors
 from pd_core.core.errors import BadParams
 from pd_core.core.options import TeacherMethod, Trained
 from pd_core.models import class_vectors, clip
@@ -121,7 +122,7 @@ def test_a_student_of_every_model_learns_and_is_stored(
 
 @pytest.mark.parametrize("name", ["RN50", "MobileCLIP-S1", "ViT-B-16", "convnext_base"])
 def test_the_normalisations_alone_are_trained_and_batch_norms_keep_their_statistics(
-    name: str,
+    name: str, tmp_path: Path
 ) -> None:
     student = Student.untrained(
         towers(name), feature_width=8, trained=Trained.NORM_AND_PROJECTOR
@@ -142,6 +143,11 @@ def test_the_normalisations_alone_are_trained_and_batch_norms_keep_their_statist
     }
     assert changed
     assert changed <= norms
+    student.save(tmp_path / "student.safetensors")
+    stored, _ = read_tensors(tmp_path / "student.safetensors", what="student", remedy="")
+    start = "backbone.visual."
+    kept = {key.removeprefix(start) for key in stored if key.startswith(start)}
+    assert changed <= kept <= norms
 
 
 @pytest.mark.parametrize("name", WITH_IMAGE_PROMPTS)
@@ -195,6 +201,16 @@ def test_prompts_through_the_models_own_forward_pass_give_the_features_of_the_pl
 
     torch.testing.assert_close(image, encode_image(visual, images, made), atol=1e-12, rtol=0)
     torch.testing.assert_close(of_text, encode_text(text, tokens, made), atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+def test_an_average_over_patches_leaves_prompts_out() -> None:
+    tower, made = tiny.biased(towers("ViT-L-14-CLIPA").visual), prompts(32)
+    images = pictures("ViT-L-14-CLIPA").double()
+
+    expected = with_image_prompts(tower, images, made.tokens)
+
+    torch.testing.assert_close(encode_image(tower, images, made), expected, atol=1e-12, rtol=0)
 
 
 @torch.no_grad()

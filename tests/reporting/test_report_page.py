@@ -287,6 +287,16 @@ def test_before_anything_is_run_the_papers_numbers_are_the_papers_alone(tmp_path
             assert whose in ("paper", "not run"), (name, whose)
 
 
+def test_the_profile_of_a_follow_up_has_its_published_numbers(tmp_path: Path) -> None:
+    for name in ("the_professor", "vit_h_to_vit_b_32"):
+        (tmp_path / "paper" / name).mkdir(parents=True)
+        shutil.copy(ROOT / "paper" / name / "params.yaml", tmp_path / "paper" / name)
+        done = promptkd(tmp_path / "paper" / name, "page")
+        assert done.returncode == 0, done.stderr
+        page = tmp_path / "paper" / name / "build" / "report" / name / "report.html"
+        assert ("89.28 on these four data sets" in page.read_text()) is (name == "the_professor")
+
+
 def numbers_of(content: Any) -> set[str]:
     """Return all accuracies somewhere in the paper's tables, as the page writes them."""
     if isinstance(content, dict):

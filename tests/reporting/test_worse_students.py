@@ -175,7 +175,8 @@ def test_the_tables_beside_the_paper_mark_it(student: float, marked: bool) -> No
     measured = {protocol: {"datasets": {"dtd": accuracies}, "average": accuracies}}
     page = Page.__new__(Page)
     content = {
-        "titles": {}, "seeds": Seeds(), "beside_seeds": (1,), "beside": beside(halves, ["dtd"]),
+        "profile": "paper", "titles": {}, "seeds": Seeds(), "beside_seeds": (1,),
+        "beside": beside(halves, ["dtd"]),
         "across": across(measured, "imagenet", ["imagenet"]),
     }  # fmt: skip
     for key, value in content.items():
