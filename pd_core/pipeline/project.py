@@ -9,12 +9,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from pd_core.core.atomic import write_bytes, write_folder
@@ -59,7 +57,8 @@ _HEADER = """\
 #
 # "paper" is PromptKD (CVPR 2024, arXiv 2403.02781), "PromptSRC" the teacher's method (ICCV 2023),
 # "code" what the published code of PromptKD does; "tuned" means tuned on validation images of the
-# embedded benchmark. A key may be overridden for one data set: datasets.<name>.<stage>.<key>.
+# embedded benchmark. A key may be overridden for one data set: datasets.<name>.<stage>.<key>; with
+# DVC, `dvc exp run -S ++datasets.<name>.<stage>.<key>=<value>`. A key without a value is null.
 
 """
 
@@ -133,7 +132,7 @@ def add_dataset(file: Path, data_root: Path, name: str, images: OwnImages, large
     params = load_params(file)
     if name in params.datasets:
         raise BadParams(f"{file} has a data set '{name}' already; give another name")
-    content = _yaml().load(file.read_text("utf-8"))
+    content = _content(file.read_text("utf-8"))
     own = add_images(file.parent / params.profile.root, data_root, name, images)
     _set_row(content, name, own, largest)
     write_bytes(file, _text(content).encode())
@@ -231,7 +230,7 @@ def _template(name: str) -> str:
 def _params(name: str, teacher: Clip, student: Clip, *, small: bool) -> Any:
     """Return the parameters of a project without data sets, from those of this repository."""
     file = "params.yaml" if teacher.is_embedded else "paper/params.yaml"
-    params = _yaml().load(_template(file))
+    params = _content(_template(file))
     params.ca.comment = None  # describes this repository
     _set(params["profile"], "name", name, f"reports go to reports/{name}")
     _set(params["profile"], "root", ".", "the project's root, seen from this file")
@@ -247,7 +246,7 @@ def _params(name: str, teacher: Clip, student: Clip, *, small: bool) -> Any:
         _set(params[stage], "model", clip.model, name)
         _set(params[stage], "weights", f"{RAW}/{WEIGHTS}/{clip.file}", clip.comment)
     _set_roles(params, teacher.model, student.model)
-    params["tuned_student"] = _flow({})
+    params["tuned_student"] = {}
     params["datasets"] = CommentedMap()
     return params
 
@@ -274,35 +273,25 @@ def _set(block: Any, key: str, value: object, comment: str) -> None:
 
 def _set_row(params: Any, name: str, own: OwnImages, largest: int) -> None:
     """Add a data set's row to the parameters."""
-    prepare = CommentedMap(own=_flow(own.model_dump(exclude_none=True)))
+    prepare = CommentedMap(own=CommentedMap(own.model_dump(exclude_none=True)))
     for key in ("shots", "val_shots"):
         if params["prepare"][key] > largest:
             _set(prepare, key, largest, "labelled images of the largest class")
-    params["datasets"][name] = CommentedMap(prepare=prepare, teacher=_flow({}), student=_flow({}))
+    params["datasets"][name] = CommentedMap(prepare=prepare, teacher={}, student={})
 
 
-def _flow(content: Mapping[str, object]) -> CommentedMap:
-    """Return a block that is written in one line."""
-    block = CommentedMap(content)
-    block.fa.set_flow_style()
-    return block
+def _content(text: str) -> Any:
+    """Return the content of a YAML file with its comments."""
+    from dvc.utils.serialize import parse_yaml_for_update
 
-
-def _yaml() -> YAML:
-    """Return a YAML reader and writer that keeps comments and layout."""
-    yaml = YAML()
-    yaml.width = 2**12
-    yaml.preserve_quotes = True
-    yaml.representer.add_representer(
-        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    return yaml
+    return parse_yaml_for_update(text, PARAMS)
 
 
 def _text(content: Any) -> str:
-    stream = StringIO()
-    _yaml().dump(content, stream)
-    return stream.getvalue()
+    """Return YAML in DVC's layout, so that `dvc exp run -S` changes no other lines."""
+    from dvc.utils.serialize import dumps_yaml
+
+    return str(dumps_yaml(content))
 
 
 def _commit(new: Path) -> None:

@@ -16,6 +16,7 @@ from documents import ROOT, block, commands
 
 # Typed with `--help` behind it.
 HELP = (
+    "dvc exp run -S ++datasets.embedded_greek.student.lr=0.001",
     "dvc exp run -S student.lr=0.001",
     "dvc pull teacher@...",
     "mlflow models serve",
