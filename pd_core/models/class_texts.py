@@ -45,9 +45,10 @@ class Frame:
         return cls(start, empty[start], empty[-1])
 
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Count the tokens (C, L) of each text that are no padding: (C,)."""
+        """Count the tokens (C, L) of each text, start and end included: (C,)."""
         marks = (tokens != self.padding).int()
-        return marks.flip(-1).cummax(dim=-1).values.sum(dim=-1)
+        count = marks.flip(-1).cummax(dim=-1).values.sum(dim=-1)
+        return count + int(self.end == self.padding)
 
     def words(self, tokens: Tensor) -> Tensor:
         """Select the tokens of the words of a text: (L,) -> (w,)."""

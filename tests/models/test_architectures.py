@@ -242,6 +242,14 @@ def test_a_text_that_is_cut_is_named_for_every_kind_of_tokenizer(name: str) -> N
         check_classes([f"{long} one", f"{long} two"], name, tokenize)
 
 
+def test_a_text_is_cut_by_its_end_token_where_that_is_the_padding_too() -> None:
+    tokenize = architectures.tokenizer("ViT-B-16-SigLIP")
+    words = [f"w{number}" for number in range(12)]  # behind the four of the template
+
+    assert check_classes([" ".join(words[:11])], "SigLIP", tokenize) == []
+    assert "reads 16 of the 17 tokens" in check_classes([" ".join(words)], "SigLIP", tokenize)[0]
+
+
 def test_words_before_the_name_are_found_by_every_kind_of_tokenizer() -> None:
     for tokenize in (
         Letters(start=None, end=1, fill=1),
