@@ -121,7 +121,21 @@ def evaluate(
         run.log_file(job.evaluation / "predictions.json")
         run.log_texts(lambda: _figures(job))
     if protocol is None:
-        register(setting, run.run_id)
+        _register(setting, run.run_id)
+
+
+def _register(setting: Setting, run_id: str | None) -> None:
+    """Register a student; a store that refuses it is a warning, and costs no result."""
+    from pd_core.mlops.tracking import StoreRefuses
+
+    try:
+        register(setting, run_id)
+    except StoreRefuses as error:
+        name = setting.job.student.name
+        note(
+            f"warning: the student is not registered, {error}; then `promptkd registry register "
+            f"{name}` registers it"
+        )
 
 
 @app.command("cross-validate")

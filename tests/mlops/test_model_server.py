@@ -21,6 +21,7 @@ from pd_core.mlops.registry.gate import check_files
 __all__ = ["store"]  # a fixture
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.usefixtures("no_onnx"),
 ]

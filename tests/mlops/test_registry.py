@@ -20,7 +20,7 @@ from pd_core.core.errors import PdError, UnknownName
 from pd_core.mlops import predictor, registry, tracking
 from pd_core.mlops.registry import fetch, find
 from pd_core.mlops.registry.register import Origin, Registered, register
-from pd_core.mlops.tracking import recorder
+from pd_core.mlops.tracking import StoreRefuses, recorder
 from pd_core.models.class_vectors import ClassVectors
 from pd_core.pipeline.provenance import Lineage
 
@@ -202,6 +202,25 @@ def test_a_version_whose_files_are_damaged_or_gone_is_registered_anew(
     assert _register(store, tiny_student, picture).version == 2
     shutil.rmtree(folder(2))
     assert _register(store, tiny_student, picture).version == 3
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_what_was_deleted_in_the_ui_is_registered_anew_once_its_experiment_is_restored(
+    store: str, tiny_student: TinyStudent, picture: bytes
+) -> None:
+    client = tracking.client(store)
+    _register(store, tiny_student, picture)
+    client.delete_registered_model("promptkd-greek")
+    assert _register(store, tiny_student, picture).version == 1
+    run = client.get_run(str(find(store, "greek").run_id)).info
+    client.delete_run(run.run_id)
+    assert not _register(store, tiny_student, picture).created
+    client.delete_model_version("promptkd-greek", "1")
+    client.delete_experiment(run.experiment_id)
+    with pytest.raises(StoreRefuses, match="mlflow experiments restore --experiment-id"):
+        _register(store, tiny_student, picture)
+    client.restore_experiment(run.experiment_id)
+    assert _register(store, tiny_student, picture).created
 
 
 @pytest.mark.usefixtures("no_onnx")

@@ -13,7 +13,7 @@ import git_repository
 import pytest
 import yaml
 from command import dvc
-from tracked import COMMIT, runs, stage, store
+from tracked import COMMIT, ran, runs, stage, store
 
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.mlops import tracking
@@ -50,6 +50,21 @@ def test_what_a_killed_process_left_of_a_database_does_no_harm(empty_database: P
     # conftest.py creates it beside half a database
     assert runs(tracking.open_store(empty_database.parent)) == []
     assert not empty_database.with_name("mlflow.db.new").exists()
+
+
+def test_an_experiment_that_was_deleted_in_the_ui_is_a_warning_with_mlflows_remedy(
+    store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = ran(store)
+    client = tracking.client(store)
+    experiment = client.get_run(run).info.experiment_id
+    client.delete_experiment(experiment)
+    with stage(store) as failed:
+        pass
+    assert failed.run_id is None
+    assert f"mlflow experiments restore --experiment-id {experiment}" in caplog.text
+    client.restore_experiment(experiment)
+    assert ran(store) != run
 
 
 def test_a_stage_is_one_run_with_parameters_epochs_files_and_lineage(

@@ -176,10 +176,7 @@ def test_verbs_record_the_curves_that_the_stages_wrote_and_the_page(
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     verbs = ("prepare", "teacher", "class-vectors", "student", "evaluate")
     for arguments in (*([verb, NAME] for verb in verbs), ["page", "--record"]):
-        subprocess.run(
-            [sys.executable, "-m", "pd_core", *arguments],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
-        )  # fmt: skip
+        assert promptkd(folder, *arguments).returncode == 0
 
     store = tracking.open_store(folder)
     client = tracking.client(store)
@@ -204,3 +201,21 @@ def test_verbs_record_the_curves_that_the_stages_wrote_and_the_page(
     for who in ("teacher", "student"):
         error = runs["page"].data.metrics[f"{NAME}/{who}/calibration_error"]
         assert error == people[who]["calibration"]["error"]
+
+    client.delete_experiment(experiment)
+    client.delete_registered_model(f"promptkd-{NAME}")
+    evaluated = promptkd(folder, "evaluate", NAME)
+    assert evaluated.returncode == 0
+    assert "warning: the student is not registered, the experiment" in evaluated.stderr
+    remedy = evaluated.stderr.partition("restore it: ")[2].partition("\n")[0].partition(";")[0]
+    subprocess.run(remedy, shell=True, check=True)  # noqa: S602 as a user types it
+    registered = promptkd(folder, "registry", "register", NAME)
+    assert f"promptkd-{NAME}  version 1, new" in registered.stdout
+
+
+def promptkd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pd_core", *arguments],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip

@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pd_core.core.errors import BadArtifact, BadParams, PdError, UnknownName, unknown
+from pd_core.core.errors import BadArtifact, BadParams, UnknownName, unknown
 from pd_core.mlops import tracking
-from pd_core.mlops.tracking import LINEAGE, LINEAGE_FILE, every, one_line, read_lineage
+from pd_core.mlops.tracking import (
+    LINEAGE,
+    LINEAGE_FILE,
+    StoreRefuses,
+    every,
+    one_line,
+    read_lineage,
+)
 from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.redaction import masked
 
@@ -207,13 +214,13 @@ def lineage(store: str, version: Version) -> Lineage:
 
 @contextmanager
 def refusals(what: str, store: str) -> Iterator[None]:
-    """Turn MLflow's errors into a PdError of one line: "cannot <what> in ..."."""
+    """Turn MLflow's errors into a StoreRefuses of one line: "cannot <what> in ..."."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise PdError(
+        raise StoreRefuses(
             f"cannot {what} in '{masked(store)}': {one_line(error)}; see that the tracking server "
             f"is up and has a registry"
         ) from None

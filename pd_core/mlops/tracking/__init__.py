@@ -57,6 +57,10 @@ _ATTEMPTS = "4"  # half a minute for a server to come back; MLflow's own 7 are m
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for model training
 
 
+class StoreRefuses(PdError):
+    """MLflow refuses a request, or does not answer; a stage's result is kept all the same."""
+
+
 def milliseconds() -> int:
     """Return the time now as MLflow counts it."""
     return round(time.time() * 1000)
@@ -113,7 +117,11 @@ def experiment_id(mlflow: MlflowClient, store: str, name: str) -> str:
 
     With a local database its files go to `mlruns/<name>` beside the database; a server decides
     for itself.
+
+    Raises:
+        StoreRefuses: the experiment was deleted, and not for good.
     """
+    from mlflow.entities import LifecycleStage
     from mlflow.exceptions import MlflowException
 
     location = None
@@ -127,6 +135,12 @@ def experiment_id(mlflow: MlflowClient, store: str, name: str) -> str:
             experiment = mlflow.get_experiment_by_name(name)
             if experiment is None:
                 raise
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
+        raise StoreRefuses(
+            f"the experiment '{name}' was deleted in MLflow; restore it: "
+            f"MLFLOW_TRACKING_URI={masked(store)} mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}"
+        )
     return str(experiment.experiment_id)
 
 
