@@ -14,11 +14,13 @@ from typing import Any
 import architectures
 import numpy as np
 import onnxruntime
+import open_clip
 import pytest
 import tiny
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from serving import new_project, serving
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -29,10 +31,12 @@ from pd_core.core.options import Trained
 from pd_core.mlops import bundle, registry
 from pd_core.mlops.bulk.predict import classify
 from pd_core.mlops.fold import fold
-from pd_core.mlops.predictor import load_bundle
+from pd_core.mlops.predictor import load_bundle, load_student
 from pd_core.mlops.registry import CHAMPION, classes, find, set_alias, trial
 from pd_core.mlops.registry.register import Origin, register
 from pd_core.mlops.registry.trial import Task
+from pd_core.models.class_vectors import ClassVectors
+from pd_core.models.clip import load_clip
 from pd_core.models.portable.network import ExportedNetwork, projector
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.portable.tower import ExportedTower, operation
@@ -246,6 +250,43 @@ def test_a_graph_that_is_cut_short_or_missing_is_refused_in_one_line(tmp_path: P
     file.unlink()
     with pytest.raises(BadArtifact, match=r"holds no student \(.*tower\.json"):
         load_bundle(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Make an open_clip model with a small ResNet; return its name and the file of its weights."""
+    folder = tmp_path_factory.mktemp("resnet")
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}
+    config = {**tiny.CONFIG, "vision_cfg": vision}
+    (folder / "tiny-resnet.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "tiny-resnet.json")
+    save_file(open_clip.CustomTextCLIP(**config).state_dict(), folder / "weights.safetensors")
+    return "tiny-resnet", folder / "weights.safetensors"
+
+
+@pytest.mark.parametrize("part", [part for part in Trained if "prompts" not in part])
+def test_the_stages_outputs_are_classified_with_by_what_was_trained(
+    part: Trained, resnet: tuple[str, Path], picture: bytes, tmp_path: Path
+) -> None:
+    name, weights = resnet
+    student = Student.untrained(load_clip(name, weights), feature_width=24, trained=part)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    student.eval().save(tmp_path / "student.safetensors")
+    classes = ClassVectors(tiny.NAMES, vectors(), 9.0, "random")
+    classes.save(tmp_path / "class_vectors.safetensors")
+
+    predictor = load_student(tmp_path, weights=weights)
+
+    assert isinstance(predictor.student.network, ExportedNetwork)
+    image = torch.from_numpy(np.stack([predictor.student.crop(picture)]))
+    with torch.no_grad():
+        features = student(student.towers.preprocess.normalise(image))
+    wanted = (student.logit_scale * features @ vectors().T).softmax(-1)[0].tolist()
+    made = dict(predictor.classify(picture))
+    assert [made[label] for label in tiny.NAMES] == pytest.approx(wanted, abs=1e-5)
 
 
 class Odd(nn.Module):
