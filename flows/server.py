@@ -2,7 +2,7 @@
 
 It has a process work pool with a queue for runs that need a GPU, one for all others, and one for
 each agent, which adds its own; the deployments of `prefect.yaml`; and an automation that marks runs
-as crashed whose machine has died.
+as crashed whose machine has died. Whatever is there already stays as it was set on the server.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
@@ -30,6 +33,7 @@ from flows.commands import check_server, command
 from flows.slots import COORDINATOR_QUEUE, GPU_QUEUE, POOL, SILENT
 from pd_core.core.errors import MissingFile, PdError
 
+_FILE = Path("prefect.yaml")
 _PREFECT = (sys.executable, "-m", "prefect")
 _START_SECONDS = 180.0  # to create the database on a slow disk
 _SILENCE = timedelta(seconds=90)  # three heartbeats
@@ -67,8 +71,8 @@ def serve(host: str, port: int) -> int:
         MissingFile: this folder has no `prefect.yaml`.
         PdError: the server does not start, or refuses a deployment.
     """
-    if not Path("prefect.yaml").is_file():
-        raise MissingFile("no 'prefect.yaml' in this folder; start the server in the repository")
+    if not _FILE.is_file():
+        raise MissingFile(f"no '{_FILE}' in this folder; start the server in the repository")
     near = "127.0.0.1" if host == "0.0.0.0" else host
     address = f"http://{near}:{port}/api"
     environment = {**_SETTINGS, **os.environ, "PREFECT_API_URL": address}
@@ -106,8 +110,43 @@ def set_up(address: str) -> None:
                 client.create_work_queue(queue, work_pool_name=POOL)
         if not client.read_automations_by_name(_AUTOMATION):
             client.create_automation(_crash_automation())
+        there = {deployment.name: deployment for deployment in client.read_deployments(limit=200)}
+    declared = {entry["name"]: entry for entry in yaml.safe_load(_FILE.read_text())["deployments"]}
+    _deploy([name for name in declared if name not in there], address)
+    for name in declared.keys() & there.keys():
+        if other := _differences(declared[name], there[name]):
+            sys.stdout.write(
+                f"deployment '{name}' keeps its {', '.join(other)}, other than in {_FILE}; "
+                f"`prefect deploy --name {name}` sets those of the file\n"
+            )
+
+
+def _differences(declared: dict[str, Any], there: DeploymentResponse) -> list[str]:
+    """Return what differs between an entry of `prefect.yaml` and the deployment on a server."""
+    schedules = [(schedule.schedule, schedule.active) for schedule in there.schedules]
+    found = {
+        "entrypoint": there.entrypoint,
+        "parameters": there.parameters,
+        "queue": there.work_queue_name,
+        "schedules": [(getattr(each, "cron", None), active) for each, active in schedules],
+        "tags": there.tags,
+    }
+    wanted = {
+        "entrypoint": declared["entrypoint"],
+        "parameters": declared["parameters"],
+        "queue": declared["work_pool"]["work_queue_name"],
+        "schedules": [(each["cron"], each["active"]) for each in declared.get("schedules", ())],
+        "tags": declared["tags"],
+    }
+    return [key for key, value in wanted.items() if value != found[key]]
+
+
+def _deploy(names: Sequence[str], address: str) -> None:
+    """Create deployments of `prefect.yaml`; PdError if the server refuses one."""
+    if not names:
+        return
     done = subprocess.run(
-        [*_PREFECT, "--no-prompt", "deploy", "--all"],
+        [*_PREFECT, "--no-prompt", "deploy", *(f"--name={name}" for name in names)],
         env={**os.environ, "PREFECT_API_URL": address},
         capture_output=True,
         text=True,
