@@ -23,6 +23,7 @@ from flows.commands import check_server, command
 from pd_core.core.errors import BadParams, PdError
 from pd_core.mlops.drift import LEVEL, SAME, TOO_FEW, drifted, verdict
 from pd_core.pipeline.redaction import has_login, masked
+from pd_core.pipeline.settings import load_settings
 
 _TIMEOUT_SECONDS = 30.0
 _MAX_CLASSES = 20  # in the table; those whose share has changed most
@@ -57,7 +58,7 @@ def monitor(url: str, level: float = LEVEL) -> State[Any]:
 
 
 def get_json(url: str, path: str) -> dict[str, Any]:
-    """Get a JSON object from a service.
+    """Get a JSON object from a service, with the first of `PD_SERVE_API_KEYS` if there are any.
 
     Raises:
         BadParams: the address is malformed, or has a password, which Prefect would show.
@@ -68,8 +69,10 @@ def get_json(url: str, path: str) -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
         raise BadParams(f"'{url}' is no address; give one like http://127.0.0.1:8000")
     address = f"{url.rstrip('/')}/{path}"
+    keys = load_settings().api_keys
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     try:
-        response = requests.get(address, timeout=_TIMEOUT_SECONDS)
+        response = requests.get(address, headers=headers, timeout=_TIMEOUT_SECONDS)
         content = response.json()
         if response.ok and isinstance(content, dict):
             return content

@@ -18,8 +18,8 @@ from fastapi.responses import JSONResponse
 
 from benchmarks.load import students
 from pd_core.mlops.registry import Version
-from pd_core.mlops.serving import app as server
-from pd_core.mlops.serving import requests, worker
+from pd_core.mlops.serving import app as application
+from pd_core.mlops.serving import requests, server, worker
 from pd_core.mlops.serving.model_manager import ActiveModel, ModelManager
 from pd_core.mlops.serving.requests import Limits
 from pd_core.mlops.serving.worker import Predictions, Resources, Worker
@@ -51,8 +51,8 @@ def main(model: str) -> None:
     compute_with(cores)
     active = ActiveModel(VERSION, Worker(partial(students.student, model), Resources(cores=cores)))
     manager = ModelManager(active, find=lambda: VERSION, load=lambda _: active)
-    parts = server.Service(manager, _PATIENT)
-    app = server.build(parts, poll=5)
+    parts = application.Service(manager, _PATIENT)
+    app = application.build(parts, poll=5)
     decoding: Any = replace(active, worker=Decoding(active.worker))  # type: ignore[arg-type]
 
     @app.post("/decode")

@@ -248,18 +248,31 @@ def serve(
     poll: Annotated[
         float, typer.Option(help="Interval of checks for a moved alias (s).", min=0.1)
     ] = 5,
+    per_minute: Annotated[
+        int, typer.Option(help="Maximum requests of a client in a minute; 0 for any number.", min=0)
+    ] = 0,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of web pages that may send requests, or *; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a registered student over HTTP, with an upload page.
 
-    Ends with status 0 on SIGTERM or Ctrl-C, after open requests are finished.
+    PD_SERVE_API_KEYS sets API keys, one of which is then required. Ends with status 0 on SIGTERM
+    or Ctrl-C, after open requests are finished.
     """
     cores = os.cpu_count() or 1
     compute_with(threads or cores)  # before torch is imported
-    from pd_core.mlops.serving import app as server
-    from pd_core.mlops.serving import model_manager
+    from pd_core.mlops.serving import app as application
+    from pd_core.mlops.serving import model_manager, server
+    from pd_core.mlops.serving.access import Access
     from pd_core.mlops.serving.requests import Limits
     from pd_core.mlops.serving.worker import Resources
 
+    access = Access(load_settings().api_keys, per_minute, cors_origin or ())
     listening = server.listen(host, port)
     resources = Resources(most_pixels, cores, threads)
     manager = model_manager.open_model(open_store(), model, resources)
@@ -271,11 +284,11 @@ def serve(
         upload_seconds=upload_seconds,
         answer_seconds=answer_seconds,
     )
-    application = server.build(server.Service(manager, limits), poll=poll)
+    service = application.build(application.Service(manager, limits), poll=poll, access=access)
     _log_to_stderr()
     version = manager.current.version
     typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")
-    server.run(application, listening, drain_seconds=answer_seconds)
+    server.run(service, listening, drain_seconds=answer_seconds)
 
 
 def _log_to_stderr() -> None:

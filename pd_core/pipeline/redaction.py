@@ -23,7 +23,7 @@ _QUERY = re.compile(
 )
 _HEADER = re.compile(r"(authorization['\"]?: ?['\"]?\w+ )[\w.~+/=-]+", re.IGNORECASE)
 _SECRET = re.compile(
-    r"(PASSWORD|PASSWD|SECRET|TOKEN|KEY|KEY_ID|AUTH_STRING|CONNECTION_STRING)$", re.IGNORECASE
+    r"(PASSWORD|PASSWD|SECRET|TOKEN|KEYS?|KEY_ID|AUTH_STRING|CONNECTION_STRING)$", re.IGNORECASE
 )
 _SHORTEST = 8  # characters; a shorter value would be found inside ordinary words
 
@@ -94,7 +94,7 @@ def _secrets() -> set[str]:
     secrets: set[str] = set()
     for name, value in variables().items():
         if _SECRET.search(name):
-            secrets.add(value)
+            secrets |= {value, *map(str.strip, value.split(","))}  # PD_SERVE_API_KEYS is a list
         if _LOGIN.search(value):
             secrets |= _passwords(value)
     return {value for value in secrets if len(value) >= _SHORTEST}

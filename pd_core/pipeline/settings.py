@@ -36,6 +36,7 @@ REFUSED = (401, 403)
 _SQLITE = "sqlite:///"
 _BUCKET = re.compile(r"s3://[\w.-]+(/.*)?")
 _PAGE = re.compile(r"https?://[^\s/]+(/\S*)?")
+_API_KEY = re.compile(r"[\w.~+/=-]{16,}", re.ASCII)  # what `Authorization: Bearer` may have
 _S3_KEYS = "PD_S3_ACCESS_KEY_ID and PD_S3_SECRET_ACCESS_KEY are"
 
 
@@ -88,6 +89,19 @@ def _stripped(secret: SecretStr) -> SecretStr:
 Secret = Annotated[SecretStr, AfterValidator(_stripped)]
 
 
+def _api_keys(secret: SecretStr) -> SecretStr:
+    if not all(_API_KEY.fullmatch(key) for key in _split(secret)):
+        raise ValueError(
+            "give keys of at least 16 letters, digits or ._~+/=-, separated by commas; "
+            "`openssl rand -hex 16` makes one"
+        )
+    return secret
+
+
+def _split(secret: SecretStr) -> tuple[str, ...]:
+    return tuple(key.strip() for key in secret.get_secret_value().split(","))
+
+
 class Settings(BaseSettings):
     """Settings of the environment.
 
@@ -104,6 +118,7 @@ class Settings(BaseSettings):
         s3_endpoint_url: S3 server of the mirror and the DVC remote (default: Amazon's).
         s3_access_key_id: Credential for both (default: found by boto3).
         s3_secret_access_key: Credential for both (default: found by boto3).
+        serve_api_keys: Keys of `promptkd serve`, separated by commas (default: none is required).
     """
 
     model_config = SettingsConfigDict(
@@ -126,6 +141,12 @@ class Settings(BaseSettings):
     s3_endpoint_url: Annotated[str, AfterValidator(_without_login)] | None = None
     s3_access_key_id: Secret | None = None
     s3_secret_access_key: Secret | None = None
+    serve_api_keys: Annotated[SecretStr, AfterValidator(_api_keys)] | None = None
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """API keys of the service; empty if none is required."""
+        return _split(self.serve_api_keys) if self.serve_api_keys is not None else ()
 
 
 def load_settings() -> Settings:

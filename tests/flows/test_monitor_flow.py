@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from file_server import FileServer, file_server
+from http_server import Handler, http_server
 from prefect_home import artifacts, run_flow, states
 
 from flows import monitor as flow
@@ -117,6 +118,24 @@ def test_a_response_of_another_kind_is_refused(
     server.add("monitoring", content)
     with pytest.raises(PdError, match=reason):
         flow.get_json(server.base, path)
+
+
+def test_the_first_api_key_is_sent_to_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str | None] = []
+
+    class Service(Handler):
+        def do_GET(self) -> None:  # noqa: N802
+            keys.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with http_server(Service) as address:
+        flow.get_json(address, "model")
+        monkeypatch.setenv("PD_SERVE_API_KEYS", "first-0123456789,second-0123456789")
+        flow.get_json(address, "model")
+
+    assert keys == [None, "Bearer first-0123456789"]
 
 
 def test_an_artifacts_key_has_only_letters_that_prefect_accepts() -> None:

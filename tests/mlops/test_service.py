@@ -1,6 +1,7 @@
 """`promptkd serve`: a registered student over HTTP, by real processes on loopback."""
 
 import base64
+import gzip
 import io
 import re
 import shutil
@@ -24,7 +25,7 @@ from waiting import wait_until
 
 from pd_core.mlops import bundle, tracking
 from pd_core.mlops.registry import BUNDLE, CHAMPION, Version, fetch, find, set_alias
-from pd_core.mlops.serving import app
+from pd_core.mlops.serving import server
 from pd_core.models.portable.student import PortableStudent
 
 # MLflow's own: its type hints when it is imported, SQLAlchemy's deprecations when it searches.
@@ -244,8 +245,8 @@ def test_a_taken_port_and_an_unknown_model_are_refused_in_one_line(
     service: Running, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = service.url.rpartition(":")[2]
-    listen, sockets = app.listen, ExitStack()  # a process would close them at its end
-    monkeypatch.setattr(app, "listen", lambda *at: sockets.enter_context(listen(*at)))
+    listen, sockets = server.listen, ExitStack()  # a process would close them at its end
+    monkeypatch.setattr(server, "listen", lambda *at: sockets.enter_context(listen(*at)))
     for arguments, reason in (
         ([DATASET, "--port", port], "cannot listen"),
         (["greeek", "--port", "0"], "did you mean"),
@@ -336,6 +337,30 @@ def test_a_moved_alias_is_followed_and_no_request_is_dropped(
         assert clients.versions[answered:][-1] == second.number
         assert running.log.read_text().count("cannot be loaded") == 1
         assert clients.failures == []
+
+
+@pytest.mark.slow
+def test_keys_rate_limit_and_origins_are_set_by_the_environment_and_options(
+    own_project: Path, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, origin = "0123456789abcdef", {"Origin": "https://example.org"}
+    monkeypatch.setenv("PD_SERVE_API_KEYS", f"another-key-0123456789,{key}")
+    options = ["--per-minute", "10000", "--cors-origin", origin["Origin"]]
+    with serving(own_project, *options) as running:
+        headers = origin | {"Authorization": f"Bearer {key}", "Content-Encoding": "gzip"}
+        response = running.post("/predict", gzip.compress(picture), headers=headers)
+        assert rows(response)
+        assert response.headers["Access-Control-Allow-Origin"] == origin["Origin"]
+        assert "key is required" in refused(running.post("/predict", picture), 401)
+        assert "key is required" in refused(running.post("/predict", bytes(10**7)), 401)
+        assert requests.head(running.url + "/health", timeout=60).headers["Content-Length"]
+        assert key not in running.log.read_text()
+
+
+def test_an_origin_with_a_path_is_refused_in_one_line(project: Path) -> None:
+    done = promptkd(project, "serve", DATASET, "--port", "0", "--cors-origin", "https://x/y")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "like https://example.org" in done.stderr
 
 
 @pytest.mark.slow

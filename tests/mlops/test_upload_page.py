@@ -40,6 +40,7 @@ class FakeService:
         ranking: classes and their probabilities.
         slow: an image whose response waits for `go_on`.
         types: content types of the uploads.
+        key: API key that is required; none if empty.
     """
 
     url: str = ""
@@ -48,9 +49,10 @@ class FakeService:
     slow: bytes = b""
     go_on: threading.Event = field(default_factory=threading.Event)
     types: list[str] = field(default_factory=list)
+    key: str = ""
 
     def reset(self) -> None:
-        self.version, self.slow, self.types = 3, b"", []
+        self.version, self.slow, self.types, self.key = 3, b"", [], ""
         self.ranking = [("capital <b>gamma</b>", 0.9321), (LONG, 0.0678), ("nu", 0.00004)]
 
     def model(self) -> dict[str, Any]:
@@ -78,6 +80,8 @@ def _running() -> Iterator[FakeService]:
         def do_GET(self) -> None:  # noqa: N802
             if self.path == "/":
                 self._send(200, app.TEXT.encode(), "text/html; charset=utf-8")
+            elif fake.key and self.headers["Authorization"] != f"Bearer {fake.key}":
+                self._send(401, b'{"detail": "an API key is required"}')
             elif self.path == "/model":
                 self._send(200, json.dumps(fake.model()).encode())
             else:
@@ -206,6 +210,24 @@ def test_the_model_is_described(opened: Browser) -> None:
     assert text_of(opened, "count") == "120 classes"
     assert opened.evaluate("document.querySelectorAll('#classes li').length") == 120
     assert opened.evaluate("document.title") == "promptkd-embedded_greek: try a picture"
+
+
+def test_a_required_api_key_is_asked_for(tab: Browser, fake: FakeService, png: Path) -> None:
+    fake.key = "0123456789abcdef"
+    tab.open("about:blank")
+    tab.open(fake.url)
+    assert refused(tab) == "Enter the API key."
+    for key in ("wrong", fake.key):
+        tab.wait_for("!document.getElementById('entry').hidden")
+        tab.evaluate(
+            f"{{ const field = document.getElementById('key'); field.value = '{key}';"
+            " field.dispatchEvent(new Event('change')); }"
+        )
+    tab.wait_for("!document.getElementById('facts').hidden")
+    assert text_of(tab, "model") == "promptkd-embedded_greek"
+    assert tab.evaluate("document.getElementById('entry').hidden")
+    tab.set_file("#file", png)
+    assert len(shown(tab)) == 3
 
 
 def test_the_reason_of_a_refusal_is_shown_until_the_next_image(

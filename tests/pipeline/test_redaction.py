@@ -98,6 +98,8 @@ def test_values_of_secret_variables_are_masked_unless_they_are_short(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOME_API_KEY", "hidden-word-and-more")
     monkeypatch.setenv("SOME_TOKEN", "hidden-word")
+    monkeypatch.setenv("PD_SERVE_API_KEYS", "first-hidden-key, second-hidden-key")
+    assert masked("second-hidden-key and first-hidden-key") == f"{MASK} and {MASK}"
     monkeypatch.setenv("SOME_PASSWORD", "run")
     monkeypatch.setenv("SOME_URL", "http://me:hid%20den%2Fpw@host")
     Path(".env").write_text("PD_S3_SECRET_ACCESS_KEY=of-the-file\nOTHER=plain-value\n")

@@ -56,6 +56,13 @@ def test_secrets_and_the_tracking_address_are_not_shown(monkeypatch: pytest.Monk
     assert settings.mlflow_tracking_uri == "http://me:hidden-word@host"
 
 
+def test_several_api_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().api_keys == ()
+    monkeypatch.setenv("PD_SERVE_API_KEYS", "first-0123456789, second/0123456789==\n")
+    assert load_settings().api_keys == ("first-0123456789", "second/0123456789==")
+    assert "0123456789" not in repr(load_settings())
+
+
 def test_telemetry_is_off_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in TELEMETRY_OFF:
         monkeypatch.delenv(variable, raising=False)
@@ -83,6 +90,8 @@ def test_a_dvc_remote_is_an_address_of_s3_or_a_whole_path(
         ("PD_S3_ENDPOINT_URL", "http://me:hidden-word@host", "leave name and password out"),
         ("PD_DVC_REMOTE", "shared/dvc", "give s3://<bucket>/<prefix>, or a folder's whole path"),
         ("PD_DVC_REMOTE", "s3://me:hidden-word@bucket", "PD_S3_SECRET_ACCESS_KEY are for them"),
+        ("PD_SERVE_API_KEYS", "hidden-word", "at least 16 letters"),
+        ("PD_SERVE_API_KEYS", "hidden-word-0123456789,", "separated by commas"),
         ("PD_PREFECT_API_URL", "127.0.0.1:4200", "give an address like http://127.0.0.1:4200/api"),
         ("PD_PREFECT_API_URL", "http://me:hidden-word@host/api", "PREFECT_API_AUTH_STRING is for"),
     ],

@@ -10,6 +10,7 @@ CANARY = "canary"
 SECRETS = {
     "PD_S3_ACCESS_KEY_ID": "canary-s3-id",
     "PD_S3_SECRET_ACCESS_KEY": "canary-s3-secret",
+    "PD_SERVE_API_KEYS": "canary-serve-first, canary-serve-second",
     "AWS_ACCESS_KEY_ID": "canary-aws-id",
     "AWS_SECRET_ACCESS_KEY": "canary-aws-secret",
     "MLFLOW_TRACKING_USERNAME": "me",

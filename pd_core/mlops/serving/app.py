@@ -1,30 +1,25 @@
-"""HTTP application: routes, metrics, upload page, and a server that drains requests at its end."""
+"""HTTP application: routes, their errors, and the upload page."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
-import math
-import signal
-import socket
-import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pd_core.core.errors import BadParams
-from pd_core.mlops.serving import requests
+from pd_core.mlops.serving import requests, schemas
+from pd_core.mlops.serving.access import Access
+from pd_core.mlops.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
 from pd_core.mlops.serving.model_manager import (
     ActiveModel,
     Batcher,
@@ -33,6 +28,7 @@ from pd_core.mlops.serving.model_manager import (
     process_ended,
 )
 from pd_core.mlops.serving.requests import Capacity, Limits
+from pd_core.mlops.serving.schemas import UPLOAD, Top, refusals
 
 TEXT = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
@@ -53,105 +49,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _TOP = 5
-_BACKLOG = 2048
-_KEEP_ALIVE_SECONDS = 30
 _FACTS = ("dataset", "profile", "protocol", "seed", "kind", "accuracy")  # tags of a version
-
-
-class Metrics:
-    """Prometheus metrics of requests and batches, in a registry of their own."""
-
-    def __init__(self, capacity: Capacity, manager: ModelManager) -> None:
-        """Start at zero."""
-        self._capacity = capacity
-        self._manager = manager
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "promptkd_requests",
-            "Requests by route and status.",
-            ["route", "status"],
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "promptkd_request_seconds",
-            "Duration of a request by route.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._batches = Histogram(
-            "promptkd_batch_pictures", "Images of a batch.", buckets=_BATCH_SIZES, registry=registry
-        )
-        registry.register(self)
-
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
-
-    def batch(self, size: int) -> None:
-        """Count a batch."""
-        self._batches.observe(size)
-
-    def text(self) -> bytes:
-        """Return all metrics, in Prometheus's format."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the metrics that are read when they are scraped: queue, version, drift."""
-        model = self._manager.current
-        yield GaugeMetricFamily(
-            "promptkd_waiting_pictures", "Images in the queue.", self._capacity.images
-        )
-        info = GaugeMetricFamily(
-            "promptkd_model_info", "Active version.", labels=["name", "version"]
-        )
-        info.add_metric([model.version.name, str(model.version.number)], 1)
-        yield info
-        yield CounterMetricFamily(
-            "promptkd_versions_taken_over",
-            "Versions that took over since the start.",
-            self._manager.replacements,
-        )
-        gauges = model.monitor.gauges() if model.monitor is not None else {}
-        for name, value in gauges.items():
-            if math.isfinite(value):
-                yield GaugeMetricFamily(name, "See /monitoring.", value)
-
-
-class MetricsMiddleware:
-    """ASGI middleware that counts every request under its route."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Iterable[str]) -> None:
-        """Wrap an application; all paths that are not in `routes` count as `other`."""
-        self._app = app
-        self._metrics = metrics
-        self._routes = frozenset(routes)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), 500
-
-        async def send_counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_counted)
-        finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
-            self._metrics.request(route, status, time.perf_counter() - start)
 
 
 class Service:
@@ -165,62 +64,89 @@ class Service:
         self.batcher = Batcher(limits, on_batch=self.metrics.batch)
 
 
-def build(service: Service, *, poll: float) -> FastAPI:
+def build(service: Service, *, poll: float, access: Access | None = None) -> FastAPI:
     """Make the application, which checks for another version every `poll` seconds."""
-    manager, limits, capacity = service.manager, service.limits, service.capacity
+    access = access or Access()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        polling = asyncio.create_task(manager.poll(poll))
+        polling = asyncio.create_task(service.manager.poll(poll))
         yield
         polling.cancel()
         with suppress(asyncio.CancelledError):
             await polling
 
-    app = FastAPI(title="PromptKD", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="PromptKD",
+        summary="Classifies images with a registered student.",
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # function names of clients
+        lifespan=lifespan,
+    )
+    app.include_router(_public(service))
+    app.include_router(_predictions(service, access))
+    app.include_router(_reports(service, access))
+    app.add_exception_handler(ClientDisconnect, _disconnected)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(405, _other_method)
+    app.add_exception_handler(Exception, _failed)
+    app.add_middleware(HeadMiddleware)
+    access.allow_origins(app)
+    app.add_middleware(
+        MetricsMiddleware,
+        metrics=service.metrics,
+        routes=["/", "/openapi.json", *app.openapi()["paths"]],
+    )
+    return app
 
-    @app.post("/predict")
-    async def predict(request: Request) -> Response:
+
+def _predictions(service: Service, access: Access) -> APIRouter:
+    """Make the routes that classify images."""
+    manager, limits, capacity = service.manager, service.limits, service.capacity
+    errors = refusals(*UPLOAD, *access.statuses())
+    router = APIRouter(dependencies=access.dependencies(), responses=errors)
+
+    @router.post("/predict", response_model=schemas.Predictions, openapi_extra=schemas.image_body())
+    async def predict(request: Request, top: Top = _TOP) -> Response:
         """Classify one image: the body itself, or a form's field `file`."""
-        top = _top(request)
         with capacity.admit() as reservation:
             image = await requests.read_image(request, limits, reservation)
             (ranking,) = await service.batcher.classify(manager.current, [image])
         return JSONResponse(_model_of(ranking) | {"predictions": ranking.best(top)})
 
-    @app.post("/predict/batch")
-    async def predict_batch(request: Request) -> Response:
+    @router.post(
+        "/predict/batch",
+        response_model=schemas.BatchPredictions,
+        openapi_extra=schemas.images_body(limits),
+    )
+    async def predict_batch(request: Request, top: Top = _TOP) -> Response:
         """Classify images: a form's fields `files`, or JSON `{"images": [base64, ...]}`."""
-        top = _top(request)
         with capacity.admit() as reservation:
             images = await requests.read_images(request, limits, reservation)
             rankings = await service.batcher.classify(manager.current, images)
         best = [ranking.best(top) for ranking in rankings]
         return JSONResponse(_model_of(rankings[0]) | {"predictions": best})
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Liveness check."""
-        return {"status": "alive"}
+    return router
 
-    @app.get("/ready")
-    async def ready() -> dict[str, str]:
-        """Readiness check: 503 while the model's process is restarted."""
-        if manager.current.worker.broken:
-            raise process_ended()
-        return {"status": "ready"}
 
-    @app.get("/model")
-    async def model() -> dict[str, Any]:
+def _reports(service: Service, access: Access) -> APIRouter:
+    """Make the routes that describe the model and the received images."""
+    manager = service.manager
+    router = APIRouter(dependencies=access.dependencies(), responses=refusals(*access.statuses()))
+
+    @router.get("/model")
+    async def model() -> schemas.Model:
         """Describe the active version."""
-        return _describe(manager.current, limits)
+        return _describe(manager.current, service.limits)
 
-    @app.get("/metrics")
+    @router.get("/metrics", response_class=Response, responses=schemas.TEXT)
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE)
 
-    @app.get("/monitoring")
+    @router.get("/monitoring", response_model=schemas.DriftReport, responses=refusals(404))
     async def monitoring() -> Response:
         """Drift of the received images against the training images."""
         monitor = manager.current.monitor
@@ -228,19 +154,44 @@ def build(service: Service, *, poll: float) -> FastAPI:
             raise HTTPException(404, "this version has no reference to compare with")
         return JSONResponse(await asyncio.to_thread(monitor.report))
 
-    @app.get("/", include_in_schema=False)
+    return router
+
+
+def _public(service: Service) -> APIRouter:
+    """Make the routes without restrictions: checks of the service, and the upload page."""
+    router = APIRouter(responses=refusals())
+
+    @router.get("/health")
+    async def health() -> schemas.Status:
+        """Liveness check."""
+        return schemas.Status(status="alive")
+
+    @router.get("/ready", responses=refusals(503))
+    async def ready() -> schemas.Status:
+        """Readiness check: 503 while the model's process is restarted."""
+        if service.manager.current.worker.broken:
+            raise process_ended()
+        return schemas.Status(status="ready")
+
+    @router.get("/", include_in_schema=False)
     async def upload_page() -> Response:
         """Upload page."""
         return HTMLResponse(TEXT, headers=HEADERS)
 
-    app.add_exception_handler(ClientDisconnect, _disconnected)
-    app.add_exception_handler(Exception, _failed)
-    app.add_middleware(
-        MetricsMiddleware,
-        metrics=service.metrics,
-        routes=[getattr(route, "path", "") for route in app.routes],
-    )
-    return app
+    return router
+
+
+class HeadMiddleware:
+    """ASGI middleware that handles HEAD like GET; the server sends no body then."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self._app({**scope, "method": "GET"} if head else scope, receive, send)
 
 
 async def _disconnected(_request: Request, _error: Exception) -> Response:
@@ -251,11 +202,24 @@ async def _failed(_request: Request, _error: Exception) -> Response:
     return JSONResponse({"detail": "the service failed; see its log"}, 500)
 
 
-def _top(request: Request) -> int:
-    text = request.query_params.get("top", str(_TOP))
-    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 6 and int(text) > 0):
-        raise requests.bad_request(f"top = {text[:20]}; ask for at least one name")
-    return int(text)
+async def _invalid(_request: Request, error: Exception) -> Response:
+    """Refuse a query parameter in one line, like all other errors."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    value = " ".join(str(first["input"])[:20].split())
+    return JSONResponse({"detail": f"{first['loc'][-1]} = {value}: {first['msg']}"}, 400)
+
+
+async def _other_method(request: Request, error: Exception) -> Response:
+    """Name the methods of a path: in reply to OPTIONS, or to a method that is not one of them."""
+    assert isinstance(error, HTTPException)
+    methods = set((error.headers or {})["Allow"].split(", ")) | {"OPTIONS"}
+    methods |= {"HEAD"} if "GET" in methods else set()
+    headers = {"Allow": ", ".join(sorted(methods))}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    reason = f"{request.method[:20]} is not supported here; use {headers['Allow']}"
+    return JSONResponse({"detail": reason}, 405, headers)
 
 
 def _model_of(ranking: Ranking) -> dict[str, Any]:
@@ -263,64 +227,16 @@ def _model_of(ranking: Ranking) -> dict[str, Any]:
     return {"model": version.name, "version": version.number}
 
 
-def _describe(model: ActiveModel, limits: Limits) -> dict[str, Any]:
+def _describe(model: ActiveModel, limits: Limits) -> schemas.Model:
     version, facts = model.version, model.worker.facts
-    return {
-        "name": version.name,
-        "version": version.number,
-        "aliases": list(version.aliases),
-        "dataset": version.dataset,
-        "image_size": facts.image_size,
-        "clip": facts.info.get("model"),
-        "facts": {key: version.tags[key] for key in _FACTS if key in version.tags},
-        "max_upload_bytes": limits.image_bytes,
-        "classes": list(facts.names),
-    }
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Bind a port (0 for any free one); clients that connect wait for `run`.
-
-    Raises:
-        BadParams: the port is in use, or the address is not this machine's.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadParams(
-            f"cannot listen at {host}:{port} ({reason}); give another --port, or 0 for a free one"
-        ) from None
-
-
-def address(listening: socket.socket) -> str:
-    """Return the URL of a listening socket."""
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def run(app: ASGIApp, listening: socket.socket, *, drain_seconds: float) -> None:
-    """Serve until SIGTERM or SIGINT; then finish open requests, for so many seconds at most."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(drain_seconds) + 1,
+    return schemas.Model(
+        name=version.name,
+        version=version.number,
+        aliases=list(version.aliases),
+        dataset=version.dataset,
+        image_size=facts.image_size,
+        clip=facts.info.get("model"),
+        facts={key: version.tags[key] for key in _FACTS if key in version.tags},
+        max_upload_bytes=limits.image_bytes,
+        classes=list(facts.names),
     )
-    asyncio.run(_Server(config).serve([listening]))
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn's server, which exits with status 0 after a signal."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle the signals; unlike the original, do not raise them again at the end."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import json
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 _MULTIPART, _JSON = "multipart/form-data", "application/json"
-_RAW = ("", "application/octet-stream")
-_MAX_FIELDS = 8
+# curl --data-binary sends the last one, unless it is given another.
+_RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+_GZIP = ("gzip", "x-gzip")
+_PIECE = 2**16  # bytes that are decompressed at a time
+_MAX_FIELDS = 1000  # of a form; unknown ones are ignored
 _DRAIN_FACTOR = 4  # an upload that is too large is read to the end up to so many times the limit
 _DRAIN_SECONDS = 5.0
 _CLOSE = {"Connection": "close"}
@@ -65,8 +69,8 @@ def _busy() -> HTTPException:
     return unavailable("too many images are waiting; try again", retry_after=1)
 
 
-def _unsupported(content_type: str) -> HTTPException:
-    reason = f"'{content_type[:60]}' is not supported; send an image, or multipart/form-data"
+def _unsupported(content_type: str, supported: str) -> HTTPException:
+    reason = f"Content-Type '{content_type[:60]}' is not supported; send {supported}"
     return HTTPException(415, reason)
 
 
@@ -145,7 +149,7 @@ async def read_image(request: Request, limits: Limits, reservation: Reservation)
         elif kind in _RAW or kind.startswith("image/"):
             data = b"".join([chunk async for chunk in chunks])
         else:
-            raise _unsupported(kind)
+            raise _unsupported(kind, "image/png or another image, or multipart/form-data")
     reservation.take(images=1)
     return data
 
@@ -165,7 +169,7 @@ async def read_images(request: Request, limits: Limits, reservation: Reservation
             body = b"".join([chunk async for chunk in chunks])
             images = await asyncio.to_thread(_images_of, body, limits.images)
         else:
-            raise _unsupported(kind)
+            raise _unsupported(kind, "multipart/form-data or application/json")
     if not images:
         raise bad_request("no images; send at least one, in the field 'files' or 'images'")
     for index, image in enumerate(images):
@@ -192,11 +196,11 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
 async def _chunks(
     request: Request, limit: int, reservation: Reservation
 ) -> AsyncGenerator[bytes, None]:
-    """Yield a body's bytes as they arrive, up to a limit."""
+    """Yield a body's bytes as they arrive, decompressed, up to a limit."""
     received = 0
     stream = request.stream()
     if int(request.headers.get("content-length", "0")) <= limit:
-        async for chunk in stream:
+        async for chunk in _decoded(request, stream):
             received += len(chunk)
             if received > limit:
                 break
@@ -207,6 +211,37 @@ async def _chunks(
     if "expect" not in request.headers:
         await _drain(stream, _DRAIN_FACTOR * limit)
     raise _too_large(limit)
+
+
+def _decoded(request: Request, stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """Undo the content encoding of a body."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return stream
+    if encoding in _GZIP:
+        return _gunzip(stream)
+    reason = f"Content-Encoding '{encoding[:60]}' is not supported; send gzip, or none"
+    raise HTTPException(415, reason, headers={"Accept-Encoding": "gzip"})
+
+
+async def _gunzip(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """Decompress in small pieces: a short body may contain a huge one."""
+    decoder = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    async for chunk in stream:
+        more = True
+        while more:
+            try:
+                piece = decoder.decompress(chunk, _PIECE)
+            except zlib.error:
+                raise bad_request("the body is not gzip, as its Content-Encoding says") from None
+            yield piece
+            chunk = decoder.unconsumed_tail
+            more = bool(chunk) or len(piece) == _PIECE
+            await asyncio.sleep(0)  # lets other requests in
+        if decoder.unused_data:
+            raise bad_request("bytes follow the end of the gzip body; send one gzip stream")
+    if not decoder.eof:
+        raise bad_request("the gzip body ends too early; send all of it")
 
 
 async def _drain(stream: AsyncGenerator[bytes, None], limit: int) -> None:
@@ -240,7 +275,7 @@ def _images_of(body: bytes, limit: int) -> list[bytes]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        raise bad_request("the body is not JSON") from None
+        raise bad_request('the body is not JSON; send {"images": [base64, ...]}') from None
     texts = content.get("images") if isinstance(content, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise bad_request('send {"images": [base64, ...]}')

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pd_core.core.errors import BadArtifact
+from pd_core.models.portable.pictures import FORMATS
 
 if TYPE_CHECKING:
     from pd_core.models.portable.student import PortableStudent
@@ -189,4 +190,6 @@ def _crop(image: bytes) -> NDArray[np.uint8] | str:
     try:
         return _state.student.crop(image, most_pixels=_state.resources.pixels)
     except ValueError as error:
-        return " ".join(str(error).split()) or "it is no image"
+        cause = " ".join(str(error).partition("; give ")[0].split())  # the rest is for Python
+        most = _state.resources.pixels
+        return f"{cause}; send a file of at most {most} pixels, of {', '.join(FORMATS)}"

@@ -1,0 +1,121 @@
+"""Access to the service: API keys, rate limit, and origins of web pages (CORS)."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from pd_core.core.errors import BadParams
+
+_BEARER = HTTPBearer(auto_error=False, description="One of the keys in PD_SERVE_API_KEYS.")
+_ORIGIN = re.compile(r"\*|https?://[^/\s]+")
+_WINDOW_SECONDS = 60
+_REQUEST_HEADERS = ("Authorization", "Content-Encoding", "Content-Type")
+_RESPONSE_HEADERS = ("Retry-After",)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Restrictions of access.
+
+    Attributes:
+        keys: API keys; if empty, no key is required.
+        per_minute: requests of a client in a minute; 0 for any number.
+        origins: of web pages that may send requests; `*` for all.
+    """
+
+    keys: Sequence[str] = ()
+    per_minute: int = 0
+    origins: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check the origins.
+
+        Raises:
+            BadParams: one has another form than browsers send.
+        """
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise BadParams(
+                    f"origin '{origin}'; give scheme and host, like https://example.org, or *"
+                )
+
+    def dependencies(self) -> list[Any]:
+        """Return the dependencies of a restricted route."""
+        checks: list[Any] = [Depends(KeyCheck(self.keys))] if self.keys else []
+        if self.per_minute:
+            checks.append(Depends(RateLimit(self.per_minute, by_key=bool(self.keys))))
+        return checks
+
+    def statuses(self) -> tuple[int, ...]:
+        """Return the statuses of requests that are refused."""
+        return (401,) * bool(self.keys) + (429,) * bool(self.per_minute)
+
+    def allow_origins(self, app: FastAPI) -> None:
+        """Add the CORS headers to an application."""
+        if self.origins:
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=self.origins,
+                allow_methods=("GET", "HEAD", "POST"),
+                allow_headers=_REQUEST_HEADERS,
+                expose_headers=_RESPONSE_HEADERS,
+            )
+
+
+class KeyCheck:
+    """Dependency that requires an API key, as `Authorization: Bearer <key>`."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        """Accept any of the keys."""
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(
+        self, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+    ) -> None:
+        """Raise an HTTPException, 401, without a known key."""
+        sent = credentials.credentials.encode() if credentials is not None else b""
+        # All are compared, each in constant time: the duration reveals nothing about them.
+        if not sum(hmac.compare_digest(sent, key) for key in self._keys):
+            reason = "the API key is unknown" if sent else "an API key is required"
+            raise HTTPException(
+                401,
+                f"{reason}; send the header 'Authorization: Bearer <key>'",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+class RateLimit:
+    """Dependency that counts the requests of each client, by key or address, in a minute."""
+
+    def __init__(self, per_minute: int, *, by_key: bool) -> None:
+        """Start the first minute."""
+        self._per_minute, self._by_key = per_minute, by_key
+        self._minute = 0.0
+        self._counts: Counter[str] = Counter()
+
+    async def __call__(self, request: Request) -> None:
+        """Raise an HTTPException, 429, for a request beyond the limit."""
+        minute, second = divmod(time.monotonic(), _WINDOW_SECONDS)
+        if minute != self._minute:
+            self._minute, self._counts = minute, Counter()
+        address = request.client.host if request.client is not None else ""
+        client = request.headers["authorization"] if self._by_key else address
+        self._counts[client] += 1
+        if self._counts[client] > self._per_minute:
+            wait = _WINDOW_SECONDS - int(second)
+            raise HTTPException(
+                429,
+                f"more than {self._per_minute} requests in a minute; try again in {wait} seconds",
+                headers={"Retry-After": str(wait)},
+            )
