@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from pd_core.cli.doctor import Result, ok, warning, wrong
 from pd_core.core.atomic import existing
 from pd_core.mlops import tracking
+from pd_core.mlops.tracking import moved
 from pd_core.pipeline import dvc
 from pd_core.pipeline.redaction import without_login
 from pd_core.pipeline.settings import REFUSED, Settings, status_of
@@ -71,9 +72,18 @@ def _local_database(path: Path) -> Result:
     try:
         with closing(sqlite3.connect(address, uri=True, timeout=_SECONDS)) as database:
             (runs,) = database.execute("SELECT COUNT(*) FROM runs").fetchone()
+        former, absent = moved.former_folders(path), moved.missing_versions(path)
     except sqlite3.Error as error:
         remedy = "move the file away: the next stage makes a new one"
         return wrong("MLflow", f"'{path}' is no database of MLflow ({error})", remedy)
+    if former:
+        message = f"'{path}' was moved or copied: its files are looked for in '{former[0]}'"
+        remedy = f"run `promptkd registry list`, which corrects it if '{path.parent}' has `mlruns`"
+        return warning("MLflow", message, remedy)
+    if absent:
+        message = f"{len(absent)} registered versions have no files, as {absent[0]}"
+        remedy = f"copy `mlruns` to '{path.parent}', or run `promptkd registry register`"
+        return warning("MLflow", message, remedy)
     return ok("MLflow", f"'{path}', {runs} runs")
 
 

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from pd_core.core.errors import BadParams, PdError
+from pd_core.mlops.tracking import moved
+from pd_core.mlops.tracking.moved import ARTIFACTS
 from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.redaction import masked, without_login
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DATABASE = "mlflow.db"
-ARTIFACTS = "mlruns"
 SQLITE = "sqlite:///"
 
 LINEAGE, LINEAGE_FILE = "lineage", "lineage.json"
@@ -74,6 +75,8 @@ def one_line(error: Exception) -> str:
 def open_store(project: Path, uri: str | None = None) -> str:
     """Check or create the tracking store, and return its address.
 
+    A local one that was moved or copied with its folder then has its files in the new folder.
+
     Args:
         project: folder of the pipeline; the local database is `mlflow.db` in it.
         uri: a tracking server (`http://host:port`) or database; None or "" for the local one.
@@ -88,6 +91,7 @@ def open_store(project: Path, uri: str | None = None) -> str:
     if uri.startswith(SQLITE):
         path = Path(uri.removeprefix(SQLITE)).resolve()
         _create_database(path)
+        moved.adopt(path)
         return f"{SQLITE}{path}"
     if scheme not in _KINDS:
         raise BadParams(
