@@ -31,7 +31,7 @@ from prefect.settings import (
 from prefect.workers.process import ProcessWorker
 
 from flows import slots
-from flows.commands import CLONE, check_server, command
+from flows.commands import CLONE, PROJECT, check_server, command
 from flows.slots import Slot
 from pd_core.core.errors import BadParams, MissingFile, PdError
 from pd_core.pipeline.settings import load_settings
@@ -46,9 +46,18 @@ _SETTINGS: Mapping[Any, Any] = {
 
 
 def use_clone() -> dict[str, str]:
-    """Change to the clone of the run's agent; a pull step of `prefect.yaml`."""
-    os.chdir(os.environ[CLONE])
-    return {"directory": os.environ[CLONE]}
+    """Change to the clone of the run's agent or worker; a pull step of `prefect.yaml`.
+
+    Raises:
+        MissingFile: the worker was started elsewhere.
+    """
+    if not (PROJECT / ".dvc").is_dir():
+        raise MissingFile(
+            f"the worker was started in '{os.environ.get('PWD')}', which has no '.dvc'; start it in"
+            " a clone of the repository"
+        )
+    os.chdir(PROJECT)
+    return {"directory": str(PROJECT.resolve())}
 
 
 @command

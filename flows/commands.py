@@ -125,8 +125,18 @@ def type_of(names: tuple[str, ...]) -> Any:
     return Annotated[str, WithJsonSchema({"type": "string", "enum": list(names)})] if names else str
 
 
-PROJECT = Path(os.environ.get(CLONE, "."))
-"""Folder of this process's profiles: the clone of its agent, or the current one."""
+def _project() -> Path:
+    """Return the clone of this process's agent, the current folder, or that of its worker.
+
+    A worker of `prefect worker start` runs flows in a temporary folder.
+    """
+    folders = [Path(), Path(os.environ.get("PWD", ""))]
+    projects = (folder for folder in folders if (folder / ".dvc").is_dir())
+    return Path(os.environ.get(CLONE) or next(projects, "."))
+
+
+PROJECT = _project()
+"""Folder of this process's profiles."""
 PROFILE_OF = read_profiles(PROJECT)
 
 if TYPE_CHECKING:

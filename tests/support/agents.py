@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ class Server:
     api: str
     home: Path
     code: Path
+
+    def is_up(self) -> bool:
+        """Return True if it responds."""
+        with suppress(requests.ConnectionError):
+            return requests.get(f"{self.api}/health", timeout=30).ok
+        return False
 
     def ask(self, path: str, **body: Any) -> Any:
         """Post to its API; again while its database is busy, as Prefect's client does."""
@@ -105,7 +111,7 @@ def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Se
     command = [sys.executable, "-m", "flows.server", "--port", str(port)]
     log = folder / "server.log"
     before = log.read_text().count("\nready at") if log.is_file() else 0
-    with _process(command, code, log, PREFECT_HOME=str(home)) as process:
+    with running(command, code, log, PREFECT_HOME=str(home)) as process:
         wait_until(
             lambda: log.read_text().count("\nready at") > before,
             f"the server is there, see {log}",
@@ -124,7 +130,7 @@ def agent(
     before = log.read_text().count("takes runs from") if log.is_file() else 0
     home = str(clone.parent / f"{clone.name}-home")
     address = {"PD_PREFECT_API_URL": api, "PREFECT_HOME": home}
-    with _process(command, clone, log, **address, **variables) as process:
+    with running(command, clone, log, **address, **variables) as process:
         wait_until(
             lambda: log.read_text().count("takes runs from") > before,
             f"the agent is there, see {log}",
@@ -196,9 +202,10 @@ def waiting_project(folder: Path, *, seconds: float = 0, first: float | None = N
 
 
 @contextmanager
-def _process(
+def running(
     command: list[str], code: Path, log: Path, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process with a clone's code during the block, and end all that it started."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
