@@ -117,6 +117,11 @@ def _prepare(slot: Slot | None) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ.update({setting.name: str(value) for setting, value in _SETTINGS.items()})
     with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(slots.WATCH):
+            _print(
+                "note: this server does not mark the runs of dead machines as crashed; one that is"
+                " started with `python -m flows.server` does"
+            )
         if slot is not None:
             for limit in slot.limits:
                 client.upsert_global_concurrency_limit_by_name(limit, 1)

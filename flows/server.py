@@ -30,14 +30,13 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.commands import check_server, command
-from flows.slots import COORDINATOR_QUEUE, GPU_QUEUE, POOL, SILENT
+from flows.slots import COORDINATOR_QUEUE, GPU_QUEUE, POOL, SILENT, WATCH
 from pd_core.core.errors import MissingFile, PdError
 
 _FILE = Path("prefect.yaml")
 _PREFECT = (sys.executable, "-m", "prefect")
 _START_SECONDS = 180.0  # to create the database on a slow disk
 _SILENCE = timedelta(seconds=90)  # three heartbeats
-_AUTOMATION = "runs whose machine is gone"
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 # Defaults for the server; variables of the environment go first.
@@ -108,7 +107,7 @@ def set_up(address: str) -> None:
         for queue in (GPU_QUEUE, COORDINATOR_QUEUE):
             with suppress(ObjectAlreadyExists):
                 client.create_work_queue(queue, work_pool_name=POOL)
-        if not client.read_automations_by_name(_AUTOMATION):
+        if not client.read_automations_by_name(WATCH):
             client.create_automation(_crash_automation())
         there = {deployment.name: deployment for deployment in client.read_deployments(limit=200)}
     declared = {entry["name"]: entry for entry in yaml.safe_load(_FILE.read_text())["deployments"]}
@@ -178,7 +177,7 @@ def _crash_automation() -> AutomationCore:
     """
     runs = "prefect.flow-run"
     return AutomationCore(
-        name=_AUTOMATION,
+        name=WATCH,
         description="A run that sends no heartbeat any more has crashed.",
         trigger=EventTrigger(
             after={f"{runs}.heartbeat"},
