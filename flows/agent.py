@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -73,9 +75,23 @@ def main(arguments: Sequence[str] | None) -> None:
     )
     gpus = parser.parse_args(arguments).gpu
     slot = Slot.of(gpus) if gpus else None
+    if slot is not None:
+        check_gpus(slot)
     with _locked(slot), temporary_settings(_SETTINGS):
         _prepare(slot)
         _work(slot)
+
+
+def check_gpus(slot: Slot) -> None:
+    """Refuse numbers of no GPU, BadParams; without NVIDIA's driver they are only names."""
+    if shutil.which("nvidia-smi") is None:
+        return
+    listed = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+    )
+    count = len(listed.stdout.splitlines())
+    if listed.returncode == 0 and max(slot.gpus) >= count:
+        raise BadParams(f"--gpu {max(slot.gpus)}: this machine has {count} GPUs, counted from 0")
 
 
 def _locked(slot: Slot | None) -> FileLock:
