@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pd_core.core.config import Device
-from pd_core.core.errors import BadParams
+from pd_core.core.errors import BadParams, UnknownName
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import protocols
 from pd_core.pipeline.code_hash import CODE
@@ -26,6 +26,7 @@ from pd_core.pipeline.stages.jobs import Job, output
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
+    from pd_core.mlops.registry import Version
     from pd_core.mlops.registry.register import Registered
     from pd_core.mlops.tracking.recorder import StageRun
 
@@ -136,6 +137,18 @@ def open_store() -> str:
 
     params, settings = load_params(PARAMS), load_settings()
     return tracking.open_store(Path(params.profile.root), settings.mlflow_tracking_uri)
+
+
+def version_of(store: str, reference: str) -> Version:
+    """Find the version that a reference names: of a name alone the champion, or else the newest."""
+    from pd_core.mlops import registry
+
+    try:
+        return registry.find(store, reference, default=registry.CHAMPION)
+    except UnknownName:
+        version = registry.find(store, reference)  # an unknown model is refused here
+        note(f"'{version.name}' has no champion; the newest version is used, {version.number}")
+        return version
 
 
 def register(setting: Setting, run_id: str | None = None) -> Registered:

@@ -84,7 +84,20 @@ def _local_database(path: Path) -> Result:
         message = f"{len(absent)} registered versions have no files, as {absent[0]}"
         remedy = f"copy `mlruns` to '{path.parent}', or run `promptkd registry register`"
         return warning("MLflow", message, remedy)
+    if names := _set_by_hand(f"{_SQLITE}{path}"):
+        message = f"champions were set by hand, past the gate: {', '.join(names)}"
+        return warning("MLflow", message, "run `promptkd registry promote` for these")
     return ok("MLflow", f"'{path}', {runs} runs")
+
+
+def _set_by_hand(store: str) -> list[str]:
+    """Return the champions that were made so past the gate, as `<name>/<number>`."""
+    from pd_core.mlops import registry
+    from pd_core.mlops.registry import promotion
+
+    models = (registry.versions(store, name) for name in registry.models(store))
+    champions = filter(None, map(promotion.set_by_hand, models))
+    return [f"{champion.name}/{champion.number}" for champion in champions]
 
 
 def dvc_remote(settings: Settings) -> Result:

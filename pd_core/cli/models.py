@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pd_core.cli.common import note, open_store, say, setting_of
-from pd_core.cli.registry import DryRun, Reference
+from pd_core.cli.common import note, open_store, say, setting_of, version_of
+from pd_core.cli.registry import DryRun
 from pd_core.core.config import ClipConfig
 from pd_core.core.errors import BadArtifact, MissingFile
 from pd_core.pipeline.redaction import masked
@@ -40,6 +40,9 @@ Name = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(help="Output directory (default: data/<kind>/<file name>).", show_default=False),
+]
+Reference = Annotated[
+    str, typer.Argument(help="Data set, data set/version or data set@alias (default: champion).")
 ]
 Names = Annotated[list[str], typer.Argument(help="Class names.", show_default=False)]
 
@@ -140,11 +143,10 @@ def rename(
 
 
 def _change(model: str, make: Callable[[Version, PortableStudent], Change], dry_run: bool) -> None:
-    from pd_core.mlops import registry
     from pd_core.mlops.registry.classes import register_change
 
     store = open_store()
-    version = registry.find(store, model)
+    version = version_of(store, model)
     change, registered = register_change(
         store,
         version,
@@ -275,6 +277,7 @@ def serve(
     access = Access(load_settings().api_keys, per_minute, cors_origin or ())
     listening = server.listen(host, port)
     resources = Resources(most_pixels, cores, threads)
+    _log_to_stderr()
     manager = model_manager.open_model(open_store(), model, resources)
     limits = Limits(
         batch=batch,
@@ -285,7 +288,6 @@ def serve(
         answer_seconds=answer_seconds,
     )
     service = application.build(application.Service(manager, limits), poll=poll, access=access)
-    _log_to_stderr()
     version = manager.current.version
     typer.echo(f"serving {version.name}, version {version.number}, at {server.address(listening)}")
     server.run(service, listening, drain_seconds=answer_seconds)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli.common import Reporter, device_of, note, open_store
-from pd_core.core.errors import BadParams, UnknownName
+from pd_core.cli.common import Reporter, device_of, note, open_store, version_of
+from pd_core.core.errors import BadParams
 from pd_core.mlops.bulk.outputs import Format, format_of, writer
 from pd_core.pipeline.settings import compute_with
 
@@ -114,11 +114,7 @@ def _load(model: str, device: str) -> Predictor:
     from pd_core.mlops import registry
 
     store = open_store()
-    try:
-        version = registry.find(store, model, default=registry.CHAMPION)
-    except UnknownName:
-        version = registry.find(store, model)  # an unknown model is refused here
-        note(f"'{version.name}' has no champion; the newest version is used, {version.number}")
+    version = version_of(store, model)
     with TemporaryDirectory() as folder:
         bundle = registry.fetch(store, version, Path(folder)) / registry.BUNDLE
         return load_student(bundle, device=device)

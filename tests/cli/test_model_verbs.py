@@ -197,6 +197,22 @@ def test_predict_refuses_what_is_no_model(picture: str) -> None:
         promptkd("predict", f"{NAME}/7", picture)
 
 
+def test_a_name_alone_is_the_champion_for_all_verbs(
+    project: Path, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promptkd("registry", "register", NAME)
+    promptkd("classes", "rename", NAME, FIRST, "first")
+    assert "has no champion; the newest version is used, 1" in capsys.readouterr().err
+    store = tracking.open_store(project)
+    registry.set_alias(store, registry.find(store, f"{NAME}/1"), "champion")
+    promptkd("classes", "rename", NAME, FIRST, "other name")
+    assert f"version 1 of 'promptkd-{NAME}'" in capsys.readouterr().out
+    assert registry.find(store, f"{NAME}/3").tags["parent"] == "1"
+    promptkd("predict", NAME, picture, "--json", "--top", "20")
+    (row,) = json.loads(capsys.readouterr().out)
+    assert FIRST in [entry["name"] for entry in row["predictions"]]
+
+
 def test_a_class_is_added_with_the_teachers_vector_then_renamed_and_removed(
     project: Path, picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,8 +12,10 @@ from registered import champion, good, publish, tried_once
 from registry_project import project, store
 from typer.testing import CliRunner
 
-from pd_core.cli import registry
+from pd_core.cli import doctor_servers, registry
+from pd_core.cli.doctor import Status
 from pd_core.core.errors import BadParams, PdError, UnknownName
+from pd_core.mlops import tracking
 
 __all__ = ["good", "tried_once", "project", "store"]  # a fixture
 
@@ -90,6 +92,26 @@ def test_history_is_told_the_newest_first(store: str, good: Path) -> None:
     ]  # fmt: skip
     assert "@" in entries[0]["by"]
     assert "rolled back" in run("history", "tiny")
+
+
+def test_a_champion_that_was_set_by_hand_is_noted_until_it_has_passed_the_gate(
+    project: Path, store: str, good: Path
+) -> None:
+    publish(store, good)
+    second = publish(store, good)
+    promote(store, 1)
+    assert doctor_servers.mlflow(project, None).status is Status.OK
+    tracking.client(store).set_registered_model_alias(NAME, "champion", "2")
+    by_hand, promoted = listed("history", "tiny")
+    assert (by_hand["action"], by_hand["version"], by_hand["champion"]) == ("set by hand", 2, 1)
+    assert promoted["action"] == "promoted"
+    assert "set by hand" in run("history", "tiny")
+    doctor = doctor_servers.mlflow(project, None)
+    assert doctor.status is Status.WARNING
+    assert f"past the gate: {NAME}/2" in doctor.message
+    promote(store, 1)
+    assert [entry["action"] for entry in listed("history", "tiny")] == ["promoted", "promoted"]
+    assert second.number == 2
 
 
 @pytest.mark.usefixtures("store")

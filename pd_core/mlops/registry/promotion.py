@@ -31,6 +31,7 @@ class Action(StrEnum):
     PROMOTED = "promoted"
     REFUSED = "refused"
     ROLLED_BACK = "rolled back"
+    SET_BY_HAND = "set by hand"  # past the gate, by MLflow's UI or client; in no journal
 
 
 class State(StrEnum):
@@ -177,10 +178,26 @@ def rollback(store: str, name: str, *, user: str, dry_run: bool = False) -> Deci
 def history(store: str, name: str) -> list[Entry]:
     """Return the decisions about a model's versions, the newest first.
 
+    A present champion that was set by hand comes first; its time and user are unknown.
+
     Raises:
         UnknownName: there is no such model.
     """
-    return _settled(registry.versions(store, name))[::-1]
+    versions = registry.versions(store, name)
+    entries = _settled(versions)[::-1]
+    champion = set_by_hand(versions)
+    if champion is None:
+        return entries
+    before = next((entry.version for entry in entries if entry.moved), None)
+    action, number = Action.SET_BY_HAND, len(entries) + 1
+    return [Entry(number, action, State.DONE, champion.number, before, "", "", {}), *entries]
+
+
+def set_by_hand(versions: Sequence[Version]) -> Version | None:
+    """Return the champion, if no promotion or rollback made it one."""
+    champion = current(versions)
+    decided = [entry.version for entry in _settled(versions) if entry.moved]
+    return champion if champion and champion.number not in decided[-1:] else None
 
 
 def current(versions: Sequence[Version]) -> Version | None:

@@ -26,7 +26,16 @@ from starlette.exceptions import HTTPException
 from pd_core.core.errors import PdError
 from pd_core.mlops.bundle import REFERENCE
 from pd_core.mlops.drift import Monitor, Reference
-from pd_core.mlops.registry import BUNDLE, CHAMPION, Version, fetch, find, load_model
+from pd_core.mlops.registry import (
+    BUNDLE,
+    CHAMPION,
+    Version,
+    fetch,
+    find,
+    load_model,
+    versions,
+)
+from pd_core.mlops.registry.promotion import set_by_hand
 from pd_core.mlops.serving.requests import Limits, bad_request, unavailable
 from pd_core.mlops.serving.worker import Resources, Worker
 
@@ -151,6 +160,9 @@ def load(store: str, version: Version, resources: Resources) -> ActiveModel:
     Raises:
         PdError: it cannot be fetched or loaded.
     """
+    by_hand = set_by_hand(versions(store, version.name))
+    if by_hand and by_hand.number == version.number:
+        _LOG.warning("version %d was made champion by hand, past the gate", version.number)
     with TemporaryDirectory() as folder:
         model = fetch(store, version, Path(folder))
         worker = Worker(partial(load_model, model), resources)
