@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from openapi_schema_validator import OAS31Validator
+from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 from service_app import Client, Model, run
 
@@ -262,6 +264,23 @@ def test_bodies_parameters_responses_and_errors_are_described() -> None:
             assert all("description" in response for response in route["responses"].values())
             schema = route["responses"]["default"]["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/Problem"}
+
+
+def test_the_description_is_valid_and_responses_are_as_described() -> None:
+    content = description(Access(KEYS, 5))
+    validate(content)
+    schemas = content["components"]
+
+    def check(response: httpx.Response, name: str) -> None:
+        schema = {"$ref": f"#/components/schemas/{name}", "components": schemas}
+        OAS31Validator(schema).validate(response.json())
+
+    check(request("POST", "/predict", content=b"picture"), "Predictions")
+    check(request("POST", "/predict/batch", json={"images": ["aaaa"]}), "BatchPredictions")
+    check(request("GET", "/model"), "Model")
+    check(request("GET", "/ready"), "Status")
+    check(request("POST", "/predict?top=0"), "Problem")
+    check(request("POST", "/model"), "Problem")
 
 
 def test_keys_and_rate_limit_are_described_where_they_hold() -> None:
