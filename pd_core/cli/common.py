@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pd_core.core.config import Device
 from pd_core.core.errors import BadParams, UnknownName
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline import protocols
+from pd_core.pipeline import experiment, protocols
 from pd_core.pipeline.code_hash import CODE
 from pd_core.pipeline.settings import Settings, compute_with, load_settings
 from pd_core.pipeline.stages import jobs
@@ -102,6 +102,7 @@ def _setting_in(
     params: Params, name: str, seed: int | None = None, source: str | None = None
 ) -> Setting:
     settings = load_settings()
+    experiment.link_ignored(Path(params.profile.root) / DATA / "raw")
     compute_with(params.run.threads)  # device `auto` imports torch
     shared = jobs.shared(params, name, seed, settings.device, settings.data_root)
     suffix = "" if seed is None else f"-{seed}"

@@ -56,6 +56,14 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; short for --format json.")
     ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the student's CLIP, for a directory of the stage student: file, or "
+            "tag of open_clip (default: embedded).",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +84,7 @@ def predict(
     from pd_core.mlops.bulk.predict import Count, classify
 
     files = ImageFiles(paths or (), files_from or ())
-    student = _load(model, device_of(device)).student
+    student = _load(model, weights, device_of(device)).student
     top = min(top, len(student.names))
     chosen = Format.JSON if as_json else format_ or format_of(out)
     count = Count()
@@ -105,12 +113,14 @@ def _progress(out: Path | None) -> Iterator[Reporter | None]:
         yield report
 
 
-def _load(model: str, device: str) -> Predictor:
+def _load(model: str, weights: str | None, device: str) -> Predictor:
     """Load a student from a folder, or from the registry: the champion, or else the newest."""
     from pd_core.mlops.predictor import load_student
 
     if Path(model).is_dir():
-        return load_student(model, device=device)
+        return load_student(model, weights=weights, device=device)
+    if weights is not None:
+        raise BadParams(f"--weights is for a directory, and '{model}' is none; leave it out")
     from pd_core.mlops import registry
 
     store = open_store()

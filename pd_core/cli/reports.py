@@ -32,8 +32,8 @@ PAGES = Path("build") / "report"
 Reference = Annotated[
     str,
     typer.Argument(
-        help="Git revision, MLflow run ID, or model version (greek/3, greek@champion).",
-        show_default=False,
+        help="Git revision, DVC experiment, workspace, MLflow run ID, or model version "
+        "(greek/3, greek@champion).",
     ),
 ]
 
@@ -162,8 +162,13 @@ def _recorded(
     return recorder.stage_run(store, info)
 
 
-def compare(first: Reference, second: Reference, as_json: AsJson = False) -> None:
-    """Compare the parameters and metrics of two states, with significance tests."""
+def compare(
+    first: Reference = "HEAD", second: Reference = "workspace", as_json: AsJson = False
+) -> None:
+    """Compare the parameters and metrics of two states, with significance tests.
+
+    Without arguments: the last commit and the workspace.
+    """
     from pd_core.reporting.comparison import compare as compared
     from pd_core.reporting.comparison_sources import find_side
 

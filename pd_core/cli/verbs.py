@@ -22,7 +22,7 @@ from pd_core.cli.common import Reporter, Setting, note, register, setting_of
 from pd_core.core.errors import BadParams, Interrupted, PdError
 from pd_core.core.hooks import Hooks
 from pd_core.data.loading.splits import Protocol
-from pd_core.pipeline import code_hash, processes
+from pd_core.pipeline import code_hash, experiment, processes
 from pd_core.pipeline.processes import Worker
 from pd_core.pipeline.redaction import masked, masked_tracebacks
 from pd_core.pipeline.settings import compute_with, load_settings, telemetry_off
@@ -71,6 +71,7 @@ InProtocol = Annotated[
 @app.command()
 def code() -> None:
     """Stage: hash the code that the other stages depend on."""
+    experiment.link_ignored(DATA / "raw")
     code_hash.write(DATA / code_hash.CODE)
 
 

@@ -82,6 +82,12 @@ def load_student(
     file = Path(vectors) if vectors else folder / VECTORS_FILE
     if not vectors and not file.is_file():
         file = folder.parent.parent / "class_vectors" / folder.name / VECTORS_FILE
+    if not file.is_file():
+        path = f"data/class_vectors/{folder.name}/{VECTORS_FILE}"
+        raise missing(
+            "class vectors", file, f"run `dvc repro student@{folder.name}`, or get them from its"
+            f" project: `dvc get <repository> {path} -o {folder}`"
+        )  # fmt: skip
     remedy = f"run `dvc repro student@{folder.name}`, or give another folder"
     return Predictor(
         stand_alone(folder / STUDENT_FILE, file, weights, device=device, remedy=remedy)

@@ -302,6 +302,7 @@ def _commit(new: Path) -> None:
     """
     _run(new, "git", "init", "--quiet")
     _run(new, *DVC, "init", "--quiet")
+    shutil.copytree(TEMPLATES / ".dvc" / "plots", new / ".dvc" / "plots", dirs_exist_ok=True)
     (new / ".dvc" / "config").write_text("[core]\n    analytics = false\n", "utf-8")
     _run(new, "git", "add", "--all")
     commit = ("commit", "--quiet", "--message", "A project of PromptKD")

@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 
+from pd_core.pipeline.experiment import origin
+
 MASK = "***"
 _ENV = Path(".env")
 
@@ -50,9 +52,10 @@ def without_login(address: str) -> str:
 def env_file() -> Path:
     """Return the file with variables in addition to those of the environment; it may not exist.
 
-    It is `.env` in this folder, or in the root of the DVC project that this folder is in.
+    It is `.env` in this folder, or in the root of the DVC project that this folder is in. DVC's
+    temporary copies of a project have the project's.
     """
-    here = Path.cwd()
+    here = origin(Path.cwd())
     if _ENV.is_file():
         return _ENV
     for folder in (here, *here.parents):

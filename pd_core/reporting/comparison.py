@@ -19,6 +19,9 @@ from pd_core.reporting.tables import NONE, Column, Table
 
 PARAMS, LOCK, PREDICTIONS = "params.yaml", "dvc.lock", "predictions.json"
 
+WORKSPACE = "workspace"
+"""Name of the state of the project's files, as in DVC."""
+
 Params = Mapping[str, Any]  # dotted name -> value
 Scores = Mapping[str, Mapping[str, float]]  # model -> metric -> percent
 
@@ -43,16 +46,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Side:
-    """A git revision, an MLflow run or a model version."""
+    """A git revision, the workspace, an MLflow run or a model version."""
 
     given: str  # by the user
     kind: str  # `revision`, `run` or `version`
-    name: str  # the full one: the commit, the run's id, or `promptkd-<data set>/<number>`
+    name: str  # the commit, `workspace`, the run's id, or `promptkd-<data set>/<number>`
     measured: Mapping[str, Measured]  # by data set, or `<data set>-<seed>`
 
     @property
     def title(self) -> str:
         """Its readable name."""
+        if self.name == WORKSPACE:
+            return WORKSPACE
         return f"{self.kind} {self.name}" + ("" if self.given in self.name else f" ({self.given})")
 
 

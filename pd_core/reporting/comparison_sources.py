@@ -23,8 +23,8 @@ from pd_core.mlops import registry, tracking
 from pd_core.mlops.registry import Version, refusals
 from pd_core.mlops.tracking.recorder import flat
 from pd_core.pipeline import dvc
-from pd_core.pipeline.provenance import commit_of, content_hash, contents, read_lock, read_yaml
-from pd_core.reporting.comparison import LOCK, PARAMS, PREDICTIONS, Measured, Side
+from pd_core.pipeline.provenance import commit_of, content_hash, contents, git, read_lock, read_yaml
+from pd_core.reporting.comparison import LOCK, PARAMS, PREDICTIONS, WORKSPACE, Measured, Side
 from pd_core.reporting.predictions import Predictions
 from pd_core.reporting.results import ESTIMATES
 
@@ -55,8 +55,9 @@ def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
     """Read the side of a name; git revisions come first.
 
     Args:
-        given: a git revision; the id of an MLflow run, with `runs:/` in front or not; a model
-            version such as `greek/3` or `greek@champion`, with `models:/` in front or not.
+        given: a git revision; the name of an experiment of DVC; `workspace`; the id of an MLflow
+            run, with `runs:/` in front or not; a model version such as `greek/3` or
+            `greek@champion`, with `models:/` in front or not.
         project: folder of the pipeline.
         open_store: opens MLflow's store, which git revisions need not have.
 
@@ -64,7 +65,11 @@ def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
         UnknownName: it is none of them.
         PdError: it cannot be read.
     """
-    if not given.startswith((_RUN, _MODEL)) and (commit := commit_of(project, given)):
+    if given == WORKSPACE:
+        files = [project / name for name in (PARAMS, LOCK)]
+        present = {file.name: file.read_bytes() for file in files if file.is_file()}
+        return _read_side(given, WORKSPACE, present, project)
+    if not given.startswith((_RUN, _MODEL)) and (commit := _commit_of(project, given)):
         return _read_revision(given, commit, project)
     store = open_store()
     run_id = given.removeprefix(_RUN)
@@ -82,15 +87,27 @@ def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
 def _read_revision(given: str, commit: str, project: Path) -> Side:
     """Read a revision; its files are in the project or in DVC's cache."""
     files = dict(contents(project, commit, [PARAMS, LOCK]))
-    for name in (PARAMS, LOCK):
-        if name not in files:
-            raise MissingFile(
-                f"revision '{given}' has no {name} in this folder; give one that has, or go to "
-                f"the folder of the pipeline"
-            )
-    place = f"{commit[:7]}:"
+    return _read_side(given, commit, files, project)
+
+
+def _commit_of(project: Path, given: str) -> str | None:
+    """Return the commit of a git revision or of an experiment of DVC; None if it is neither."""
+    if commit := commit_of(project, given):
+        return commit
+    listed = git(project, "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{given}")
+    return (listed or b"").decode().partition("\n")[0] or None
+
+
+def _read_side(given: str, name: str, files: Mapping[str, bytes], project: Path) -> Side:
+    """Read parameters and lock file of a state; one that has not been run has no lock file."""
+    if PARAMS not in files:
+        raise MissingFile(
+            f"revision '{given}' has no {PARAMS} in this folder; give one that has, or go to the "
+            f"folder of the pipeline"
+        )
+    place = f"{name[:7]}:"
     params = _params_by_dataset(read_yaml(files[PARAMS], place + PARAMS), place + PARAMS)
-    hashes = _hashes(files[LOCK], place + LOCK)
+    hashes = _hashes(files[LOCK], place + LOCK) if LOCK in files else {}
     find = _finder(project)
     evaluated = {
         name: _measured(name, paths, params, hashes, find)
@@ -100,7 +117,7 @@ def _read_revision(given: str, commit: str, project: Path) -> Side:
         reason = next(iter(evaluated.values())).absent
         raise MissingFile(f"no metrics of revision '{given}' can be read: {reason}")
     others = {name: Measured(name, own, absent="not evaluated") for name, own in params.items()}
-    return Side(given, "revision", commit, others | evaluated)
+    return Side(given, "revision", name, others | evaluated)
 
 
 def _params_by_dataset(content: Any, name: str) -> dict[str, dict[str, Any]]:

@@ -167,6 +167,27 @@ def test_a_revision_without_any_metrics_at_hand_is_refused(project: Path) -> Non
         compared(project)
 
 
+def test_the_last_commit_and_the_workspace_are_compared_by_default(project: Path) -> None:
+    (project / "params.yaml").write_text(json.dumps(params(0.004)))
+    done = promptkd(project, "compare", "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert (value["first"]["given"], value["second"]["given"]) == ("HEAD", "workspace")
+    changed = {row["name"]: (row["first"], row["second"]) for row in value["params"]}
+    assert changed["student.lr"] == (0.002, 0.004)
+    assert not any(row["difference"] for row in value["metrics"])
+    assert "second  workspace" in promptkd(project, "compare").stdout
+
+
+def test_a_revision_that_has_not_been_run_has_parameters_only(project: Path) -> None:
+    (project / "dvc.lock").unlink()
+    commit(project)
+    comparison = compared(project)
+    assert not comparison.params  # those of HEAD~1, which has the same
+    assert comparison.metrics == ()
+    assert any("second side" in note for note in comparison.notes)
+
+
 def test_other_pictures_are_not_paired(project: Path) -> None:
     evaluate(project, params(0.1), BEFORE, pictures="others")
     comparison = compared(project)

@@ -24,6 +24,7 @@ from pd_core.core.errors import BadParams, PdError
 from pd_core.mlops.tracking import moved
 from pd_core.mlops.tracking.moved import ARTIFACTS
 from pd_core.pipeline.code_hash import CODE
+from pd_core.pipeline.experiment import origin
 from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.redaction import masked, without_login
 from pd_core.pipeline.settings import REFUSED, status_of, telemetry_off
@@ -43,6 +44,9 @@ LINEAGE, LINEAGE_FILE = "lineage", "lineage.json"
 
 LEVEL = "level"
 """Tag of a run: benchmark, dataset or stage."""
+
+EXPERIMENT = "dvc_experiment"
+"""Tag of runs of `dvc exp run`: the name of DVC's experiment."""
 
 REPLACED_BY = "replaced_by"
 PARENT = "mlflow.parentRunId"
@@ -78,7 +82,8 @@ def open_store(project: Path, uri: str | None = None) -> str:
     A local one that was moved or copied with its folder then has its files in the new folder.
 
     Args:
-        project: folder of the pipeline; the local database is `mlflow.db` in it.
+        project: folder of the pipeline; the local database is `mlflow.db` in it. For a temporary
+            copy by DVC, it is that of the project.
         uri: a tracking server (`http://host:port`) or database; None or "" for the local one.
 
     Raises:
@@ -86,10 +91,10 @@ def open_store(project: Path, uri: str | None = None) -> str:
         PdError: nothing answers there, or the database cannot be created.
     """
     if not uri:
-        uri = f"{SQLITE}{(project / DATABASE).resolve()}"
+        uri = f"{SQLITE}{(origin(project) / DATABASE).resolve()}"
     scheme = urlsplit(uri).scheme.partition("+")[0]
     if uri.startswith(SQLITE):
-        path = Path(uri.removeprefix(SQLITE)).resolve()
+        path = (origin(Path()) / uri.removeprefix(SQLITE)).resolve()
         _create_database(path)
         moved.adopt(path)
         return f"{SQLITE}{path}"
@@ -267,6 +272,7 @@ def page_of(store: str, experiment: str, commit: str, dataset: str = "") -> str:
         if match is None:
             return f"{root}/#/experiments"
         runs = search(mlflow, match.experiment_id, {COMMIT: commit, **level})
+        runs = [run for run in runs if EXPERIMENT not in run.data.tags]
     except MlflowException as error:  # its text repeats the server's response
         raise PdError(
             f"MLflow at '{masked(store)}' refuses a search ({error.error_code}); see that the "

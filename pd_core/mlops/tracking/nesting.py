@@ -14,6 +14,7 @@ import psutil
 
 from pd_core.mlops.tracking import (
     COMMIT,
+    EXPERIMENT,
     LEVEL,
     PARENT,
     REPLACED_BY,
@@ -42,6 +43,7 @@ class Nesting:
         experiment: its id.
         dataset: the stage's; "" for a stage over all of them.
         commit: of the code; each has a benchmark of its own.
+        dvc_experiment: name of DVC's experiment, which has runs of its own above it; "" for none.
         above: ids of the runs, the nearest first, once they are found.
         created: ids of those that this process has created.
     """
@@ -50,6 +52,7 @@ class Nesting:
     experiment: str
     dataset: str
     commit: str
+    dvc_experiment: str = ""
     above: tuple[str, ...] = ()
     created: list[str] = field(default_factory=list)
 
@@ -58,6 +61,7 @@ class Nesting:
         key, name = {COMMIT: self.commit}, "benchmark"
         if self.commit != provenance.NO_COMMIT:
             name += f"@{self.commit[:7]}"
+        name = self.dvc_experiment or name
         benchmark = self._only_run(name, {**key, LEVEL: "benchmark"})
         self.above = (benchmark,)
         if self.dataset:
@@ -77,9 +81,7 @@ class Nesting:
         """
         before = [
             run
-            for run in search(
-                self.mlflow, self.experiment, {"stage": stage, "dataset": self.dataset}
-            )
+            for run in self._search({"stage": stage, "dataset": self.dataset})
             if run.info.run_id != run_id
             and REPLACED_BY not in run.data.tags
             and self._status(run) != "RUNNING"
@@ -111,6 +113,11 @@ class Nesting:
             metrics = [Metric(name, value, now, 0) for name, value in headline.items()]
             self.mlflow.log_batch(self.above[0], metrics=metrics)
 
+    def _search(self, tags: Mapping[str, str]) -> list[Run]:
+        """Return the runs with the given tags and the same experiment of DVC, if any."""
+        runs = search(self.mlflow, self.experiment, tags)
+        return [run for run in runs if run.data.tags.get(EXPERIMENT, "") == self.dvc_experiment]
+
     def _status(self, run: Run) -> str:
         """Return a run's status; a stage's whose process is gone is marked as killed first."""
         if run.info.status != "RUNNING" or "stage" not in run.data.tags:
@@ -129,13 +136,14 @@ class Nesting:
         """
         from mlflow.exceptions import MlflowException
 
-        runs = search(self.mlflow, self.experiment, key)
+        runs = self._search(key)
         if not runs:
             tags = {**key, **source_tags("promptkd", self.commit)}
+            tags |= {EXPERIMENT: self.dvc_experiment} if self.dvc_experiment else {}
             tags |= {PARENT: parent} if parent else {}
             run = self.mlflow.create_run(self.experiment, run_name=name, tags=tags)
             self.created.append(str(run.info.run_id))
-            runs = search(self.mlflow, self.experiment, key)
+            runs = self._search(key)
         first, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
         for run in others:
             if run.info.run_id in self.created:

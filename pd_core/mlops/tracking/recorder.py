@@ -17,6 +17,7 @@ import psutil
 
 from pd_core.core.errors import Interrupted
 from pd_core.mlops.tracking import (
+    EXPERIMENT,
     LEVEL,
     LINEAGE,
     PARENT,
@@ -28,6 +29,7 @@ from pd_core.mlops.tracking import (
     write_lineage,
 )
 from pd_core.mlops.tracking.nesting import PROCESS, Nesting, source_tags, this_process
+from pd_core.pipeline import experiment as dvc_experiment
 from pd_core.pipeline import provenance
 from pd_core.pipeline.provenance import Lineage
 from pd_core.pipeline.redaction import masked
@@ -261,7 +263,9 @@ class _Recorder:
         stage, commit = self._stage, self.lineage.git_commit
         self._mlflow = client(self._store)
         experiment = experiment_id(self._mlflow, self._store, f"{stage.experiment}-{stage.profile}")
-        self._nesting = Nesting(self._mlflow, experiment, stage.dataset, commit)
+        self._nesting = Nesting(
+            self._mlflow, experiment, stage.dataset, commit, dvc_experiment.name()
+        )
         with exclusive(self._store):
             self._nesting.find_or_create()
             tags = {
@@ -272,6 +276,7 @@ class _Recorder:
                 "seed": str(stage.seed),
                 PROCESS: this_process(),
                 PARENT: self._nesting.above[0],
+                **({EXPERIMENT: name} if (name := dvc_experiment.name()) else {}),
                 "mlflow.source.git.dirty": self.lineage.git_dirty,
                 **source_tags(f"promptkd {stage.stage.replace('_', '-')}", commit),
             }
