@@ -126,13 +126,13 @@ def type_of(names: tuple[str, ...]) -> Any:
 
 
 def _project() -> Path:
-    """Return the clone of this process's agent, the current folder, or that of its worker.
+    """Return the clone of this process's agent, the folder of its worker, or the current one.
 
     A worker of `prefect worker start` runs flows in a temporary folder.
     """
-    folders = [Path(), Path(os.environ.get("PWD", ""))]
-    projects = (folder for folder in folders if (folder / ".dvc").is_dir())
-    return Path(os.environ.get(CLONE) or next(projects, "."))
+    by_worker = "PREFECT__FLOW_RUN_ID" in os.environ
+    here = os.environ.get("PWD", ".") if by_worker else "."
+    return Path(os.environ.get(CLONE) or here)
 
 
 PROJECT = _project()

@@ -144,7 +144,8 @@ def test_predict_takes_a_device_and_refuses_one_that_is_not_there(
     command = ("predict", f"data/student/{NAME}", picture, "--out", "rows.csv")
     devices = []
 
-    def load(folder: str, *, device: str) -> Predictor:
+    def load(folder: str, *, weights: str | None, device: str) -> Predictor:
+        assert weights is None
         devices.append(device)
         return load_student(folder, device="cpu")
 
