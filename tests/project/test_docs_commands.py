@@ -102,6 +102,10 @@ ELSEWHERE = {
         ),
         "tests/project/test_dvc_user.py",
     ),
+    **dict.fromkeys(
+        ("prefect server start", "prefect work-pool create", "prefect deploy", "prefect worker"),
+        "tests/flows/test_plain_prefect.py",
+    ),
     "promptkd data add more_photos": "tests/cli/test_new_project.py",
     "promptkd new my_photos": "tests/project/test_own_project.py",
     "promptkd predict my_photos": "tests/project/test_own_project.py",
