@@ -103,7 +103,12 @@ ELSEWHERE = {
         "tests/project/test_dvc_user.py",
     ),
     **dict.fromkeys(
-        ("prefect server start", "prefect work-pool create", "prefect deploy", "prefect worker"),
+        (
+            "prefect server start",
+            "prefect work-pool create",
+            "prefect deploy --all",
+            "prefect worker",
+        ),
         "tests/flows/test_plain_prefect.py",
     ),
     "promptkd data add more_photos": "tests/cli/test_new_project.py",
