@@ -225,6 +225,7 @@ def running(
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
             for member in family:
                 if member.is_running():
                     member.kill()
