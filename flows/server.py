@@ -122,22 +122,19 @@ def set_up(address: str) -> None:
 
 def _differences(declared: dict[str, Any], there: DeploymentResponse) -> list[str]:
     """Return what differs between an entry of `prefect.yaml` and the deployment on a server."""
-    schedules = [(schedule.schedule, schedule.active) for schedule in there.schedules]
-    found = {
-        "entrypoint": there.entrypoint,
-        "parameters": there.parameters,
-        "queue": there.work_queue_name,
-        "schedules": [(getattr(each, "cron", None), active) for each, active in schedules],
-        "tags": there.tags,
+    queue = declared.get("work_pool", {}).get("work_queue_name", "default")
+    schedules = [
+        (each.get("cron"), each.get("active", True)) for each in declared.get("schedules", ())
+    ]
+    on_server = [(getattr(each.schedule, "cron", None), each.active) for each in there.schedules]
+    pairs = {
+        "entrypoint": (declared["entrypoint"], there.entrypoint),
+        "parameters": (declared.get("parameters", {}), there.parameters),
+        "queue": (queue, there.work_queue_name),
+        "schedules": (schedules, on_server),
+        "tags": (declared.get("tags", []), there.tags),
     }
-    wanted = {
-        "entrypoint": declared["entrypoint"],
-        "parameters": declared["parameters"],
-        "queue": declared["work_pool"]["work_queue_name"],
-        "schedules": [(each["cron"], each["active"]) for each in declared.get("schedules", ())],
-        "tags": declared["tags"],
-    }
-    return [key for key, value in wanted.items() if value != found[key]]
+    return [key for key, (wanted, found) in pairs.items() if wanted != found]
 
 
 def _deploy(names: Sequence[str], address: str) -> None:

@@ -28,7 +28,8 @@ from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.evaluation.evaluate import accuracy
 from pd_core.models.class_vectors import logits_of, zero_shot
-from pd_core.models.clip import build_embedded, embedded_tokenizer, load_clip
+from pd_core.models.clip import load_clip
+from pd_core.models.embedded import build_embedded, embedded_tokenizer
 from pd_core.models.precision import set_threads
 from pd_core.models.prompts import encode_text
 from pd_core.models.text_batching import cut_after_end
@@ -297,7 +298,7 @@ class Recipe:
     """Settings of a pre-training.
 
     Attributes:
-        name: of the model, one of ``models.clip.EMBEDDED``.
+        name: of the model, one of ``models.embedded.EMBEDDED``.
         images: number of training images in all.
         seed: of the weights, the order and the augmentation.
         threads: of the CPU; the last bits of the weights depend on it.

@@ -116,7 +116,8 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
     from torch.nn.functional import normalize
 
     from pd_core.models.class_vectors import ClassVectors
-    from pd_core.models.clip import build_embedded, load_clip
+    from pd_core.models.clip import load_clip
+    from pd_core.models.embedded import build_embedded
     from pd_core.models.student import Student
 
     data = tmp_path_factory.mktemp("tiny") / "data"

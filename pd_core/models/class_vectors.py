@@ -123,8 +123,8 @@ def template_features(teacher: Teacher, names: Sequence[str], templates: Sequenc
     tokens_of = [
         towers.tokenize([template.replace("{}", name) for name in plain]) for template in templates
     ]
-    tokens = torch.stack(tokens_of, dim=1)  # (C, T, L) for T templates
-    check_distinct(names, tokens, towers.name, towers.tokenize)
+    stacked = torch.stack(tokens_of, dim=1)  # (C, T, L) for T templates
+    check_distinct(names, stacked, towers.name, towers.tokenize)
     features = []
     for tokens in tokens_of:  # texts of one template share a prefix
         features.append(encode_many_texts(towers.text, tokens.to(towers.device)))

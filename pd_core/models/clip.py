@@ -7,7 +7,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,26 +19,9 @@ from pd_core.core.errors import BadArtifact, BadParams, MissingFile, missing, un
 from pd_core.models import towers as _towers
 from pd_core.models.checkpoint_io import read_weights
 from pd_core.models.class_texts import Tokenize
+from pd_core.models.embedded import EMBEDDED, embedded_tokenizer, embedded_weights, load_embedded
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.preprocessing import preprocess_of_file, preprocess_of_tag
-
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-MERGES_FILE = WEIGHTS_FOLDER / "merges.txt.gz"
-"""Merges of CLIP's tokenizer for the benchmark's words; other words become more tokens."""
-
-_EMBEDDED_CONTEXT = 32
-_EMBEDDED_SIZES: dict[str, dict[str, Any]] = {
-    "embedded-teacher": {
-        "vision": {"image_size": 32, "patch_size": 8, "width": 160, "layers": 6, "head_width": 40},
-        "text": {"width": 96, "heads": 3, "layers": 4},
-    },
-    "embedded-student": {
-        "vision": {"image_size": 32, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
-        "text": {"width": 96, "heads": 3, "layers": 3},
-    },
-}
-EMBEDDED = tuple(_EMBEDDED_SIZES)
-"""Tiny CLIPs of this package, pre-trained on images of characters (recipes/embedded_clips.py)."""
 
 _DECODER = "text_decoder."  # of CoCa
 _TEXT_KEYS = (
@@ -185,7 +168,7 @@ def load_clip(
         BadArtifact: the file does not hold this model's weights.
     """
     if name in EMBEDDED:
-        model = _load_embedded(name, embedded_weights(name) if weights is None else Path(weights))
+        model = load_embedded(name, embedded_weights(name) if weights is None else Path(weights))
         return freeze(name, model.to(device=device, dtype=dtype), embedded_tokenizer())
     import open_clip
 
@@ -223,14 +206,6 @@ def freeze(
     )
 
 
-@cache
-def embedded_tokenizer() -> Any:
-    """Return CLIP's tokenizer restricted to the merges in `MERGES_FILE`."""
-    import open_clip
-
-    return open_clip.SimpleTokenizer(bpe_path=str(MERGES_FILE), context_length=_EMBEDDED_CONTEXT)
-
-
 def local_tokenizer(name: str) -> Tokenize | None:
     """Return a model's tokenizer; None if there is none without a download, or no such model."""
     import open_clip
@@ -247,42 +222,6 @@ def _downloads_tokenizer(name: str) -> bool:
     import open_clip
 
     return "hf_tokenizer_name" in open_clip.get_model_config(name)["text_cfg"]
-
-
-def embedded_weights(name: str) -> Path:
-    """Return the file of an embedded model's weights."""
-    return WEIGHTS_FOLDER / f"{name}.safetensors"
-
-
-def build_embedded(name: str) -> Any:
-    """Build an embedded model with random weights, as an open_clip `CustomTextCLIP`."""
-    import open_clip
-
-    if name not in EMBEDDED:
-        raise unknown("embedded model", name, EMBEDDED)
-    text = {"context_length": _EMBEDDED_CONTEXT, "vocab_size": embedded_tokenizer().vocab_size}
-    return open_clip.CustomTextCLIP(
-        embed_dim=128,
-        vision_cfg=_EMBEDDED_SIZES[name]["vision"],
-        text_cfg={**_EMBEDDED_SIZES[name]["text"], **text},
-    )
-
-
-def _load_embedded(name: str, path: Path) -> nn.Module:
-    from safetensors.torch import load_file
-
-    model: nn.Module = build_embedded(name)
-    if not path.is_file():
-        raise missing(f"weights of '{name}'", path, "give the path of a .safetensors file")
-    if (path.parent / SUMS).is_file():
-        check_sum(path, what="weights", remedy="restore the file")
-    try:
-        model.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors and torch raise many kinds
-        raise BadArtifact(
-            f"weights '{path}' do not fit '{name}' ({str(error)[:300]}); give that model's file"
-        ) from None
-    return model
 
 
 def imagenet_templates(count: int = 60) -> tuple[str, ...]:
@@ -329,7 +268,6 @@ def _from_tag(name: str, tag: str) -> nn.Module:
 
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, Preprocess]:
-
     state, sign = read_weights(path)
     if sign:
         _check_activation(name, f"file '{path}' (OpenAI's, {sign})", trained_with_quickgelu=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from pd_core.models.clip import EMBEDDED
+from pd_core.models.embedded import EMBEDDED
 
 _PICKLE = "open_clip_pytorch_model.bin"  # on the hub, where there is no .safetensors file
 

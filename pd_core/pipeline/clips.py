@@ -32,7 +32,7 @@ class Clip:
     @property
     def is_embedded(self) -> bool:
         """True for a model of this package."""
-        from pd_core.models.clip import EMBEDDED
+        from pd_core.models.embedded import EMBEDDED
 
         return self.model in EMBEDDED
 
@@ -51,7 +51,8 @@ def clip_of(role: str, text: str, fetch: Fetch) -> Clip:
         BadArtifact: the file does not hold the model's weights.
         BadParams: the model's activation is not that of the weights.
     """
-    from pd_core.models.clip import EMBEDDED, embedded_weights, load_clip
+    from pd_core.models.clip import load_clip
+    from pd_core.models.embedded import EMBEDDED, embedded_weights
     from pd_core.models.pretrained import model_names, published, tags_of
 
     model, _, weights = text.partition(":")

@@ -242,7 +242,7 @@ def _params(name: str, teacher: Clip, student: Clip, *, small: bool) -> Any:
     if small:
         _set(params["run"], "precision", "fp32", "bf16 and fp16 need a GPU to be fast")
     for stage, clip in (("teacher", teacher), ("student", student)):
-        name = "pd_core/models/clip.py" if clip.is_embedded else "name in open_clip"
+        name = "pd_core/models/embedded.py" if clip.is_embedded else "name in open_clip"
         _set(params[stage], "model", clip.model, name)
         _set(params[stage], "weights", f"{RAW}/{WEIGHTS}/{clip.file}", clip.comment)
     _set_roles(params, teacher.model, student.model)

@@ -30,7 +30,8 @@ from origins import ARCHIVES, served
 from pd_core.core.errors import BadArtifact, BadData
 from pd_core.data.acquire import sources
 from pd_core.data.acquire.sources import source_of
-from pd_core.models.clip import embedded_weights, load_clip
+from pd_core.models.clip import load_clip
+from pd_core.models.embedded import embedded_weights
 
 pytestmark = pytest.mark.timeout(20)
 

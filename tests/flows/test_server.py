@@ -2,18 +2,37 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import requests
 from agents import ROOT, Server, clone, serving
+from prefect.client.schemas.responses import DeploymentResponse
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.timeout(300)]
+from flows.server import _differences
+
+
+def test_an_entry_with_prefects_defaults_is_compared() -> None:
+    entry = {"name": "own", "entrypoint": "flows.refresh.refresh"}
+    there = DeploymentResponse(
+        name="own",
+        flow_id=uuid4(),
+        entrypoint=entry["entrypoint"],
+        work_queue_name="default",
+        labels=None,
+    )
+
+    assert _differences(entry, there) == []
+    assert _differences({**entry, "tags": ["mine"]}, there) == ["tags"]
 
 
 def deployments(server: Server) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in server.ask("/deployments/filter")}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.timeout(300)
 def test_what_was_set_on_the_server_outlives_a_restart_and_what_is_missing_is_created(
     tmp_path: Path,
 ) -> None:

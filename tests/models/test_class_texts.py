@@ -9,7 +9,8 @@ import torch
 from pd_core.core.errors import BadParams
 from pd_core.models.class_texts import check_classes, check_distinct
 from pd_core.models.class_vectors import build, template_features
-from pd_core.models.clip import EMBEDDED, local_tokenizer
+from pd_core.models.clip import local_tokenizer
+from pd_core.models.embedded import EMBEDDED
 from pd_core.models.teacher import Teacher
 
 EARLY, LATE = "番茄植株叶片早疫病初期", "番茄植株叶片早疫病晚期"

@@ -15,7 +15,7 @@ from pd_core.cli import main
 from pd_core.core.errors import BadArtifact, MissingFile
 from pd_core.data.catalog import embedded as benchmark
 from pd_core.data.catalog import glyphs
-from pd_core.models import clip as clips
+from pd_core.models import embedded as clips
 from pd_core.models.clip import load_clip
 from pd_core.models.prompts import encode_image
 from recipes import embedded_clips as recipes
