@@ -36,7 +36,7 @@ from pd_core.mlops.registry import CHAMPION, classes, find, set_alias, trial
 from pd_core.mlops.registry.register import Origin, register
 from pd_core.mlops.registry.trial import Task
 from pd_core.models.class_vectors import ClassVectors
-from pd_core.models.clip import load_clip
+from pd_core.models.clip import freeze, load_clip
 from pd_core.models.portable.network import ExportedNetwork, projector
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.portable.tower import ExportedTower, operation
@@ -320,6 +320,27 @@ def test_constants_and_changes_in_place_are_exported(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = student(student.towers.preprocess.normalise(torch.from_numpy(images)))
     assert np.abs(features - wanted.numpy()).max() < 1e-5
+
+
+def test_a_transformer_with_layer_scales_is_exported() -> None:
+    config = tiny.CONFIG | {"vision_cfg": tiny.CONFIG["vision_cfg"] | {"ls_init_value": 0.5}}
+    base = freeze("scaled", open_clip.CustomTextCLIP(**config), tiny.towers().tokenize)
+    student = Student.untrained(base, feature_width=24, depth=2, length=3).eval()
+
+    assert isinstance(fold(student, vectors()), ExportedNetwork)
+
+
+def test_a_result_is_kept_until_an_option_has_used_it() -> None:
+    steps = [
+        ["aten.sym_size.int", [{"input": "images"}, 0], {}],
+        ["operator.mul", [{"input": 0}, 2], {}],
+        ["aten.add.Tensor", [{"input": "images"}, {"input": "images"}], {"alpha": {"input": 0}}],
+    ]
+    images = torch.ones(3, 1)
+
+    features = ExportedTower({"weights": {}, "steps": steps, "features": 2})(images)
+
+    assert torch.equal(features, torch.full((3, 1), 4.0))  # image + number of images * image
 
 
 class Conditional(nn.Module):

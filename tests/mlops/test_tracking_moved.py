@@ -1,6 +1,8 @@
 """A project that is moved, copied or restored has its runs and models in its own folder."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,8 @@ def test_a_copy_reads_and_writes_its_own_files_only(project: Path, tmp_path: Pat
     load_model(store, "models:/promptkd-greek@champion")
     assert files(project) == before
     assert any(name.endswith("registered_model_meta") for name in files(copy))
+    with closing(sqlite3.connect(copy / tracking.DATABASE)) as database:
+        assert f"{project}/" not in "\n".join(database.iterdump())
 
 
 def test_a_moved_project_still_has_its_champion(project: Path, tmp_path: Path) -> None:
