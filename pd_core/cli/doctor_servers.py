@@ -86,7 +86,7 @@ def _local_database(path: Path) -> Result:
         return warning("MLflow", message, remedy)
     if names := _set_by_hand(f"{_SQLITE}{path}"):
         message = f"champions were set by hand, past the gate: {', '.join(names)}"
-        return warning("MLflow", message, "run `promptkd registry promote` for these")
+        return warning("MLflow", message, "run `promptkd registry promote <data set>/<version>`")
     return ok("MLflow", f"'{path}', {runs} runs")
 
 

@@ -220,9 +220,17 @@ def _conclusion(decision: Decision, *, dry_run: bool) -> str:
         return f"{name} is the champion already; nothing to do"
     if reasons := decision.reasons:
         failed = f"{len(reasons)} of {len(decision.checks)} checks failed"
-        return f"{name} is refused, {failed}; {reasons[0]}"
+        return f"{name} is refused, {failed}; {reasons[0]}{_set_by_hand(decision)}"
     would = "would become" if dry_run else "is"
     return f"{name} {would} champion, after {_number(decision.champion)}"
+
+
+def _set_by_hand(decision: Decision) -> str:
+    """Return what holds after the refusal of a champion that was set by hand."""
+    if "champion" not in decision.version.aliases:
+        return ""
+    restore = f"`promptkd registry rollback {decision.version.dataset}` restores the one before"
+    return f"; it was set by hand and stays champion{f', {restore}' if decision.champion else ''}"
 
 
 def _as_dict(decision: Decision, conclusion: str, *, dry_run: bool) -> dict[str, Any]:

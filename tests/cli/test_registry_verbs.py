@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import registered
+import tiny
 from command import promptkd
 from promoting import NAME, promote
 from registered import champion, good, publish, tried_once
@@ -112,6 +113,30 @@ def test_a_champion_that_was_set_by_hand_is_noted_until_it_has_passed_the_gate(
     promote(store, 1)
     assert [entry["action"] for entry in listed("history", "tiny")] == ["promoted", "promoted"]
     assert second.number == 2
+
+
+def test_a_champion_that_was_set_by_hand_is_put_through_the_gate(
+    project: Path, store: str, good: Path, tmp_path: Path
+) -> None:
+    bad = registered.model(tmp_path / "bad", registered.worse(tiny.NAMES[0], tiny.NAMES[1]))
+    for model in (good, bad, good):
+        publish(store, model, registered.lineage(project))
+    run("promote", "tiny/1")
+    tracking.client(store).set_registered_model_alias(NAME, "champion", "2")
+    with pytest.raises(PdError, match="version 2 .* is refused, .*; it was set by hand and stays"):
+        run("promote", "tiny/2")
+    assert champion(store) == 2
+    assert doctor_servers.mlflow(project, None).status is Status.WARNING
+    assert "version 1 of 'promptkd-tiny' is champion again" in run("rollback", "tiny")
+
+    tracking.client(store).set_registered_model_alias(NAME, "champion", "3")
+    assert "version 3 of 'promptkd-tiny' is champion, after 1" in run("promote", "tiny/3")
+    assert champion(store) == 3
+    assert doctor_servers.mlflow(project, None).status is Status.OK
+    assert "is the champion already" in run("promote", "tiny/3")
+    actions = [(entry["action"], entry["version"]) for entry in listed("history", "tiny")]
+    assert actions == [("promoted", 3), ("rolled back", 1), ("refused", 2), ("promoted", 1)]
+    assert "version 1 of 'promptkd-tiny' is champion again" in run("rollback", "tiny")
 
 
 @pytest.mark.usefixtures("store")

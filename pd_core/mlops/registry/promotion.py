@@ -100,7 +100,7 @@ class Decision:
     Attributes:
         version: the candidate, or the version that is restored.
         champion: the champion before; None if there was none.
-        checks: the results of the gate; none for the champion itself.
+        checks: the results of the gate; none for a champion that has passed it.
     """
 
     version: Version
@@ -123,6 +123,9 @@ def promote(
 ) -> Decision:
     """Make a version the champion, if it passes the gate `examine`.
 
+    A champion that was set by hand passes the gate against the champion before it; if it fails, it
+    stays champion until another version is promoted or restored.
+
     Args:
         store: the registry's.
         reference: of the version; the newest one of a model's name alone.
@@ -136,17 +139,16 @@ def promote(
     """
     version = registry.find(store, reference)
     if dry_run:
-        champion = current(registry.versions(store, version.name))
-        return _examined(version, champion, examine)
+        return _examined(version, registry.versions(store, version.name), examine)
     with promotion(store, version.name, user=user) as lock:
         versions = _recovered(store, version.name)
-        champion = current(versions)
-        if champion and champion.number == version.number:
-            return Decision(version, champion)
-        registry.set_alias(store, version, CHALLENGER)
-        decision = _examined(version, champion, examine)
+        if not _is_champion(version, versions):
+            registry.set_alias(store, version, CHALLENGER)
+        decision = _examined(version, versions, examine)
+        if not decision.checks:
+            return decision
         lock.check()
-        _check_unmoved(store, version.name, champion)
+        _check_unmoved(store, version.name, current(versions))
         action = Action.PROMOTED if decision.accepted else Action.REFUSED
         _carry_out(store, _entry(versions, decision, action, user), version, lock)
     return decision
@@ -196,8 +198,7 @@ def history(store: str, name: str) -> list[Entry]:
 def set_by_hand(versions: Sequence[Version]) -> Version | None:
     """Return the champion, if no promotion or rollback made it one."""
     champion = current(versions)
-    decided = [entry.version for entry in _settled(versions) if entry.moved]
-    return champion if champion and champion.number not in decided[-1:] else None
+    return champion if champion and champion.number != _decided(versions) else None
 
 
 def current(versions: Sequence[Version]) -> Version | None:
@@ -205,10 +206,24 @@ def current(versions: Sequence[Version]) -> Version | None:
     return next((version for version in versions if CHAMPION in version.aliases), None)
 
 
-def _examined(version: Version, champion: Version | None, examine: Examine) -> Decision:
-    if champion and champion.number == version.number:
-        return Decision(version, champion)
+def _examined(version: Version, versions: Sequence[Version], examine: Examine) -> Decision:
+    champion = current(versions)
+    if _is_champion(version, versions):
+        if not set_by_hand(versions):
+            return Decision(version, champion)
+        before = _decided(versions)
+        champion = next((other for other in versions if other.number == before), None)
     return Decision(version, champion, tuple(examine(version, champion)))
+
+
+def _is_champion(version: Version, versions: Sequence[Version]) -> bool:
+    return version.number == _number(current(versions))
+
+
+def _decided(versions: Sequence[Version]) -> int | None:
+    """Return the version that the last promotion or rollback made the champion."""
+    moves = [entry.version for entry in _settled(versions) if entry.moved]
+    return moves[-1] if moves else None
 
 
 def _previous(store: str, versions: Sequence[Version], name: str) -> Decision:
