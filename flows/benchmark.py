@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Completed, Failed
 
 from flows import artifacts, pipeline, slots
-from flows.commands import DataSet, check_server, command
+from flows.commands import PAPER, ROOT, PaperDataSet, RootDataSet, check_server, command
 from flows.distill import distill_dataset
 from pd_core.core.errors import BadParams, PdError
 from pd_core.pipeline import provenance
@@ -50,7 +50,9 @@ class Outcome:
 
 @flow(name="benchmark")
 def benchmark(
-    datasets: list[DataSet] | None = None, profile_dir: Path = Path(), report: bool | None = None
+    datasets: list[RootDataSet] | None = None,
+    profile_dir: Path = ROOT,
+    report: bool | None = None,
 ) -> State[Any]:
     """Run all stages of some data sets, then the report over all of them.
 
@@ -84,6 +86,20 @@ def benchmark(
     if reasons:
         return Failed(message="; ".join(reasons))
     return Completed(message=f"{len(names)} data sets are up to date")
+
+
+@flow(name="benchmark")
+def paper(datasets: list[PaperDataSet] | None = None, report: bool | None = None) -> State[Any]:
+    """Run the benchmark of the profile `paper`.
+
+    Args:
+        datasets: their names; all by default.
+        report: make the report; by default if no data sets are chosen.
+
+    Returns:
+        As `benchmark`.
+    """
+    return benchmark.fn(datasets, PAPER, report)
 
 
 @command

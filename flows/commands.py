@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import yaml
 from prefect import State
-from pydantic import WithJsonSchema
+from pydantic import GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from pd_core.core.errors import BadParams, PdError, unknown
 from pd_core.pipeline.redaction import has_login, masked, masked_tracebacks, without_login
@@ -21,7 +24,9 @@ from pd_core.pipeline.stages.params import PARAMS
 CLONE = "PROMPTKD_CLONE"
 """Variable with the folder of an agent's flow run, which starts elsewhere."""
 
-_PROFILES = (Path(), Path("paper"))  # folders of `params.yaml`, from the project's root
+ROOT, PAPER = Path(), Path("paper")
+"""Folders of the profiles' `params.yaml`, from the project's root."""
+
 _TIMEOUT_SECONDS = 5.0
 _PROXY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is down
 
@@ -99,14 +104,14 @@ def _is_down(address: str) -> bool:
         return True
 
 
-def read_profiles(root: Path) -> dict[str, Path]:
+def read_profiles(root: Path, profiles: Sequence[Path] = (ROOT, PAPER)) -> dict[str, Path]:
     """Return the folder of each data set's profile, relative to the project's root.
 
     Empty if a file cannot be read: the code that needs its parameters reports why.
     """
     folders: dict[str, Path] = {}
     try:
-        for profile in _PROFILES:
+        for profile in profiles:
             if not (root / profile / PARAMS).is_file():
                 continue
             content = yaml.safe_load((root / profile / PARAMS).read_text(encoding="utf-8"))
@@ -117,12 +122,25 @@ def read_profiles(root: Path) -> dict[str, Path]:
     return folders
 
 
-def type_of(names: tuple[str, ...]) -> Any:
-    """Return the type of a flow's parameter, for which a Prefect server accepts these names only.
+@dataclass(frozen=True)
+class Names:
+    """Annotation of a flow's parameter, for which a Prefect server accepts data sets only.
 
-    Without names any is accepted, as for profiles elsewhere; the flows check it again.
+    Their names are read when the schema is made. Without names any is accepted, as for profiles
+    elsewhere; the flows check it again.
+
+    Attributes:
+        profiles: folders of the profiles, relative to the project's root.
     """
-    return Annotated[str, WithJsonSchema({"type": "string", "enum": list(names)})] if names else str
+
+    profiles: Sequence[Path] = (ROOT, PAPER)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the names to the schema of a text."""
+        names = list(read_profiles(PROJECT, self.profiles))
+        return handler(schema) | ({"enum": names} if names else {})
 
 
 def _project() -> Path:
@@ -139,10 +157,12 @@ PROJECT = _project()
 """Folder of this process's profiles."""
 PROFILE_OF = read_profiles(PROJECT)
 
-if TYPE_CHECKING:
-    DataSet = str
-else:
-    DataSet = type_of(tuple(PROFILE_OF))
+DataSet = Annotated[str, Names()]
+"""Type of a parameter for a data set of any profile."""
+RootDataSet = Annotated[str, Names((ROOT,))]
+"""Type of a parameter for a data set of the profile in the project's root."""
+PaperDataSet = Annotated[str, Names((PAPER,))]
+"""Type of a parameter for a data set of the profile `paper`."""
 
 
 def check_name(name: str) -> None:

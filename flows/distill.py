@@ -13,7 +13,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, Failed
 
 from flows import artifacts, pipeline, slots
-from flows.commands import DataSet
+from flows.commands import DataSet, profile_of
 from pd_core.core.errors import PdError
 from pd_core.pipeline import provenance
 from pd_core.pipeline.settings import load_settings
@@ -21,18 +21,20 @@ from pd_core.pipeline.settings import load_settings
 
 @flow(name="distill-dataset")
 def distill_dataset(
-    dataset: DataSet, profile_dir: Path = Path(), commit: str | None = None
+    dataset: DataSet, profile_dir: Path | None = None, commit: str | None = None
 ) -> State[Any]:
     """Bring all stages of a data set up to date, on the GPU of the agent that runs this.
 
     Args:
-        dataset: a data set of the profile.
-        profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository.
+        dataset: its name.
+        profile_dir: folder of the profile's `dvc.yaml`, as seen from the repository; that of the
+            data set by default.
         commit: the commit to be at, the last that changed more than results; any by default.
 
     Returns:
         Completed; or failed at the first stage that failed, and those after it did not run.
     """
+    profile_dir = profile_of(dataset) if profile_dir is None else profile_dir
     try:
         _check_commit(commit)
         graph = pipeline.read_graph(profile_dir)

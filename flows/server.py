@@ -2,7 +2,8 @@
 
 It has a process work pool with a queue for runs that need a GPU, one for all others, and one for
 each agent, which adds its own; the deployments of `prefect.yaml`; and an automation that marks runs
-as crashed whose machine has died. Whatever is there already stays as it was set on the server.
+as crashed whose machine has died. Whatever is there already stays as it was set on the server; the
+data sets that the deployments accept are those of the profiles, also when these change.
 """
 
 from __future__ import annotations
@@ -20,21 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from httpx import HTTPError
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, PrefectException
+from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.callables import parameter_schema
 
-from flows.commands import check_server, command
+from flows.commands import PAPER, ROOT, check_server, command
 from flows.slots import COORDINATOR_QUEUE, GPU_QUEUE, POOL, SILENT, WATCH
 from pd_core.core.errors import MissingFile, PdError
+from pd_core.pipeline.stages.params import PARAMS
 
 _FILE = Path("prefect.yaml")
 _PREFECT = (sys.executable, "-m", "prefect")
+_WATCH_SECONDS = 2.0
 _START_SECONDS = 180.0  # to create the database on a slow disk
 _SILENCE = timedelta(seconds=90)  # three heartbeats
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
@@ -82,11 +88,11 @@ def serve(host: str, port: int) -> int:
     try:
         _wait_for(server, address)
         set_up(address)
-        sys.stdout.write(
+        _print(
             f"ready at {address}; for agents: `export PD_PREFECT_API_URL={address}`, then "
-            "`python -m flows.agent --gpu 0` for each GPU, and `python -m flows.agent`\n"
+            "`python -m flows.agent --gpu 0` for each GPU, and `python -m flows.agent`"
         )
-        sys.stdout.flush()
+        _watch(server, address)
         return max(server.wait(), 0)
     except KeyboardInterrupt:
         return 0
@@ -110,14 +116,54 @@ def set_up(address: str) -> None:
         if not client.read_automations_by_name(WATCH):
             client.create_automation(_crash_automation())
         there = {deployment.name: deployment for deployment in client.read_deployments(limit=200)}
-    declared = {entry["name"]: entry for entry in yaml.safe_load(_FILE.read_text())["deployments"]}
+    declared = {entry["name"]: entry for entry in _declared()}
     _deploy([name for name in declared if name not in there], address)
     for name in declared.keys() & there.keys():
         if other := _differences(declared[name], there[name]):
-            sys.stdout.write(
+            _print(
                 f"deployment '{name}' keeps its {', '.join(other)}, other than in {_FILE}; "
-                f"`prefect deploy --name {name}` sets those of the file\n"
+                f"`prefect deploy --name {name}` sets those of the file"
             )
+    update_forms(address)
+
+
+def _declared() -> list[dict[str, Any]]:
+    """Return the deployments of `prefect.yaml`."""
+    return list(yaml.safe_load(_FILE.read_text())["deployments"])
+
+
+def _watch(server: subprocess.Popen[bytes], address: str) -> None:
+    """Update the forms whenever the profiles have changed, until the server ends."""
+    before = _profiles_changed()
+    while server.poll() is None:
+        time.sleep(_WATCH_SECONDS)
+        if (now := _profiles_changed()) != before:
+            update_forms(address)
+            before = now
+
+
+def _profiles_changed() -> list[float]:
+    """Return when the profiles' parameters were last changed."""
+    files = (folder / PARAMS for folder in (ROOT, PAPER))
+    return [file.stat().st_mtime for file in files if file.is_file()]
+
+
+def update_forms(address: str) -> None:
+    """Have the deployments offer and accept the profiles' data sets, and change nothing else."""
+    entrypoints = {entry["entrypoint"] for entry in _declared()}
+    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
+        for there in client.read_deployments(limit=200):
+            if there.entrypoint is None or there.entrypoint not in entrypoints:
+                continue
+            schema = parameter_schema(load_flow_from_entrypoint(there.entrypoint))
+            if (there.parameter_openapi_schema or {}).get("properties") == schema.properties:
+                continue
+            try:
+                update = DeploymentUpdate(parameter_openapi_schema=schema.model_dump(mode="json"))
+                client.update_deployment(there.id, update)
+                _print(f"deployment '{there.name}' has the data sets of {PARAMS} as it is now")
+            except (PrefectException, HTTPError) as error:
+                _print(f"deployment '{there.name}' keeps its data sets: {error}")
 
 
 def _differences(declared: dict[str, Any], there: DeploymentResponse) -> list[str]:
@@ -187,6 +233,11 @@ def _crash_automation() -> AutomationCore:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=SILENT)],
     )
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

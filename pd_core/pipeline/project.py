@@ -219,7 +219,7 @@ def _write_files(new: Path, name: str) -> None:
 def _deployments() -> str:
     """Return the deployments of a project: those of the profile in its own folder."""
     head, *blocks = re.split(r"(?=^  - name: )", _template("prefect.yaml"), flags=re.MULTILINE)
-    own = "".join(block for block in blocks if "profile_dir: paper" not in block)
+    own = "".join(block for block in blocks if "flows.benchmark.paper" not in block)
     return head + own.replace("- name: quickstart", "- name: all")
 
 

@@ -244,7 +244,7 @@ def test_images_below_the_data_root_need_no_links(project: Path) -> None:
 def test_deployments_of_a_project_are_those_of_its_own_folder(project: Path) -> None:
     deployments = YAML(typ="safe").load(project / "prefect.yaml")["deployments"]
     assert [each["name"] for each in deployments] == ["gpu", "all", "gate", "nightly", "hourly"]
-    assert {each["parameters"].get("profile_dir", ".") for each in deployments} == {"."}
+    assert {each["parameters"].get("profile_dir") for each in deployments} == {".", None}
 
 
 def test_a_model_that_cannot_have_all_prompts_gets_what_it_can(tmp_path: Path) -> None:

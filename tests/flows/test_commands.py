@@ -1,16 +1,19 @@
 """Server checks and data-set names of the flows' commands."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from prefect import flow
+from prefect import Flow, flow
+from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from prefect_home import ROOT, run_flow
 
 from flows import benchmark, commands
-from flows.commands import DataSet
+from flows.commands import DataSet, PaperDataSet, RootDataSet
 from pd_core.core.errors import UnknownName
 
 NOWHERE = "http://127.0.0.1:9/api"  # the discard port; nothing listens there
@@ -23,13 +26,33 @@ def _profiles(folder: Path, root: str, paper: str) -> Path:
     return folder
 
 
-def test_a_server_offers_the_names_of_both_profiles() -> None:
-    @flow
-    def anything(dataset: DataSet) -> None: ...
+def offered(kind: Any) -> list[str] | None:
+    """Return the names that a server offers for a parameter of this type."""
 
+    @flow
+    def anything(dataset: kind) -> None: ...
+
+    names: list[str] | None = parameter_schema(anything).properties["dataset"].get("enum")
+    return names
+
+
+def test_a_server_offers_the_names_of_a_profile_or_of_both() -> None:
     files = [ROOT / "params.yaml", ROOT / "paper" / "params.yaml"]
     names = [list(yaml.safe_load(file.read_text())["datasets"]) for file in files]
-    assert parameter_schema(anything).properties["dataset"]["enum"] == names[0] + names[1]
+    assert offered(DataSet) == names[0] + names[1]
+    assert [offered(RootDataSet), offered(PaperDataSet)] == names
+
+
+def test_a_deployment_offers_the_names_of_the_profile_that_it_runs() -> None:
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        made: Flow[Any, Any] = load_flow_from_entrypoint(deployment["entrypoint"])
+        schema = json.dumps(parameter_schema(made).properties)
+        if made.name == "benchmark":
+            assert ('"dtd"' in schema) is (deployment["name"] == "paper")
+            assert ('"embedded_greek"' in schema) is (deployment["name"] == "quickstart")
+        elif "dataset" in made.parameters.properties:
+            assert '"dtd"' in schema
+            assert '"embedded_greek"' in schema
 
 
 def test_a_name_of_both_profiles_is_offered_once(tmp_path: Path) -> None:
@@ -39,10 +62,14 @@ def test_a_name_of_both_profiles_is_offered_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["datasets: 1", "other: {}", "- a", "{", "\x00", ""])
-def test_if_a_file_cannot_be_read_any_name_is_accepted(tmp_path: Path, content: str) -> None:
+def test_if_a_file_cannot_be_read_any_name_is_accepted(
+    tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = _profiles(tmp_path, "datasets: {a: {}}", content)
     assert commands.read_profiles(root) == commands.read_profiles(tmp_path / "nowhere") == {}
-    assert commands.type_of(()) is str
+    monkeypatch.setattr(commands, "PROJECT", root)
+    assert offered(DataSet) is None
+    assert offered(RootDataSet) == ["a"]
 
 
 def test_another_name_is_refused_with_a_guess() -> None:

@@ -1,13 +1,17 @@
-"""A restart of Prefect's server changes nothing that was set on it."""
+"""Prefect's server knows new data sets, and a restart changes nothing that was set on it."""
 
+import json
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import photos
 import pytest
 import requests
 from agents import ROOT, Server, clone, serving
+from command import promptkd
 from prefect.client.schemas.responses import DeploymentResponse
+from waiting import wait_until
 
 from flows.server import _differences
 
@@ -26,6 +30,26 @@ def test_an_entry_with_prefects_defaults_is_compared() -> None:
     assert _differences({**entry, "tags": ["mine"]}, there) == ["tags"]
 
 
+def add(project: Path, name: str) -> None:
+    """Add a data set by its command."""
+    photos.write(project.parent / name)
+    done = promptkd(project, "data", "add", name, "--labelled", f"../{name}/labelled")
+    assert done.returncode == 0, done.stderr
+
+
+def offered(server: Server) -> dict[str, list[str]]:
+    """Return the data sets that the form of each deployment offers."""
+    schemas = {
+        name: each["parameter_openapi_schema"]["properties"]
+        for name, each in deployments(server).items()
+    }
+    names = {name: json.dumps(schema) for name, schema in schemas.items()}
+    return {
+        name: [key for key in ("embedded_greek", "dtd", "second", "third") if f'"{key}"' in text]
+        for name, text in names.items()
+    }
+
+
 def deployments(server: Server) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in server.ask("/deployments/filter")}
 
@@ -33,9 +57,10 @@ def deployments(server: Server) -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.timeout(300)
-def test_what_was_set_on_the_server_outlives_a_restart_and_what_is_missing_is_created(
-    tmp_path: Path,
+def test_what_was_set_on_the_server_outlives_a_restart_and_new_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PD_DATA_ROOT", raising=False)
     code = clone(ROOT, tmp_path / "code")
     with serving(tmp_path, code) as server:
         made = deployments(server)
@@ -50,7 +75,31 @@ def test_what_was_set_on_the_server_outlives_a_restart_and_what_is_missing_is_cr
         hourly = made["hourly"]["id"]
         requests.delete(f"{server.api}/deployments/{hourly}", timeout=30).raise_for_status()
 
+    add(code, "second")
     with serving(tmp_path, code) as server:
+        own = ["embedded_greek", "second"]
+        assert offered(server)["quickstart"] == own
+        with pytest.raises(requests.HTTPError, match="422|409"):
+            server.run("distill-dataset/gpu", "early", dataset="third")
+        add(code, "third")
+        wait_until(
+            lambda: "third" in offered(server)["quickstart"], "the data set is offered", seconds=20
+        )
+        wait_until(lambda: "third" in offered(server)["gate"], "everywhere", seconds=20)
+        assert offered(server) == {
+            "quickstart": [*own, "third"],
+            "paper": ["dtd"],
+            "gpu": ["embedded_greek", "dtd", "second", "third"],
+            "gate": ["embedded_greek", "dtd", "second", "third"],
+            "nightly": [],
+            "hourly": [],
+        }
+        for flow, parameters in (
+            ("distill-dataset/gpu", {"dataset": "third"}),
+            ("benchmark/quickstart", {"datasets": ["second", "third"]}),
+        ):
+            run = server.run(flow, "late", **parameters)
+            assert server.state(run)["type"] in ("SCHEDULED", "PENDING")
         again = deployments(server)
 
     assert again.keys() == made.keys()
