@@ -41,6 +41,7 @@ class Measured:
     scores: Scores = field(default_factory=dict)  # empty if nothing was measured
     predictions: Callable[[], Predictions] | None = None  # reads them; raises `PdError`
     absent: str = ""  # why there are no scores
+    source: str = ""  # file of the scores, if they are not those of the stages
     pictures: str | None = None  # fingerprint of its images, if there is one
 
 
@@ -246,6 +247,9 @@ def _measured_on_both(pairs: Pairs, notes: _Notes) -> Pairs:
         for reason in dict.fromkeys(lacking.values()):
             sides = [f"the {side}" for side, other in lacking.items() if other == reason]
             notes.add(f"no metrics on {' and '.join(sides)} side, {reason}", dataset)
+        for side, part in zip(_SIDES, pair, strict=True):
+            if part.source:
+                notes.add(f"metrics on the {side} side are those of {part.source}", dataset)
     return {name: pair for name, pair in pairs.items() if all(part.scores for part in pair)}
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,10 +48,11 @@ _ESTIMATES = re.compile(r"data/evaluate/cross_validate/(?P<name>[^/]+)\.json")
 _BASELINES = re.compile(rf"data/evaluate/{BASELINE}/(?P<name>[^/]+)\.json")
 _LACKING = (
     "the file is not in DVC's cache; get it with `dvc pull`, of an earlier revision with "
-    "`dvc fetch --all-commits`"
+    "`dvc fetch --all-commits`, or run that revision"
 )
 
 Find = Callable[[str, str], Path]  # a file by its path and hash
+Read = Callable[[list[str]], Mapping[str, bytes]]  # contents by path, of files that are there
 
 
 def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
@@ -66,9 +70,7 @@ def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
         PdError: it cannot be read.
     """
     if given == WORKSPACE:
-        files = [project / name for name in (PARAMS, LOCK)]
-        present = {file.name: file.read_bytes() for file in files if file.is_file()}
-        return _read_side(given, WORKSPACE, present, project)
+        return _read_side(given, WORKSPACE, partial(_workspace, project), project)
     if not given.startswith((_RUN, _MODEL)) and (commit := _commit_of(project, given)):
         return _read_revision(given, commit, project)
     store = open_store()
@@ -85,9 +87,12 @@ def find_side(given: str, project: Path, open_store: Callable[[], str]) -> Side:
 
 
 def _read_revision(given: str, commit: str, project: Path) -> Side:
-    """Read a revision; its files are in the project or in DVC's cache."""
-    files = dict(contents(project, commit, [PARAMS, LOCK]))
-    return _read_side(given, commit, files, project)
+    """Read a revision; its results are in the project, in DVC's cache, or in git's report."""
+    return _read_side(given, commit, lambda paths: dict(contents(project, commit, paths)), project)
+
+
+def _workspace(project: Path, paths: list[str]) -> dict[str, bytes]:
+    return {path: (project / path).read_bytes() for path in paths if (project / path).is_file()}
 
 
 def _commit_of(project: Path, given: str) -> str | None:
@@ -98,26 +103,44 @@ def _commit_of(project: Path, given: str) -> str | None:
     return (listed or b"").decode().partition("\n")[0] or None
 
 
-def _read_side(given: str, name: str, files: Mapping[str, bytes], project: Path) -> Side:
-    """Read parameters and lock file of a state; one that has not been run has no lock file."""
+def _read_side(given: str, name: str, read: Read, project: Path) -> Side:
+    """Read a state's parameters, and its results as far as they are at hand."""
+    files = read([PARAMS, LOCK])
     if PARAMS not in files:
         raise MissingFile(
             f"revision '{given}' has no {PARAMS} in this folder; give one that has, or go to the "
             f"folder of the pipeline"
         )
     place = f"{name[:7]}:"
-    params = _params_by_dataset(read_yaml(files[PARAMS], place + PARAMS), place + PARAMS)
+    content = read_yaml(files[PARAMS], place + PARAMS)
+    params = _params_by_dataset(content, place + PARAMS)
     hashes = _hashes(files[LOCK], place + LOCK) if LOCK in files else {}
     find = _finder(project)
     evaluated = {
         name: _measured(name, paths, params, hashes, find)
         for name, paths in _metrics_files(hashes).items()
     }
-    if evaluated and not any(part.scores for part in evaluated.values()):
-        reason = next(iter(evaluated.values())).absent
-        raise MissingFile(f"no metrics of revision '{given}' can be read: {reason}")
+    if not all(part.scores for part in evaluated.values()):
+        evaluated = _with_reported(evaluated, content, read)
     others = {name: Measured(name, own, absent="not evaluated") for name, own in params.items()}
     return Side(given, "revision", name, others | evaluated)
+
+
+def _with_reported(
+    evaluated: Mapping[str, Measured], content: Mapping[str, Any], read: Read
+) -> dict[str, Measured]:
+    """Add metrics of the report, which git has, to those data sets whose own are not at hand."""
+    path = f"reports/{(content.get('profile') or {}).get('name')}/summary.json"
+    try:
+        rows = json.loads(read([path]).get(path, b"{}")).get("datasets", {})
+    except ValueError:
+        rows = {}
+    return {
+        name: part
+        if part.scores or name not in rows
+        else replace(part, scores=scores_of(rows[name]), source=path)
+        for name, part in evaluated.items()
+    }
 
 
 def _params_by_dataset(content: Any, name: str) -> dict[str, dict[str, Any]]:
@@ -207,7 +230,7 @@ def _measured(
         for path in paths:
             scores |= scores_of(read_json(find(path, hashes[path]), what="metrics"))
     except (MissingFile, BadArtifact) as error:
-        return Measured(dataset, own, absent=str(error))
+        return Measured(dataset, own, {}, predictions, absent=str(error), pictures=pictures)
     return Measured(dataset, own, scores, predictions, pictures=pictures)
 
 

@@ -13,9 +13,10 @@ from compared import evaluate, evaluation, make_project, right
 from git_repository import commit
 from scipy import stats
 
-from pd_core.core.errors import MissingFile
+from pd_core.core.artifacts import write_json
 from pd_core.reporting.comparison import Comparison, MetricDifference, compare
 from pd_core.reporting.comparison_sources import find_side
+from pd_core.reporting.report import summarise
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("arrows", "digits", "greek", "latin")
@@ -160,11 +161,43 @@ def test_data_sets_without_metrics_at_hand_are_named(project: Path) -> None:
     assert found(comparison)["average", "hm"].pairs == 4
 
 
-def test_a_revision_without_any_metrics_at_hand_is_refused(project: Path) -> None:
+def test_revisions_whose_metrics_are_not_at_hand_have_parameters_only(project: Path) -> None:
+    empty_cache(project)
+    done = promptkd(project, "compare", "HEAD~1", "HEAD")
+    assert done.returncode == 0, done.stderr
+    assert "student.lr" in done.stdout
+    (note,) = (line for line in done.stdout.splitlines() if "no metrics" in line)
+    assert "on the first and the second side, the file is not in DVC's cache" in note
+    assert "`dvc fetch --all-commits`" in note
+
+
+def test_metrics_that_are_not_at_hand_are_those_of_the_report_in_git(tmp_path: Path) -> None:
+    folder = make_project(tmp_path / "project")
+    for lr, evaluations in ((0.001, BEFORE), (0.002, AFTER)):
+        scores = {name: one.metrics for name, one in evaluations.items()}
+        write_json(folder / "reports" / "tiny" / "summary.json", summarise("tiny", scores))
+        evaluate(folder, {**params(lr), "profile": {"name": "tiny"}}, evaluations)
+    complete = found(compared(folder))
+    empty_cache(folder)
+    comparison = compared(folder)
+    for name in NAMES:
+        row, expected = found(comparison)[name, "hm"], complete[name, "hm"]
+        assert (row.first, row.second) == (round(expected.first, 2), round(expected.second, 2))
+        assert row.p is None
+    assert found(comparison)["average", "hm"].p == pytest.approx(complete["average", "hm"].p)
+    for side in ("first", "second"):
+        note = f"metrics on the {side} side are those of reports/tiny/summary.json"
+        assert f"{note}: {', '.join(NAMES)}" in comparison.notes
+    assert any("no significance" in note and "`dvc pull`" in note for note in comparison.notes)
+    workspace = compared(folder, "HEAD", "workspace")
+    assert not workspace.metrics
+    assert not workspace.params
+
+
+def empty_cache(project: Path) -> None:
+    """Leave what a clone without a remote has."""
     shutil.rmtree(project / "data")
     shutil.rmtree(project / ".dvc" / "cache")
-    with pytest.raises(MissingFile, match=r"no metrics of revision 'HEAD~1'.*`dvc pull`"):
-        compared(project)
 
 
 def test_the_last_commit_and_the_workspace_are_compared_by_default(project: Path) -> None:
