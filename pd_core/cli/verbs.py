@@ -179,7 +179,16 @@ def push(context: typer.Context) -> None:
 @cache
 def add_groups() -> None:
     """Add the other commands, in the order of `promptkd --help`."""
-    from pd_core.cli import data, experiments, model_list, models, project, registry, reports
+    from pd_core.cli import (
+        data,
+        experiments,
+        labelling,
+        model_list,
+        models,
+        project,
+        registry,
+        reports,
+    )
     from pd_core.cli.doctor import doctor
     from pd_core.cli.predict import predict
 
@@ -197,6 +206,7 @@ def add_groups() -> None:
     app.add_typer(data.weights, name="weights")
     app.add_typer(model_list.app, name="models")
     app.add_typer(registry.app, name="registry")
+    app.command()(labelling.suggest)
     app.command()(reports.page)
     app.command()(experiments.benchmark)
     app.command()(reports.compare)

@@ -37,6 +37,8 @@ _IGNORED = """\
 # Images and weights, or links to them
 /data/raw/
 /data/contact_sheets/
+# Lists of images to label
+/data/suggest/
 # Checkpoints and cached features
 /data/checkpoints/
 /data/features/

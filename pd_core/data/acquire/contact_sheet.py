@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,6 +25,15 @@ _LETTERS = 14  # size
 _MOST_LINES = 4  # of a name
 
 
+class SheetRow(NamedTuple):
+    """A row of a contact sheet: a label, and at most `EXAMPLES` images beside it."""
+
+    number: str
+    name: str  # of the class
+    counts: str  # below it
+    examples: Sequence[str]  # paths
+
+
 def write_sheet(overview: Overview, images: Path, file: Path) -> list[str]:
     """Write a contact sheet as JPEG; return a line for each limitation of it.
 
@@ -34,21 +44,33 @@ def write_sheet(overview: Overview, images: Path, file: Path) -> list[str]:
         images: Folder that its paths are below.
         file: The picture to write.
     """
-    shown, store = overview.classes[:MOST_CLASSES], ImageStore(images, keep_bytes=0)
     rows = [
-        _row(store, row.examples, f"{number}", row.name, _counts(row))
-        for number, row in enumerate(shown, start=1)
+        SheetRow(f"{number}", row.name, _counts(row), row.examples)
+        for number, row in enumerate(overview.classes[:MOST_CLASSES], start=1)
     ]
     count = f"{overview.unlabelled} images"
-    rows.append(_row(store, overview.unlabelled_examples, "", "unlabelled", count))
-    sheet = Image.new("RGB", (rows[0].width, len(rows) * rows[0].height), "white")
-    for number, picture in enumerate(rows):
+    rows.append(SheetRow("", "unlabelled", count, overview.unlabelled_examples))
+    write_rows(rows, images, file)
+    return _limitations(overview)
+
+
+def write_rows(rows: Sequence[SheetRow], images: Path, file: Path) -> None:
+    """Write a contact sheet of at least one row as JPEG.
+
+    Args:
+        rows: From top to bottom.
+        images: Folder or zip file that their paths are below.
+        file: The picture to write.
+    """
+    store = ImageStore(images, keep_bytes=0)
+    pictures = [_drawn(store, row) for row in rows]
+    sheet = Image.new("RGB", (pictures[0].width, len(pictures) * pictures[0].height), "white")
+    for number, picture in enumerate(pictures):
         sheet.paste(picture, (0, number * picture.height))
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=90)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, content.getvalue())
-    return _limitations(overview)
 
 
 def _limitations(overview: Overview) -> list[str]:
@@ -72,20 +94,18 @@ def _counts(row: ClassOverview) -> str:
     return ", ".join(f"{size} {name}" for name, size in sizes.items() if size)
 
 
-def _row(
-    store: ImageStore, examples: Sequence[str], number: str, name: str, counts: str
-) -> Image.Image:
+def _drawn(store: ImageStore, row: SheetRow) -> Image.Image:
     """Draw a label and the images beside it."""
-    row = Image.new("RGB", (_LABEL + EXAMPLES * (_SIDE + _GAP), _SIDE + _GAP), "white")
-    draw, plain = ImageDraw.Draw(row), _font(_default_font())
-    draw.text((_GAP, _GAP), number, _GREY, plain)
-    if file := font_of(name):
-        lines = _wrapped(printable(name), _font(file))
+    picture = Image.new("RGB", (_LABEL + EXAMPLES * (_SIDE + _GAP), _SIDE + _GAP), "white")
+    draw, plain = ImageDraw.Draw(picture), _font(_default_font())
+    draw.text((_GAP, _GAP), row.number, _GREY, plain)
+    if file := font_of(row.name):
+        lines = _wrapped(printable(row.name), _font(file))
         draw.multiline_text((5 * _GAP, _GAP), "\n".join(lines), _INK, _font(file), spacing=2)
-    draw.text((5 * _GAP, _SIDE - _LETTERS), counts, _GREY, plain)
-    for position, path in enumerate(examples):
-        row.paste(_thumbnail(store, path), (_LABEL + position * (_SIDE + _GAP), _GAP // 2))
-    return row
+    draw.text((5 * _GAP, _SIDE - _LETTERS), row.counts, _GREY, plain)
+    for position, path in enumerate(row.examples):
+        picture.paste(_thumbnail(store, path), (_LABEL + position * (_SIDE + _GAP), _GAP // 2))
+    return picture
 
 
 def _thumbnail(store: ImageStore, path: str) -> Image.Image:
