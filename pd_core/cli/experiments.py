@@ -115,7 +115,7 @@ class DataSet:
             self.skipped.add(match[1])
         elif self.stage and (match := _STEPS.match(line)):
             self.done[self.stage] = int(match[1]) / max(int(match[2]), 1)
-        if not _OF_DVC.match(line):
+        if not (self.stage and _OF_DVC.match(line)):
             self.tail.append(line)
 
     def start(self) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from shutil import copy2
 from tempfile import TemporaryDirectory
@@ -116,7 +116,7 @@ def _repro(arguments: Sequence[str], code: Path, state: Path) -> int:
         return int(main([*_REPRO, *arguments]))
     with FileLock(state / "promptkd-code.lock"):
         status = 0 if is_current(code) else int(main([*_REPRO, _SINGLE, CODE]))
-    stages = targets if options & {"-s", _SINGLE} else _with_dependencies(targets)
+    stages = targets if options & {"-s", _SINGLE} else _with_dependencies(targets, state)
     others = (stage for stage in stages if stage != CODE)
     return status or int(main([*_REPRO, *options, _SINGLE, *others]))
 
@@ -126,14 +126,14 @@ def _has_code() -> bool:
     return file.is_file() and re.search(rf"^  {CODE}:", file.read_text("utf-8"), re.M) is not None
 
 
-def _with_dependencies(targets: Sequence[str]) -> list[str]:
+def _with_dependencies(targets: Sequence[str], state: Path) -> list[str]:
     """Return stages and those that they depend on, in DVC's order."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
     try:
-        with Repo() as repo:
+        with _locked(state), Repo() as repo:  # others rewrite dvc.lock under this lock
             graph = get_active_graph(repo.index.graph)
             stages = plan_repro(graph, collect_stages(repo, targets))
             return [stage.addressing for stage in stages]
@@ -148,14 +148,11 @@ def _protected(project: Path, data: Path) -> Iterator[None]:
     Each run holds a shared lock. The first one repairs what a killed run left, and the last one
     removes the copy.
     """
-    from dvc.lock import make_lock
-
     state = project / ".dvc" / "tmp"
     state.mkdir(parents=True, exist_ok=True)
     lock, copy = project / "dvc.lock", state / "promptkd-dvc.lock"
     with (state / "promptkd-runs.lock").open("a") as runs:
-        # DVC writes its files under this lock.
-        with make_lock(str(state / "lock"), tmp_dir=str(state), friendly=True, wait=True):
+        with _locked(state):
             if _is_only_one(runs):
                 _restore(lock, copy)
                 _remove_corrupt(state / "rwlock")
@@ -168,6 +165,15 @@ def _protected(project: Path, data: Path) -> Iterator[None]:
         finally:
             if _is_only_one(runs):
                 _restore(lock, copy)
+
+
+def _locked(state: Path) -> AbstractContextManager[object]:
+    """Return the lock under which DVC reads and writes its files."""
+    from dvc.lock import make_lock
+
+    lock: AbstractContextManager[object]
+    lock = make_lock(str(state / "lock"), tmp_dir=str(state), friendly=True, wait=True)
+    return lock
 
 
 def _is_only_one(runs: IO[str]) -> bool:

@@ -49,6 +49,11 @@ def test_the_stage_and_its_part_are_read_from_what_is_printed() -> None:
     assert (dataset.state, dataset.stage, dataset.done["class_vectors"]) == (State.DONE, "", 1.0)
 
 
+def test_an_error_of_dvc_before_the_first_stage_is_kept() -> None:
+    error = "ERROR: failed to reproduce 'evaluate@greek': No such file: 'data/prepare/greek'"
+    assert list(read(error).tail) == [error]
+
+
 def test_the_time_left_is_that_of_the_shares_that_are_left_without_what_was_kept() -> None:
     assert seconds_left([DataSet("greek")], 10.0) is None
     half = read("".join(f"Stage '{s}@greek' is cached\n" for s in SHARES if s != "student"))

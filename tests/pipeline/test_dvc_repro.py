@@ -14,6 +14,8 @@ from git_repository import dvc_project
 from waiting import alive, wait_until
 from zc.lockfile import LockFile
 
+from pd_core.pipeline import dvc
+
 PIPELINE = """
 stages:
   first:
@@ -259,3 +261,24 @@ def test_stages_that_read_the_same_code_run_at_a_time(project: Path, *, known: b
     ]
     assert [process.wait(90) for process in running] == [0, 0]
     assert all((project / "data" / name).is_file() for name in ("one", "two"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_dependencies_are_collected_only_once_another_has_written_the_lock_file(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repro(project)
+    monkeypatch.chdir(project)
+    file = project / "dvc.lock"
+    whole = file.read_text()
+    lock = LockFile(str(project / ".dvc" / "tmp" / "lock"))
+    file.write_text("")  # as at the start of writing
+
+    def finish() -> None:
+        file.write_text(whole)
+        lock.close()
+
+    writer = threading.Timer(1.0, finish)
+    writer.start()
+    assert dvc._with_dependencies(["second"], project / ".dvc" / "tmp") == ["first", "second"]
+    writer.join()

@@ -102,6 +102,13 @@ class Server:
             page = requests.get(page["next_page"], timeout=30).json()
         return times
 
+    def never_double_booked(self) -> bool:
+        """Return True if each slot was freed before it was taken again, and is free now."""
+        return all(
+            [kind for _, kind in times] == ["acquired", "released"] * (len(times) // 2)
+            for times in self.slot_times().values()
+        )
+
 
 @contextmanager
 def serving(folder: Path, code: Path, *, port: int | None = None) -> Iterator[Server]:
