@@ -143,5 +143,6 @@ $(STAMP): pyproject.toml constraints.txt | repository
 	@test -x $(ENV)/bin/python || { echo "making $(ENV)"; python3 -m venv $(ENV); }
 	@echo "installing into $(ENV) (takes a few minutes)"
 	@python3 -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@promptkd offline-plots > /dev/null
 	@touch $@
 endif

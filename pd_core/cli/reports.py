@@ -162,6 +162,14 @@ def _recorded(
     return recorder.stage_run(store, info)
 
 
+def offline_plots() -> None:
+    """Make `dvc plots` draw without a network, in the DVC project of this folder."""
+    from pd_core.pipeline import dvc
+    from pd_core.pipeline import offline_plots as template
+
+    say(f"wrote {template.write(dvc.root())}; `dvc plots` uses it")
+
+
 def compare(
     first: Reference = "HEAD", second: Reference = "workspace", as_json: AsJson = False
 ) -> None:

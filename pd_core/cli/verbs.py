@@ -208,6 +208,7 @@ def add_groups() -> None:
     app.add_typer(registry.app, name="registry")
     app.command()(labelling.suggest)
     app.command()(reports.page)
+    app.command("offline-plots")(reports.offline_plots)
     app.command()(experiments.benchmark)
     app.command()(reports.compare)
     app.add_typer(experiments.protocol, name="protocols")

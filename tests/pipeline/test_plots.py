@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from browser import browser
+from command import promptkd
 from git_repository import commit
 from test_jobs import NAME, OTHER, clone, dvc
 
@@ -165,3 +169,31 @@ def test_a_confusion_matrix_is_counted_from_the_predictions_of_both_revisions(
     assert {"calculate": "datum.answers[1]", "as": "answer"} in steps  # of all classes
     (counted,) = [step["groupby"] for step in steps if "aggregate" in step]
     assert counted == ["rev", "who", "label", "answer"]
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_plots_are_drawn_without_a_network(project: Project, tmp_path: Path) -> None:
+    """The browser loads the page alone, and has drawn all curves."""
+    folder = Path(shutil.copytree(project.folder, tmp_path / "project", symlinks=True))
+    before = subprocess.check_output(["git", "status", "--short"], cwd=folder)
+    done = promptkd(folder, "offline-plots")
+    assert done.returncode == 0, done.stderr
+    assert subprocess.check_output(["git", "status", "--short"], cwd=folder) == before
+    page = dvc(folder, "plots", "diff", *REVISIONS).strip()
+    curves = "document.querySelectorAll('svg.marks .mark-line path').length"
+    with browser(tmp_path / "profile") as tab:
+        tab.open(page)
+        panels = 2 * len(trainings(NAME, OTHER))
+        tab.wait_for(f"{curves} == {panels * len(REVISIONS)}")
+        assert {address.partition(":")[0] for address in tab.asked} <= {"file", "data"}
+
+
+def test_without_the_library_offline_plots_name_the_package(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    done = promptkd(project.folder, "offline-plots")
+    assert done.returncode == 2
+    assert "`pip install -c constraints.txt vl-convert-python`" in done.stderr
+    assert not (project.folder / ".dvc" / "offline_plots").exists()
