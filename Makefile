@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install repository quickstart ablations protocols test test-slow test-ci test-transformers bench load faults mutation docs check format clean audit audit-tools licences sbom
+.PHONY: help install repository quickstart ablations protocols test test-slow test-ci test-transformers test-client fuzz bench load faults mutation docs check format clean audit audit-tools licences sbom
 
 help: ## List the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,17 @@ test-slow: install ## Run the slow tests (more than an hour).
 test-transformers: install ## Install the extra transformers, which makes every start slower, and run its tests.
 	@python3 -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[transformers]'
 	@python3 -m pytest -q tests/models/test_multilingual.py
+
+# The generator needs an older typer than ours, so it has an environment of its own.
+GENERATOR := build/generator
+
+test-client: install ## Install a generator of HTTP clients apart, test the client that it makes of the service.
+	@test -x $(GENERATOR)/bin/openapi-python-client || { python3 -m venv $(GENERATOR) \
+		&& $(GENERATOR)/bin/python -m pip install -qq --disable-pip-version-check openapi-python-client==0.29.1; }
+	@PATH="$$PATH:$(CURDIR)/$(GENERATOR)/bin" python3 -m pytest -m "" tests/mlops/test_service_tools.py -k generated
+
+fuzz: install ## Send 5,000 requests of schemathesis to the service (10 minutes).
+	@python3 -m pytest -m "" tests/mlops/test_service_tools.py -k 5000
 
 test-ci: install ## Run the slow tests that CI runs.
 	@python3 -m pytest -m ci

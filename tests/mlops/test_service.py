@@ -13,17 +13,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import requests
 from command import promptkd
 from conftest import TinyStudent
 from PIL import Image
-from serving import DATASET, Running, champion, new_project, portable, serving
+from serving import (
+    DATASET,
+    Running,
+    portable,
+    served_project,
+    serving,
+)
 from waiting import wait_until
 
-from pd_core.mlops import bundle, tracking
+from pd_core.mlops import tracking
 from pd_core.mlops.registry import BUNDLE, CHAMPION, Version, fetch, find, set_alias
 from pd_core.mlops.serving import server
 from pd_core.models.portable.student import PortableStudent
@@ -48,14 +53,7 @@ def project(
     picture: bytes,
 ) -> Path:
     """Return a project with a champion, version 1 of three classes, with a reference."""
-    folder = tmp_path_factory.mktemp("project")
-    store = new_project(folder, empty_database)
-    pixels = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
-    images = [Image.fromarray(array) for array in pixels]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
-        champion(store, student, picture, reference=images)
-    return folder
+    return served_project(tmp_path_factory.mktemp("project"), empty_database, student, picture)
 
 
 @pytest.fixture(scope="module")

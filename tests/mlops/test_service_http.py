@@ -306,6 +306,10 @@ def test_the_metrics_are_read_by_prometheus_parser() -> None:
     for name, family in families.items():
         assert family.documentation, name
         assert family.type != "unknown", name
+        assert re.fullmatch(r"promptkd_[a-z]+(_[a-z]+)*", name)
+        assert not re.search(r"_(total|count|sum|bucket|ms|kb|mb)$", name)
+        counted = [sample.name for sample in family.samples if family.type == "counter"]
+        assert all(sample.endswith("_total") for sample in counted), name
     samples = families["promptkd_requests"].samples
     assert [sample.value for sample in samples if sample.labels["route"] == "/predict"] == [3]
 

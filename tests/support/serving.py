@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import requests
 from conftest import TinyStudent
+from PIL import Image
 
-from pd_core.mlops import tracking
+from pd_core.mlops import bundle, tracking
 from pd_core.mlops.predictor import stand_alone
 from pd_core.mlops.registry import CHAMPION, Version, find, set_alias
 from pd_core.mlops.registry.register import Origin, register
@@ -37,8 +40,8 @@ class Running:
     def post(self, path: str, body: Any = None, **rest: Any) -> requests.Response:
         return requests.post(self.url + path, data=body, timeout=60, **rest)
 
-    def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, timeout=60)
+    def get(self, path: str, **rest: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=60, **rest)
 
 
 def new_project(folder: Path, database: Path) -> str:
@@ -61,6 +64,17 @@ def champion(store: str, student: PortableStudent, picture: bytes, **rest: Any) 
 def portable(tiny: TinyStudent) -> PortableStudent:
     """Fold the outputs of the stages into one student."""
     return stand_alone(tiny.folder / "student.safetensors", tiny.vectors, tiny.weights)
+
+
+def served_project(folder: Path, database: Path, student: PortableStudent, picture: bytes) -> Path:
+    """Make a project with a champion, version 1 of three classes, with a reference."""
+    store = new_project(folder, database)
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    images = [Image.fromarray(array) for array in pixels]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
+        champion(store, student, picture, reference=images)
+    return folder
 
 
 @contextmanager
