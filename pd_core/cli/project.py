@@ -110,7 +110,7 @@ def images_of(labelled: Path, unlabelled: Path | None, test: Path | None) -> Own
     """
     given = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
     paths = {kind: _seen(path, f"--{kind}") for kind, path in given.items() if path is not None}
-    return OwnImages(**paths)
+    return OwnImages.model_validate(paths)
 
 
 def _seen(path: Path, option: str) -> str:

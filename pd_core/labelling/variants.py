@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from pd_core.core.atomic import write_folder
 from pd_core.data.loading.prepared import (
     Labelled,
     image_root,
@@ -38,4 +39,6 @@ def write_variant(
     content["few_shot"] = list(few_shot)
     if test is not None:
         content["test"] = list(test)
-    write_prepared(out, content, read_unlabelled(prepared) if unlabelled is None else unlabelled)
+    with write_folder(out) as folder:
+        paths = read_unlabelled(prepared) if unlabelled is None else unlabelled
+        write_prepared(folder, content, paths)

@@ -20,7 +20,7 @@ from pd_core.core.errors import BadParams, PdError
 from pd_core.core.options import Trained
 from pd_core.data.acquire.sources import WEIGHTS
 from pd_core.data.catalog import fingerprint as prints
-from pd_core.data.catalog.catalogue import OwnImages, dataset_names, is_list
+from pd_core.data.catalog.catalogue import AddedLabels, OwnImages, dataset_names, is_list
 from pd_core.data.catalog.own import own_sources
 from pd_core.models.model_table import model_rows
 from pd_core.pipeline.clips import Clip
@@ -37,8 +37,9 @@ _IGNORED = """\
 # Images and weights, or links to them
 /data/raw/
 /data/contact_sheets/
-# Lists of images to label
+# Lists of images to label, and runs of learning curves
 /data/suggest/
+/data/curve/
 # Checkpoints and cached features
 /data/checkpoints/
 /data/features/
@@ -140,6 +141,18 @@ def add_dataset(file: Path, data_root: Path, name: str, images: OwnImages, large
     write_bytes(file, _text(content).encode())
 
 
+def set_added(file: Path, name: str, added: AddedLabels) -> None:
+    """Record a list of added labels in a data set's row of `params.yaml`, whose comments stay."""
+    own = load_params(file).for_dataset(name).prepare.own
+    content = _content(file.read_text("utf-8"))
+    if own is None:
+        raise BadParams(f"{file}: data set '{name}' is none of your own; it takes no labels")
+    prepare = content["datasets"][name].setdefault("prepare", CommentedMap())
+    block = prepare.setdefault("own", CommentedMap(own.model_dump(exclude_none=True)))
+    block["added"] = CommentedMap(added.model_dump())
+    write_bytes(file, _text(content).encode())
+
+
 def add_images(project: Path, data_root: Path, name: str, images: OwnImages) -> OwnImages:
     """Link images below the data root, unless they are there, and write their fingerprint.
 
@@ -192,7 +205,8 @@ def _linked(images: OwnImages, targets: dict[str, Path], name: str) -> OwnImages
 
 def _moved(images: OwnImages, change: Callable[[str], Path]) -> OwnImages:
     paths = images.model_dump().items()
-    return OwnImages(**{kind: path and change(path).as_posix() for kind, path in paths})
+    moved = {kind: path and change(path).as_posix() for kind, path in paths}
+    return OwnImages.model_validate(moved)
 
 
 def _write_fingerprint(project: Path, name: str, own: OwnImages, data_root: Path) -> None:

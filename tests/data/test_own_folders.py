@@ -160,7 +160,7 @@ def test_further_images_among_the_class_folders_are_refused(
     (path,) = given.values()
 
     with pytest.raises(BadData, match=f"'{path}' is in the folder of the class folders, 'own'"):
-        read_own(OwnImages(labelled="own", **given), tmp_path)
+        read_own(OwnImages.model_validate({"labelled": "own", **given}), tmp_path)
 
 
 def test_a_list_of_unlabelled_images_is_refused(tmp_path: Path) -> None:

@@ -45,6 +45,18 @@ LISTS = (".csv", ".tsv", ".json", ".jsonl")
 _Path = Annotated[str, Field(min_length=1)]
 
 
+class AddedLabels(Config):
+    """List of labels of unlabelled images that `promptkd data label` has written.
+
+    Attributes:
+        path: CSV file, relative to `params.yaml`; its paths are below the folder of all images.
+        sha256: Its hash, so that stages depend on its content.
+    """
+
+    path: _Path
+    sha256: str
+
+
 class OwnImages(Config):
     """Locations of the user's own images, below the data root.
 
@@ -53,11 +65,13 @@ class OwnImages(Config):
             optionally, split.
         unlabelled: Folder of images without labels, if any.
         test: Folder of class folders, or a list, of test images, if any.
+        added: Labels of unlabelled images that were added later, if any.
     """
 
     labelled: _Path
     unlabelled: _Path | None = None
     test: _Path | None = None
+    added: AddedLabels | None = None
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -59,12 +59,13 @@ class _Record:
     where: str  # for errors
 
 
-def read_list(file: Path, split: str) -> Listing:
+def read_list(file: Path, split: str, folder: Path | None = None) -> Listing:
     """Read a list with a column of paths, one of labels and, optionally, one of splits.
 
     Args:
-        file: A file with one of the suffixes `LISTS`; paths start at its folder.
+        file: A file with one of the suffixes `LISTS`.
         split: Split of rows without one.
+        folder: Folder that paths start at; None for that of the list.
 
     Raises:
         MissingFile: The list, or a listed image, is missing.
@@ -77,11 +78,13 @@ def read_list(file: Path, split: str) -> Listing:
     rows = [_row(record, columns, split) for record in records]
     if not rows:
         raise BadData(f"'{file}' lists no images: add some")
-    rows = [row._replace(path=_on_disk(row.path, file.parent)) for row in rows]
-    if absent := [row.path for row in rows if not _is_file(row.path, file.parent)]:
+    start = folder or file.parent
+    rows = [row._replace(path=_on_disk(row.path, start)) for row in rows]
+    if absent := [row.path for row in rows if not _is_file(row.path, start)]:
+        where = "the list's folder" if folder is None else f"'{folder}'"
         raise MissingFile(
             f"{len(absent)} of the {len(rows)} images of '{file}' are not there, the first is "
-            f"'{absent[0][:80]}': paths start at the list's folder"
+            f"'{absent[0][:80]}': paths start at {where}"
         )
     if heic := [row.path for row in rows if _needs_library(row.path)]:
         raise BadData(

@@ -18,12 +18,15 @@ from pd_core.data.catalog.catalogue import (
 from pd_core.data.catalog.class_names import unicode_forms
 from pd_core.data.catalog.copies import Copies, find_copies
 from pd_core.data.catalog.own import notes, own_unlabelled
+from pd_core.data.catalog.own_added import added_items, added_rows
 from pd_core.data.catalog.readers import image_root, read_splits, sources
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.data.loading.splits import (
     Item,
     Items,
+    Protocol,
     Splits,
+    base_and_novel,
     base_count,
     few_shot,
     few_shot_split,
@@ -76,7 +79,7 @@ def run(
             _check(recorded, spec, root, on_progress)
             prints.write(folder / prints.FILE, recorded)
         splits = read_splits(spec, root, on_progress=on_progress)
-        unlabelled, copies = _own(spec, root, splits, on_note)
+        unlabelled, copies, added = _own(spec, root, splits, on_note)
         drawn: Items = ()
         drawn_val: Items = ()
         if splits.train:  # ImageNet's variants have test images only
@@ -97,7 +100,7 @@ def run(
             "shots": config.shots,
             "seed": seed,
             "images": image_root(spec, root).relative_to(root).as_posix(),
-            "few_shot": _pairs(drawn),
+            "few_shot": _pairs((*drawn, *_taught(added, config.protocol, len(classes)))),
             "few_shot_val": _pairs(drawn_val),
             "val": _pairs(splits.val),
             "test": _pairs(splits.test),
@@ -140,16 +143,26 @@ def _check(
 
 def _own(
     spec: DatasetSpec, root: Path, splits: Splits, on_note: OnNote
-) -> tuple[tuple[str, ...], Copies]:
-    """Return the user's unlabelled images, and the copies among all; note what is unusual."""
+) -> tuple[tuple[str, ...], Copies, Items]:
+    """Return the user's unlabelled images, the copies among all, and images with added labels.
+
+    What is unusual is noted.
+    """
     if spec.own is None:
-        return (), Copies()
+        return (), Copies(), ()
     unlabelled = own_unlabelled(spec.own, root)
     copies = find_copies(splits, unlabelled, image_root(spec, root))
     copies.check()
     for line in (*unicode_forms(splits), *copies.notes()):
         on_note(f"{spec.name}: {line}")
-    return unlabelled, copies
+    added = added_items(added_rows(spec.own, root), splits, unlabelled, copies)
+    return unlabelled, copies, added
+
+
+def _taught(items: Items, protocol: Protocol, num_classes: int) -> Items:
+    """Leave out images of novel classes, of which the teacher gets no labels."""
+    is_halved = protocol is Protocol.BASE_TO_NOVEL
+    return base_and_novel(items, num_classes)[0] if is_halved else items
 
 
 def _distilled(
