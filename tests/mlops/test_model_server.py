@@ -74,6 +74,15 @@ def test_a_path_is_not_read_and_nothing_is_told_of_it(
         assert "a text that is not base64" in answer.text
 
 
+def test_what_is_no_image_is_refused_in_terms_of_a_request(server: TestClient) -> None:
+    text = base64.b64encode(b"no image").decode()
+    for body in forms_of(text):
+        answer = server.post("/invocations", json=body)
+        assert answer.status_code == 400
+        assert "give an image file of BMP, GIF" in answer.text
+        assert "path" not in answer.text
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_server_of_the_documentation_leaves_the_version_as_it_was_registered(

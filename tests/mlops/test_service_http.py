@@ -234,6 +234,8 @@ def test_each_key_has_its_own_rate_but_an_unchecked_header_gives_none() -> None:
     first, second = KEYS
     keyed = statuses(Access(KEYS, per_minute=1), first, first, second, second)
     assert keyed == [200, 429, 200, 429]
+    guessed = statuses(Access(KEYS, per_minute=2), "guess", "another", "", "a third", first)
+    assert guessed == [401, 401, 429, 429, 200]
     assert statuses(Access(per_minute=1), first, second) == [200, 429]
 
 

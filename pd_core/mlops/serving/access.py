@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -52,10 +53,8 @@ class Access:
 
     def dependencies(self) -> list[Any]:
         """Return the dependencies of a restricted route."""
-        checks: list[Any] = [Depends(KeyCheck(self.keys))] if self.keys else []
-        if self.per_minute:
-            checks.append(Depends(RateLimit(self.per_minute, by_key=bool(self.keys))))
-        return checks
+        limit = [Depends(RateLimit(self.per_minute, self.keys))] if self.per_minute else []
+        return [*limit, *([Depends(KeyCheck(self.keys))] if self.keys else [])]
 
     def statuses(self) -> tuple[int, ...]:
         """Return the statuses of requests that are refused."""
@@ -73,20 +72,24 @@ class Access:
             )
 
 
+def _is_known(sent: str, keys: Sequence[str]) -> bool:
+    # All are compared, each in constant time: the duration reveals nothing about them.
+    return bool(sum(hmac.compare_digest(sent.encode(), key.encode()) for key in keys))
+
+
 class KeyCheck:
     """Dependency that requires an API key, as `Authorization: Bearer <key>`."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         """Accept any of the keys."""
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
 
     async def __call__(
         self, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
     ) -> None:
         """Raise an HTTPException, 401, without a known key."""
-        sent = credentials.credentials.encode() if credentials is not None else b""
-        # All are compared, each in constant time: the duration reveals nothing about them.
-        if not sum(hmac.compare_digest(sent, key) for key in self._keys):
+        sent = credentials.credentials if credentials is not None else ""
+        if not _is_known(sent, self._keys):
             reason = "the API key is unknown" if sent else "an API key is required"
             raise HTTPException(
                 401,
@@ -96,11 +99,14 @@ class KeyCheck:
 
 
 class RateLimit:
-    """Dependency that counts the requests of each client, by key or address, in a minute."""
+    """Dependency that counts the requests of each client in a minute.
 
-    def __init__(self, per_minute: int, *, by_key: bool) -> None:
+    A client is a known key, else an address: guesses of keys are counted together.
+    """
+
+    def __init__(self, per_minute: int, keys: Sequence[str]) -> None:
         """Start the first minute."""
-        self._per_minute, self._by_key = per_minute, by_key
+        self._per_minute, self._keys = per_minute, keys
         self._minute = 0.0
         self._counts: Counter[str] = Counter()
 
@@ -109,8 +115,9 @@ class RateLimit:
         minute, second = divmod(time.monotonic(), _WINDOW_SECONDS)
         if minute != self._minute:
             self._minute, self._counts = minute, Counter()
+        scheme, key = get_authorization_scheme_param(request.headers.get("authorization"))
         address = request.client.host if request.client is not None else ""
-        client = request.headers["authorization"] if self._by_key else address
+        client = key if scheme.lower() == "bearer" and _is_known(key, self._keys) else address
         self._counts[client] += 1
         if self._counts[client] > self._per_minute:
             wait = _WINDOW_SECONDS - int(second)

@@ -69,10 +69,13 @@ def read(picture: Picture, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
             raise ValueError(f"{array.dtype} of shape {array.shape}")
         return to_rgb(Image.fromarray(array), most_pixels=most_pixels)
     except (*UNREADABLE, TypeError) as error:
-        raise BadPicture(
-            f"{name} cannot be read ({reason(error)}); give a path, the bytes of an image file, "
-            f"base64 text, or an array of (H, W, 3) uint8"
-        ) from None
+        raise BadPicture(f"{name} cannot be read ({reason(error)}); {_remedy(picture)}") from None
+
+
+def _remedy(picture: Picture) -> str:
+    if isinstance(picture, bytes | Path):
+        return f"give an image file of {', '.join(_formats())}"
+    return "give a path, the bytes of an image file, base64 text, or an array of (H, W, 3) uint8"
 
 
 def open_picture(source: Path | IO[bytes]) -> Image.Image:
