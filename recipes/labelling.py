@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pd_core.core.artifacts import read_json, write_json, write_text
+from pd_core.core.errors import PdError
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.data.catalog.embedded import DOMAINS, HANDWRITTEN_PER_CLASS, IMAGES_PER_CLASS, domain
 from pd_core.data.loading.prepared import Labelled, read_prepared
@@ -30,7 +31,7 @@ from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetRow, Params, load_params
 from pd_core.reporting.results import mean_and_deviation, p_value, with_deviation
-from pd_core.reporting.tables import Table
+from pd_core.reporting.tables import Column, Table
 
 SHOTS = 8
 """Labels a class to start with, and labels a class that are added."""
@@ -164,7 +165,7 @@ def markdown(results: Results) -> str:
     average = [_average(results[arm], "student") for arm in arms]
     accuracies = Table(["data set", *arms], [*rows, ["average", *average]])
     compared = Table(
-        ["method", "model", "runs", "difference to random", "p"],
+        ["method", Column("model", words=True), "runs", "difference to random", "p"],
         [
             [arm, model, str(row["runs"]), f"{row['difference']:+.2f}", p_value(row["p"])]
             for arm, models in summary(results).items()
@@ -202,7 +203,10 @@ def main(arguments: Sequence[str]) -> None:
     compute_with(params.run.threads)
     missing = [each for each in runs() if not result_file(*each).is_file()]
     for number, each in enumerate([] if "--summary" in arguments else missing, start=1):
-        run(params, *each)
+        try:
+            run(params, *each)
+        except PdError as error:  # such as a student that agrees with its teacher by chance only
+            sys.stderr.write(f"{json.dumps(each)} failed: {error}\n")
         sys.stderr.write(f"{number}/{len(missing)} {json.dumps(each)}\n")
         _report()
     _report()
@@ -210,6 +214,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _report() -> None:
     results = read_results()
+    if not results:
+        return
     write_json(REPORT / "summary.json", {"results": results, "compared": summary(results)})
     write_text(REPORT / "summary.md", markdown(results))
 
