@@ -191,10 +191,12 @@ def add_groups() -> None:
     )
     from pd_core.cli.doctor import doctor
     from pd_core.cli.predict import predict
+    from pd_core.cli.tune import tune
 
     app.command()(project.new)
     app.command()(reports.report)
     app.command()(reports.show)
+    app.command()(tune)
     app.add_typer(experiments.embedded, name="embedded")
     app.add_typer(models.app)
     app.command()(predict)

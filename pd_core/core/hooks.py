@@ -9,6 +9,7 @@ OnEpoch = Callable[[int, Metrics], None]
 OnLoss = Callable[[int, float], None]
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int], None]
+OnStart = Callable[[object], None]
 
 
 def _nothing(*_: object) -> None:
@@ -29,6 +30,7 @@ class Hooks:
         on_progress: called with the number of units done and in all.
         on_loss: called from time to time with steps done and the mean loss since the last call.
         on_note: called with a log message.
+        on_start: called with the module that is trained, before its first epoch.
     """
 
     interrupted: Callable[[], bool] = _never
@@ -36,6 +38,7 @@ class Hooks:
     on_progress: OnProgress = _nothing
     on_loss: OnLoss = _nothing
     on_note: OnNote = _nothing
+    on_start: OnStart = _nothing
 
 
 NO_HOOKS = Hooks()

@@ -91,7 +91,7 @@ def create(
         params = _params(folder.name, teacher, student, small=small)
         own = add_images(new, new / RAW, folder.name, images)
         _set_row(params, folder.name, own, largest)
-        (new / PARAMS).write_text(_HEADER.format(name=folder.name) + _text(params), "utf-8")
+        (new / PARAMS).write_text(_HEADER.format(name=folder.name) + text_of(params), "utf-8")
         load_params(new / PARAMS)
         _commit(new)
 
@@ -135,10 +135,10 @@ def add_dataset(file: Path, data_root: Path, name: str, images: OwnImages, large
     params = load_params(file)
     if name in params.datasets:
         raise BadParams(f"{file} has a data set '{name}' already; give another name")
-    content = _content(file.read_text("utf-8"))
+    content = content_of(file.read_text("utf-8"))
     own = add_images(file.parent / params.profile.root, data_root, name, images)
     _set_row(content, name, own, largest)
-    write_bytes(file, _text(content).encode())
+    write_bytes(file, text_of(content).encode())
 
 
 def set_added(file: Path, name: str, added: AddedLabels) -> None:
@@ -246,21 +246,23 @@ def _template(name: str) -> str:
 def _params(name: str, teacher: Clip, student: Clip, *, small: bool) -> Any:
     """Return the parameters of a project without data sets, from those of this repository."""
     file = "params.yaml" if teacher.is_embedded else "paper/params.yaml"
-    params = _content(_template(file))
+    params = content_of(_template(file))
     params.ca.comment = None  # describes this repository
-    _set(params["profile"], "name", name, f"reports go to reports/{name}")
-    _set(params["profile"], "root", ".", "the project's root, seen from this file")
-    _set(params["run"], "device", "auto", "cuda if there is a GPU, else cpu; or one of these, mps")
+    set_value(params["profile"], "name", name, f"reports go to reports/{name}")
+    set_value(params["profile"], "root", ".", "the project's root, seen from this file")
+    set_value(
+        params["run"], "device", "auto", "cuda if there is a GPU, else cpu; or one of these, mps"
+    )
     if not teacher.is_embedded:
         cores = min(_MOST_THREADS, os.cpu_count() or 1)
-        _set(params["run"], "threads", cores, "CPU cores here, at most 8; part of the result")
-        _set(params["run"], "workers", cores, "processes that decode images; CPU cores here")
+        set_value(params["run"], "threads", cores, "CPU cores here, at most 8; part of the result")
+        set_value(params["run"], "workers", cores, "processes that decode images; CPU cores here")
     if small:
-        _set(params["run"], "precision", "fp32", "bf16 and fp16 need a GPU to be fast")
+        set_value(params["run"], "precision", "fp32", "bf16 and fp16 need a GPU to be fast")
     for stage, clip in (("teacher", teacher), ("student", student)):
         name = "pd_core/models/embedded.py" if clip.is_embedded else "name in open_clip"
-        _set(params[stage], "model", clip.model, name)
-        _set(params[stage], "weights", f"{RAW}/{WEIGHTS}/{clip.file}", clip.comment)
+        set_value(params[stage], "model", clip.model, name)
+        set_value(params[stage], "weights", f"{RAW}/{WEIGHTS}/{clip.file}", clip.comment)
     _set_roles(params, teacher.model, student.model)
     params["tuned_student"] = {}
     params["datasets"] = CommentedMap()
@@ -271,13 +273,13 @@ def _set_roles(params: Any, teacher: str, student: str) -> None:
     """Set the teacher's method and the student's trained parts where prompts are not possible."""
     rows, comment = model_rows(), "{} cannot have all prompts, see `promptkd models show`"
     if teacher in rows and params["teacher"]["method"] not in rows[teacher].teacher:
-        _set(params["teacher"], "method", rows[teacher].teacher[0], comment.format(teacher))
+        set_value(params["teacher"], "method", rows[teacher].teacher[0], comment.format(teacher))
     if student in rows and params["student"]["trained"] not in rows[student].student:
         part = str(Trained.NORM_AND_PROJECTOR)
-        _set(params["student"], "trained", part, comment.format(student))
+        set_value(params["student"], "trained", part, comment.format(student))
 
 
-def _set(block: Any, key: str, value: object, comment: str) -> None:
+def set_value(block: Any, key: str, value: object, comment: str) -> None:
     """Set a value and the comment behind it; an empty line after it stays."""
     block[key] = value
     if key not in block.ca.items:
@@ -292,18 +294,18 @@ def _set_row(params: Any, name: str, own: OwnImages, largest: int) -> None:
     prepare = CommentedMap(own=CommentedMap(own.model_dump(exclude_none=True)))
     for key in ("shots", "val_shots"):
         if params["prepare"][key] > largest:
-            _set(prepare, key, largest, "labelled images of the largest class")
+            set_value(prepare, key, largest, "labelled images of the largest class")
     params["datasets"][name] = CommentedMap(prepare=prepare, teacher={}, student={})
 
 
-def _content(text: str) -> Any:
+def content_of(text: str) -> Any:
     """Return the content of a YAML file with its comments."""
     from dvc.utils.serialize import parse_yaml_for_update
 
     return parse_yaml_for_update(text, PARAMS)
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
     """Return YAML in DVC's layout, so that `dvc exp run -S` changes no other lines."""
     from dvc.utils.serialize import dumps_yaml
 

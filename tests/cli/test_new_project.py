@@ -252,7 +252,7 @@ def test_a_model_that_cannot_have_all_prompts_gets_what_it_can(tmp_path: Path) -
         clips = (Clip(model, "weights.safetensors", "", print) for model in (teacher, student))
         content = project_files._params("photos", *clips, small=False)
         content["datasets"]["dtd"] = {}
-        (tmp_path / "params.yaml").write_text(project_files._text(content))
+        (tmp_path / "params.yaml").write_text(project_files.text_of(content))
         params = load_params(tmp_path / "params.yaml")
         return params.teacher.method, params.student.trained
 

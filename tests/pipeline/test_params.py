@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
+from pd_core.cli import tune
 from pd_core.core import options
 from pd_core.core.errors import BadParams, MissingFile, PdError, UnknownName
 from pd_core.data.acquire.sources import has_weights
@@ -412,6 +413,8 @@ def test_every_key_reaches_its_stage(block: str, key: str) -> None:
         assert ("config", key) in _reads()
     elif block == "promotion":
         assert key in inspect.signature(gate.Exam).parameters
+    elif block == "search":
+        assert key in [*tune.Stage]
     else:
         names = {"run": ("run", "compute"), "class_vectors": ()}.get(
             block, ("config", "_config", "evaluation", block)

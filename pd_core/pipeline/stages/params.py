@@ -24,6 +24,7 @@ from pd_core.core.options import Metric, TeacherMethod
 from pd_core.data.catalog.catalogue import PrepareConfig, dataset_names
 from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.metrics import EvaluateConfig
+from pd_core.pipeline.stages.space import DEFAULT_SPACE, SearchParams
 from pd_core.training.student.config import StudentConfig
 from pd_core.training.teacher.config import TeacherConfig
 
@@ -132,6 +133,7 @@ class Params(Config):
     promotion: PromotionParams
     tuned_student: dict[str, dict[str, Any]]  # data set -> keys that replace the teacher's
     cross_validate: dict[str, CrossValidateParams]  # data sets without labelled test images
+    search: SearchParams = DEFAULT_SPACE
     datasets: Annotated[dict[str, DatasetRow], Field(min_length=1)]
 
     def for_dataset(self, name: str, changes: DatasetRow | None = None) -> DatasetParams:
@@ -196,6 +198,7 @@ def load_params(path: Path) -> Params:
     except ValidationError as error:
         raise bad_params(path, Params, error) from None
     _check_overrides(path, params)
+    _check_space(path, params)
     return params
 
 
@@ -271,6 +274,17 @@ def check_row(path: Path, params: Params, row: DatasetRow, where: str) -> None:
             _merge(getattr(params, stage), row.overrides(stage))
         except ValidationError as error:
             raise bad_params(path, _STAGES[stage], error, f"{where}.{stage}.") from None
+
+
+def _check_space(path: Path, params: Params) -> None:
+    """Refuse a range of `search` with bounds or choices that its parameter cannot have."""
+    for stage in SearchParams.model_fields:
+        for key, dimension in getattr(params.search, stage).items():
+            for value in dimension.extremes:
+                try:
+                    _merge(getattr(params, stage), {key: value})
+                except ValidationError as error:
+                    raise bad_params(path, _STAGES[stage], error, f"search.{stage}.") from None
 
 
 def is_own_name(name: str) -> bool:

@@ -181,6 +181,7 @@ def fit(
     state = TrainingState(module, optimizer, scaler, average, best)
     loop = _Loop(step, batches, state, config, run, least_batch)
     loop.resume()
+    run.hooks.on_start(module)
     history = state.history
     for number, metrics in enumerate(history, start=1):
         run.hooks.on_epoch(number, metrics)

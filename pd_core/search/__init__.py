@@ -1,0 +1,1 @@
+"""Search for parameters of teacher and student: `promptkd tune`."""
