@@ -144,13 +144,13 @@ def add_dataset(file: Path, data_root: Path, name: str, images: OwnImages, large
 def set_added(file: Path, name: str, added: AddedLabels) -> None:
     """Record a list of added labels in a data set's row of `params.yaml`, whose comments stay."""
     own = load_params(file).for_dataset(name).prepare.own
-    content = _content(file.read_text("utf-8"))
+    content = content_of(file.read_text("utf-8"))
     if own is None:
         raise BadParams(f"{file}: data set '{name}' is none of your own; it takes no labels")
     prepare = content["datasets"][name].setdefault("prepare", CommentedMap())
     block = prepare.setdefault("own", CommentedMap(own.model_dump(exclude_none=True)))
     block["added"] = CommentedMap(added.model_dump())
-    write_bytes(file, _text(content).encode())
+    write_bytes(file, text_of(content).encode())
 
 
 def add_images(project: Path, data_root: Path, name: str, images: OwnImages) -> OwnImages:
