@@ -34,15 +34,8 @@ RAW = DATA / "raw"
 _MOST_THREADS = 8  # as in paper/params.yaml
 _COLUMN = 30  # of comments
 _IGNORED = """\
-# Images and weights, or links to them
-/data/raw/
-/data/contact_sheets/
-# Lists of images to label, and runs of learning curves
-/data/suggest/
-/data/curve/
-# Checkpoints and cached features
-/data/checkpoints/
-/data/features/
+# Images, weights, checkpoints, cached features; and outputs of stages, which DVC stores
+/data/
 # Results page
 /build/
 # MLflow

@@ -53,6 +53,8 @@ def test_a_project_is_committed_and_nothing_is_wrong_with_it(project: Path) -> N
         "dvc.yaml", "fingerprints/digits.json", "params.yaml", "prefect.yaml",
     } <= set(files)  # fmt: skip
     assert not any(file.startswith("data/") for file in files)
+    outputs = ["data/code", "data/prepare/digits", "data/student/digits/student.safetensors"]
+    assert git(project, "check-ignore", *outputs).split() == outputs  # before they are there
     done = promptkd(project, "doctor")
     assert "wrong " not in done.stdout
     assert done.returncode == 0

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -128,6 +129,19 @@ def test_a_bundle_is_reproducible_and_gives_the_rankings_of_the_stages_folder(
 def test_a_folder_without_a_student_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="dvc repro student@greek"):
         predictor.load_student(tmp_path / "greek")
+
+
+def test_a_copied_folder_needs_the_class_vectors_in_it(
+    tiny_student: TinyStudent, model: predictor.Predictor, picture: bytes, tmp_path: Path
+) -> None:
+    """`dvc get` copies the outputs of stages, one at a time."""
+    copy = Path(shutil.copytree(tiny_student.folder, tmp_path / "greek"))
+    file = "data/class_vectors/greek/class_vectors.safetensors"
+    with pytest.raises(MissingFile, match=f"dvc get <repository> {file} -o {copy}"):
+        predictor.load_student(copy, weights=tiny_student.weights)
+    shutil.copy(tiny_student.vectors, copy)
+    copied = predictor.load_student(copy, weights=tiny_student.weights)
+    assert copied.classify(picture) == model.classify(picture)
 
 
 def test_class_vectors_of_another_width_are_refused(

@@ -47,6 +47,19 @@ def test_stages_are_below_their_data_sets_run_and_that_below_the_benchmarks(stor
     ]  # fmt: skip
 
 
+def test_stages_of_an_experiment_of_dvc_are_below_a_run_with_its_name(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(store)
+    monkeypatch.setenv("DVC_EXP_NAME", "warm-lr")
+    ran(store)
+    plain, experiment = runs(store, level="benchmark")
+    assert plain.info.run_name != "warm-lr"
+    assert experiment.info.run_name == "warm-lr"
+    tagged = runs(store, dvc_experiment="warm-lr")
+    assert [run.info.run_name for run in tagged] == ["warm-lr", "greek", "teacher@greek"]
+
+
 def test_each_commit_has_a_benchmark_of_its_own(store: str, tmp_path: Path) -> None:
     git_repository.git(tmp_path, "init", "--quiet")
     (tmp_path / ".gitignore").write_text("/mlflow.db*\n/mlruns/\n")

@@ -102,6 +102,7 @@ ELSEWHERE = {
             "dvc get",
             "dvc queue",
             "dvc plots diff HEAD <",
+            "dvc pull && dvc repro --allow-missing",
             "promptkd compare HEAD <",
             "promptkd predict my_photos ../photos --weights",
         ),
