@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from agents import DATASETS, Server, environment, running, waiting_project
+from agents import DATASETS, Server, agent, environment, running, waiting_project
 from waiting import free_port, wait_until
 
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -37,6 +37,9 @@ def test_a_server_a_pool_a_deployment_and_a_worker_of_prefect_run_a_data_set(
         with running(work, code, tmp_path / "worker.log", **shell):
             run = server.run("distill-dataset/gpu", "plain", dataset=DATASETS[0])
             state = server.ended(run)
+        with agent(code, api):
+            log = (tmp_path / "code-agent.log").read_text()
 
     assert state["type"] == "COMPLETED", (state, (tmp_path / "worker.log").read_text()[-3000:])
+    assert "does not mark the runs of dead machines as crashed" in log
     assert (code / "data" / "evaluate" / DATASETS[0] / "value").read_text() == f"{DATASETS[0]}\n"
