@@ -14,7 +14,8 @@ from prefect_home import ROOT, run_flow
 
 from flows import benchmark, commands
 from flows.commands import DataSet, PaperDataSet, RootDataSet
-from pd_core.core.errors import UnknownName
+from flows.distill import distill_dataset
+from pd_core.core.errors import PdError, UnknownName
 
 NOWHERE = "http://127.0.0.1:9/api"  # the discard port; nothing listens there
 
@@ -84,6 +85,17 @@ def test_the_paper_has_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert commands.profile_of("dtd") == Path("paper")
     monkeypatch.chdir(ROOT / "paper")
     assert commands.profile_of("dtd") == Path()
+
+
+def test_a_run_of_a_data_set_is_of_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(profile_dir: Path) -> None:
+        raise PdError(f"in {profile_dir}")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("flows.pipeline.read_graph", refuse)
+    assert distill_dataset.fn("embedded_greek").message == "in ."
+    assert distill_dataset.fn("dtd").message == "in paper"
+    assert distill_dataset.fn("dtd", Path("protocols")).message == "in protocols"
 
 
 def test_a_server_that_does_not_respond_is_refused_at_once(
