@@ -81,7 +81,7 @@ def tune(
         _run_trials(search, setting, trials, until)
         _wait(workers)
     result = _best(search)
-    Console().print(_table(result))
+    _show(result)
     new = proposed(PARAMS, name, stage, result.best.trial.values, result.source)
     changes = difference(PARAMS, new)
     if not changes:
@@ -114,6 +114,7 @@ def _run_trials(search: Search, setting: Setting, limit: int, until: float) -> N
 
         hooks = Hooks(on_progress=lambda *_: report.progress(done, max(limit, done)))
         tuning.run_trials(search, limit, until=until, on_trial=on_trial, hooks=hooks)
+    records.record_experiments(search)
 
 
 def _best(search: Search) -> Result:
@@ -162,11 +163,22 @@ def _wait(workers: Sequence[Future[processes.Ended]]) -> None:
             raise FailedRun(f"a process of the search failed: {ended.reason}")
 
 
+def _show(result: Result) -> None:
+    """Print the objective, the best candidates and what the search cost."""
+    say(f"{_title(result.search)}: {result.search.task.objective.name}")
+    Console().print(_table(result))
+    pruned = sum(trial.value is None for trial in result.trials)
+    say(
+        f"{len(result.trials)} trials, {pruned} of them pruned;"
+        f" {result.cpu_seconds / 60:.1f} minutes of processor"
+    )
+
+
 def _table(result: Result) -> Table:
-    """Return the best candidates, a column each, and what the search cost."""
+    """Return the best candidates, a column each, with their values and numbers."""
     from pd_core.reporting.tables import Column, Row, Table
 
-    task, trials, candidates = result.search.task, result.trials, result.candidates
+    task, candidates = result.search.task, result.candidates
     heads = [
         f"trial {each.trial.number}{', current' if each.trial.number == 1 else ''}"
         for each in candidates
@@ -177,16 +189,7 @@ def _table(result: Result) -> Table:
         for number, seed in enumerate(result.search.seeds)
     ]
     mean = ("mean", *(f"{each.mean:.1f} ± {each.deviation:.1f}" for each in candidates))
-    pruned = sum(trial.value is None for trial in trials)
-    return Table(
-        [Column("parameter"), *heads],
-        [*values, *scores, Row(mean)],
-        title=f"{_title(result.search)}: {task.objective.name}",
-        notes=(
-            f"{len(trials)} trials, {pruned} of them pruned;"
-            f" {result.cpu_seconds / 60:.1f} minutes of processor",
-        ),
-    )
+    return Table([Column("parameter"), *heads], [*values, *scores, Row(mean)])
 
 
 def _cell(value: object) -> str:

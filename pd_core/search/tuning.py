@@ -140,7 +140,7 @@ def _key(params: Params, job: Job, stage: str) -> dict[str, object]:
         for each, exclude in {"teacher": set(), "student": set(), stage: {*space}}.items()
         if each in (stage, "teacher")
     }
-    run = job.params.run
+    run, device = job.params.run, job.device.partition(":")[0]  # GPUs may share a search
     return {
         "seed": job.seed,
         "space": {key: dimension.model_dump(mode="json") for key, dimension in space.items()},
@@ -148,7 +148,7 @@ def _key(params: Params, job: Job, stage: str) -> dict[str, object]:
         "folds": job.params.evaluate.folds,
         "data": [provenance.content_hash(path) for path in inputs(job, stage)],
         "code": code_hash.of_stage(stage),
-        "run": [job.device, run.threads, run.precision, run.on_corrupt, run.features_precision],
+        "run": [device, run.threads, run.precision, run.on_corrupt, run.features_precision],
     }
 
 

@@ -71,3 +71,11 @@ def test_public_names_lead_to_what_they_name(name: str) -> None:
 def test_other_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Studnet'"):
         _ = pd_core.Studnet
+
+
+def test_help_does_not_import_optuna() -> None:
+    code = "from pd_core.cli import verbs; verbs.add_groups(); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "pd_core.cli.tune" in done.stdout.split()
+    assert "optuna" not in done.stdout.split()
