@@ -6,6 +6,7 @@ from pathlib import Path
 
 import photos
 import pytest
+import typed_commands
 from command import dvc, promptkd
 from git_repository import commit
 
@@ -13,6 +14,51 @@ from pd_core.mlops import tracking
 
 NAME = "digits"
 SHORT = {"epochs: 10 ": "epochs: 2  ", "epochs: 12 ": "epochs: 2  ", "gpa_mean: 8 ": "gpa_mean: 2 "}
+
+# Commands of DVC's own tutorials, with a text that each prints.
+AFTERNOON = (
+    ("dvc exp apply low", "Changes for experiment 'low' have been applied"),
+    ("git add --all && git commit --allow-empty --message results", "results"),
+    ("dvc stage list", "student@digits        Distil"),
+    ("dvc dag --mermaid", "teacher@digits"),
+    ("dvc status", "always changed"),  # `code` alone
+    ("dvc repro", "Stage 'report' didn't change, skipping"),
+    ("dvc metrics show", "data/evaluate/digits/metrics.json"),
+    ("python3 -m pd_core offline-plots", "`dvc plots` uses it"),
+    ("dvc plots show && ! grep --quiet cdn.jsdelivr.net dvc_plots/index.html", "index.html"),
+    ("dvc exp run --name high -S ++datasets.digits.student.lr=0.01", "Ran experiment(s): high"),
+    ("dvc params diff", "datasets.digits.student.lr  0.002"),
+    ("dvc metrics diff --all", "student.all"),
+    ("dvc plots diff", "index.html"),
+    ("dvc exp diff HEAD high", "datasets.digits.student.lr  0.002"),
+    ("dvc exp show --only-changed --csv", "high"),
+    ("dvc exp run --temp --name cold -S ++datasets.digits.student.lr=0.02 student@digits",
+     "Ran experiment(s): cold"),
+    ("MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow runs list --experiment-id 1", "cold"),
+    ("dvc exp rename high higher", "Renamed experiments: 'high'"),
+    ("dvc exp branch higher faster", "Git branch 'faster' has been created"),
+    ("git checkout . && dvc checkout", "data/student/digits/student.safetensors"),
+    ("dvc exp run --queue -S student.lr=0.001,0.003", "Queued experiment"),
+    ("dvc queue status", "Queued"),
+    ("dvc queue remove --all", "Removed tasks in queue"),
+    ("dvc remote add --default storage ../storage && git commit -am remote", "storage"),
+    ("dvc push", "files pushed"),
+    ("dvc status --cloud", "Cache and remote 'storage' are in sync."),
+    ("git init --bare ../hub.git && git remote add hub ../hub.git && git push hub HEAD", "hub"),
+    ("dvc exp push hub higher", "Pushed experiment higher"),
+    ("git clone . ../second && cd ../second && dvc pull", "files fetched"),
+    ("cd ../second && dvc repro --allow-missing", "Stage 'report' didn't change, skipping"),
+    ("cd ../second && dvc exp pull ../hub.git higher && dvc exp list --all-commits", "higher"),
+    ("dvc list . data/evaluate/digits", "metrics.json"),
+    ("dvc get . data/evaluate/digits/metrics.json --out ../got.json && cat ../got.json", "student"),
+    ("git init ../other && cd ../other && dvc init && dvc import ../digits data/student/digits",
+     "Importing"),
+    ("rm -r data/student && dvc checkout", "data/student/digits/student.safetensors"),
+    ("dvc exp remove higher low", "Removed experiments"),
+    ("dvc gc --workspace --force", "objects from repo cache"),
+    ("dvc fetch", "Everything is up to date."),
+    ("python3 -m pd_core doctor", "ok      MLflow"),
+)  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -98,3 +144,7 @@ def test_applied_it_has_one_other_parameter_plots_and_a_model_to_get(
     done = promptkd(tmp_path, "predict", NAME, str(project / "../photos/test"))
     assert done.returncode == 0, done.stderr
     assert "digit zero" in done.stdout
+
+
+def test_an_afternoon_with_dvc(project: Path) -> None:
+    (project.parent / "typed.txt").write_text(typed_commands.table(project, AFTERNOON))
