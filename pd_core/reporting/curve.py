@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STYLE = {"teacher": (VERMILION, "D"), "student": (BLUE, "o")}
+_STYLE = {"teacher": (VERMILION, "D", 0.98), "student": (BLUE, "o", 1.02)}
+"""Colour, marker, and factor that moves a model's points aside, so that bars do not cover bars."""
+
 _ZERO_SHOT = {"zero_shot_teacher": VERMILION, "zero_shot_student": BLUE}
 
 
@@ -101,10 +103,11 @@ def _panel(axes: Axes, curve: Curve, points: Sequence[Point], key: str) -> None:
     for model, colour in _ZERO_SHOT.items():
         level = fmean(curve.accuracies[points[-1]][model])
         axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=TITLES[model])
-    for model, (colour, marker) in _STYLE.items():
+    for model, (colour, marker, aside) in _STYLE.items():
         values = [mean_and_deviation(curve.accuracies[point][model]) for point in points]
         axes.errorbar(
-            x, [mean for mean, _ in values], yerr=[deviation or 0.0 for _, deviation in values],
+            [aside * value for value in x], [mean for mean, _ in values],
+            yerr=[deviation or 0.0 for _, deviation in values],
             color=colour, marker=marker, markersize=6, capsize=3, label=TITLES[model],
         )  # fmt: skip
     axes.set_xscale("log", base=2)
