@@ -50,6 +50,13 @@ def offered(server: Server) -> dict[str, list[str]]:
     }
 
 
+def scheduled(server: Server) -> set[str]:
+    """Return the deployments with runs that their schedule has made."""
+    runs = server.ask("/flow_runs/filter", limit=200)
+    made = {run["deployment_id"] for run in runs if run["auto_scheduled"]}
+    return {name for name, each in deployments(server).items() if each["id"] in made}
+
+
 def deployments(server: Server) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in server.ask("/deployments/filter")}
 
@@ -101,6 +108,8 @@ def test_what_was_set_on_the_server_outlives_a_restart_and_new_data_sets(
             run = server.run(flow, "late", **parameters)
             assert server.state(run)["type"] in ("SCHEDULED", "PENDING")
         again = deployments(server)
+        # Resumed in the UI; Prefect's scheduler makes the runs to come.
+        wait_until(lambda: "nightly" in scheduled(server), "runs are scheduled", seconds=100)
 
     assert again.keys() == made.keys()
     assert again["hourly"]["id"] != hourly
