@@ -24,7 +24,9 @@ HELP = (
     "dvc pull teacher@...",
     "mlflow experiments restore",
     "mlflow models serve",
+    "mlflow server",
     "mlflow server --artifacts-destination s3://...",
+    "mlflow ui",
     "prefect deployment run benchmark/quickstart",
     "promptkd benchmark",
     "promptkd classes add",
@@ -78,6 +80,9 @@ INSTEAD = {
     "promptkd data fingerprint <name>": "promptkd data fingerprint --help",
     "promptkd data mirror push|pull dtd": "promptkd data mirror push --help",
     "promptkd data verify <name>": "promptkd data verify --help",
+    "promptkd registry promote embedded_greek/<version>": (
+        "promptkd registry promote embedded_greek/1"
+    ),
     "promptkd registry history|show": "promptkd registry history embedded_greek",
     "promptkd registry rollback embedded_greek": (
         "promptkd registry promote embedded_greek && promptkd registry rollback embedded_greek"
