@@ -1,23 +1,22 @@
 """Measure what chosen labels bring: 8 labels a class, and 8 a class more, chosen or at random.
 
 ``python -m recipes.labelling`` (hours) runs all embedded data sets with three seeds, and writes
-`reports/labelling/summary.md` after each run. Finished runs are kept in `build/labelling`, so the
-same command goes on where it was ended.
+`reports/labelling/summary.md` after each run. Finished runs are in `summary.json` beside it, so the
+same command goes on where it was ended, on another machine too.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pd_core.cli.common import note
 from pd_core.core.artifacts import read_json, write_json, write_text
-from pd_core.core.errors import PdError
+from pd_core.core.errors import FailedRun
 from pd_core.core.hooks import NO_HOOKS
 from pd_core.data.catalog.embedded import DOMAINS, HANDWRITTEN_PER_CLASS, IMAGES_PER_CLASS, domain
 from pd_core.data.loading.prepared import Labelled, read_prepared
@@ -41,8 +40,9 @@ START = "start"
 PASSES = ((START, Method.RANDOM, Method.BADGE, Method.ENTROPY), (Method.CORESET,))
 """Arms; a pass is complete for all data sets and seeds before the next one begins."""
 
-RUNS = Path("build") / "labelling"
+STAGES = Path("build") / "labelling"
 REPORT = Path("reports") / "labelling"
+RESULTS = REPORT / "summary.json"
 MODELS = ("teacher", "student")
 
 Accuracies = dict[str, float]  # by model, percent
@@ -58,32 +58,30 @@ def runs() -> Iterator[tuple[str, int, str]]:
                     yield dataset, seed, str(arm)
 
 
-def result_file(dataset: str, seed: int, arm: str) -> Path:
-    """Return the file with a run's accuracies."""
-    return RUNS / "results" / f"{dataset}-{seed}-{arm}.json"
-
-
-def run(params: Params, dataset: str, seed: int, arm: str) -> None:
-    """Run the stages of one arm, and write the accuracies on the test images."""
-    base = _job(params, dataset, seed, SHOTS)
-    if arm == START:
-        job = base
+def run(params: Params, dataset: str, seed: int, arm: str) -> Accuracies:
+    """Run the stages of one arm; return the accuracies on the test images."""
+    job = _job(params, dataset, seed, SHOTS)
+    if arm == START or not job.student.is_dir():
         jobs.prepare(job)
-    else:
-        job = _with_labels(base, arm, _chosen(params, base, Method(arm)))
+        _train(job)
+    if arm != START:
+        job = _with_labels(job, arm, _chosen(params, job, Method(arm)))
+        _train(job)
+    metrics = jobs.evaluate(job, who=MODELS)
+    return {model: metrics[model]["all"] for model in MODELS}
+
+
+def _train(job: Job) -> None:
     jobs.teacher(job)
     jobs.class_vectors(job)
     jobs.student(job)
-    metrics = jobs.evaluate(job, who=MODELS)
-    accuracies = {model: metrics[model]["all"] for model in MODELS}
-    write_json(result_file(dataset, seed, arm), accuracies)
 
 
 def _job(params: Params, dataset: str, seed: int, shots: int) -> Job:
     changes = DatasetRow(prepare={"shots": shots, "protocol": str(Protocol.ALL_CLASSES)})
     return Job.at(
-        RUNS / "stages", params.for_dataset(dataset, changes), seed=seed, device="cpu",
-        data_root=DATA / "raw", features=RUNS / "features", suffix=f"-{seed}-{shots}",
+        STAGES, params.for_dataset(dataset, changes), seed=seed, device="cpu",
+        data_root=DATA / "raw", features=STAGES / "features", suffix=f"-{seed}-{shots}",
     )  # fmt: skip
 
 
@@ -118,11 +116,13 @@ def _with_labels(base: Job, arm: str, more: Labelled) -> Job:
 
 
 def read_results() -> Results:
-    """Read the results of the finished runs."""
+    """Read the results of the finished runs, in the order of `runs`."""
+    stored = read_json(RESULTS)["results"] if RESULTS.is_file() else {}
     results: Results = {}
     for dataset, seed, arm in runs():
-        if (file := result_file(dataset, seed, arm)).is_file():
-            results.setdefault(arm, {}).setdefault(dataset, {})[seed] = read_json(file)
+        accuracies = stored.get(arm, {}).get(dataset, {}).get(str(seed))
+        if accuracies is not None:
+            results.setdefault(arm, {}).setdefault(dataset, {})[seed] = accuracies
     return results
 
 
@@ -197,28 +197,28 @@ def _average(by_dataset: dict[str, dict[int, Accuracies]], model: str) -> str:
     return f"{np.mean(means):.1f}"
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run what is missing; write the summary after each run, or only that with `--summary`."""
-    params = load_params(PARAMS)
+def main() -> None:
+    """Run what is missing, and write the summary after each run."""
+    params, results = load_params(PARAMS), read_results()
     compute_with(params.run.threads)
-    missing = [each for each in runs() if not result_file(*each).is_file()]
-    for number, each in enumerate([] if "--summary" in arguments else missing, start=1):
+    for number, (dataset, seed, arm) in enumerate(runs(), start=1):
+        if seed in results.get(arm, {}).get(dataset, {}):
+            continue
+        note(f"run {number}: {dataset}, seed {seed}, {arm}")
         try:
-            run(params, *each)
-        except PdError as error:  # such as a student that agrees with its teacher by chance only
-            sys.stderr.write(f"{json.dumps(each)} failed: {error}\n")
-        sys.stderr.write(f"{number}/{len(missing)} {json.dumps(each)}\n")
-        _report()
-    _report()
+            accuracies = run(params, dataset, seed, arm)
+        except FailedRun as error:  # such as a student that agrees with its teacher by chance only
+            note(f"failed: {error}")
+            continue
+        results.setdefault(arm, {}).setdefault(dataset, {})[seed] = accuracies
+        write_report(results)
 
 
-def _report() -> None:
-    results = read_results()
-    if not results:
-        return
-    write_json(REPORT / "summary.json", {"results": results, "compared": summary(results)})
+def write_report(results: Results) -> None:
+    """Write the results, from which the same command goes on, and the tables."""
+    write_json(RESULTS, {"results": results, "compared": summary(results)})
     write_text(REPORT / "summary.md", markdown(results))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pd_core.core.artifacts import write_json
 from pd_core.data.catalog.embedded import DOMAINS
 from pd_core.labelling.selection import Method
 from recipes import labelling
@@ -21,11 +20,6 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def measured(dataset: str, seed: int, arm: str, student: float) -> None:
-    accuracies = {"teacher": 2 * student, "student": student}
-    write_json(labelling.result_file(dataset, seed, arm), accuracies)
-
-
 def test_every_arm_runs_on_every_data_set_and_seed_once() -> None:
     rows = list(labelling.runs())
     assert len(rows) == len(set(rows)) == 11 * 3 * 5
@@ -34,33 +28,41 @@ def test_every_arm_runs_on_every_data_set_and_seed_once() -> None:
 def test_finished_runs_are_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[Any, ...]] = []
 
-    def run(_params: Any, dataset: str, seed: int, arm: str) -> None:
+    def run(_params: Any, dataset: str, seed: int, arm: str) -> labelling.Accuracies:
         started.append((dataset, seed, arm))
         if len(started) in (4, 8):
             raise KeyboardInterrupt
-        measured(dataset, seed, arm, 50.0)
+        return {"teacher": 60.0, "student": 50.0}
 
     monkeypatch.setattr(labelling, "run", run)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            labelling.main([])
+            labelling.main()
     rows = list(labelling.runs())
     assert started == [*rows[:4], *rows[3:7]]
     assert "6 of 165 runs" in (labelling.REPORT / "summary.md").read_text()
 
 
-def write(arm: str, values: Iterable[float], seed: int = 1) -> None:
-    for dataset, value in zip(DOMAINS, values, strict=False):
-        measured(dataset, seed, arm, value)
-
-
 def test_methods_are_compared_over_the_runs_that_both_have() -> None:
-    write(RANDOM, [50.0, 60.0, 70.0])
-    write(BADGE, [51.0, 62.0, 73.0])
-    write(BADGE, [99.0], seed=2)  # of which there is no random choice yet
-    compared = labelling.summary(labelling.read_results())
+    results: labelling.Results = {
+        RANDOM: runs_of([50.0, 60.0, 70.0]),
+        BADGE: runs_of([51.0, 62.0, 73.0]),
+    }
+    results[BADGE]["embedded_digits"][2] = {"teacher": 1.0, "student": 99.0}  # not in the other
+    compared = labelling.summary(results)
     assert compared.keys() == {BADGE}
     assert compared[BADGE]["student"] == {"datasets": 3, "runs": 3, "difference": 2.0, "p": 0.25}
     assert compared[BADGE]["teacher"]["difference"] == 4.0
-    text = labelling.markdown(labelling.read_results())
-    assert "| badge | student | 3 | +2.00 | p = 0.25 |" in text
+    assert "| badge | student | 3 | +2.00 | p = 0.25 |" in labelling.markdown(results)
+
+
+def test_results_that_are_read_again_are_the_same() -> None:
+    results = {RANDOM: runs_of([50.0, 60.0]), BADGE: runs_of([51.0])}
+    labelling.write_report(results)
+    assert labelling.read_results() == results
+
+
+def runs_of(students: Iterable[float]) -> dict[str, dict[int, labelling.Accuracies]]:
+    """Return runs of the first data sets with seed 1."""
+    rows = zip(DOMAINS, students, strict=False)
+    return {name: {1: {"teacher": 2 * student, "student": student}} for name, student in rows}

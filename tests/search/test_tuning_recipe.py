@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pd_core.pipeline.stages.params import load_params
-from recipes.tuning import COMPARED, METHODS, SEEDS, Results, papers, summary
+from recipes.tuning import COMPARED, METHODS, SEEDS, Results, cached, papers, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +60,12 @@ def test_the_tables_have_complete_data_sets_the_test_and_the_share(tmp_path: Pat
     assert "took 2.0 CPU minutes" in text
     assert "a share of 0.25" in text
     assert "| c |" not in text
+
+
+def test_changes_of_a_data_set_keep_its_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    hand = load_params(Path("params.yaml"))
+    teacher = cached(hand, "embedded_digits").for_dataset("embedded_digits").teacher
+
+    assert teacher.frozen_features == "cached"
+    assert (teacher.batch_size, teacher.lr) == (4, 0.0025)
