@@ -251,7 +251,7 @@ def _params(name: str, teacher: Clip, student: Clip, *, small: bool) -> Any:
         set_value(params["run"], "threads", cores, "CPU cores here, at most 8; part of the result")
         set_value(params["run"], "workers", cores, "processes that decode images; CPU cores here")
     if small:
-        set_value(params["run"], "precision", "fp32", "bf16 and fp16 need a GPU to be fast")
+        set_value(params["run"], "precision", "fp32", "bf16 needs AMX, AVX512-BF16 or a GPU")
     for stage, clip in (("teacher", teacher), ("student", student)):
         name = "pd_core/models/embedded.py" if clip.is_embedded else "name in open_clip"
         set_value(params[stage], "model", clip.model, name)

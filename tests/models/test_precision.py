@@ -18,6 +18,7 @@ from torch.optim import SGD
 from pd_core.core.options import Precision
 from pd_core.models import class_vectors, clip
 from pd_core.models.clip import ClipTowers
+from pd_core.models.precision import is_emulated
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop import fit
@@ -200,3 +201,34 @@ def test_a_distillation_that_overflows_leaves_the_student_as_it_was(device: str)
     for name, value in student.named_parameters():
         assert torch.equal(value, untouched.get_parameter(name))
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())
+
+
+@pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16", "bf16"])
+def test_a_processor_with_bf16_instructions_computes_bf16_natively(instructions: str) -> None:
+    found = {"architecture": "any", instructions: True}
+
+    assert not is_emulated(torch.device("cpu"), Precision.BF16, found)
+    assert is_emulated(torch.device("cpu"), Precision.FP16, found)
+
+
+def test_a_processor_without_such_instructions_emulates_both() -> None:
+    found = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_fp16": False}
+
+    assert is_emulated(torch.device("cpu"), Precision.BF16, found)
+    assert is_emulated(torch.device("cpu"), Precision.FP16, found)
+
+
+def test_fp32_and_other_devices_are_never_emulated() -> None:
+    assert not is_emulated(torch.device("cpu"), Precision.FP32, {})
+    assert not is_emulated(torch.device("cuda", 1), Precision.BF16, {})
+
+
+def test_the_instructions_are_those_of_this_processor() -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file():
+        pytest.skip("no /proc/cpuinfo")
+    words = set(flags.read_text(encoding="utf-8").split())
+
+    native = not is_emulated(torch.device("cpu"), Precision.BF16)
+
+    assert native is bool(words & {"amx_bf16", "avx512_bf16", "bf16"})

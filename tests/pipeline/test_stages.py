@@ -14,11 +14,15 @@ import trainings
 
 from pd_core.core.artifacts import write_sums
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
-from pd_core.core.options import Selection, TeacherMethod
+from pd_core.core.hooks import Hooks
+from pd_core.core.options import Precision, Selection, TeacherMethod
 from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
 from pd_core.models.class_vectors import ClassVectors
+from pd_core.models.precision import is_emulated
 from pd_core.models.teacher import Teacher
+from pd_core.pipeline.stages import jobs
+from pd_core.pipeline.stages.params import PARAMS, load_params
 from pd_core.training.student.targets import LiveTeacher
 from pd_core.training.teacher import class_vectors as vectors_stage
 
@@ -290,3 +294,22 @@ def test_a_choice_of_the_epoch_without_scores_is_refused() -> None:
             tiny.towers(), teacher, vectors, tiny.Batches(8, size=4),
             selection=Selection.BEST_ON_VAL,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("stage", [jobs.teacher, jobs.student, jobs.evaluate])
+def test_a_precision_that_the_processor_emulates_is_a_warning(
+    precision: Precision, stage: Callable[..., object], tmp_path: Path
+) -> None:
+    params = load_params(Path(__file__).parents[2] / PARAMS).for_dataset("embedded_digits")
+    params = params.model_copy(
+        update={"run": params.run.model_copy(update={"precision": precision})}
+    )
+    job = jobs.Job.at(tmp_path, params, seed=1, device="cpu", data_root=tmp_path)
+    notes: list[str] = []
+
+    with pytest.raises(MissingFile):  # nothing is prepared
+        stage(job, Hooks(on_note=notes.append))
+
+    expected = int(is_emulated(torch.device("cpu"), precision))
+    assert [line.count(f"no instructions for {precision}") for line in notes] == [1] * expected

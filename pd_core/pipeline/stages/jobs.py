@@ -250,7 +250,7 @@ def teacher(job: Job, hooks: Hooks = NO_HOOKS) -> None:
     """Run the stage `teacher`."""
     from pd_core.training.teacher import stage
 
-    _check(job, "teacher")
+    _check(job, "teacher", hooks)
     stage.run(job.prepared, job.teacher, job.params.teacher, run_of(job, "teacher", hooks))
 
 
@@ -275,7 +275,7 @@ def student(job: Job, hooks: Hooks = NO_HOOKS) -> None:
     """Run the stage `student`."""
     from pd_core.training.student import stage
 
-    _check(job, "student")
+    _check(job, "student", hooks)
     stage.run(job, job.params.student, job.params.teacher, run_of(job, "student", hooks))
 
 
@@ -283,7 +283,7 @@ def evaluate(job: Job, hooks: Hooks = NO_HOOKS, who: Sequence[str] | None = None
     """Run the stage `evaluate` for the models named in `who` (default: all)."""
     from pd_core.evaluation import evaluate as stage
 
-    _check(job, "evaluate")
+    _check(job, "evaluate", hooks)
     config = job.params.evaluate
     if not stage.is_measurable(job.prepared, config.split):
         return stage.run_unlabelled(job, config, job.clips, job.compute, hooks)
@@ -294,7 +294,7 @@ def cross_validate(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:
     """Run the stage `cross_validate`."""
     from pd_core.evaluation import cross_validate as stage
 
-    _check(job, "cross_validate")
+    _check(job, "cross_validate", hooks)
     params = job.params
     recipe = stage.Recipe(params.teacher, params.student, params.evaluate, job.compute)
     return stage.run(job.prepared, job.cross_validation, recipe, hooks)
@@ -304,7 +304,7 @@ def tuned_student(job: Job, hooks: Hooks = NO_HOOKS) -> Metrics:
     """Run the stage `tuned_student`, the paper's main baseline."""
     from pd_core.evaluation import tuned_student as stage
 
-    _check(job, "tuned_student")
+    _check(job, "tuned_student", hooks)
     return stage.run(
         job.prepared, job.tuned_student, job.baseline, tuning_of_student(job),
         job.params.evaluate, run_of(job, "tuned_student", hooks),
@@ -327,20 +327,35 @@ def _check_weights(job: Job) -> None:
             raise missing(f"weights of '{clip.model}'", path, remedy)
 
 
-def _check(job: Job, name: str) -> None:
-    """Check the free space, and that the images are those that were prepared.
+def _check(job: Job, name: str, hooks: Hooks) -> None:
+    """Check free space, precision, and that the images are those that were prepared.
 
     Raises:
         NoSpace: the disk has too little space.
         BadData: the images have changed.
     """
     check_space(output(job, name), SPACE, f"the stage {name}")
+    _check_precision(job, hooks.on_note)
     if not (job.prepared / fingerprint.FILE).is_file():
         return
     from pd_core.data.catalog import prepare as stage
 
     own = job.params.prepare.own
     stage.check_pictures(job.prepared, job.params.name, own=own, data_root=job.data_root)
+
+
+def _check_precision(job: Job, on_note: OnNote) -> None:
+    """Warn of a precision that makes the stage slower than fp32."""
+    import torch
+
+    from pd_core.models.precision import is_emulated
+
+    precision = job.params.run.precision
+    if is_emulated(torch.device(job.device), precision):
+        on_note(
+            f"warning: this processor has no instructions for {precision}, which is slower than"
+            " fp32: set run.precision: fp32"
+        )
 
 
 def run_of(job: Job, stage: str, hooks: Hooks) -> Run:
