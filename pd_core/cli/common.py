@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pd_core.core.config import Device
 from pd_core.core.errors import BadParams, UnknownName
+from pd_core.core.hooks import NO_HOOKS, OnProgress
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import experiment, protocols
 from pd_core.pipeline.code_hash import CODE
@@ -37,13 +38,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class Setting:
-    """A job with its profile, repository and settings."""
+    """A job with its profile, repository and settings; `on_progress` is called in its stages."""
 
     job: Job
     profile: str
     root: Path  # of the repository
     settings: Settings
     protocol: Protocol | None = None  # of `protocols/`; None for the profile's own pipeline
+    on_progress: OnProgress = NO_HOOKS.on_progress
 
     @property
     def code(self) -> Path:
@@ -184,9 +186,20 @@ def note(text: str) -> None:
 class Reporter:
     """Progress of long work: a bar on a terminal, plain lines elsewhere, and the MLflow run."""
 
-    def __init__(self, title: str, unit: str = "steps", *, record: StageRun | None = None) -> None:
-        """Set the title and the unit; nothing is shown before the first `progress`."""
+    def __init__(
+        self,
+        title: str,
+        unit: str = "steps",
+        *,
+        record: StageRun | None = None,
+        also: OnProgress = NO_HOOKS.on_progress,
+    ) -> None:
+        """Set the title and the unit; nothing is shown before the first `progress`.
+
+        Progress whose total is known goes to the run `record` and the callback `also` as well.
+        """
         self._run = record
+        self._also = also
         self._title = title
         self._unit = unit
         self._bar: Progress | None = None
@@ -222,8 +235,10 @@ class Reporter:
 
     def progress(self, done: int, total: int | None) -> None:
         """Show that `done` of `total` steps are done; None if their number is not known."""
-        if self._run is not None and total is not None:
-            self._run.progress(done, total)
+        if total is not None:
+            self._also(done, total)
+            if self._run is not None:
+                self._run.progress(done, total)
         self._state = done, total
         if self._bar is not None:
             task = self._bar.task_ids[0]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pd_core.cli.common import Reporter, Setting, note, register, setting_of
-from pd_core.core.errors import BadParams, Interrupted, PdError
+from pd_core.core.errors import BadParams, Interrupted, PdError, unknown
 from pd_core.core.hooks import Hooks
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline import code_hash, experiment, processes
@@ -78,15 +78,13 @@ def code() -> None:
 @app.command()
 def prepare(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
     """Stage: draw the few-shot split and list the unlabelled images."""
-    setting = setting_of(name, seed, protocol=protocol)
-    with _recorded("prepare", setting, "images") as (_, report):
-        jobs.prepare(setting.job, on_progress=report.progress, on_note=note)
+    run_stage("prepare", setting_of(name, seed, protocol=protocol))
 
 
 @app.command()
 def teacher(name: Name, seed: Seed = None, protocol: InProtocol = None) -> None:
     """Stage: tune the teacher's prompts on the few-shot labels."""
-    _train("teacher", setting_of(name, seed, protocol=protocol), jobs.teacher)
+    run_stage("teacher", setting_of(name, seed, protocol=protocol))
 
 
 @app.command("class-vectors")
@@ -94,10 +92,7 @@ def class_vectors(
     name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
 ) -> None:
     """Stage: compute the teacher's text features of all classes."""
-    setting = setting_of(name, seed, source, protocol)
-    compute_with(setting.job.params.run.threads)
-    with _recorded("class_vectors", setting, "classes") as (_, report):
-        jobs.class_vectors(setting.job, on_progress=report.progress)
+    run_stage("class_vectors", setting_of(name, seed, source, protocol))
 
 
 @app.command()
@@ -105,7 +100,7 @@ def student(
     name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
 ) -> None:
     """Stage: distil the student on the unlabelled images."""
-    _train("student", setting_of(name, seed, source, protocol), jobs.student)
+    run_stage("student", setting_of(name, seed, source, protocol))
 
 
 @app.command()
@@ -113,7 +108,50 @@ def evaluate(
     name: Name, seed: Seed = None, source: Source = None, protocol: InProtocol = None
 ) -> None:
     """Stage: evaluate student and teacher on the test images, and register the student."""
-    setting = setting_of(name, seed, source, protocol)
+    run_stage("evaluate", setting_of(name, seed, source, protocol))
+
+
+@app.command("cross-validate")
+def cross_validate(name: Name, seed: Seed = None) -> None:
+    """Stage: estimate the accuracy by cross-validation, for data without test labels."""
+    run_stage("cross_validate", setting_of(name, seed))
+
+
+@app.command("tuned-student")
+def tuned_student(name: Name, seed: Seed = None) -> None:
+    """Stage: tune prompts on the student's own CLIP, the paper's main baseline."""
+    run_stage("tuned_student", setting_of(name, seed))
+
+
+def run_stage(stage: str, setting: Setting) -> None:
+    """Run a stage of a data set, show its progress and record it in MLflow."""
+    job = setting.job
+    match stage:
+        case "prepare":
+            with _recorded(stage, setting, "images") as (_, report):
+                jobs.prepare(job, on_progress=report.progress, on_note=note)
+        case "teacher":
+            _train(stage, setting, jobs.teacher)
+        case "class_vectors":
+            compute_with(job.params.run.threads)
+            with _recorded(stage, setting, "classes") as (_, report):
+                jobs.class_vectors(job, on_progress=report.progress)
+        case "student":
+            _train(stage, setting, jobs.student)
+        case "tuned_student":
+            tuning_of_student(job)  # refuses a data set without it
+            _train(stage, setting, jobs.tuned_student)
+        case "evaluate":
+            _evaluate(setting)
+        case "cross_validate":
+            compute_with(job.params.run.threads)
+            with _recorded(stage, setting) as (run, _):
+                run.log_metrics(jobs.cross_validate(job, Hooks(on_note=note)))
+        case _:
+            raise unknown("stage", stage, code_hash.STAGES)
+
+
+def _evaluate(setting: Setting) -> None:
     job = setting.job
     compute_with(job.params.run.threads)
     with _recorded("evaluate", setting) as (run, report):
@@ -121,7 +159,7 @@ def evaluate(
         run.log_metrics(metrics)
         run.log_file(job.evaluation / "predictions.json")
         run.log_texts(lambda: _figures(job))
-    if protocol is None:
+    if setting.protocol is None:
         _register(setting, run.run_id)
 
 
@@ -137,23 +175,6 @@ def _register(setting: Setting, run_id: str | None) -> None:
             f"warning: the student is not registered, {error}; then `promptkd registry register "
             f"{name}` registers it"
         )
-
-
-@app.command("cross-validate")
-def cross_validate(name: Name, seed: Seed = None) -> None:
-    """Stage: estimate the accuracy by cross-validation, for data without test labels."""
-    setting = setting_of(name, seed)
-    compute_with(setting.job.params.run.threads)
-    with _recorded("cross_validate", setting) as (run, _):
-        run.log_metrics(jobs.cross_validate(setting.job, Hooks(on_note=note)))
-
-
-@app.command("tuned-student")
-def tuned_student(name: Name, seed: Seed = None) -> None:
-    """Stage: tune prompts on the student's own CLIP, the paper's main baseline."""
-    setting = setting_of(name, seed)
-    tuning_of_student(setting.job)  # refuses a data set without it
-    _train("tuned_student", setting, jobs.tuned_student)
 
 
 @app.command(context_settings=DVCS_ARGUMENTS, add_help_option=False)
@@ -191,12 +212,14 @@ def add_groups() -> None:
     )
     from pd_core.cli.doctor import doctor
     from pd_core.cli.predict import predict
+    from pd_core.cli.rehearse import rehearse
     from pd_core.cli.tune import tune
 
     app.command()(project.new)
     app.command()(reports.report)
     app.command()(reports.show)
     app.command()(tune)
+    app.command()(rehearse)
     app.add_typer(experiments.embedded, name="embedded")
     app.add_typer(models.app)
     app.command()(predict)
@@ -298,7 +321,8 @@ def _recorded(
         experiment=setting.settings.mlflow_experiment,
     )
     with recorder.stage_run(setting.open_store(), info) as run:
-        with Reporter(f"{stage.replace('_', ' ')} {label}", unit, record=run) as report:
+        title = f"{stage.replace('_', ' ')} {label}"
+        with Reporter(title, unit, record=run, also=setting.on_progress) as report:
             yield run, report
         if (history := out / "history.json").is_file():
             run.log_file(history)
@@ -320,7 +344,7 @@ def _data_inputs(stage: str, job: Job) -> list[DataInput]:
     return [DataInput(name, job.prepared, "evaluation" if stage == "evaluate" else "training")]
 
 
-def _tune_garbage_collector() -> None:
+def tune_garbage_collector() -> None:
     """Run the garbage collector less often, and not at exit.
 
     Importing torch makes a million permanent objects: traversing them after every 700 allocations
@@ -333,7 +357,7 @@ def _tune_garbage_collector() -> None:
 @masked_tracebacks()
 def main() -> None:
     """Run the command line; users' errors end in one line and exit status 2."""
-    _tune_garbage_collector()
+    tune_garbage_collector()
     telemetry_off()
     processes.end_at_once()
     if not _is_stage(sys.argv[1:]):
