@@ -166,9 +166,9 @@ def benchmark_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export each network to ONNX once in all tests, since it takes seconds."""
-    from pd_core.mlops import bundle
+    from pd_core.mlops.export import onnx
 
-    write = bundle.write_onnx
+    write = onnx.write_onnx
 
     def write_or_copy(path: Path, network: Any) -> None:
         state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
@@ -177,7 +177,7 @@ def onnx_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _EXPORTED[key] = path.read_bytes()
         path.write_bytes(_EXPORTED[key])
 
-    monkeypatch.setattr(bundle, "write_onnx", write_or_copy)
+    monkeypatch.setattr(onnx, "write_onnx", write_or_copy)
 
 
 _EXPORTED: dict[int, bytes] = {}
@@ -186,9 +186,9 @@ _EXPORTED: dict[int, bytes] = {}
 @pytest.fixture
 def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export nothing to ONNX."""
-    from pd_core.mlops import bundle
+    from pd_core.mlops.export import onnx
 
-    monkeypatch.setattr(bundle, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))
+    monkeypatch.setattr(onnx, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
@@ -31,6 +33,21 @@ if TYPE_CHECKING:
     from pd_core.mlops.registry.register import Registered
     from pd_core.mlops.tracking.recorder import StageRun
 
+Student = Annotated[
+    str,
+    typer.Argument(
+        help="Data set, optionally with /<version> or @<alias>, or directory of a student.",
+        show_default=False,
+    ),
+]
+StudentWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the student's CLIP, for a directory of the stage student: file, or "
+        "tag of open_clip (default: embedded).",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -152,6 +169,30 @@ def version_of(store: str, reference: str) -> Version:
         version = registry.find(store, reference)  # an unknown model is refused here
         note(f"'{version.name}' has no champion; the newest version is used, {version.number}")
         return version
+
+
+@contextmanager
+def student_folder(model: str, weights: str | None = None) -> Iterator[Path]:
+    """Yield the directory of a student: the one that is named, or a copy of a registered version.
+
+    Args:
+        model: directory, or reference of a version: of a name alone the champion, or the newest.
+        weights: of the student's CLIP, which a registered version does not need.
+
+    Raises:
+        BadParams: weights are given for a registered version.
+    """
+    if Path(model).is_dir():
+        yield Path(model)
+        return
+    if weights is not None:
+        raise BadParams(f"--weights is for a directory, and '{model}' is none; leave it out")
+    from pd_core.mlops import registry
+
+    store = open_store()
+    version = version_of(store, model)
+    with TemporaryDirectory() as folder:
+        yield registry.fetch(store, version, Path(folder)) / registry.BUNDLE
 
 
 def register(setting: Setting, run_id: str | None = None) -> Registered:

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli.common import Reporter, device_of, note, open_store, version_of
+from pd_core.cli.common import Reporter, Student, StudentWeights, device_of, note, student_folder
 from pd_core.core.errors import BadParams
 from pd_core.mlops.bulk.outputs import Format, format_of, writer
 from pd_core.pipeline.settings import compute_with
@@ -22,13 +21,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Data set, optionally with /<version> or @<alias>, or directory of a student.",
-            show_default=False,
-        ),
-    ],
+    model: Student,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
@@ -56,14 +49,7 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; short for --format json.")
     ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights of the student's CLIP, for a directory of the stage student: file, or "
-            "tag of open_clip (default: embedded).",
-            show_default=False,
-        ),
-    ] = None,
+    weights: StudentWeights = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -117,14 +103,5 @@ def _load(model: str, weights: str | None, device: str) -> Predictor:
     """Load a student from a folder, or from the registry: the champion, or else the newest."""
     from pd_core.mlops.predictor import load_student
 
-    if Path(model).is_dir():
-        return load_student(model, weights=weights, device=device)
-    if weights is not None:
-        raise BadParams(f"--weights is for a directory, and '{model}' is none; leave it out")
-    from pd_core.mlops import registry
-
-    store = open_store()
-    version = version_of(store, model)
-    with TemporaryDirectory() as folder:
-        bundle = registry.fetch(store, version, Path(folder)) / registry.BUNDLE
-        return load_student(bundle, device=device)
+    with student_folder(model, weights) as folder:
+        return load_student(folder, weights=weights, device=device)

@@ -211,6 +211,7 @@ def add_groups() -> None:
         reports,
     )
     from pd_core.cli.doctor import doctor
+    from pd_core.cli.export import export
     from pd_core.cli.predict import predict
     from pd_core.cli.rehearse import rehearse
     from pd_core.cli.tune import tune
@@ -224,6 +225,7 @@ def add_groups() -> None:
     app.add_typer(models.app)
     app.command()(predict)
     app.command()(models.serve)
+    app.command()(export)
     app.command()(doctor)
     app.add_typer(experiments.ablation, name="ablation")
     data.app.command()(project.add)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jinja2 import Template
-from numpy.typing import NDArray
 from PIL import Image
 
 from pd_core.core.artifacts import write_json, write_sums, write_text, write_weights
 from pd_core.core.atomic import write_bytes
-from pd_core.core.errors import PdError
 from pd_core.core.options import TITLES
 from pd_core.core.scores import LEGEND, is_worse, mark, sign
 from pd_core.evaluation.class_metrics import METRICS, ClassMetrics
 from pd_core.mlops.drift import Reference
+from pd_core.mlops.export import onnx
+from pd_core.mlops.export.measure import Accuracy
 from pd_core.models import portable
 from pd_core.models.portable.network import ExportedNetwork, StudentNetwork
+from pd_core.models.portable.runtimes import ExportedRuntime
 from pd_core.models.portable.student import DESCRIPTION, TOWER, WEIGHTS, PortableStudent
 from pd_core.pipeline import provenance
 
@@ -37,16 +34,13 @@ REFERENCE = "reference.safetensors"
 ONNX = "student.onnx"
 FORMAT = 1
 
-INPUT = "pixels"
-OUTPUTS = ("probabilities", "features")
-
 Metrics = Mapping[str, Mapping[str, float]]  # classifier -> base, novel, hm, all, in percent
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _BATCH = 64
-_TOLERANCE = 1e-4  # between the outputs of ONNX and torch
 _COLUMNS = {"base": "base", "novel": "novel", "hm": "harmonic mean", "all": "all classes"}
 _CHANGES = "## Changes of the classes"
+_EXPORT = "## Export"
 _CLASSES = "## Classes"
 _Z = 1.96  # of a 95% interval
 
@@ -57,23 +51,31 @@ def write_student(folder: Path, student: PortableStudent, facts: Mapping[str, An
     Raises:
         PdError: the folder cannot be written.
     """
-    network = student.network
-    write_weights(folder / WEIGHTS, network.state_dict())
-    tower = {}
-    if isinstance(network, ExportedNetwork):
-        write_text(folder / TOWER, json.dumps(network.tower.graph, allow_nan=False))
-        tower = {"tower": TOWER}
+    runtime = student.runtime
     description = {
         **student.info,
         **facts,
-        **tower,
         "format": FORMAT,
         "names": list(student.names),
-        "network": asdict(network.sizes),
-        "preprocess": asdict(network.preprocess),
+        "preprocess": asdict(student.preprocess),
     }
+    if isinstance(runtime, ExportedRuntime):
+        for file in runtime.files:
+            write_bytes(folder / file.name, file.read_bytes())
+    else:
+        description |= _write_network(folder, student.network)
     write_json(folder / DESCRIPTION, description)
     return provenance.content_hash(folder)
+
+
+def _write_network(folder: Path, network: StudentNetwork) -> dict[str, Any]:
+    """Write weights, and the graph of an exported tower; return their part of the description."""
+    write_weights(folder / WEIGHTS, network.state_dict())
+    sizes = {"network": asdict(network.sizes)}
+    if not isinstance(network, ExportedNetwork):
+        return sizes
+    write_text(folder / TOWER, json.dumps(network.tower.graph, allow_nan=False))
+    return {**sizes, "tower": TOWER}
 
 
 def complete(
@@ -81,10 +83,13 @@ def complete(
 ) -> None:
     """Add ONNX, card, reference, code and checksums to a folder that `write_student` wrote.
 
+    A student that was exported has no other ONNX file.
+
     Raises:
         PdError: the folder cannot be written, or the outputs of ONNX differ from torch's.
     """
-    write_onnx(folder / ONNX, student.network.cpu())
+    if not isinstance(student.runtime, ExportedRuntime):
+        onnx.write_onnx(folder / ONNX, student.network.cpu())
     write_text(folder / CARD, card)
     if reference is not None:
         reference.save(folder / REFERENCE)
@@ -107,72 +112,6 @@ def reference_of(student: PortableStudent, images: Iterable[Image.Image]) -> Ref
         np.concatenate([output.probabilities for output in outputs]),
         np.concatenate([output.features for output in outputs]),
     )
-
-
-def write_onnx(path: Path, network: StudentNetwork) -> None:
-    """Export a network (in evaluation mode, on the CPU) to ONNX, and compare it with torch.
-
-    The input is `pixels`, (B, S, S, 3) of uint8 for any B; the outputs are `probabilities` (B, C)
-    and `features` (B, D). The normalisation is included.
-
-    Raises:
-        PdError: the outputs differ.
-    """
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-        warnings.simplefilter("ignore")  # torch's, about its own exporter
-        program = torch.onnx.export(
-            network,
-            (torch.from_numpy(_noise(2, network)),),
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # as no file is given
-    model = program.model_proto  # a new one each time
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
-        part.ClearField("metadata_props")  # source locations on this machine
-        part.ClearField("doc_string")
-    write_bytes(path, model.SerializeToString(deterministic=True))
-    _check(path, network)
-
-
-def _check(path: Path, network: StudentNetwork) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    pixels = _noise(3, network)
-    outputs = session.run(list(OUTPUTS), {INPUT: pixels})
-    with torch.inference_mode():
-        expected = network(torch.from_numpy(pixels))
-    for name, output, tensor in zip(OUTPUTS, outputs, expected, strict=True):
-        error = float(np.abs(output - tensor.numpy()).max())
-        if not error < _TOLERANCE:
-            raise PdError(
-                f"the student's {name} differ by {error:.1e} between ONNX and torch; use the "
-                f"versions of constraints.txt"
-            )
-
-
-def _noise(count: int, network: StudentNetwork) -> NDArray[np.uint8]:
-    size = network.preprocess.size
-    generator = np.random.default_rng(0)
-    return generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Suppress all but errors of some loggers."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def card(
@@ -237,6 +176,22 @@ def with_change(text: str, change: str, names: Sequence[str]) -> str:
     if _CHANGES not in before:
         before += f"\n\n{_CHANGES}\n\nThe accuracy above was measured before these.\n"
     return f"{before}\n- {change}\n\n{_classes(names)}"
+
+
+def with_export(text: str, form: str, precision: str, accuracy: Accuracy | None) -> str:
+    """Add the export to a card; `accuracy` None where it is unknown."""
+    line = f"Exported to {form} in {precision}; the accuracy above is the original's. "
+    if accuracy is None:
+        line += "That of the export was not measured."
+    else:
+        hits = accuracy.hits
+        line += (
+            f"On {hits.pictures} test images, all classes at once, the export has "
+            f"{100 * hits.first:.2f}% right and the original {100 * hits.second:.2f}% "
+            f"({hits.gained} gained, {hits.lost} lost)."
+        )
+    before, classes, names = text.partition(_CLASSES)
+    return f"{before.rstrip()}\n\n{_EXPORT}\n\n{line}\n\n{classes}{names}".rstrip() + "\n"
 
 
 def _classes(names: Sequence[str]) -> str:

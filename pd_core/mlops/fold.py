@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pd_core.core.errors import BadArtifact
-from pd_core.mlops.export import export_tower
+from pd_core.mlops.export.tower import export_tower
 from pd_core.models.portable.network import (
     ACTIVATIONS,
     ExportedNetwork,

@@ -30,6 +30,7 @@ from pd_core.core.errors import BadArtifact
 from pd_core.core.options import Trained
 from pd_core.mlops import bundle, registry
 from pd_core.mlops.bulk.predict import classify
+from pd_core.mlops.export.onnx import write_onnx
 from pd_core.mlops.fold import fold
 from pd_core.mlops.predictor import load_bundle, load_student
 from pd_core.mlops.registry import CHAMPION, classes, find, set_alias, trial
@@ -143,7 +144,7 @@ def test_parallel_branches_of_a_mobileclip_become_one_convolution() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("RN50", marks=pytest.mark.ci), *QUICK[1:]])
 def test_onnx_gives_the_students_probabilities(name: str, tmp_path: Path) -> None:
-    bundle.write_onnx(tmp_path / "student.onnx", folded(name).network)
+    write_onnx(tmp_path / "student.onnx", folded(name).network)
 
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
     for count in (1, 4):

@@ -24,6 +24,7 @@ from pd_core.models.clip import load_clip
 from pd_core.models.portable.network import ExportedNetwork
 from pd_core.models.portable.pictures import BadPicture
 from pd_core.models.portable.preprocess import Preprocess
+from pd_core.models.portable.runtimes import INPUT
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.student import Student
 
@@ -144,7 +145,7 @@ def test_onnx_computes_what_torch_does_for_any_batch(
     )
     for count in (1, 2, 5, 64):
         pixels = _pixels(count, student.image_size, seed=count).numpy()
-        probabilities, features = session.run(None, {bundle.INPUT: pixels})
+        probabilities, features = session.run(None, {INPUT: pixels})
         expected = student.answers(pixels)
         assert np.abs(probabilities - expected.probabilities).max() < 1e-4
         assert np.abs(features - expected.features).max() < 1e-4

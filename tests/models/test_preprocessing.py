@@ -24,7 +24,8 @@ from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform, train_transform
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.mlops.bulk.predict import classify
-from pd_core.mlops.bundle import write_onnx, write_student
+from pd_core.mlops.bundle import write_student
+from pd_core.mlops.export.onnx import write_onnx
 from pd_core.mlops.fold import fold
 from pd_core.mlops.predictor import load_bundle
 from pd_core.mlops.registry import fetch, find, gate, load_model

@@ -19,7 +19,8 @@ import requests
 from conftest import TinyStudent
 from PIL import Image
 
-from pd_core.mlops import bundle, tracking
+from pd_core.mlops import tracking
+from pd_core.mlops.export import onnx
 from pd_core.mlops.predictor import stand_alone
 from pd_core.mlops.registry import CHAMPION, Version, find, set_alias
 from pd_core.mlops.registry.register import Origin, register
@@ -72,7 +73,7 @@ def served_project(folder: Path, database: Path, student: PortableStudent, pictu
     pixels = np.random.default_rng(1).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     images = [Image.fromarray(array) for array in pixels]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
+        patch.setattr(onnx, "write_onnx", lambda path, _: path.write_bytes(b"no ONNX"))  # unread
         champion(store, student, picture, reference=images)
     return folder
 

@@ -36,14 +36,18 @@ def example_image(prepared: Path, *, data_root: Path = Path(), size: int = 336) 
     return _png(image)
 
 
-def training_images(prepared: Path, *, data_root: Path = Path()) -> Iterator[Image.Image]:
+def training_images(
+    prepared: Path, *, data_root: Path = Path(), most: int = MOST_TRAINING_IMAGES
+) -> Iterator[Image.Image]:
     """Open images that the student was distilled on, evenly from the list; not corrupt ones.
+
+    At most `most` are opened.
 
     Raises:
         MissingFile: the data set is not prepared, or an image is not there.
     """
     paths = read_unlabelled(prepared)
-    step = max(1, -(-len(paths) // MOST_TRAINING_IMAGES))
+    step = max(1, -(-len(paths) // most))
     store = ImageStore(image_root(prepared, data_root=data_root), keep_bytes=0)
     return _intact(store, paths[::step])
 

@@ -2,7 +2,8 @@
 
 The weights are those of the network with prompts, projector and class vectors; the description has
 sizes, class names, and the student's origin. `tower.json` has the graph of an image tower that is
-not CLIP's vision transformer.
+not CLIP's vision transformer. A student that was exported has the file of its runtime in place of
+weights; its description has `export`, with format and precision.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from .network import ExportedNetwork, HeadSizes, Network, Sizes, StudentNetwork
 from .pictures import MOST_PIXELS, BadPicture, Picture, read
 from .preprocess import Preprocess
+from .runtimes import Runtime, TorchRuntime, load
 from .tower import ExportedTower
 
 WEIGHTS = "student.safetensors"
@@ -48,26 +50,49 @@ class PortableStudent:
     """A student for inference.
 
     Attributes:
-        network: from pixels to probabilities.
+        runtime: from pixels to probabilities.
         preprocess: of the images.
         names: C class names, by label.
         image_size: S, the side of the network's input in pixels.
         info: content of `model.json`.
     """
 
-    def __init__(self, network: StudentNetwork, info: dict[str, Any]) -> None:
-        """Join a network, on its device, and its description with `names` of the classes."""
-        self.network = network.eval().requires_grad_(requires_grad=False)
+    def __init__(self, model: StudentNetwork | Runtime, info: dict[str, Any]) -> None:
+        """Join a model and its description.
+
+        Args:
+            model: a network, on its device, or the runtime of an exported one.
+            info: `names` of the classes, and `preprocess` of a runtime.
+        """
+        self.runtime: Runtime
+        if isinstance(model, StudentNetwork):
+            self.runtime, self.preprocess = TorchRuntime(model), model.preprocess
+        else:
+            self.runtime, self.preprocess = model, Preprocess.of(info["preprocess"])
         self.info = info
         self.names: tuple[str, ...] = tuple(info["names"])
-        self.preprocess = network.preprocess
         self.image_size = self.preprocess.size
+
+    @property
+    def network(self) -> StudentNetwork:
+        """The network in torch; TypeError if the student was exported."""
+        if not isinstance(self.runtime, TorchRuntime):
+            raise TypeError("an exported student has no network")
+        return self.runtime.network
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, or that of the export: `fp16` or `int8`."""
+        export: Mapping[str, str] = self.info.get("export", {})
+        return export.get("precision", "fp32")
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> PortableStudent:
         """Load a student from its folder onto a device; raises if a file is missing or invalid."""
         folder = Path(folder)
         info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if "export" in info:  # on the CPU
+            return cls(load(folder, info["export"]), info)
         with torch.device("meta"):  # its weights are replaced
             network = _network(folder, info)
         # Copies, aligned by torch: other alignments can change the last bits.
@@ -117,12 +142,9 @@ class PortableStudent:
             raise BadPicture(f"{image.width} x {image.height} pixels, too long for its other side")
         return np.asarray(self.preprocess.crop(image))
 
-    @torch.inference_mode()
     def answers(self, pixels: NDArray[np.uint8]) -> Predictions:
         """Compute the predictions for pixels (B, S, S, 3)."""
-        batch = torch.from_numpy(pixels).to(self.network.class_vectors.device)
-        probabilities, features = self.network(batch)
-        return Predictions(probabilities.cpu().numpy(), features.cpu().numpy())
+        return Predictions(*self.runtime.run(pixels))
 
     def rank(self, probabilities: NDArray[np.float32], *, top: int = 5) -> Iterator[Ranking]:
         """Rank the classes in each row of probabilities (B, C)."""

@@ -1,0 +1,115 @@
+"""Accuracy, size and latency of an exported student, against its original."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pd_core.core.errors import BadData
+from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.prepared import Prepared
+from pd_core.evaluation.significance import Paired, paired
+from pd_core.models.portable.runtimes import ExportedRuntime
+from pd_core.models.portable.student import PortableStudent
+
+_BATCH = 64
+_TIMED = 50  # images for the latency
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Predictions of the exported student and of its original for the same test images.
+
+    Attributes:
+        hits: images that the exported one, and the original, predict correctly.
+        agreement: share of the images with the same top class, 0 to 1.
+    """
+
+    hits: Paired
+    agreement: float
+
+    @property
+    def difference(self) -> float:
+        """Difference of the accuracies in points; negative if the exported one is worse."""
+        return 100 * (self.hits.first - self.hits.second)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Numbers of the exported student, and of its original.
+
+    Attributes:
+        megabytes: of the model's files, and of the original's weights.
+        milliseconds: latency for one decoded image, the shortest of many, measured in turns.
+    """
+
+    megabytes: tuple[float, float]
+    milliseconds: tuple[float, float]
+
+
+def accuracy(
+    exported: PortableStudent, original: PortableStudent, prepared: Prepared
+) -> Accuracy | None:
+    """Classify the labelled test images with both; corrupt ones are left out.
+
+    Returns:
+        The accuracies; None if no test image has a label.
+
+    Raises:
+        MissingFile: the images are not there.
+    """
+    rows = [
+        (labels, exported.answers(pixels).probabilities, original.answers(pixels).probabilities)
+        for pixels, labels in _test_batches(original, prepared)
+    ]
+    if not rows:
+        return None
+    labels, first, second = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    tops = first.argmax(axis=1), second.argmax(axis=1)
+    hits = paired(tops[0] == labels, tops[1] == labels)
+    return Accuracy(hits, float((tops[0] == tops[1]).mean()))
+
+
+def cost(exported: PortableStudent, original: PortableStudent) -> Cost:
+    """Measure size and latency, with the threads that torch has."""
+    assert isinstance(exported.runtime, ExportedRuntime)
+    files = sum(file.stat().st_size for file in exported.runtime.files)
+    weights = sum(value.nbytes for value in original.network.state_dict().values())
+    return Cost((files / 1e6, weights / 1e6), _latencies(exported, original))
+
+
+def _test_batches(
+    student: PortableStudent, prepared: Prepared
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Yield pixels (B, S, S, 3) and labels (B,)."""
+    store = ImageStore(prepared.images, keep_bytes=0)
+    for start in range(0, len(prepared.test), _BATCH):
+        crops, labels = [], []
+        for path, label in prepared.test[start : start + _BATCH]:
+            with suppress(BadData):
+                crops.append(student.crop(store.open(path)))
+                labels.append(label)
+        if crops:
+            yield np.stack(crops), np.array(labels)
+
+
+def _latencies(first: PortableStudent, second: PortableStudent) -> tuple[float, float]:
+    """Return the milliseconds of both for one image: the shortest, as a busy machine makes longer.
+
+    They take turns.
+    """
+    size = first.image_size
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    turns = [(_milliseconds(first, image), _milliseconds(second, image)) for _ in range(_TIMED)]
+    return min(own for own, _ in turns), min(own for _, own in turns)
+
+
+def _milliseconds(student: PortableStudent, image: NDArray[np.uint8]) -> float:
+    start = time.perf_counter()
+    student.answers(image)
+    return 1000 * (time.perf_counter() - start)
