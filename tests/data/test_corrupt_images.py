@@ -107,8 +107,9 @@ def test_each_damaged_path_is_counted_once_however_often_it_is_met(folder: Path)
 
 def test_an_epoch_tells_how_many_pictures_it_left_out(folder: Path) -> None:
     source = batches(folder, batch_size=5)
+    list(source.in_order())  # finds those that an epoch does not show
 
-    for epoch in (1, 2, 3, 1):  # 10 of the 12 are in it
+    for epoch in (1, 2, 3, 4, 5, 6, 1):  # 10 of the 12 are in it
         shown = sum(map(len, positions(list(source.epoch(epoch)))))
         assert source.left_out == 10 - shown > 0
 

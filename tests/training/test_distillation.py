@@ -375,7 +375,7 @@ def test_so_many_unlabelled_images_of_each_class_are_listed_and_the_few_labels_s
     def listed(count: int | None) -> tuple[tuple[str, ...], bytes]:
         out, config = tmp_path / str(count), prepare_config(unlabelled_per_class=count)
         prepare.run("dtd", out, config, data_root=tmp_path, seed=1)
-        return read_unlabelled(out), (out / "split.json").read_bytes()
+        return tuple(read_unlabelled(out)), (out / "split.json").read_bytes()
 
     (whole, labels), (some, same_labels) = listed(None), listed(4)
     assert set(whole) == {item.path for item in splits.train}

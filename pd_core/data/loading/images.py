@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
-import signal
-import sys
-import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
+from pd_core.data.loading.paths import PathList
+from pd_core.data.loading.workers import Request, Workers
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.precision import to_device
 
@@ -164,13 +161,12 @@ class ImageBatches:
         self._seed = seed
         self._store = store
         self._count = len(paths)
-        self._paths = tuple(paths)
+        self._paths = PathList.of(paths)
         self._models = transform.models
         self.corrupt: set[int] = set()
         self._left_out = 0
         self._views = _Views(store, self._paths, transform, seed, on_corrupt)
-        self._requests: list[_Request] = []  # of the next epoch, for persistent workers
-        self._loader = _loader(self._views, self._requests, workers) if workers else None
+        self._workers = Workers(self._views, workers) if workers else None
 
     @property
     def models(self) -> tuple[Preprocess, ...]:
@@ -222,10 +218,10 @@ class ImageBatches:
                 f"set batch_size to at most {self._count}"
             )
         generator = torch.Generator().manual_seed(_hash(self._seed, epoch, "order"))
-        order = torch.randperm(self._count, generator=generator).tolist()
-        used = order[: self.steps * self._batch_size]
+        order = torch.randperm(self._count, generator=generator)
+        used, unused = order.tensor_split([self.steps * self._batch_size])
         batches = map(self._share.part, self._divided(used[start * self._batch_size :]))
-        return self._counted(self._fetch(epoch, batches, start), used)
+        return self._counted(self._fetch(epoch, batches, start), unused.tolist())
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches of the whole list in order.
@@ -236,28 +232,33 @@ class ImageBatches:
             BadData: An image is corrupt and not skipped, or more than half are corrupt.
             MissingFile: An image is missing.
         """
-        for batch in self._fetch(0, self._divided(range(self._count))):
+        for batch in self._fetch(0, self._divided(torch.arange(self._count))):
             if len(batch.indices):
                 yield batch
 
-    def _counted(self, batches: Iterator[Batch], order: list[int]) -> Iterator[Batch]:
+    def _counted(self, batches: Iterator[Batch], unused: list[int]) -> Iterator[Batch]:
         yield from batches
         self._note(self._share.union(self.corrupt))
-        self._left_out = len(self.corrupt.intersection(order))
+        self._left_out = len(self.corrupt.difference(unused))
 
-    def _divided(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
+    def _divided(self, order: Tensor) -> Iterator[list[int]]:
         size = self._batch_size
-        return (order[start : start + size] for start in range(0, len(order), size))
+        return (order[start : start + size].tolist() for start in range(0, len(order), size))
 
     def _fetch(
         self, epoch: int, batches: Iterable[Sequence[int]], start: int = 0
     ) -> Iterator[Batch]:
-        # Known corrupt images are left out, so that resumed epochs are the same.
-        intact = ([index for index in batch if index not in self.corrupt] for batch in batches)
-        self._requests[:] = [[(epoch, index) for index in batch] for batch in intact]
-        with _any_number_of_workers():
-            decoded = map(self._views.__getitems__, tuple(self._requests))
-            results = iter(decoded if self._loader is None else self._loader)
+        # Known corrupt images are left out, so that resumed epochs are the same. The requests must
+        # not refer to this object, since the cycle would hold the workers.
+        corrupt = self.corrupt
+        requests = (
+            [(epoch, index) for index in batch if index not in corrupt] for batch in batches
+        )
+        results: Iterator[_Decoded | BadData | MissingFile] = (
+            map(self._views.__getitems__, requests)
+            if self._workers is None
+            else self._workers.fetch(requests)
+        )
         numbers = itertools.count(start)  # enumerate would hold on to the last result, see below
         for result in results:
             if isinstance(result, Exception):
@@ -284,9 +285,6 @@ class ImageBatches:
             )
 
 
-_Request = list[tuple[int, int]]  # (epoch, position in the list) of each image of a batch
-
-
 class _Decoded(NamedTuple):
     """A batch as sent between processes; a tensor would go through slower shared memory."""
 
@@ -295,13 +293,13 @@ class _Decoded(NamedTuple):
     corrupt: list[int]  # positions
 
 
-class _Views(Dataset[_Decoded]):
+class _Views(Dataset[_Decoded | BadData | MissingFile]):
     """Data set of batches; returns errors, since workers turn raised ones into a page of text."""
 
     def __init__(
         self,
         store: ImageStore,
-        paths: tuple[str, ...],
+        paths: PathList,
         transform: Transform,
         seed: int,
         on_corrupt: OnCorrupt,
@@ -312,7 +310,7 @@ class _Views(Dataset[_Decoded]):
         self._seed = seed
         self._on_corrupt = on_corrupt
 
-    def __getitems__(self, request: _Request) -> _Decoded | BadData | MissingFile:
+    def __getitems__(self, request: Request) -> _Decoded | BadData | MissingFile:
         positions, crops, corrupt = [], [], []
         with _seeded_views() as reseed:
             for epoch, index in request:
@@ -334,46 +332,6 @@ class _Views(Dataset[_Decoded]):
             for model, size in enumerate(sizes)
         ]
         return _Decoded(positions, pixels, corrupt)
-
-
-def _loader(
-    views: _Views, requests: list[_Request], workers: int
-) -> Iterable[_Decoded | BadData | MissingFile]:
-    with _any_number_of_workers():
-        return DataLoader(
-            views,
-            batch_sampler=requests,
-            num_workers=workers,
-            collate_fn=_unchanged,
-            persistent_workers=True,
-            worker_init_fn=_ignore_foreign_sigterm,
-            generator=torch.Generator(),  # otherwise each epoch draws from the global one
-        )
-
-
-@contextmanager
-def _any_number_of_workers() -> Iterator[None]:
-    """Silence torch's warning about more workers than cores."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        yield
-
-
-def _ignore_foreign_sigterm(_worker: int) -> None:
-    """Ignore a SIGTERM unless the parent sent it, which may have its state to save first."""
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_by_parents_sigterm, daemon=True).start()
-
-
-def _end_by_parents_sigterm() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _hash(*parts: int | str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pd_core.core.artifacts import check_sum, read_json, write_json, write_sums
 from pd_core.core.errors import BadArtifact
+from pd_core.data.loading.paths import PathList
 from pd_core.data.loading.splits import Protocol
 
 Labelled = tuple[tuple[str, int], ...]
@@ -107,7 +108,7 @@ def read_prepared(folder: Path, *, data_root: Path = Path()) -> Prepared:
     return prepared
 
 
-def read_unlabelled(folder: Path) -> tuple[str, ...]:
+def read_unlabelled(folder: Path) -> PathList:
     """Read the paths of the unlabelled images.
 
     Raises:
@@ -117,7 +118,7 @@ def read_unlabelled(folder: Path) -> tuple[str, ...]:
     content = _read(folder, UNLABELLED)
     if not isinstance(content, list) or not all(isinstance(path, str) for path in content):
         raise BadArtifact(f"'{folder / UNLABELLED}' must be a list of paths; {_again(folder)}")
-    return tuple(content)
+    return PathList(content)
 
 
 def image_root(folder: Path, *, data_root: Path = Path()) -> Path:

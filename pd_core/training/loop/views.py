@@ -17,6 +17,7 @@ from pd_core.core.config import Compute
 from pd_core.core.errors import BadParams, Interrupted, MissingFile
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import Batch, ImageBatches, Share, train_transform
+from pd_core.data.loading.paths import PathList
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.training.loop.config import ViewConfig
 from pd_core.training.loop.distributed import count, from_first, gathered, is_first, part, union
@@ -74,16 +75,18 @@ def training_views(
             f" most {config.batch_size}, or a larger batch_size"
         )
 
+    listed = PathList.of(paths)
+
     def make(models: Sequence[Preprocess]) -> ImageBatches:
         return ImageBatches(
-            ImageStore(root), paths,
+            ImageStore(root), listed,
             train_transform(*models, scale=config.crop_scale, flip=config.flip),
             batch_size=config.batch_size, seed=compute.seed, workers=compute.workers,
             on_corrupt=compute.on_corrupt, share=Share(part, union),
         )  # fmt: skip
 
     key = {
-        "prepared": file_hash(prepared / SUMS), "paths": paths,
+        "prepared": file_hash(prepared / SUMS), "paths": listed.digest,
         "preprocess": asdict(model),
         "batch_size": config.batch_size, "crop_scale": config.crop_scale, "flip": config.flip,
         "seed": compute.seed, "on_corrupt": compute.on_corrupt,
