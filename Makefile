@@ -33,7 +33,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help install repository quickstart ablations protocols test test-slow test-ci test-transformers test-client fuzz bench load faults mutation docs check format clean audit audit-tools licences sbom
+.PHONY: help install repository quickstart ablations protocols test test-slow test-ci test-transformers test-client fuzz bench load rehearsal faults mutation docs check format clean audit audit-tools licences sbom
 
 help: ## List the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,10 @@ bench: install ## Measure the cost of each step, write reports/bench (35 minutes
 
 load: install ## Measure the service under load, write reports/serving (9 minutes on two idle cores).
 	@python3 -m benchmarks.load
+
+# SHARE=0.01 writes a hundredth of the images, STEPS=40 measures so many steps of an epoch.
+rehearsal: install ## Rehearse the paper's profile without its data, print what it will take (half an hour on two cores).
+	@python3 -m benchmarks.rehearsal $(if $(SHARE),--share $(SHARE)) $(if $(STEPS),--steps $(STEPS))
 
 faults: install ## Kill and resume runs at 60 random times (an hour, can be resumed).
 	@python3 tests/faults/faults.py

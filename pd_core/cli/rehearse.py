@@ -39,6 +39,7 @@ def rehearse(
     as_json: AsJson = False,
 ) -> None:
     """Measure a few steps of every stage, and estimate time, memory and disk of the whole run."""
+    from pd_core.rehearsal import record
     from pd_core.rehearsal.rehearse import profile_items
     from pd_core.rehearsal.rehearse import rehearse as measure
 
@@ -46,8 +47,14 @@ def rehearse(
     compute_with(params.run.threads)
     items = profile_items(params, names or params.datasets)
     with TemporaryDirectory(prefix="promptkd-rehearsal-") as folder:
-        estimates = measure(items, place_of(Path(folder), params, steps), note)
-    show(estimates, as_json=as_json)
+        place = place_of(Path(folder), params, steps)
+        estimates = measure(items, place, note)
+    if not names:
+        record.write(Path(), estimates, place.device)
+    if as_json:
+        print_json([record.EstimateRow.of(each).model_dump() for each in estimates])
+    else:
+        show(estimates)
 
 
 def place_of(folder: Path, params: Params, steps: int) -> Place:
@@ -62,46 +69,18 @@ def place_of(folder: Path, params: Params, steps: int) -> Place:
         folder=folder,
         data_root=(settings.data_root or root / DATA / "raw").absolute(),
         fingerprints=files,
+        copies={},
         device=jobs.resolved(settings.device or params.run.device),
         seed=params.run.seed,
         steps=steps,
     )
 
 
-def show(estimates: Sequence[Estimate], *, as_json: bool) -> None:
-    """Print estimates as a table, or as JSON."""
+def show(estimates: Sequence[Estimate]) -> None:
+    """Print estimates as a table."""
     from rich.console import Console
 
-    from pd_core.rehearsal.estimate import together
-
-    if as_json:
-        print_json([as_values(estimate) for estimate in [*estimates, together(estimates)]])
-        return
     Console().print(table(estimates))
-
-
-def as_values(estimate: Estimate) -> dict[str, object]:
-    """Return an estimate as JSON values: seconds and bytes."""
-    needs = estimate.needs
-    return {
-        "name": estimate.name,
-        "seconds": round(estimate.cost.wall, 2),
-        "cpu_seconds": round(estimate.cost.cpu, 2),
-        "error": None if estimate.error is None else round(estimate.error, 2),
-        "memory": round(needs.memory),
-        "gpu": round(needs.gpu),
-        "disk": round(needs.disk),
-        "seconds_of": {kind: round(seconds, 2) for kind, seconds in estimate.kinds().items()},
-        "stages": {
-            stage.stage: {
-                "seconds": round(stage.cost.wall, 2),
-                "cpu_seconds": round(stage.cost.cpu, 2),
-                "measured": stage.measured,
-                "steps": stage.steps,
-            }
-            for stage in estimate.stages
-        },
-    }
 
 
 def table(estimates: Sequence[Estimate]) -> Table:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from pd_core.core.errors import FailedRun
 from pd_core.core.hooks import OnNote
 from pd_core.core.options import Computed
+from pd_core.data.catalog.catalogue import DatasetSpec
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import image_root, read_split, read_unlabelled, write_prepared
 from pd_core.pipeline import processes
@@ -45,6 +46,7 @@ class Place:
         folder: for outputs and the tracking store.
         data_root: folder of the photo data sets.
         fingerprints: file by data set; one that is left out is not compared.
+        copies: rows of smaller copies of data sets, with random weights.
         device: to compute on.
         seed: of the run.
         steps: an epoch, at most.
@@ -53,6 +55,7 @@ class Place:
     folder: Path
     data_root: Path
     fingerprints: Mapping[str, Path]
+    copies: Mapping[str, DatasetSpec]
     device: str
     seed: int
     steps: int
@@ -62,6 +65,7 @@ class Place:
         return Task(
             stage=stage, params=params, seed=self.seed, device=self.device,
             data_root=self.data_root, fingerprint=self.fingerprints.get(params.name),
+            rehearsed=self.copies.get(params.name),
             started=time.monotonic(),
         )  # fmt: skip
 
@@ -86,13 +90,14 @@ def measure(
     Raises:
         FailedRun: a stage fails.
     """
+    params = fitting(params, place.copies.get(params.name))
     prepared = place.job(params).prepared
     first, *others = stages
     on_note(f"measures {first}@{params.name}")
     timeline = _run(place, first, params)
     sizes = sizes_of(prepared, params.evaluate.split)
     results = {first: _measured(place, first, params, load_of(first, params, sizes), timeline)}
-    short = _shorten(params, prepared, place.steps)
+    short = shorten(params, prepared, place.steps)
     short_sizes = sizes_of(prepared, params.evaluate.split)
     for stage in others:
         on_note(f"measures {stage}@{params.name}")
@@ -137,8 +142,14 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _shorten(params: DatasetParams, prepared: Path, steps: int) -> DatasetParams:
-    """Shorten the lists of a prepared data set; return parameters for few epochs."""
+def shorten(params: DatasetParams, prepared: Path, steps: int) -> DatasetParams:
+    """Shorten the lists of a prepared data set; return parameters for few epochs.
+
+    Args:
+        params: of the data set.
+        prepared: output folder of the stage `prepare`, which is changed.
+        steps: an epoch, at most.
+    """
     batches = [t.batch_size for t in (params.teacher, params.tuned_student) if t is not None]
     images = steps * params.student.batch_size
     split, unlabelled = read_split(prepared), read_unlabelled(prepared)
@@ -161,6 +172,16 @@ def _shorten(params: DatasetParams, prepared: Path, steps: int) -> DatasetParams
                 update={"batch_size": min(params.evaluate.batch_size, -(-sizes.test // _BATCHES))}
             ),
         }
+    )
+
+
+def fitting(params: DatasetParams, row: DatasetSpec | None) -> DatasetParams:
+    """Return parameters with no more shots than a smaller copy of the data set has images."""
+    if row is None or not row.train:
+        return params
+    shots = min(params.prepare.shots, row.train // row.num_classes)
+    return params.model_copy(
+        update={"prepare": params.prepare.model_copy(update={"shots": shots, "val_shots": 1})}
     )
 
 

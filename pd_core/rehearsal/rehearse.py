@@ -11,6 +11,8 @@ from pd_core.core.config import ClipConfig
 from pd_core.core.hooks import OnNote
 from pd_core.data.catalog.catalogue import Layout
 from pd_core.data.catalog.prepare import spec_of
+from pd_core.data.loading.splits import Protocol
+from pd_core.pipeline.protocols import SOURCE, ProtocolsParams
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.params import DatasetParams, Params
 from pd_core.rehearsal.estimate import Estimate
@@ -51,6 +53,24 @@ def profile_items(params: Params, names: Iterable[str]) -> list[Item]:
         own = params.for_dataset(name)
         baseline = () if own.tuned_student is None else ("tuned_student",)
         items.append(Item(own, (*stages, *baseline), name))
+    return items
+
+
+def protocol_items(rules: ProtocolsParams, profile: Params) -> list[Item]:
+    """Return the stages of all protocols, over all seeds; a source's teacher is tuned once."""
+    items = []
+    for protocol in (each for each in Protocol if rules.of(each)):
+        stages = ["prepare", "class_vectors", "student", "evaluate"]
+        if not protocol.has_source:
+            stages.insert(1, "teacher")
+        for name in rules.of(protocol):
+            own = rules.for_dataset(profile, protocol, name)
+            items.append(Item(own, tuple(stages), f"{protocol}/{name}", len(rules.seeds)))
+    sources = [each for each in Protocol if each.has_source and rules.of(each)]
+    for protocol in sources[:1]:
+        name = rules.source.dataset
+        own = rules.for_dataset(profile, protocol, name)
+        items.append(Item(own, ("prepare", "teacher"), f"{SOURCE}/{name}", len(rules.seeds)))
     return items
 
 
@@ -111,7 +131,8 @@ def _sizes(item: Item, place: Place, rehearsed: Iterable[Rehearsed]) -> Sizes:
     """Return the sizes of a data set: measured, published, or those of its embedded images."""
     params = item.params
     for each in rehearsed:
-        if each.params.name == params.name and each.params.prepare == params.prepare:
+        is_same = each.params.name == params.name and each.params.prepare == params.prepare
+        if is_same and params.name not in place.copies:
             return each.sizes
     spec = spec_of(params.name, params.prepare.own)
     if spec.layout is not Layout.EMBEDDED:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pd_core.core.artifacts import write_text
 from pd_core.core.config import Config
+from pd_core.data.catalog.catalogue import DatasetSpec
 from pd_core.pipeline.provenance import peak_memory
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import DATA, DatasetParams
@@ -31,6 +32,7 @@ class Task(Config):
         device: to compute on.
         data_root: folder of the photo data sets.
         fingerprint: of the images; None not to compare them.
+        rehearsed: row of a smaller copy of the data set, if it is one.
         started: when the process was started, by the monotonic clock of the system.
     """
 
@@ -40,6 +42,7 @@ class Task(Config):
     device: str
     data_root: Path
     fingerprint: Path | None
+    rehearsed: DatasetSpec | None
     started: float
 
     @classmethod
@@ -50,7 +53,7 @@ class Task(Config):
     def job(self, folder: Path = Path()) -> Job:
         """Return the job in a folder, with checkpoints and cached features."""
         data = folder / DATA
-        return Job.at(
+        job = Job.at(
             data,
             self.params,
             seed=self.seed,
@@ -60,6 +63,7 @@ class Task(Config):
             checkpoints=data / "checkpoints",
             features=data / "features",
         )
+        return replace(job, rehearsed=self.rehearsed)
 
 
 @dataclass

@@ -127,7 +127,9 @@ def miniature(name: str, *, classes: int = 3) -> DatasetSpec:
     return replace(row, num_classes=classes, train=train, val=val, test=test)
 
 
-def write(row: DatasetSpec, root: Path, *, split_file: bool = False) -> tuple[Picture, ...]:
+def write(
+    row: DatasetSpec, root: Path, *, split_file: bool = False, pixels: tuple[int, int] | None = None
+) -> tuple[Picture, ...]:
     """Write a data set below a data root.
 
     Things that lie beside the pictures in the real archives, and are none, are written as well.
@@ -136,6 +138,7 @@ def write(row: DatasetSpec, root: Path, *, split_file: bool = False) -> tuple[Pi
         row: One with all counts, spread evenly over its classes.
         root: The data root.
         split_file: Whether to write the community's lists in place of the original annotations.
+        pixels: Width and height of the pictures, which have no colours then.
 
     Returns:
         What was written.
@@ -147,7 +150,12 @@ def write(row: DatasetSpec, root: Path, *, split_file: bool = False) -> tuple[Pi
         parent.mkdir(parents=True)
     for number, picture in enumerate(pictures):
         path = images / picture.path
-        path.write_bytes(_encoded(path.suffix.lower(), picture.label, number % 4))
+        suffix = path.suffix.lower()
+        path.write_bytes(
+            _noise(suffix, number % 4, pixels)
+            if pixels
+            else _encoded(suffix, picture.label, number % 4)
+        )
     _write_strangers(row, images)
     if split_file:
         _write_json(folder / str(row.split_file), as_lists(pictures))
@@ -241,6 +249,20 @@ def _encoded(suffix: str, label: int, number: int) -> bytes:
     colour = ((label * 97) % 256, (label * 57 + 80) % 256, (label * 151 + 160) % 256)
     image = Image.new("RGB", (32, 32), colour)
     image.paste((255, 255, 255), (0, 8 * number, 32, 8 * number + 4))
+    return _file_of(image, suffix)
+
+
+@cache
+def _noise(suffix: str, number: int, pixels: tuple[int, int]) -> bytes:
+    """Return a picture that takes as long to decode as a photo of its size."""
+    from PIL import Image
+
+    image = Image.effect_noise(pixels, 30.0).convert("RGB")
+    image.paste((255, 255, 255), (0, 8 * number, 32, 8 * number + 4))
+    return _file_of(image, suffix)
+
+
+def _file_of(image: Any, suffix: str) -> bytes:
     file = BytesIO()
     image.save(file, "PNG" if suffix == ".png" else "JPEG")
     return file.getvalue()

@@ -41,6 +41,7 @@ def run(
     data_root: Path,
     seed: int,
     fingerprint: Path | None = None,
+    rehearsed: DatasetSpec | None = None,
     on_progress: OnProgress | None = None,
     on_note: OnNote = NO_HOOKS.on_note,
 ) -> None:
@@ -57,6 +58,7 @@ def run(
         seed: Seed of the draw.
         fingerprint: Expected fingerprint of the images, here and in later stages; None to skip the
             comparison.
+        rehearsed: Row of a smaller copy of the data set, in place of the catalogue's.
         on_progress: Called with images done and total images.
         on_note: Called with what is left out of the user's own images, and their copies.
 
@@ -67,7 +69,7 @@ def run(
             has two labels.
         BadParams: No class has that many images.
     """
-    spec = spec_of(dataset, config.own)
+    spec = rehearsed or spec_of(dataset, config.own)
     embedded = spec.layout is Layout.EMBEDDED
     with write_folder(out) as folder:
         root = folder if embedded else data_root

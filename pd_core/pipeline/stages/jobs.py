@@ -12,6 +12,7 @@ from pd_core.core.config import ClipConfig, Clips, Compute, ComputeConfig, Stage
 from pd_core.core.errors import BadParams, missing
 from pd_core.core.hooks import NO_HOOKS, Hooks, OnNote, OnProgress
 from pd_core.data.catalog import fingerprint
+from pd_core.data.catalog.catalogue import DatasetSpec
 from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params
 from pd_core.training.student.config import FurtherTeacher
@@ -37,6 +38,9 @@ class Job(StagePaths):
     fingerprint: Path | None = None  # of the images; None: not compared
     checkpoints: Path | None = None  # None: an interrupted training starts anew
     features: Path | None = None  # cache of frozen-encoder features; None: no cache
+    rehearsed: DatasetSpec | None = None
+    """Row of a smaller copy of the data set. Checks of trained models, which random weights do not
+    pass, are then noted instead of raised; None in all other runs."""
 
     @classmethod
     def at(
@@ -241,6 +245,7 @@ def prepare(
         data_root=job.data_root,
         fingerprint=job.fingerprint,
         seed=job.seed,
+        rehearsed=job.rehearsed,
         on_progress=on_progress,
         on_note=on_note,
     )
@@ -362,7 +367,8 @@ def run_of(job: Job, stage: str, hooks: Hooks) -> Run:
     """Return the surroundings of a training stage."""
     from pd_core.training.loop.fit import Run
 
-    return Run(job.compute, hooks, checkpoints(job, stage, hooks), features(job, stage, hooks))
+    kept, cache = checkpoints(job, stage, hooks), features(job, stage, hooks)
+    return Run(job.compute, hooks, kept, cache, is_rehearsal=job.rehearsed is not None)
 
 
 def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:

@@ -78,12 +78,14 @@ class Run:
         hooks: callbacks.
         checkpoints: store the state; without them a training that is stopped starts anew.
         features: cache of frozen towers' features, if any.
+        is_rehearsal: a student that is no model is noted, not refused; for random weights.
     """
 
     compute: Compute
     hooks: Hooks = NO_HOOKS
     checkpoints: Checkpoints | None = None
     features: FeatureCache | None = None
+    is_rehearsal: bool = False
 
     @property
     def device(self) -> torch.device:

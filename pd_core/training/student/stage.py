@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pd_core.core.config import ClipConfig, StagePaths
+from pd_core.core.errors import FailedRun
 from pd_core.core.options import Computed, TeacherWeighting
 from pd_core.data.loading.prepared import image_root, read_unlabelled
 from pd_core.models.class_texts import check_classes
@@ -58,7 +59,8 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
         BadParams: a number is out of range, two options exclude each other, or the student's CLIP
             has the same text for two classes.
         Diverged, Interrupted: as in `fit`.
-        FailedRun: the student agrees with its teacher no better than chance.
+        FailedRun: the student agrees with its teacher no better than chance, and this is no
+            rehearsal.
     """
     compute = run.compute
     set_threads(compute.threads)
@@ -97,7 +99,12 @@ def run(paths: StagePaths, config: StudentConfig, teacher: ClipConfig, run: Run)
         scorer=make_scorer(paths.prepared, config.selection, towers.preprocess, compute),
     )
     unweighted = Ensemble(teachers, 1.0, TeacherWeighting.EQUAL)
-    check_agreement(distilled(student, vectors), unweighted, batches, compute)
+    try:
+        check_agreement(distilled(student, vectors), unweighted, batches, compute)
+    except FailedRun as error:
+        if not run.is_rehearsal:
+            raise
+        run.hooks.on_note(f"passed over in a rehearsal: {error}")
     store(student, history, paths.student / FILE, run)
     return student
 
