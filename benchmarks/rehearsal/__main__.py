@@ -19,8 +19,8 @@ from pd_core.pipeline.protocols import load_protocols
 from pd_core.pipeline.settings import compute_with
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.params import Params, validate
-from pd_core.rehearsal import record
 from pd_core.rehearsal.measure import Place
+from pd_core.rehearsal.record import Record, write
 from pd_core.rehearsal.rehearse import profile_items, protocol_items, rehearse
 
 SMALL = "ViT-S-32-alt"
@@ -74,8 +74,9 @@ def _rehearse(folder: Path, share: float, steps: int | None, note: Any) -> None:
     for (part, stage), count in seen.items():
         sys.stdout.write(f"went through {part}: {stage} of {count} data sets\n")
     sys.stdout.flush()
-    record.write(ROOT / "paper", estimates, device)
-    show(estimates)
+    result = Record.of(estimates, device)
+    write(result, ROOT / "paper")
+    show(result)
 
 
 def with_models(params: Params, device: str, teacher: str, student: str, folder: Path) -> Params:

@@ -7,20 +7,23 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from typing import Annotated
 
 import typer
 
 from pd_core.cli.common import AsJson, print_json
+from pd_core.cli.rehearse import duration, show, slowest
 from pd_core.core.artifacts import SUMS, check_sum
 from pd_core.core.atomic import existing, readable
 from pd_core.core.config import ClipConfig
-from pd_core.core.errors import PdError
+from pd_core.core.errors import PdError, missing
 from pd_core.data.acquire.sources import source_names, weight_names
 from pd_core.data.catalog import fingerprint
 from pd_core.data.catalog.catalogue import DatasetSpec, Layout, dataset_spec, own_spec
@@ -29,6 +32,7 @@ from pd_core.pipeline.redaction import env_file, masked, variables
 from pd_core.pipeline.settings import Settings, load_settings, variable_names
 from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.params import DATA, PARAMS, DatasetParams, Params, load_params
+from pd_core.rehearsal.record import read
 
 SECONDS = 60.0
 """Time limit of a check: importing torch from a cold network disk takes half of it."""
@@ -86,12 +90,24 @@ def wrong(subject: str, message: str, remedy: str) -> Result:
     return Result(subject, Status.WRONG, message, remedy)
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    profile: Annotated[
+        Path, typer.Option(help="Folder of the profile, such as paper.", file_okay=False)
+    ] = Path(),
+    as_json: AsJson = False,
+) -> None:
     """Check the environment, settings, data, weights and servers.
 
-    Prints one line per check and, for each problem, what to do. Secrets are masked. The exit status
-    is 1 if something is wrong.
+    Prints one line per check and, for each problem, what to do; then the estimate of the last
+    rehearsal. Secrets are masked. The exit status is 1 if something is wrong.
     """
+    if not profile.is_dir():
+        raise missing("folder of the profile", profile, "give one with a params.yaml")
+    with chdir(profile):
+        _examine(as_json=as_json)
+
+
+def _examine(*, as_json: bool) -> None:
     results = []
     for subject, check in _checks(load_params(PARAMS), load_settings()):
         for result in run_check(subject, check):
@@ -100,6 +116,8 @@ def doctor(as_json: AsJson = False) -> None:
                 typer.echo(_line(result))
     if as_json:
         print_json([asdict(result) for result in results])
+    elif (record := read(Path())) is not None:
+        show(record)
     if any(result.status is Status.WRONG for result in results):
         raise typer.Exit(1)
 
@@ -129,6 +147,7 @@ def _checks(params: Params, given: Settings) -> Iterator[tuple[str, Check]]:
     yield "mirror", partial(servers.mirror, given)
     yield "MLflow", partial(servers.mlflow, root, given.mlflow_tracking_uri)
     yield "disk space", partial(space, DATA)
+    yield "rehearsal", rehearsal
 
 
 def run_check(subject: str, check: Check, *, seconds: float = SECONDS) -> list[Result]:
@@ -319,6 +338,18 @@ def weights(files: Iterable[Path]) -> Iterator[Result]:
         good.append(f"'{file.name}' ({readable(file.stat().st_size)})")
     if good:
         yield ok("weights", ", ".join(good))
+
+
+def rehearsal() -> Result:
+    """Return the time and memory that the last rehearsal of the profile has estimated."""
+    record = read(Path())
+    if record is None:
+        return ok("rehearsal", "none; `promptkd rehearse` estimates time and memory of the run")
+    total = record.total
+    memory = f"{readable(total.memory)} of memory"
+    gpu = f", {readable(total.gpu)} of the GPU's" if total.gpu else ""
+    time = f"about {duration(total.seconds)} on {record.device}, one stage after the other"
+    return ok("rehearsal", f"{time}; {memory}{gpu}; slowest: {slowest(total)}")
 
 
 def space(folder: Path) -> Result:

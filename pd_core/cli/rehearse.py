@@ -16,10 +16,8 @@ from pd_core.pipeline.stages import jobs
 from pd_core.pipeline.stages.params import DATA, PARAMS, Params, load_params
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pd_core.rehearsal.estimate import Estimate
     from pd_core.rehearsal.measure import Place
+    from pd_core.rehearsal.record import EstimateRow, Record
     from pd_core.reporting.tables import Table
 
 _SURE = 2.0  # standard errors: 95% if they are normally distributed
@@ -49,12 +47,13 @@ def rehearse(
     with TemporaryDirectory(prefix="promptkd-rehearsal-") as folder:
         place = place_of(Path(folder), params, steps)
         estimates = measure(items, place, note)
+    result = record.Record.of(estimates, place.device)
     if not names:
-        record.write(Path(), estimates, place.device)
+        record.write(result, Path())
     if as_json:
-        print_json([record.EstimateRow.of(each).model_dump() for each in estimates])
+        print_json(result.model_dump())
     else:
-        show(estimates)
+        show(result)
 
 
 def place_of(folder: Path, params: Params, steps: int) -> Place:
@@ -76,48 +75,47 @@ def place_of(folder: Path, params: Params, steps: int) -> Place:
     )
 
 
-def show(estimates: Sequence[Estimate]) -> None:
-    """Print estimates as a table."""
+def show(record: Record) -> None:
+    """Print the estimates of a rehearsal as a table."""
     from rich.console import Console
 
-    Console().print(table(estimates))
+    Console().print(table(record))
 
 
-def table(estimates: Sequence[Estimate]) -> Table:
+def table(record: Record) -> Table:
     """Return the table of estimates and their sum."""
-    from pd_core.rehearsal.estimate import together
     from pd_core.reporting.tables import Kind, Row, Table
 
-    total = together(estimates)
-    rows: list[Row] = [Row(_cells(estimate)) for estimate in estimates]
-    if len(estimates) > 1:
-        rows.append(Row(("together", *_cells(total)[1:]), Kind.AVERAGE))
-    heads = ["data set", "steps measured", "to come", "time", "CPU time", "memory", "GPU", "disk"]
-    slowest = ", ".join(
-        f"{kind} {100 * seconds / (total.cost.wall or 1):.0f}%"
-        for kind, seconds in total.kinds().items()
-    )
-    notes = [f"time by part, the slowest first: {slowest}", "stages one after the other"]
+    rows = [Row(_cells(row)) for row in record.rows]
+    if len(rows) > 1:
+        rows.append(Row(("together", "", *_cells(record.total)[2:]), Kind.AVERAGE))
+    heads = ["data set", "measured", "steps", "time", "±", "CPU time", "memory", "GPU", "disk"]
+    notes = [
+        f"steps of trainings that were measured, and to come, on {record.device}; time if stages"
+        " run one after the other",
+        f"slowest: {slowest(record.total)}",
+    ]
     return Table(heads, rows, notes=notes)
 
 
-def _cells(estimate: Estimate) -> tuple[str, ...]:
-    trainings = [stage for stage in estimate.stages if stage.stage in _TRAININGS]
-    sure = "" if estimate.error is None else f" ± {duration(_SURE * estimate.error)}"
-    needs = estimate.needs
+def slowest(row: EstimateRow) -> str:
+    """Return the parts of the time in percent, the slowest first."""
+    shares = {kind: 100 * part / (row.seconds or 1) for kind, part in row.seconds_of.items()}
+    return ", ".join(f"{kind} {share:.0f}%" for kind, share in shares.items() if share >= 1)
+
+
+def _cells(row: EstimateRow) -> tuple[str, ...]:
     return (
-        estimate.name,
-        str(sum(stage.measured for stage in trainings)),
-        f"{estimate.repeats * sum(stage.steps for stage in trainings):,}",
-        duration(estimate.cost.wall) + sure,
-        duration(estimate.cost.cpu),
-        readable(needs.memory),
-        readable(needs.gpu) if needs.gpu else "none",
-        readable(needs.disk),
+        row.name,
+        str(row.measured),
+        f"{row.steps:,}",
+        duration(row.seconds),
+        "?" if row.error is None else duration(_SURE * row.error),
+        duration(row.cpu_seconds),
+        readable(row.memory),
+        readable(row.gpu) if row.gpu else "none",
+        readable(row.disk),
     )
-
-
-_TRAININGS = ("teacher", "student", "tuned_student")
 
 
 def duration(seconds: float) -> str:

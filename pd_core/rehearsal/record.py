@@ -8,10 +8,13 @@ from pathlib import Path
 from pd_core.core.artifacts import write_text
 from pd_core.core.config import Config
 from pd_core.pipeline.stages.params import DATA
-from pd_core.rehearsal.estimate import Estimate
+from pd_core.rehearsal.estimate import Estimate, together
 
 FILE = DATA / "rehearsal.json"
 """In the profile's folder; git ignores it, since it holds for one machine."""
+
+
+_TRAININGS = ("teacher", "student", "tuned_student")
 
 
 class StageRow(Config):
@@ -29,7 +32,9 @@ class EstimateRow(Config):
     Attributes:
         error: standard error of `seconds`; None if it is unknown.
         seconds_of: seconds by what works in them, the slowest first.
-        stages: of one seed.
+        measured: steps of trainings that were measured.
+        steps: steps of trainings to come, of all seeds.
+        stages: of one seed; of a sum the last one of each name.
     """
 
     name: str
@@ -40,6 +45,8 @@ class EstimateRow(Config):
     memory: int
     gpu: int
     disk: int
+    measured: int
+    steps: int
     seconds_of: dict[str, float]
     stages: dict[str, StageRow]
 
@@ -47,6 +54,7 @@ class EstimateRow(Config):
     def of(cls, estimate: Estimate) -> EstimateRow:
         """Return the row of an estimate."""
         needs = estimate.needs
+        trainings = [stage for stage in estimate.stages if stage.stage in _TRAININGS]
         return cls(
             name=estimate.name,
             seeds=estimate.repeats,
@@ -56,6 +64,8 @@ class EstimateRow(Config):
             memory=round(needs.memory),
             gpu=round(needs.gpu),
             disk=round(needs.disk),
+            measured=sum(stage.measured for stage in trainings),
+            steps=estimate.repeats * sum(stage.steps for stage in trainings),
             seconds_of={kind: round(value, 2) for kind, value in estimate.kinds().items()},
             stages={
                 stage.stage: StageRow(
@@ -70,18 +80,23 @@ class EstimateRow(Config):
 
 
 class Record(Config):
-    """Estimates of a rehearsal, and the device that they hold for."""
+    """Estimates of data sets, their sum, and the device that they hold for."""
 
     device: str
     rows: tuple[EstimateRow, ...]
+    total: EstimateRow
+
+    @classmethod
+    def of(cls, estimates: Sequence[Estimate], device: str) -> Record:
+        """Return the record of a rehearsal."""
+        total = EstimateRow.of(together(estimates))
+        return cls(device=device, rows=tuple(map(EstimateRow.of, estimates)), total=total)
 
 
-def write(folder: Path, estimates: Sequence[Estimate], device: str) -> Record:
-    """Write the record of a rehearsal into the folder of its profile, and return it."""
-    record = Record(device=device, rows=tuple(map(EstimateRow.of, estimates)))
+def write(record: Record, folder: Path) -> None:
+    """Write the record of a rehearsal into the folder of its profile."""
     (folder / DATA).mkdir(parents=True, exist_ok=True)
     write_text(folder / FILE, record.model_dump_json(indent=2))
-    return record
 
 
 def read(folder: Path) -> Record | None:

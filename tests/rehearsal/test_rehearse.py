@@ -67,7 +67,7 @@ def test_every_stage_of_a_data_set_is_measured_and_extrapolated(project: Path) -
     )
 
     assert result.exit_code == 0, result.output
-    digits = json.loads(result.stdout[result.stdout.index("[") :])[0]
+    digits = json.loads(result.stdout[result.stdout.index("{") :])["rows"][0]
     stages = digits["stages"]
     assert list(stages) == ["prepare", "teacher", "class_vectors", "student", "evaluate"]
     assert (stages["teacher"]["measured"], stages["teacher"]["steps"]) == (10, 10 * 80 // 4)

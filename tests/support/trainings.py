@@ -76,7 +76,7 @@ def run_of(values: dict[str, Any]) -> Run:
         return {name: values.pop(name) for name in names & set(values)}
 
     settings = compute(**pop(set(Compute.model_fields)))
-    return Run(settings, Hooks(**pop(_HOOKS)), **pop({"checkpoints", "features"}))
+    return Run(settings, Hooks(**pop(_HOOKS)), **pop({"checkpoints", "features", "is_rehearsal"}))
 
 
 def batch(images: Tensor, indices: Tensor | None = None, epoch: int = 1, number: int = 0) -> Batch:

@@ -106,3 +106,17 @@ def test_the_stage_writes_no_such_student(tmp_path: Path) -> None:
         )  # fmt: skip
 
     assert not (tmp_path / "student").exists()
+
+
+def test_a_rehearsal_notes_it_and_goes_on(tmp_path: Path) -> None:
+    prepared, notes = tiny.prepared(tmp_path / "prepare" / "flowers"), list[str]()
+    with tiny.torch_restored():
+        trainings.run_until_student(
+            tmp_path, prepared, tuning={"epochs": 1, "templates": 2},
+            distillation={
+                "epochs": 1, "batch_size": 4, "is_rehearsal": True, "on_note": notes.append
+            },
+        )  # fmt: skip
+
+    assert (tmp_path / "student" / "flowers" / "student.safetensors").is_file()
+    assert notes[-1].startswith("passed over in a rehearsal: ")
