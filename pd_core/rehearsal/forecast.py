@@ -28,7 +28,8 @@ _FREE = {
     "lr", "warmup_lr", "warmup_epochs", "momentum", "weight_decay", "max_grad_norm",
     "on_non_finite", "epochs", "view_epochs", "accumulate", "crop_scale", "flip", "template",
     "text_loss_weight", "image_loss_weight", "logits_loss_weight", "gpa_mean", "gpa_std",
-    "templates", "frozen_features", "temperature", "kd_weight", "teacher_targets", "selection",
+    "text_depth", "image_depth", "templates", "frozen_features",
+    "temperature", "kd_weight", "teacher_targets", "selection",
 }  # fmt: skip
 """Parameters that do not change the cost of a step."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pd_core.core.config import ClipConfig
@@ -22,6 +22,9 @@ from pd_core.rehearsal.workload import Sizes, published_sizes, sizes_of
 
 _MOST_CLASSES = 250
 """Classes of the largest data set that is measured in few steps."""
+
+_WITHOUT_TEXTS = ("student", "evaluate")
+"""Stages that encode texts at most at their start."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +106,34 @@ def estimate_of(item: Item, place: Place, rehearsed: Sequence[Rehearsed]) -> Est
 
 
 def representatives(items: Sequence[Item], *, few: bool) -> list[Item]:
-    """Return the items to measure: for each stage and kind of models the smallest and largest.
+    """Return what to measure: of each stage and kind of models the smallest and largest data set.
 
     Args:
-        items: of the run.
-        few: leave out data sets of many classes, where there are smaller ones.
+        items: of the run, at least one with all stages; those without are not measured.
+        few: measure less, for large models: leave out data sets of many classes where there are
+            smaller ones, and measure stages whose steps encode no texts on the smallest only.
     """
-    groups: Mapping[tuple[str, str], list[Item]] = defaultdict(list)
-    for item in items:
+    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in (item for item in items if {"teacher", "evaluate"} <= {*item.stages}):
         for stage in item.stages:
             groups[stage, cost_key(stage, item.params)].append(item)
-    chosen = []
-    for group in groups.values():
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for (stage, _), group in groups.items():
         ordered = sorted(group, key=_classes)
-        within = [item for item in ordered if not few or _classes(item) <= _MOST_CLASSES]
-        chosen += (within or ordered)[:1] + (within or ordered[:1])[-1:]
-        chosen += [item for item in group if _classes(item) == 0]  # unknown, of own images
-    names = dict.fromkeys(item.params.name for item in chosen)
-    return [next(item for item in items if item.params.name == name) for name in names]
+        within = [item for item in ordered if _classes(item) <= _MOST_CLASSES] if few else ordered
+        ends = [(within or ordered)[0], (within or ordered[:1])[-1]]
+        unknown = [item for item in group if _classes(item) == 0]  # of own images
+        for item in [*(ends[:1] if few and stage in _WITHOUT_TEXTS else ends), *unknown]:
+            wanted[item.params.name].add(stage)
+    first = {item.params.name: item for item in reversed(items)}
+    return [replace(first[name], stages=_needed(first[name], wanted[name])) for name in wanted]
+
+
+def _needed(item: Item, wanted: Iterable[str]) -> tuple[str, ...]:
+    """Return stages and those whose outputs they read."""
+    chain = [stage for stage in item.stages if stage != "tuned_student"]
+    last = max(chain.index(stage) for stage in ("prepare", *wanted) if stage in chain)
+    return tuple(s for s in item.stages if s in chain[: last + 1] or s in wanted)
 
 
 def _classes(item: Item) -> int:

@@ -17,7 +17,7 @@ from pd_core.data.catalog.catalogue import dataset_spec  # noqa: E402
 from pd_core.data.catalog.readers import read_splits  # noqa: E402
 from pd_core.data.loading.splits import Protocol  # noqa: E402
 from pd_core.pipeline.protocols import load_protocols  # noqa: E402
-from pd_core.rehearsal.rehearse import protocol_items  # noqa: E402
+from pd_core.rehearsal.rehearse import profile_items, protocol_items, representatives  # noqa: E402
 from pd_core.rehearsal.workload import load_of, published_sizes  # noqa: E402
 
 
@@ -59,6 +59,18 @@ def test_protocols_repeat_over_seeds_and_tune_the_sources_teacher_once_each() ->
     source = items["source/imagenet"].params
     sizes = published_sizes(dataset_spec("imagenet"), source.prepare, "test")
     assert load_of("teacher", source, sizes).live == 20 * 1000 * 16 // 4
+
+
+def test_on_a_cpu_the_paper_is_measured_on_its_smallest_and_a_larger_data_set() -> None:
+    rules, paper = load_protocols(ROOT / "paper" / "protocols")
+    items = [*profile_items(paper, paper.datasets), *protocol_items(rules, paper)]
+
+    measured = {item.params.name: item.stages for item in representatives(items, few=True)}
+
+    assert measured == {
+        "eurosat": items[9].stages,
+        "stanford_cars": ("prepare", "teacher", "class_vectors", "tuned_student"),
+    }
 
 
 @pytest.mark.slow

@@ -48,6 +48,18 @@ def test_in_few_steps_data_sets_of_many_classes_are_not_measured() -> None:
     assert {item.params.name for item in all_sizes} == {"eurosat", "imagenet"}
 
 
+def test_in_few_steps_the_student_is_measured_on_the_smallest_data_set_only() -> None:
+    params = load_params(ROOT / "paper" / "params.yaml")
+    items = profile_items(params, ("dtd", "eurosat"))
+
+    stages = {item.name: item.stages for item in representatives(items, few=True)}
+
+    assert stages == {
+        "eurosat": items[1].stages,
+        "dtd": ("prepare", "teacher", "class_vectors", "tuned_student"),
+    }
+
+
 def test_a_list_is_shortened_evenly() -> None:
     assert spread(range(10), 5) == [0, 2, 4, 6, 8]
     assert spread(range(3), 5) == [0, 1, 2]
