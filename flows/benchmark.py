@@ -10,22 +10,17 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-from prefect import State, flow, get_run_logger, runtime
+from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelling, Completed, Failed
+from prefect.states import Completed, Failed
 
 from flows import artifacts, pipeline, slots
+from flows.assignment import Outcome, available, run_by_agents
 from flows.commands import PAPER, ROOT, PaperDataSet, RootDataSet, check_server, command
 from flows.distill import distill_dataset
 from pd_core.core.errors import BadParams, PdError
@@ -35,17 +30,6 @@ from pd_core.pipeline.settings import load_settings
 from pd_core.pipeline.stages.params import PARAMS, load_params
 
 _DEPLOYMENT = "distill-dataset/gpu"
-_POLL_SECONDS = 2.0
-_MAX_ATTEMPTS = 3  # at a data set whose agents die
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of one data set: its last flow run, and the reason of a failure."""
-
-    dataset: str
-    run: UUID | None
-    reason: str = ""
 
 
 @flow(name="benchmark")
@@ -70,12 +54,13 @@ def benchmark(
         graph = pipeline.read_graph(profile_dir)
         names = pipeline.choose(graph, datasets or ())
         shared = load_settings().dvc_remote is not None
-        by_agents = bool(PREFECT_API_URL.value()) and (slots.by_agent() or _has_agents())
+        by_agents = available()
         commit = _commit() if by_agents and shared else None
         with slots.recorded():
             if by_agents:
                 parameters = {"profile_dir": str(profile_dir), "commit": commit}
-                outcomes = _run_by_agents(names, parameters)
+                jobs = {name: {**parameters, "dataset": name} for name in names}
+                outcomes = run_by_agents(_DEPLOYMENT, jobs)
             else:
                 outcomes = [_run_here(name, profile_dir) for name in names]
             reasons = _conclude(graph, outcomes, profile_dir, with_report=report)
@@ -120,32 +105,6 @@ def main(arguments: Sequence[str] | None) -> State[Any]:
     return benchmark(options.datasets or None, options.profile_dir, return_state=True)
 
 
-def _has_agents() -> bool:
-    """Return True if there are agents with GPUs on the server."""
-    if not slots.has_pool():
-        return False
-    agents = _agents()
-    if not agents:
-        get_run_logger().warning("no agent has a GPU to offer; the stages run here")
-    return bool(agents)
-
-
-def _agents() -> list[str]:
-    """Return the names of the agents with GPUs that are online."""
-    with get_client(sync_client=True) as client:
-        response = client.request(
-            "POST",
-            "/work_pools/{work_pool_name}/workers/filter",
-            path_params={"work_pool_name": slots.POOL},
-            json={},
-        )
-    return sorted(
-        worker["name"]
-        for worker in response.json()
-        if worker["status"] == "ONLINE" and "-gpu-" in worker["name"]
-    )
-
-
 def _run_here(dataset: str, profile_dir: Path) -> Outcome:
     distil = distill_dataset.with_options(flow_run_name=dataset)
     state: State[Any] = distil(dataset, profile_dir, return_state=True)
@@ -153,84 +112,14 @@ def _run_here(dataset: str, profile_dir: Path) -> Outcome:
     return Outcome(dataset, state.state_details.flow_run_id, reason)
 
 
-@dataclass
-class _Job:
-    """A data set that agents distil, and its current flow run."""
-
-    dataset: str
-    run: FlowRun
-    attempts: int = 1
-
-
-def _run_by_agents(datasets: Sequence[str], parameters: dict[str, Any]) -> list[Outcome]:
-    """Have agents distil data sets; wait until all have ended.
-
-    A data set whose agent dies is handed to another one. If this is interrupted, its runs are
-    cancelled.
-    """
-    jobs = [_Job(name, _submit(name, parameters, attempt=1)) for name in datasets]
-    agents = ", ".join(_agents()) or "agents, of which none is at work"
-    get_run_logger().info(f"{len(jobs)} data sets for {agents}")
-    with get_client(sync_client=True) as client:
-        try:
-            pending = jobs
-            while pending := [job for job in pending if not _has_ended(client, job)]:
-                for job in pending:
-                    if job.run.state is not None and job.run.state.is_crashed():
-                        job.attempts += 1
-                        job.run = _submit(job.dataset, parameters, attempt=job.attempts)
-                time.sleep(_POLL_SECONDS)
-        except BaseException:
-            for job in jobs:
-                state = client.read_flow_run(job.run.id).state
-                if state is not None and not state.is_final():
-                    client.set_flow_run_state(job.run.id, Cancelling())
-            raise
-    return [Outcome(job.dataset, job.run.id, _reason(job.run)) for job in jobs]
-
-
-def _submit(dataset: str, parameters: dict[str, Any], *, attempt: int) -> FlowRun:
-    """Create a flow run, or return the one that this flow created before it was cut off."""
-    return run_deployment(
-        _DEPLOYMENT,
-        parameters={**parameters, "dataset": dataset},
-        timeout=0,
-        flow_run_name=dataset if attempt == 1 else f"{dataset}, attempt {attempt}",
-        idempotency_key=f"{runtime.flow_run.get_id()}-{dataset}-{attempt}",
-        tags=[dataset],
-    )  # type: ignore[return-value]  # a coroutine only where there is an event loop
-
-
-def _has_ended(client: SyncPrefectClient, job: _Job) -> bool:
-    """Update a job's run, log a new state; return True if nothing more is to come of it."""
-    before = job.run.state_name
-    job.run = client.read_flow_run(job.run.id)
-    state, log = job.run.state, get_run_logger()
-    if state is None:
-        return False
-    if job.run.state_name != before:
-        log.info(f"{job.dataset}: {job.run.state_name}")
-    if state.is_crashed() and job.attempts < _MAX_ATTEMPTS:
-        log.info(f"{job.dataset}: its agent is gone, another one takes it")
-        return False
-    return state.is_final()
-
-
-def _reason(run: FlowRun) -> str:
-    state = run.state
-    if state is None or state.is_completed():
-        return ""
-    return state.message or f"its run is {run.state_name}"
-
-
 def _conclude(
     graph: pipeline.Graph, outcomes: Sequence[Outcome], profile_dir: Path, *, with_report: bool
 ) -> list[str]:
     """Gather and publish the results, unless a data set failed; return the reasons of failures."""
     rows: list[artifacts.Row] = []
-    reasons = [f"{outcome.dataset}: {outcome.reason}" for outcome in outcomes if outcome.reason]
+    reasons = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     if not reasons:
-        names = [outcome.dataset for outcome in outcomes]
+        names = [outcome.name for outcome in outcomes]
         rows, reasons = _gather(graph, names, profile_dir, with_report=with_report)
     _publish(profile_dir, [*artifacts.stages_of(outcome.run for outcome in outcomes), *rows])
     return reasons

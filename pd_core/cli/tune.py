@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 
 from pd_core.cli.common import Reporter, Setting, note, say, setting_of
-from pd_core.core.errors import FailedRun
+from pd_core.core.errors import FailedRun, Interrupted
 from pd_core.core.hooks import Hooks
-from pd_core.pipeline import processes
+from pd_core.pipeline import dvc, processes
 from pd_core.pipeline.settings import compute_with
 from pd_core.pipeline.stages.params import PARAMS, load_params
 
@@ -61,26 +61,25 @@ def tune(
     params = load_params(PARAMS)
     setting = setting_of(name)
     compute_with(params.run.threads)
-    from pd_core.search import tuning
+    from pd_core.search import records, tuning
     from pd_core.search.proposal import apply as write
     from pd_core.search.proposal import difference, proposed
 
     until = time.monotonic() + (float("inf") if hours is None else hours * _HOUR)
-    if worker:
-        from pd_core.pipeline import dvc
-
-        dvc.end_with_parent()
-        search = tuning.open_search(params, setting.job, stage)
-        tuning.run_trials(search, trials, until=until)
-        return
     search = tuning.open_search(params, setting.job, stage)
+    dvc.end_with_parent()
     note(f"objective: {search.task.objective.name}; test images are not read")
     options = [name, "--trials", str(trials), "--stage", stage, "--worker"]
     options += [] if hours is None else ["--hours", str(hours)]
-    with _workers(options, jobs - 1) as workers:
-        _run_trials(search, setting, trials, until)
-        _wait(workers)
-    result = _best(search)
+    with _postponed() as check:
+        with _workers(options, jobs - 1) as workers:
+            record = _run_trials(search, setting, trials, until, check)
+            _wait(workers, check)
+        if worker:
+            return
+        record(search.study.trials())
+        records.record_experiments(search)
+        result = _best(search, check)
     _show(result)
     new = proposed(PARAMS, name, stage, result.best.trial.values, result.source)
     changes = difference(PARAMS, new)
@@ -95,8 +94,31 @@ def tune(
         say(f"the same command with --apply writes this to {PARAMS}")
 
 
-def _run_trials(search: Search, setting: Setting, limit: int, until: float) -> None:
-    """Run trials with a progress display, and record them in MLflow."""
+@contextmanager
+def _postponed() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM end the block at its calls of a function, outside of databases.
+
+    Yields:
+        The function, which raises `Interrupted` after SIGTERM.
+    """
+
+    def check() -> None:
+        if interrupted():
+            raise Interrupted(processes.TERMINATED)
+
+    with processes.postponed(_terminate_children) as interrupted:
+        yield check
+
+
+def _terminate_children() -> None:
+    for child in psutil.Process().children():
+        child.terminate()
+
+
+def _run_trials(
+    search: Search, setting: Setting, limit: int, until: float, check: Callable[[], None]
+) -> Callable[[Sequence[Trial]], None]:
+    """Run trials with a progress display; return the function that records them in MLflow."""
     from pd_core.search import records, tuning
 
     record = records.recorder(search, setting.open_store(), _experiment(setting), note)
@@ -105,6 +127,7 @@ def _run_trials(search: Search, setting: Setting, limit: int, until: float) -> N
 
         def on_trial(trials: Sequence[Trial]) -> None:
             nonlocal done
+            check()
             done = len(trials)
             values = [trial.value for trial in trials if trial.value is not None]
             if values:
@@ -112,12 +135,16 @@ def _run_trials(search: Search, setting: Setting, limit: int, until: float) -> N
             report.progress(done, max(limit, done))
             record(trials)
 
-        hooks = Hooks(on_progress=lambda *_: report.progress(done, max(limit, done)))
+        def on_progress(*_: int) -> None:
+            check()
+            report.progress(done, max(limit, done))
+
+        hooks = Hooks(on_progress=on_progress)
         tuning.run_trials(search, limit, until=until, on_trial=on_trial, hooks=hooks)
-    records.record_experiments(search)
+    return record
 
 
-def _best(search: Search) -> Result:
+def _best(search: Search, check: Callable[[], None]) -> Result:
     """Train the best candidates with several seeds, with a progress display."""
     from pd_core.search import tuning
 
@@ -125,10 +152,15 @@ def _best(search: Search) -> Result:
         state = [0, 0]
 
         def on_seed(done: int, total: int) -> None:
+            check()
             state[:] = done, total
             report.progress(done, total)
 
-        hooks = Hooks(on_progress=lambda *_: report.progress(*state))
+        def on_progress(*_: int) -> None:
+            check()
+            report.progress(*state)
+
+        hooks = Hooks(on_progress=on_progress)
         return tuning.best_candidates(search, on_seed=on_seed, hooks=hooks)
 
 
@@ -151,14 +183,14 @@ def _workers(options: Sequence[str], count: int) -> Iterator[list[Future[process
         try:
             yield running
         except BaseException:
-            for child in psutil.Process().children():
-                child.terminate()
+            _terminate_children()
             raise
 
 
-def _wait(workers: Sequence[Future[processes.Ended]]) -> None:
+def _wait(workers: Sequence[Future[processes.Ended]], check: Callable[[], None]) -> None:
     for worker in workers:
         ended = worker.result()
+        check()
         if ended.status:
             raise FailedRun(f"a process of the search failed: {ended.reason}")
 

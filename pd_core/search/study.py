@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,8 @@ _REDUCTION = 3  # the best third goes on at a rung
 _SPACE = 8 * 2**20  # bytes; a database of a thousand trials takes less
 _BUSY_SECONDS = 60.0
 
-VALUES, PROCESS, SECONDS, REASON = "values", "process", "cpu_seconds", "reason"
-CURVE = "curve"
+NUMBER, VALUES, PROCESS = "number", "values", "process"
+SECONDS, REASON, CURVE = "cpu_seconds", "reason", "curve"
 """Attributes of a trial."""
 
 
@@ -42,7 +43,7 @@ class Trial:
     """A trial that has ended.
 
     Attributes:
-        number: from 1, without the trials that were killed.
+        number: from 1; one that replaces a killed trial has its number.
         values: of the searched parameters.
         value: the objective; None if it was pruned.
         rungs: the objective at the rungs that it reached.
@@ -112,14 +113,17 @@ class Study:
         """
         with self._access():
             self._end_dead()
-            count = len(self._counted())
-            if count >= limit:
+            taken = {trial.user_attrs[NUMBER] for trial in self._counted()}
+            if len(taken) >= limit:
                 return None
-            self._study.sampler = _sampler(self._seed + count, None if count else current, space)
+            # The number of a killed trial is free again, though later trials may have ended.
+            number = next(each for each in count(1) if each not in taken)
+            fixed = current if number == 1 else None
+            self._study.sampler = _sampler(self._seed + number - 1, fixed, space)
             trial = self._study.ask(_distributions(space))
-            values = _values(trial.params, space) if count else dict(current)
-            trial.set_user_attr(VALUES, values)
-            trial.set_user_attr(PROCESS, this_process())
+            values = dict(current) if number == 1 else _values(trial.params, space)
+            for key, content in {NUMBER: number, VALUES: values, PROCESS: this_process()}.items():
+                trial.set_user_attr(key, content)
             return trial, values
 
     def is_promising(self, trial: optuna.Trial, rung: int, value: float) -> bool:
@@ -157,11 +161,9 @@ class Study:
 
         with self._access():
             counted = self._counted()
-        return [
-            _ended(number, trial)
-            for number, trial in enumerate(counted, start=1)
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        ]
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        trials = [_ended(trial) for trial in counted if trial.state in ended]
+        return sorted(trials, key=lambda trial: trial.number)
 
     def repeated(self, number: int, seed: int) -> Repeat | None:
         """Return the result of a trial's values with another seed, if there is one."""
@@ -286,7 +288,7 @@ def _values(params: Mapping[str, Any], space: Mapping[str, Dimension]) -> dict[s
     return {key: value(key) for key in space}
 
 
-def _ended(number: int, trial: optuna.trial.FrozenTrial) -> Trial:
+def _ended(trial: optuna.trial.FrozenTrial) -> Trial:
     from optuna.trial import TrialState
 
     attributes = trial.user_attrs
@@ -294,7 +296,7 @@ def _ended(number: int, trial: optuna.trial.FrozenTrial) -> Trial:
     assert start is not None
     assert end is not None
     return Trial(
-        number,
+        attributes[NUMBER],
         attributes[VALUES],
         trial.value if trial.state is TrialState.COMPLETE else None,
         dict(trial.intermediate_values),

@@ -163,7 +163,7 @@ def test_a_folder_without_a_readable_pipeline_is_refused(tmp_path: Path) -> None
 
 def test_deployments_point_at_a_flow_and_all_its_parameters() -> None:
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    names = {"gpu", "quickstart", "paper", "gate", "nightly", "hourly"}
+    names = {"gpu", "quickstart", "paper", "trials", "agents", "gate", "nightly", "hourly"}
     assert {deployment["name"] for deployment in content["deployments"]} == names
     for deployment in content["deployments"]:
         path, _, name = deployment["entrypoint"].rpartition(".")

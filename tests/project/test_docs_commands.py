@@ -28,6 +28,7 @@ HELP = (
     "mlflow server --artifacts-destination s3://...",
     "mlflow ui",
     "prefect deployment run benchmark/quickstart",
+    "prefect deployment run tune/agents -p dataset=embedded_greek -p trials=30",
     "promptkd benchmark",
     "promptkd classes add",
     "promptkd compare",
@@ -63,6 +64,7 @@ HELP = (
     "python -m flows.promote",
     "python -m flows.refresh",
     "python -m flows.server",
+    "python -m flows.tune",
 )
 # At work until they are ended.
 SERVERS = ("mlflow ui --backend-store-uri sqlite:///mlflow.db", "promptkd serve embedded_greek")

@@ -104,6 +104,23 @@ def test_an_interrupted_trial_does_not_count(tmp_path: Path) -> None:
     assert study.is_promising(again[0], 0, 98.0)
 
 
+def test_trials_keep_their_numbers_if_an_earlier_one_is_dropped(tmp_path: Path) -> None:
+    study = Study(tmp_path / "trials.db", "student-1", seed=1)
+    dropped, other = (study.ask(SPACE, CURRENT, 2) for _ in range(2))
+    assert dropped is not None
+    assert other is not None
+    study.tell(other[0], 70.0)
+    before = candidates(study)
+    study.drop(dropped[0])
+    again = study.ask(SPACE, CURRENT, 2)
+    assert again is not None
+    study.tell(again[0], 60.0)
+
+    assert before == [(2, other[1], 70.0)]
+    assert candidates(study) == [(1, CURRENT, 60.0), *before]
+    assert study.ask(SPACE, CURRENT, 2) is None
+
+
 def test_results_of_other_seeds_are_kept(done: Study) -> None:
     done.keep(3, 12, Repeat(71.5, 20.0))
 
