@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pd_core.cli.doctor import Status
 from pd_core.cli.doctor_servers import mlflow as check_mlflow
 from pd_core.mlops import registry, tracking
 from pd_core.mlops.registry.register import Origin, register
+from pd_core.mlops.tracking.moved import former_folders
 
 __all__ = ["store"]  # a fixture
 
@@ -104,3 +107,25 @@ def test_files_that_were_left_behind_or_were_elsewhere_anyway_stay_where_they_ar
     assert places["promptkd-quickstart"] == str(alone / "mlruns" / "promptkd-quickstart")
     assert places["notebook"] == str(tmp_path / "mlruns" / "7")
     assert places["cloud"] == "s3://bucket/mlruns/cloud"
+
+
+KILLED = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA cache_size = 1")  # so that changes reach the file before the commit
+database.execute("UPDATE experiments SET artifact_location = 'half'")
+database.execute("CREATE TABLE half AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL"
+                 " SELECT i + 1 FROM n LIMIT 5000) SELECT i, hex(randomblob(100)) FROM n")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_rolled_back(project: Path) -> None:
+    database = project / tracking.DATABASE
+    before = former_folders(database)
+    subprocess.run([sys.executable, "-c", KILLED, str(database)], check=False)
+    assert database.with_name(f"{database.name}-journal").stat().st_size
+
+    assert former_folders(database) == before
+    tracking.open_store(project)
+    assert not database.with_name(f"{database.name}-journal").exists()

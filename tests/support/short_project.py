@@ -45,7 +45,7 @@ def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
 def run(project: Path, *arguments: str) -> str:
     """Run a command to its end, and return its output."""
     process = start(project, *arguments)
-    output = process.communicate(timeout=200)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     return output
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from pd_core.core.errors import PdError
 
@@ -31,8 +32,7 @@ def former_folders(database: Path) -> list[str]:
         sqlite3.Error: it is no database of MLflow.
     """
     own = str(database.parent / ARTIFACTS)
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+    rows = _rows(database, "SELECT name, artifact_location FROM experiments")
     ends = [(location or "", f"/{ARTIFACTS}/{name}") for name, location in rows]
     folders = {
         location.removesuffix(end) + f"/{ARTIFACTS}"
@@ -48,16 +48,22 @@ def missing_versions(database: Path) -> list[str]:
     Raises:
         sqlite3.Error: it is no database of MLflow.
     """
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute(
-            "SELECT name, version, COALESCE(storage_location, source) FROM model_versions "
-            "WHERE current_stage != 'Deleted_Internal' ORDER BY name, version"
-        ).fetchall()
+    rows = _rows(
+        database,
+        "SELECT name, version, COALESCE(storage_location, source) FROM model_versions "
+        "WHERE current_stage != 'Deleted_Internal' ORDER BY name, version",
+    )
     return [
         f"{name}/{version}"
         for name, version, place in rows
         if str(place).startswith("/") and not Path(place).is_dir()
     ]
+
+
+def _rows(database: Path, query: str) -> list[Any]:
+    """Return the rows of a query; SQLite first rolls back what a killed process left, if it may."""
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True)) as connection:
+        return connection.execute(query).fetchall()
 
 
 def adopt(database: Path) -> None:
