@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pd_core.cli import fork_server
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import FailedRun, Interrupted, missing
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
@@ -64,17 +65,11 @@ def benchmark(
     console = Console(stderr=True)
     view = _Screen(console) if console.is_terminal else _Lines(console)
     live = Live(view, console=console, refresh_per_second=1) if isinstance(view, _Screen) else None
-    with live or nullcontext():
-        datasets = run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
-    if failed := [dataset for dataset in datasets if dataset.state is State.FAILED]:
-        if any(dataset.status == EXIT_STATUS for dataset in failed):
-            raise Interrupted(TERMINATED)
-        listed = ", ".join(f"{dataset.name} in {dataset.stage or 'no stage'}" for dataset in failed)
-        raise FailedRun(
-            f"{len(failed)} of {len(datasets)} data sets failed ({listed}); all that they printed "
-            f"is in '{LOGS}'; mend it, and start the same command again"
-        )
-    rest = run([*PROMPTKD, "repro"], Path(), lambda _: None)  # the report, and baselines
+    with fork_server.for_profile(load_settings()):
+        with live or nullcontext():
+            datasets = run_all(names, jobs=jobs, logs=LOGS, on_change=view.show)
+        _require_success(datasets)
+        rest = run([*PROMPTKD, "repro"], Path(), lambda _: None)  # the report, and baselines
     if rest.status:
         console.print("\n".join(rest.output[-8:]), markup=False, highlight=False)
         raise typer.Exit(rest.status)
@@ -155,6 +150,24 @@ def seconds_left(datasets: Iterable[DataSet], elapsed: float) -> float | None:
                 done += share * part
                 left += 0.0 if over else share * (1.0 - part)
     return elapsed * left / done if done > 0 else None
+
+
+def _require_success(datasets: Sequence[DataSet]) -> None:
+    """Check that all data sets are done.
+
+    Raises:
+        FailedRun: one has failed.
+        Interrupted: one was terminated.
+    """
+    failed = [dataset for dataset in datasets if dataset.state is State.FAILED]
+    if any(dataset.status == EXIT_STATUS for dataset in failed):
+        raise Interrupted(TERMINATED)
+    if failed:
+        listed = ", ".join(f"{dataset.name} in {dataset.stage or 'no stage'}" for dataset in failed)
+        raise FailedRun(
+            f"{len(failed)} of {len(datasets)} data sets failed ({listed}); all that they"
+            f" printed is in '{LOGS}'; mend it, and start the same command again"
+        )
 
 
 def run_all(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pd_core.cli import fork_server
 from pd_core.cli.common import Reporter, Setting, note, register, setting_of
 from pd_core.core.errors import BadParams, Interrupted, PdError, unknown
 from pd_core.core.hooks import Hooks
@@ -183,8 +184,11 @@ def repro(context: typer.Context) -> None:
     from pd_core.pipeline import dvc
 
     dvc.end_with_parent()
-    dvc.prepare(load_settings(), dvc.root())
-    raise typer.Exit(dvc.run(context.args, DATA))
+    settings = load_settings()
+    dvc.prepare(settings, dvc.root())
+    with fork_server.for_profile(settings):
+        status = dvc.run(context.args, DATA)
+    raise typer.Exit(status)
 
 
 @app.command(context_settings=DVCS_ARGUMENTS, add_help_option=False)
