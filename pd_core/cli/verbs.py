@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli import fork_server
 from pd_core.cli.common import Reporter, Setting, note, register, setting_of
 from pd_core.core.errors import BadParams, Interrupted, PdError, unknown
 from pd_core.core.hooks import Hooks
@@ -181,6 +180,7 @@ def _register(setting: Setting, run_id: str | None) -> None:
 @app.command(context_settings=DVCS_ARGUMENTS, add_help_option=False)
 def repro(context: typer.Context) -> None:
     """Run `dvc repro` with its own arguments, safely for kills and parallel runs."""
+    from pd_core.cli import fork_server
     from pd_core.pipeline import dvc
 
     dvc.end_with_parent()
