@@ -26,8 +26,7 @@ from pd_core.data.catalog import embedded, glyphs
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import ImageBatches, eval_transform
 from pd_core.data.loading.prepared import read_prepared
-from pd_core.evaluation.evaluate import accuracy
-from pd_core.models.class_vectors import logits_of, zero_shot
+from pd_core.models.class_vectors import best_class, reduced_logits, zero_shot
 from pd_core.models.clip import load_clip
 from pd_core.models.embedded import build_embedded, embedded_tokenizer
 from pd_core.models.precision import set_threads
@@ -456,11 +455,11 @@ def zero_shot_table(
         )
         classifiers = {name: zero_shot(tower, content.classes) for name, tower in towers.items()}
         device = next(iter(towers.values())).device
-        logits = logits_of(classifiers, batches, device, Precision.FP32)
+        best = reduced_logits(classifiers, batches, device, Precision.FP32, best_class)
         labels = np.array([label for _, label in content.test])
         table[dataset] = {
-            name: round(accuracy(values, labels, content.base_count).all, 2)
-            for name, values in logits.items()
+            name: round(100 * float((predicted == labels).mean()), 2)
+            for name, predicted in best.items()
         }
         if on_progress is not None:
             on_progress(done, len(datasets))

@@ -10,6 +10,7 @@ Shapes: N images, C classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,10 @@ from pd_core.models.class_vectors import FILE as VECTORS_FILE
 from pd_core.models.class_vectors import (
     Classifier,
     ClassVectors,
+    Reduction,
+    best_class,
     distilled,
-    logits_of,
+    reduced_logits,
     taught,
     zero_shot,
 )
@@ -70,18 +73,18 @@ class Accuracy:
         return {key: round(value, 4) for key, value in numbers.items()}
 
 
-def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel: int) -> Accuracy:
-    """Compute the top-1 accuracy of logits.
+def accuracy(best: NDArray[np.int64], labels: NDArray[np.int64], first_novel: int) -> Accuracy:
+    """Compute the top-1 accuracy.
 
     Args:
-        logits: (N, C).
+        best: (N, 2), as from `predictions`.
         labels: (N,).
         first_novel: labels below it are base classes.
 
     Returns:
         Base among base classes, novel among novel ones, all among all.
     """
-    half, whole = predictions(logits, labels, first_novel)
+    half, whole = best.T
     base = labels < first_novel
     return Accuracy(
         base=_percent(half[base] == labels[base]),
@@ -92,20 +95,18 @@ def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel
 
 def predictions(
     logits: NDArray[np.float32], labels: NDArray[np.int64], first_novel: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the best class of each image within its half, and among all classes.
+) -> NDArray[np.int64]:
+    """Return the best class of each image within its half, and among all classes, (N, 2).
 
     Args:
         logits: (N, C).
         labels: (N,), for the half of each image.
         first_novel: labels below it are base classes.
-
-    Returns:
-        Two arrays (N,) of labels.
     """
     in_base = np.arange(logits.shape[1]) < first_novel
     same_half = (labels < first_novel)[:, None] == in_base[None, :]
-    return np.where(same_half, logits, -np.inf).argmax(axis=1), logits.argmax(axis=1)
+    half = np.where(same_half, logits, -np.inf).argmax(axis=1)
+    return np.stack([half, logits.argmax(axis=1)], axis=1)
 
 
 def is_measurable(prepared: Path, split: str) -> bool:
@@ -158,10 +159,10 @@ def run(
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of classifiers on labelled images."""
+    """Predicted classes of labelled images."""
 
     items: Labelled  # path and label of each of the N images
-    logits: Mapping[str, NDArray[np.float32]]  # (N, C) by model
+    best: Mapping[str, NDArray[np.int64]]  # (N, 2) by model, as from `predictions`
     first_novel: int  # labels below it are base classes
     protocol: Protocol  # decides which numbers are reported
     skipped: int = 0  # corrupt images, which are not among the N
@@ -174,8 +175,8 @@ class Predictions:
     def metrics(self) -> Scores:
         """Return model -> {base, novel, hm, all}, percent; `all` alone without two halves."""
         scores = {
-            model: accuracy(logits, self.labels, self.first_novel).as_dict()
-            for model, logits in self.logits.items()
+            model: accuracy(best, self.labels, self.first_novel).as_dict()
+            for model, best in self.best.items()
         }
         if self.protocol is Protocol.BASE_TO_NOVEL:
             return scores
@@ -187,18 +188,13 @@ class Predictions:
 
     def rows(self) -> list[dict[str, object]]:
         """Return each image's path, label, and each model's best class of its half and of all."""
-        best = {
-            model: predictions(logits, self.labels, self.first_novel)
-            for model, logits in self.logits.items()
-        }
         return [
             {
-                "path": path,
-                "label": label,
-                **{model: [int(half[row]), int(all_[row])] for model, (half, all_) in best.items()},
+                "path": path, "label": label,
+                **{model: best[row].tolist() for model, best in self.best.items()},
             }
             for row, (path, label) in enumerate(self.items)
-        ]
+        ]  # fmt: skip
 
 
 def run_unlabelled(
@@ -228,8 +224,7 @@ def run_unlabelled(
     content = read_prepared(paths.prepared, data_root=compute.data_root)
     unlabelled = read_unlabelled(paths.prepared)
     classifiers, student = load_classifiers(paths, content.classes, clips, compute)
-    logits, batches = _logits(classifiers, content, unlabelled, config, compute, hooks)
-    best = {model: values.argmax(axis=1) for model, values in logits.items()}
+    best, batches = _reduced(classifiers, content, unlabelled, best_class, config, compute, hooks)
     images = [unlabelled[position] for position in batches.intact]
     scores: Scores = {
         "agreement": {
@@ -264,11 +259,40 @@ def predict(
     compute: Compute,
     hooks: Hooks,
 ) -> Predictions:
-    """Classify the labelled images of a split.
+    """Classify the labelled images of a split; as `outputs`."""
+    rows = _rows(prepared, config)
+    labels, first_novel = np.array([label for _, label in rows]), prepared.base_count
+
+    def reduce(logits: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return predictions(logits, labels[positions], first_novel)
+
+    found = outputs(classifiers, prepared, reduce, config, compute, hooks)
+    return Predictions(found.items, found.rows, first_novel, prepared.protocol, found.skipped)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Reduced logits of classifiers on labelled images."""
+
+    items: Labelled  # path and label of each of the N images
+    rows: Mapping[str, NDArray[Any]]  # (N, ...) by model
+    skipped: int  # corrupt images, which are not among the N
+
+
+def outputs(
+    classifiers: Mapping[str, Classifier],
+    prepared: Prepared,
+    reduce: Reduction,
+    config: EvaluateConfig,
+    compute: Compute,
+    hooks: Hooks,
+) -> Outputs:
+    """Reduce the logits of the labelled images of a split.
 
     Args:
         classifiers: by model.
         prepared: the data set.
+        reduce: from logits to what is needed of them.
         config: split and batch size.
         compute: device, precision and the like.
         hooks: progress is in images.
@@ -276,36 +300,42 @@ def predict(
     Raises:
         BadData: there are no images to evaluate on, or one is corrupt.
     """
+    items = _rows(prepared, config)
+    images = [path for path, _ in items]
+    found, batches = _reduced(classifiers, prepared, images, reduce, config, compute, hooks)
+    intact = tuple(items[position] for position in batches.intact)
+    return Outputs(intact, found, len(batches.skipped))
+
+
+def _rows(prepared: Prepared, config: EvaluateConfig) -> Labelled:
     items = prepared.test if config.split == "test" else prepared.val
     if not items:
         raise BadData(
             f"data set '{prepared.dataset}' has no labelled {config.split} images to evaluate on;"
             " add some, or evaluate on the other split"
         )
-    images = [path for path, _ in items]
-    logits, batches = _logits(classifiers, prepared, images, config, compute, hooks)
-    intact = tuple(items[position] for position in batches.intact)
-    skipped = len(batches.skipped)
-    return Predictions(intact, logits, prepared.base_count, prepared.protocol, skipped)
+    return items
 
 
-def _logits(
+def _reduced(
     classifiers: Mapping[str, Classifier],
     prepared: Prepared,
     images: Sequence[str],
+    reduce: Reduction,
     config: EvaluateConfig,
     compute: Compute,
     hooks: Hooks,
-) -> tuple[dict[str, NDArray[np.float32]], ImageBatches]:
-    """Return the logits of intact images by model, and the batches, which know the corrupt ones."""
+) -> tuple[dict[str, NDArray[Any]], ImageBatches]:
+    """Return the rows of intact images by model, and the batches, which know the corrupt ones."""
     models = [classifier.preprocess for classifier in classifiers.values()]
     batches = ImageBatches(
         ImageStore(prepared.images), images, eval_transform(*models),
         batch_size=config.batch_size, workers=compute.workers, on_corrupt=compute.on_corrupt,
     )  # fmt: skip
     device = torch.device(compute.device)
-    logits = logits_of(classifiers, batches, device, compute.precision, hooks.on_progress)
-    return logits, batches
+    precision = compute.precision
+    rows = reduced_logits(classifiers, batches, device, precision, reduce, hooks.on_progress)
+    return rows, batches
 
 
 def load_classifiers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -50,19 +51,11 @@ class Confused:
     count: int
 
 
-def confusion(labels: Labels, predicted: Labels, classes: int) -> NDArray[np.int64]:
-    """Return the confusion matrix (C, C): a row for each label, a column for each prediction."""
-    cells = np.bincount(labels * classes + predicted, minlength=classes * classes)
-    return cells.reshape(classes, classes)
-
-
-def most_confused(matrix: NDArray[np.int64]) -> tuple[Confused, ...]:
-    """Return the pairs of classes in a confusion matrix (C, C), the most frequent ones first."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    pairs = [
-        Confused(int(row), int(column), int(wrong[row, column]))
-        for row, column in zip(*np.nonzero(wrong), strict=True)
-    ]
+def most_confused(labels: Labels, predicted: Labels) -> tuple[Confused, ...]:
+    """Return the confused pairs of classes, the most frequent ones first."""
+    wrong = labels != predicted
+    counts = Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+    pairs = (Confused(*pair, count) for pair, count in counts.items())
     return tuple(sorted(pairs, key=lambda pair: (-pair.count, pair.label, pair.taken_for)))
 
 
@@ -76,15 +69,13 @@ def class_accuracies(labels: Labels, predicted: Labels, classes: int) -> tuple[f
     )
 
 
-def calibration(probabilities: NDArray[np.float64], labels: Labels) -> Calibration:
+def calibration(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Calibration:
     """Compute the calibration in bins of equal width (Guo et al., equation 3).
 
     Args:
-        probabilities: (N, C); the largest of a row is the confidence.
-        labels: (N,).
+        confidence: the largest probability of each image, (N,).
+        correct: True where its class is the label, (N,).
     """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
     bounds = np.linspace(0, 1, BINS + 1)
     numbers = np.searchsorted(bounds[1:-1], confidence)
     bins = tuple(
@@ -93,4 +84,4 @@ def calibration(probabilities: NDArray[np.float64], labels: Labels) -> Calibrati
         if inside.any()
     )
     distance = sum(bin_.count * abs(bin_.accuracy - bin_.confidence) for bin_ in bins)
-    return Calibration(bins, 100 * distance / max(len(labels), 1))
+    return Calibration(bins, 100 * distance / max(len(correct), 1))

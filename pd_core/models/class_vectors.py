@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -206,6 +206,15 @@ class Batches(Protocol):
         """Yield the batches, in order."""
 
 
+Reduction = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[Any]]
+"""From logits (B, C), and the positions of the images in the list (B,), to a row for each image."""
+
+
+def best_class(logits: NDArray[np.float32], _: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the class with the largest logit, (B,): a `Reduction`."""
+    return np.asarray(logits.argmax(axis=1))
+
+
 def logits_of(
     classifiers: Mapping[str, Classifier],
     batches: Batches,
@@ -213,20 +222,35 @@ def logits_of(
     precision: Precision,
     on_progress: OnProgress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Compute the logits (N, C) of classifiers, by name, for N images in order.
+    """Compute the logits (N, C) of classifiers, by name, as `reduced_logits` does."""
+    return reduced_logits(
+        classifiers, batches, device, precision, lambda logits, _: logits, on_progress
+    )
 
-    Where corrupt images are skipped, the N are those at `batches.intact`. `on_progress` is called
-    with the number of images done and in all.
+
+def reduced_logits(
+    classifiers: Mapping[str, Classifier],
+    batches: Batches,
+    device: torch.device,
+    precision: Precision,
+    reduce: Reduction,
+    on_progress: OnProgress | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Reduce the logits of classifiers, by name, to a row for each of N images, in order.
+
+    The logits of one batch are in memory at a time. Where corrupt images are skipped, the N are
+    those at `batches.intact`. `on_progress` is called with the number of images done and in all.
     """
-    parts: dict[str, list[Tensor]] = {name: [] for name in classifiers}
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in classifiers}
     done = 0
     with torch.inference_mode(), autocast(device, precision):
         for batch in batches.in_order():
             views = {model: to_device(images, device) for model, images in batch.views.items()}
             for name, classifier in classifiers.items():
                 logits = classifier.logits(views[classifier.preprocess])
-                parts[name].append(logits.float().cpu())
+                rows = reduce(logits.float().cpu().numpy(), batch.indices.numpy())
+                parts[name].append(rows)
             done += len(batch.indices)
             if on_progress is not None:
                 on_progress(done, batches.count)
-    return {name: torch.cat(logits).numpy() for name, logits in parts.items()}
+    return {name: np.concatenate(rows) for name, rows in parts.items()}

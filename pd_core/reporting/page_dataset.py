@@ -27,13 +27,12 @@ from pd_core.core.hooks import NO_HOOKS
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared, read_split
 from pd_core.evaluation.class_metrics import ClassMetrics, Rows, of_rows, read_rows
-from pd_core.evaluation.evaluate import predict
+from pd_core.evaluation.evaluate import outputs
 from pd_core.evaluation.metrics import (
     Calibration,
     Confused,
     calibration,
     class_accuracies,
-    confusion,
     most_confused,
 )
 from pd_core.models.precision import set_threads
@@ -173,7 +172,7 @@ def read_stages(job: Job) -> tuple[DatasetPage, Prepared, Rows]:
             model: Result(
                 100 * float((labels == best[model]).mean()),
                 class_accuracies(labels, best[model], classes),
-                most_confused(confusion(labels, best[model], classes)),
+                most_confused(labels, best[model]),
                 of_rows(rows, model, classes),
             )
             for model in TRAINED
@@ -231,19 +230,16 @@ def infer(job: Job, prepared: Prepared, rows: Rows) -> Inference:
     # The page is no result: its last bits do not matter.
     set_threads(max(1, (os.cpu_count() or 1) // AT_A_TIME))
     loaded = {model: load(job, model) for model in TRAINED}
-    predicted = predict(
+    predicted = outputs(
         {model: part.classifier for model, part in loaded.items()},
-        prepared,
-        job.params.evaluate,
-        job.compute,
-        NO_HOOKS,
-    )
-    probabilities = {model: _softmax(predicted.logits[model]) for model in TRAINED}
-    best = {model: probabilities[model].argmax(axis=1) for model in TRAINED}
+        prepared, _likeliest, job.params.evaluate, job.compute, NO_HOOKS,
+    )  # fmt: skip
+    top = predicted.rows
+    best = {model: top[model][:, 0, 0].astype(np.int64) for model in TRAINED}
     labels = np.array([label for _, label in predicted.items])
     written = {row["path"]: row for row in rows}
     return Inference(
-        {model: calibration(probabilities[model], labels) for model in TRAINED},
+        {model: calibration(top[model][:, 0, 1], best[model] == labels) for model in TRAINED},
         {model: cost_of(part.model, len(prepared.classes)) for model, part in loaded.items()},
         {
             model: sum(
@@ -252,7 +248,7 @@ def infer(job: Job, prepared: Prepared, rows: Rows) -> Inference:
             )
             for model in TRAINED
         },
-        _gallery(predicted.items, probabilities, best, prepared),
+        _gallery(predicted.items, top, best, prepared),
     )
 
 
@@ -264,11 +260,11 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _gallery(
     items: Labelled,
-    probabilities: Mapping[str, NDArray[np.float64]],
+    likeliest: Mapping[str, NDArray[np.float64]],
     best: Mapping[str, NDArray[np.int64]],
     prepared: Prepared,
 ) -> Gallery:
-    """Choose images, of N, on which both differ: probabilities (N, C) and best classes (N,)."""
+    """Choose images, of N, on which both differ, by likeliest (N, K, 2) and best classes (N,)."""
     labels = [label for _, label in items]
     differ = best["teacher"] != best["student"]
     teacher, student = (int((differ & (best[model] == labels)).sum()) for model in TRAINED)
@@ -279,7 +275,11 @@ def _gallery(
     def shown(index: int) -> Shown:
         path, label = items[index]
         top = {
-            model: _likeliest(probabilities[model][index], prepared.classes) for model in TRAINED
+            model: tuple(
+                (prepared.classes[int(number)], round(share, 4))
+                for number, share in likeliest[model][index].tolist()
+            )
+            for model in TRAINED
         }
         return Shown(path, prepared.classes[label], top, _address(store.open(path)))
 
@@ -292,10 +292,15 @@ def _gallery(
     )
 
 
-def _likeliest(row: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    """Return the likeliest classes of one image with their probabilities (C,)."""
-    best = np.argsort(-row, kind="stable")[:_TOP]
-    return tuple((names[label], round(float(row[label]), 4)) for label in best)
+def _likeliest(logits: NDArray[np.float32], _: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the likeliest classes and their probabilities, (B, K, 2); the first of equal ones."""
+    rest = _softmax(logits)
+    pairs = []
+    for _number in range(min(_TOP, rest.shape[1])):
+        best = rest.argmax(axis=1, keepdims=True)
+        pairs.append(np.hstack([best, np.take_along_axis(rest, best, axis=1)]))
+        np.put_along_axis(rest, best, -1.0, axis=1)
+    return np.stack(pairs, axis=1)
 
 
 def _address(image: Image.Image) -> str:

@@ -121,7 +121,7 @@ def measure(classifier: Classifier, part: Part, objective: Objective, job: Job) 
     content = read_prepared(part.prepared, data_root=job.data_root)
     config = job.params.evaluate.model_copy(update={"split": "val"})
     predicted = predict({"it": classifier}, content, config, job.compute, NO_HOOKS)
-    numbers = accuracy(predicted.logits["it"], predicted.labels, predicted.first_novel)
+    numbers = accuracy(predicted.best["it"], predicted.labels, predicted.first_novel)
     return _value(numbers, objective.metric)
 
 
@@ -181,7 +181,7 @@ def _agreement(job: Job, content: Prepared, held_out: list[str], folder: Path) -
     predicted = predict(
         {"teacher": taught(teacher, vectors.to(compute.device))}, unknown, config, compute, NO_HOOKS
     )
-    labels = predicted.logits["teacher"].argmax(axis=1)
+    labels = predicted.best["teacher"][:, 1]
     rows = [(path, int(label)) for (path, _), label in zip(predicted.items, labels, strict=True)]
     _write(part.prepared, job, val=rows, unlabelled=rest)
     return Objective(Kind.AGREEMENT, (part,), len(rows), "all")

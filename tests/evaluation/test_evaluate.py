@@ -30,7 +30,8 @@ def logits(*best: tuple[int, ...]) -> Any:
 
 def test_each_half_is_classified_among_its_own_classes_only() -> None:
     values = logits((2, 0), (3, 1), (0, 2), (1, 2))  # first choice: always of the other half
-    result = evaluate.accuracy(values, LABELS, FIRST_NOVEL)
+    best = evaluate.predictions(values, LABELS, FIRST_NOVEL)
+    result = evaluate.accuracy(best, LABELS, FIRST_NOVEL)
     assert (result.base, result.novel, result.all) == (100, 50, 0)
 
 
@@ -40,7 +41,7 @@ def test_the_harmonic_mean_is_that_of_base_and_novel() -> None:
 
 
 def test_predictions_are_the_best_of_the_half_and_of_all() -> None:
-    half, whole = evaluate.predictions(logits((2, 0), (1,), (2,), (0, 3)), LABELS, FIRST_NOVEL)
+    half, whole = evaluate.predictions(logits((2, 0), (1,), (2,), (0, 3)), LABELS, FIRST_NOVEL).T
     assert half.tolist() == [0, 1, 2, 3]
     assert whole.tolist() == [2, 1, 2, 0]
 

@@ -40,12 +40,16 @@ def labels(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.where(rng.random(len(drawn)) < 0.5, best, drawn)
 
 
-def test_the_confusion_matrix_is_scikit_learns(
+def test_the_confused_pairs_are_those_of_scikit_learns_confusion_matrix(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> None:
     predicted = probabilities.argmax(axis=1)
+    pairs = metrics.most_confused(labels, predicted)
     expected = confusion_matrix(labels, predicted, labels=range(CLASSES))
-    assert (metrics.confusion(labels, predicted, CLASSES) == expected).all()
+    np.fill_diagonal(expected, 0)
+    counts = {(pair.label, pair.taken_for): pair.count for pair in pairs}
+    assert counts == {cell: expected[cell] for cell in zip(*np.nonzero(expected), strict=True)}
+    assert [pair.count for pair in pairs] == sorted(counts.values(), reverse=True)
 
 
 def test_a_classs_accuracy_is_scikit_learns_recall(
@@ -63,7 +67,7 @@ def test_the_bins_of_the_calibration_are_scikit_learns(
 ) -> None:
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    result = metrics.calibration(probabilities, labels)
+    result = metrics.calibration(confidence, correct)
     accuracy, mean = calibration_curve(correct, confidence, n_bins=metrics.BINS)
     assert [bin_.accuracy for bin_ in result.bins] == pytest.approx(accuracy)
     assert [bin_.confidence for bin_ in result.bins] == pytest.approx(mean)
@@ -73,14 +77,15 @@ def test_the_bins_of_the_calibration_are_scikit_learns(
 
 
 def test_certain_predictions_have_no_calibration_error_if_correct_and_all_of_it_if_wrong() -> None:
-    sure = np.eye(3)
-    assert metrics.calibration(sure, np.array([0, 1, 2])).error == 0
-    assert metrics.calibration(sure, np.array([1, 2, 0])).error == 100
+    sure, right = np.ones(3), np.full(3, fill_value=True)
+    assert metrics.calibration(sure, right).error == 0
+    assert metrics.calibration(sure, ~right).error == 100
 
 
 def test_the_most_confused_pairs_come_first_without_correct_predictions() -> None:
     matrix = np.array([[9, 1, 0], [4, 2, 0], [0, 2, 5]])
-    assert metrics.most_confused(matrix) == (
+    labels, predicted = np.repeat(np.indices((3, 3)).reshape(2, 9), matrix.ravel(), axis=1)
+    assert metrics.most_confused(labels, predicted) == (
         metrics.Confused(1, 0, 4),
         metrics.Confused(2, 1, 2),
         metrics.Confused(0, 1, 1),

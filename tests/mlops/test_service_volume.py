@@ -55,10 +55,9 @@ def test_served_probabilities_are_those_of_the_stage_for_every_test_image(
     directions = torch.randn(len(names), 64, generator=torch.Generator().manual_seed(0))
     vectors = ClassVectors(names, normalize(directions, dim=-1), 30.0, "random")
     evaluated = distilled(student.eval(), vectors)
-    judged = trainings.predict({"student": evaluated}, content)
-    expected = torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
+    expected = torch.from_numpy(trainings.logits(evaluated, content)).softmax(dim=-1).numpy()
     with zipfile.ZipFile(content.images) as archive:
-        images = [archive.read(path) for path, _ in judged.items]
+        images = [archive.read(path) for path, _ in content.test]
     served = PortableStudent(fold(student, vectors.vectors), {"names": names})
     champion(new_project(tmp_path / "project", empty_database), served, picture)
 

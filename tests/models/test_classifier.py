@@ -1,11 +1,14 @@
 """A classifier compares an encoder's features with class vectors, at the scale of its own CLIP."""
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from tiny import NAMES, images, towers
 from torch import Tensor
 
@@ -103,3 +106,21 @@ def test_logits_come_in_the_order_of_the_images_with_progress(precision: Precisi
         torch.testing.assert_close(computed, factor * exact, rtol=rtol, atol=atol)
     assert progress == [(3, 7), (6, 7), (7, 7)]
     assert {*dtypes} == {torch.float32 if is_exact else torch.bfloat16}
+
+
+def test_the_logits_of_a_batch_are_dropped_once_they_are_reduced() -> None:
+    alive: list[weakref.ref[NDArray[np.float32]]] = []
+
+    def largest(logits: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        assert not [each for each in alive if each() is not None]
+        alive.append(weakref.ref(logits))
+        return np.stack([positions, logits.max(axis=1)], axis=1)
+
+    classifier = Classifier(lambda x: x.flatten(1)[:, :16], shared(), SCALE, PREPROCESS)
+    given = {"student": classifier}, Batches(), CPU, Precision.FP32
+
+    rows = class_vectors.reduced_logits(*given, largest)["student"]
+
+    logits = class_vectors.logits_of(*given)["student"]
+    assert len(alive) == 3
+    assert np.array_equal(rows, np.stack([np.arange(7), logits.max(axis=1)], axis=1))

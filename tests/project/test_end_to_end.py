@@ -89,12 +89,8 @@ def evaluated(project: Path) -> tuple[list[int], Any]:
     towers = load_clip("embedded-student", None)
     student = Student.load(data / "student" / NAME / "student.safetensors", towers)
     vectors = ClassVectors.load(data / "class_vectors" / NAME / "class_vectors.safetensors")
-    judged = trainings.predict(
-        {"student": distilled(student, vectors)},
-        read_prepared(data / "prepare" / NAME),
-    )
-    best = [row["student"][1] for row in judged.rows()]  # type: ignore[index]
-    return best, torch.from_numpy(judged.logits["student"]).softmax(dim=-1).numpy()
+    logits = trainings.logits(distilled(student, vectors), read_prepared(data / "prepare" / NAME))
+    return logits.argmax(axis=1).tolist(), torch.from_numpy(logits).softmax(dim=-1).numpy()
 
 
 def test_the_run_of_evaluate_keeps_the_predictions_to_be_compared(project: Path) -> None:

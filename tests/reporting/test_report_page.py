@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from command import promptkd
@@ -29,7 +30,7 @@ from pd_core.pipeline.provenance import content_hash
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting import page as pages
-from pd_core.reporting import page_classes, page_content, page_models
+from pd_core.reporting import page_classes, page_content, page_dataset, page_models
 from pd_core.reporting.page import Page, paper
 
 Gather = Callable[[], Page]
@@ -353,3 +354,16 @@ def test_to_measure_what_is_not_there_is_refused_in_one_line(
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert f"run `dvc repro class_vectors@{NAME}`" in line
+
+
+def test_the_likeliest_classes_are_the_first_of_equal_ones() -> None:
+    logits = np.random.default_rng(0).integers(0, 4, (50, 6)).astype(np.float32)
+    logits[0] = [0, -1e5, -1e5, -1e5, -1e5, -1e5]  # probabilities of 0
+
+    top = page_dataset._likeliest(logits, np.arange(50))
+
+    shares = page_dataset._softmax(logits)
+    best = np.argsort(-shares, axis=1, kind="stable")[:, :3]
+    assert np.array_equal(top[:, :, 0], best)
+    assert np.array_equal(top[:, :, 1], np.take_along_axis(shares, best, axis=1))
+    assert page_dataset._likeliest(logits[:, :2], np.arange(50)).shape == (50, 2, 2)

@@ -40,9 +40,9 @@ def large(name: str, classes: int = 48, images: int = 24) -> DatasetPage:
         people[who] = Result(
             60.0,
             metrics.class_accuracies(labels, answers, classes),
-            metrics.most_confused(metrics.confusion(labels, answers, classes)),
+            metrics.most_confused(labels, answers),
             class_metrics(labels, answers, classes),
-            metrics.calibration(shares, labels),
+            metrics.calibration(shares.max(axis=1), shares.argmax(axis=1) == labels),
         )
     curve = tuple(
         {"loss": 5.0 / n, "accuracy": 9.0 * n, "agreement": 8.0 * n} for n in range(1, 11)

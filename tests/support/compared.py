@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pd_core.core.artifacts import write_json
 from pd_core.data.loading.splits import Protocol
-from pd_core.evaluation.evaluate import Predictions
+from pd_core.evaluation.evaluate import Predictions, predictions
 
 CLASSES, FIRST_NOVEL, EACH = 5, 3, 20
 LABELS = np.repeat(np.arange(CLASSES), EACH)
@@ -52,8 +52,9 @@ def evaluation(
     """
     logits = {"student": _logits(skill, seed), "teacher": _logits(2.0, 0)}
     items = tuple((f"test/{place:03}.png", int(label)) for place, label in enumerate(LABELS))
-    predictions = Predictions(items, logits, FIRST_NOVEL, protocol)
-    return Evaluation(predictions.metrics(), predictions.rows())
+    best = {who: predictions(each, LABELS, FIRST_NOVEL) for who, each in logits.items()}
+    found = Predictions(items, best, FIRST_NOVEL, protocol)
+    return Evaluation(found.metrics(), found.rows())
 
 
 def _logits(skill: float, seed: int) -> NDArray[np.float32]:

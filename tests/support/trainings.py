@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import tiny
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pd_core.core.config import ClipConfig, Clips, Compute, Config, StagePaths
@@ -237,6 +239,15 @@ def run_evaluate(
 def predict(classifiers: Mapping[str, Classifier], prepared: Prepared) -> evaluate.Predictions:
     """Classify the test images."""
     return evaluate.predict(classifiers, prepared, evaluate_config(split="test"), COMPUTE, NO_HOOKS)
+
+
+def logits(classifier: Classifier, prepared: Prepared) -> NDArray[np.float32]:
+    """Return the logits of the test images, (N, C)."""
+    config = evaluate_config(split="test")
+    found = evaluate.outputs(
+        {"it": classifier}, prepared, lambda logits, _: logits, config, COMPUTE, NO_HOOKS
+    )
+    return found.rows["it"]
 
 
 def run_until_student(

@@ -15,7 +15,13 @@ from pd_core.core.options import Form, Precision, Selection, TextFeatures
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.images import Batch, ImageBatches, eval_transform
 from pd_core.data.loading.prepared import Labelled, Prepared, read_prepared
-from pd_core.models.class_vectors import Classifier, ClassVectors, for_student, logits_of
+from pd_core.models.class_vectors import (
+    Classifier,
+    ClassVectors,
+    best_class,
+    for_student,
+    reduced_logits,
+)
 from pd_core.models.clip import ClipTowers
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.precision import autocast
@@ -128,8 +134,10 @@ def make_scorer(
         few = vectors.select(taught)
         classifier = Classifier(student, few, student.logit_scale, preprocess)
         device = student.towers.device
-        logits = logits_of({"student": classifier}, batches, device, compute.precision)["student"]
-        return 100 * float((logits.argmax(axis=1) == labels[batches.intact]).mean())
+        best = reduced_logits(
+            {"student": classifier}, batches, device, compute.precision, best_class
+        )["student"]
+        return 100 * float((best == labels[batches.intact]).mean())
 
     return score
 
