@@ -159,3 +159,19 @@ def test_a_data_set_whose_images_all_have_labels_is_refused(
     )
     with pytest.raises(BadData, match="has no unlabelled images"):
         pool.unlabelled_paths(job(), content)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("labelled", ["few_shot", "test"])
+def test_images_with_a_label_are_no_candidates_though_they_are_listed_as_unlabelled(
+    labelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = job()  # as of the catalogue, where all training images are among the unlabelled ones
+    prepare = mine.params.prepare.model_copy(update={"own": None})
+    params = mine.params.model_copy(update={"prepare": prepare})
+    content = read_prepared(mine.prepared, data_root=mine.data_root)
+    paths = [path for path, _ in getattr(content, labelled)]
+    monkeypatch.setattr(pool, "read_unlabelled", lambda _: ("other.png", *paths))
+
+    assert paths
+    assert pool.unlabelled_paths(replace(mine, params=params), content) == ("other.png",)
