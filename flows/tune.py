@@ -60,7 +60,7 @@ def tune(
         return Failed(message=str(error))
     if reason:
         return Failed(message=reason)
-    return Completed(message=f"the search of {stage}@{dataset} has ended")
+    return _completed(dataset, stage)
 
 
 @flow(name="search")
@@ -91,14 +91,19 @@ def search(
             result = _tune([dataset, *options], profile_of(dataset), variables)
     except PdError as error:
         return Failed(message=str(error))
-    if not trials_only:
-        create_markdown_artifact(
-            key=artifacts.key_of("tune", dataset, stage),
-            markdown=f"```\n{result}\n```\n",
-            description=f"Best parameters of {stage}@{dataset}.",
-        )
-        artifacts.publish_mlflow(profile_of(dataset), dataset)
-    return Completed(message=f"no trial of {stage}@{dataset} is left for this agent")
+    if trials_only:
+        return Completed(message=f"no trial of {stage}@{dataset} is left for this agent")
+    create_markdown_artifact(
+        key=artifacts.key_of("tune", dataset, stage),
+        markdown=f"```\n{result}\n```\n",
+        description=f"Best parameters of {stage}@{dataset}.",
+    )
+    artifacts.publish_mlflow(profile_of(dataset), dataset)
+    return _completed(dataset, stage)
+
+
+def _completed(dataset: str, stage: str) -> State[Any]:
+    return Completed(message=f"the search of {stage}@{dataset} has ended")
 
 
 def _search_by_agents(parameters: Mapping[str, Any]) -> str:
