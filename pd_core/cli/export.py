@@ -92,7 +92,7 @@ def export(
     if as_json:
         print_json(_as_dict(target, accuracy, cost, threads))
         return
-    Console().print(_table(accuracy, cost, threads))
+    Console().print(table(accuracy, cost, threads))
     say(f"written to {target}")
 
 
@@ -138,25 +138,38 @@ def _as_dict(target: Path, accuracy: Accuracy | None, cost: Cost, threads: int) 
     """Return the measurements for JSON; of pairs the export's number is the first."""
     return {
         "directory": target.as_posix(),
-        "accuracy": None if accuracy is None else asdict(accuracy),
+        "accuracy": None if accuracy is None else _counts(accuracy),
         **asdict(cost),
         "threads": threads,
     }
 
 
-def _table(accuracy: Accuracy | None, cost: Cost, threads: int) -> Table:
-    table = Table("", "export", "original", "", box=None)
+def _counts(accuracy: Accuracy) -> dict[str, float]:
+    hits = accuracy.hits
+    return {
+        "images": hits.pictures,
+        "export": hits.first,
+        "original": hits.second,
+        "gained": hits.gained,
+        "lost": hits.lost,
+        "agreement": accuracy.agreement,
+    }
+
+
+def table(accuracy: Accuracy | None, cost: Cost, threads: int) -> Table:
+    """Return the measurements of an export beside those of its original."""
+    rows = Table("", "export", "original", "", box=None)
     if accuracy is not None:
         hits = accuracy.hits
-        table.add_row(
+        rows.add_row(
             "accuracy", f"{100 * hits.first:.2f}%", f"{100 * hits.second:.2f}%",
             f"{accuracy.difference:+.2f} points on {hits.pictures} test images ({hits.gained} "
             f"gained, {hits.lost} lost)",
         )  # fmt: skip
     size, latency = cost.megabytes, cost.milliseconds
-    table.add_row("size", *(f"{value:.2f} MB" for value in size), f"{size[0] / size[1]:.2f}")
-    table.add_row(
+    rows.add_row("size", *(f"{value:.2f} MB" for value in size), f"{size[0] / size[1]:.2f}")
+    rows.add_row(
         "latency", *(f"{value:.2f} ms" for value in latency),
         f"{latency[0] / latency[1]:.2f} ({threads} threads)",
     )  # fmt: skip
-    return table
+    return rows

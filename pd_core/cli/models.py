@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -227,6 +227,10 @@ def serve(
             show_default=False,
         ),
     ],
+    precision: Annotated[
+        Literal["fp32", "int8"] | None,
+        typer.Option(help="Serve the version in another precision (default: as it is)."),
+    ] = None,
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 for a free one.", min=0, max=65535)
     ] = 8000,
@@ -278,7 +282,7 @@ def serve(
     listening = server.listen(host, port)
     resources = Resources(most_pixels, cores, threads)
     _log_to_stderr()
-    manager = model_manager.open_model(open_store(), model, resources)
+    manager = model_manager.open_model(open_store(), model, resources, precision)
     limits = Limits(
         batch=batch,
         waiting=waiting,

@@ -14,7 +14,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pd_core.cli.common import AsJson, note, open_store, print_json, register, say, settings_of
+from pd_core.cli.common import (
+    AsJson,
+    note,
+    open_store,
+    print_json,
+    register,
+    say,
+    settings_of,
+    version_of,
+)
+from pd_core.cli.export import table as export_table
 from pd_core.core.errors import BadParams, PdError, missing
 from pd_core.core.scores import LEGEND, sign
 from pd_core.pipeline.provenance import git
@@ -111,6 +121,37 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
         for name, finding in entry.findings.items():
             table.add_row(f"gate.{name}", finding)
     Console().print(table)
+
+
+@app.command()
+def quantize(
+    reference: Annotated[
+        str,
+        typer.Argument(help="Data set, data set/version or data set@alias (default: champion)."),
+    ],
+    dry_run: DryRun = False,
+) -> None:
+    """Register an int8 version of a version, unless it is worse than that."""
+    params = load_params(PARAMS)
+    compute_with(params.run.threads)
+    store = open_store()
+    from pd_core.mlops.registry import quantize
+
+    version = version_of(store, reference)
+    result = quantize.quantize(
+        store,
+        version,
+        _exam(version.dataset, accept_unknown=False),
+        experiment=load_settings().mlflow_experiment,
+        dry_run=dry_run,
+    )
+    Console().print(export_table(result.accuracy, result.cost, params.run.threads))
+    made = result.version
+    if made is None:
+        say(f"{version.name}  an int8 version of version {version.number} would be registered")
+    else:
+        state = "new" if made.created else "there already"
+        say(f"{made.name}  version {made.version}, int8 of version {version.number}, {state}")
 
 
 @app.command()

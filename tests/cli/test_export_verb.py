@@ -78,8 +78,9 @@ def test_its_folder_is_used_by_predict_and_not_exported_again(
     report, end = decoder.raw_decode(text)
     first, second = text[end:].strip().split("\n]\n")
     assert report["directory"] == "exported"
-    assert report["accuracy"]["agreement"] == 1
-    assert report["accuracy"]["hits"]["pictures"] == 20
+    accuracy = report["accuracy"]
+    assert (accuracy["images"], accuracy["agreement"]) == (20, 1)
+    assert accuracy["export"] == accuracy["original"]
     assert len(report["megabytes"]) == len(report["milliseconds"]) == 2
     assert [row.get("name") for row in json.loads(first + "]")] == [
         row.get("name") for row in json.loads(second)

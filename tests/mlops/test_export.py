@@ -6,13 +6,14 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import exporting
 import numpy as np
 import pytest
 import torch
+from exporting import SIDE, pixels
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
-from torch.nn.functional import normalize
 
 from pd_core.core.errors import BadArtifact, BadParams
 from pd_core.data.loading.prepared import Prepared, read_prepared, write_prepared
@@ -21,13 +22,12 @@ from pd_core.mlops.export import measure, onnx
 from pd_core.mlops.export.convert import calibration_of, convert
 from pd_core.mlops.export.options import ExportFormat, ExportPrecision
 from pd_core.mlops.predictor import load_bundle
-from pd_core.models.portable.network import ExportedNetwork, HeadSizes, Network, Sizes
+from pd_core.models.portable.network import ExportedNetwork, HeadSizes
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.portable.runtimes import ExportedRuntime
 from pd_core.models.portable.student import PortableStudent
 from pd_core.models.portable.tower import ExportedTower
 
-SIDE = 16
 NAMES = ("dark", "grey", "light")
 ALL = [(form, precision) for form in ExportFormat for precision in ExportPrecision]
 SHARE = {ExportPrecision.FP32: 1.1, ExportPrecision.FP16: 0.6, ExportPrecision.INT8: 0.5}
@@ -36,27 +36,9 @@ SHARE = {ExportPrecision.FP32: 1.1, ExportPrecision.FP16: 0.6, ExportPrecision.I
 ERROR = {ExportPrecision.FP32: 1e-4, ExportPrecision.FP16: 0.01, ExportPrecision.INT8: 0.1}
 
 
-def network(seed: int = 0) -> Network:
-    """Make a vision transformer of two blocks, with prompts and random weights."""
-    sizes = Sizes(
-        joint_width=64, feature_width=32, projector_layers=2, classes=len(NAMES), image_size=SIDE,
-        patch_size=8, width=128, layers=2, heads=2, hidden=512, activation="quick_gelu",
-        prompt_depth=2, prompt_length=2,
-    )  # fmt: skip
-    made = Network(sizes)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 12)
-        made.class_vectors.copy_(normalize(made.class_vectors, dim=-1))
-        made.logit_scale.fill_(5)
-    return made
-
-
 @pytest.fixture(scope="module")
 def student() -> PortableStudent:
-    return PortableStudent(network(), {"names": NAMES, "model": "tiny", "vectors": "random"})
+    return exporting.student(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +49,12 @@ def source(student: PortableStudent, tmp_path_factory: pytest.TempPathFactory) -
     return file
 
 
-def pixels(count: int, seed: int = 1) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
-
-
 def exported(
     student: PortableStudent, folder: Path, form: str, precision: str, source: Path, seed: int = 1
 ) -> PortableStudent:
     return convert(
         student, folder, ExportFormat(form), ExportPrecision(precision),
-        calibration=pixels(40, seed), source=source,
+        calibration=pixels(40, seed=seed), source=source,
     )  # fmt: skip
 
 
@@ -141,16 +118,15 @@ def test_calibration_images_are_cropped_to_the_students_input(student: PortableS
 
 
 def test_a_file_of_another_student_is_no_source(source: Path, tmp_path: Path) -> None:
-    other = PortableStudent(network(seed=1), {"names": NAMES})
+    other = exporting.student(NAMES, seed=1)
     with pytest.raises(BadArtifact, match="differ by .* after the export to onnx; use another"):
         exported(other, tmp_path, "onnx", "fp32", source)
 
 
 def test_a_student_beyond_the_range_of_fp16_is_refused(tmp_path: Path) -> None:
-    large = network()
+    student = exporting.student(NAMES)
     with torch.no_grad():
-        large.projection.mul_(1e6)
-    student = PortableStudent(large, {"names": NAMES})
+        student.network.get_parameter("projection").mul_(1e6)
     with pytest.raises(BadArtifact, match="not finite in fp16, whose range is too small"):
         exported(student, tmp_path, "torchscript", "fp16", Path())
 

@@ -65,6 +65,7 @@ def exam(project: Path) -> Exam:
         weights=None,
         metric=Metric.ACCURACY,
         margin=0.03,
+        quantized_margin=0.02,
         confidence=0.95,
         latency_ms=5000,
         megabytes=5,
@@ -175,6 +176,48 @@ def test_the_gate_compares_by_the_metric_of_the_parameters(
     assert "-30.00 allowed (permutation test, p = " in finding
     lenient = strict.model_copy(update={"margin": 0.6})
     assert failed(promote(store, lenient, version)) == {}
+
+
+def test_a_quantized_version_is_compared_with_its_original_too(
+    store: str, exam: Exam, project: Path, good: Path
+) -> None:
+    lineage = registered.lineage(project)
+    registry.set_alias(store, publish(store, good, lineage), "champion")
+    version = publish(store, good, lineage, kind="quantized", parent="1")
+    notes: list[str] = []
+    checks = gate.examine(
+        store, version, registry.find(store, "tiny/1"), exam, on_note=notes.append
+    )
+    assert [check.name for check in checks][-2:] == ["accuracy", "precision"]
+    assert all(check.passed for check in checks)
+    assert "100.00% right, its original, version 1, 100.00%" in checks[-1].finding
+    assert "-2.00 allowed" in checks[-1].finding
+    assert sum("version 1," in note for note in notes) == 1  # it is both, and tried once
+
+
+def test_a_quantized_version_that_is_worse_than_its_original_is_refused(
+    store: str, exam: Exam, project: Path, good: Path, tmp_path: Path
+) -> None:
+    lineage = registered.lineage(project)
+    publish(store, good, lineage)
+    bad = registered.model(tmp_path / "bad", worse(tiny.NAMES[0]))
+    registry.set_alias(store, publish(store, bad, lineage), "champion")
+    version = publish(store, bad, lineage, kind="quantized", parent="1")
+    refused = failed(promote(store, exam, version))
+    assert set(refused) == {"precision"}  # it is as good as the champion
+    assert "80.00% right, its original, version 1, 100.00%" in refused["precision"]
+    lenient = exam.model_copy(update={"quantized_margin": 0.5})
+    assert failed(promote(store, lenient, version)) == {}
+
+
+def test_a_quantized_version_without_its_original_is_refused(
+    store: str, exam: Exam, project: Path, good: Path
+) -> None:
+    lineage = registered.lineage(project)
+    registry.set_alias(store, publish(store, good, lineage), "champion")
+    refused = failed(promote(store, exam, publish(store, good, lineage, kind="quantized")))
+    assert set(refused) == {"lineage", "precision"}
+    assert refused["precision"].startswith("unknown: its original is not in the registry")
 
 
 def test_a_version_that_cannot_be_loaded_is_refused(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pd_core.core.errors import BadData
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import Prepared
+from pd_core.evaluation.metrics import Labels
 from pd_core.evaluation.significance import Paired, paired
 from pd_core.models.portable.runtimes import ExportedRuntime
 from pd_core.models.portable.student import PortableStudent
@@ -23,20 +24,32 @@ _TIMED = 50  # images for the latency
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Predictions of the exported student and of its original for the same test images.
+    """Top classes of the exported student and of its original for the same N test images.
 
     Attributes:
-        hits: images that the exported one, and the original, predict correctly.
-        agreement: share of the images with the same top class, 0 to 1.
+        labels: (N,).
+        predicted: of the exported one, and of the original, (N,) each.
     """
 
-    hits: Paired
-    agreement: float
+    labels: Labels
+    predicted: tuple[Labels, Labels]
+
+    @property
+    def hits(self) -> Paired:
+        """Images that the exported one, and the original, predict correctly."""
+        first, second = self.predicted
+        return paired(first == self.labels, second == self.labels)
 
     @property
     def difference(self) -> float:
         """Difference of the accuracies in points; negative if the exported one is worse."""
         return 100 * (self.hits.first - self.hits.second)
+
+    @property
+    def agreement(self) -> float:
+        """Share of the images with the same top class, 0 to 1."""
+        first, second = self.predicted
+        return float((first == second).mean())
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,7 @@ def accuracy(
     if not rows:
         return None
     labels, first, second = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    tops = first.argmax(axis=1), second.argmax(axis=1)
-    hits = paired(tops[0] == labels, tops[1] == labels)
-    return Accuracy(hits, float((tops[0] == tops[1]).mean()))
+    return Accuracy(labels, (first.argmax(axis=1), second.argmax(axis=1)))
 
 
 def cost(exported: PortableStudent, original: PortableStudent) -> Cost:
@@ -85,7 +96,7 @@ def cost(exported: PortableStudent, original: PortableStudent) -> Cost:
 
 def _test_batches(
     student: PortableStudent, prepared: Prepared
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+) -> Iterator[tuple[NDArray[np.uint8], Labels]]:
     """Yield pixels (B, S, S, 3) and labels (B,)."""
     store = ImageStore(prepared.images, keep_bytes=0)
     for start in range(0, len(prepared.test), _BATCH):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pd_core.core.errors import BadArtifact, BadParams, UnknownName, unknown
 from pd_core.mlops import tracking
@@ -36,8 +36,14 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 FILES = "files"
 """Tag of a version: the hash of its folder."""
-KIND, DISTILLED = "kind", "distilled"
-"""Tag of a version: distilled, or `classes-...` after a change of the classes."""
+KIND, DISTILLED, QUANTIZED = "kind", "distilled", "quantized"
+"""Tag of a version: distilled, quantized, or `classes-...` after a change of the classes."""
+PARENT = "parent"
+"""Tag of a version that was made from another one: its number."""
+PRECISION = "precision"
+"""Tag of a quantized version."""
+INHERITED = ("seed", "protocol", "selection", "accuracy")
+"""Tags that a version has from the one that it was made from."""
 
 BUNDLE = "artifacts/student"
 """Folder of the student in a version's, see `pd_core.mlops.bundle`."""
@@ -47,6 +53,8 @@ INPUT = "image"
 
 _ADDED = "registered_model_meta"
 """File that MLflow writes into a version's folder when it loads the version."""
+
+RegisteredPrecision = Literal["fp32", "int8"]
 
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))?")
 
@@ -142,6 +150,27 @@ def find(store: str, reference: str, *, default: str | None = None) -> Version:
                 f"'{name}' has no {alias}; give a version, as {name}/{entries[-1].number}, or make "
                 f"one {alias}: promptkd registry promote {name}"
             )
+    return matches[-1]
+
+
+def in_precision(store: str, version: Version, precision: RegisteredPrecision) -> Version:
+    """Find a version in a precision: itself, its newest int8 version, or its original.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    if version.tags.get(PRECISION, "fp32") == precision:
+        return version
+    name, number = version.name, version.number
+    if precision == "fp32":
+        return find(store, f"{name}/{version.tags[PARENT]}")
+    made = [other for other in versions(store, name) if other.tags.get(PARENT) == str(number)]
+    matches = [other for other in made if other.tags.get(PRECISION) == precision]
+    if not matches:
+        raise UnknownName(
+            f"version {number} of '{name}' has no {precision} version; make one: promptkd registry "
+            f"quantize {version.dataset}/{number}"
+        )
     return matches[-1]
 
 

@@ -6,7 +6,6 @@ are the same. New class vectors need the text tower that the other vectors come 
 
 from __future__ import annotations
 
-import base64
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,26 +15,21 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadParams, unknown
 from pd_core.core.names import listed, printable
 from pd_core.data.catalog.class_names import normalized, words
 from pd_core.mlops import bundle
 from pd_core.mlops.drift import Reference
 from pd_core.mlops.predictor import load_bundle
-from pd_core.mlops.registry import BUNDLE, INPUT, KIND, Version, fetch, lineage
+from pd_core.mlops.registry import BUNDLE, INHERITED, KIND, PARENT, Version, fetch, lineage
+from pd_core.mlops.registry.images import input_example
 from pd_core.mlops.registry.register import Origin, Registered, register
 from pd_core.models.portable.student import PortableStudent
 
-PARENT, CHANGE = "parent", "change"
-"""Tags of a changed version: the version that it comes from, and a description."""
+CHANGE = "change"
+"""Tag of a changed version: a description."""
 
 FEWEST = 2  # classes
-
-EXAMPLE = "input_example.json"
-"""MLflow's name of the input example: `{"image": [base64 text]}`, a list in earlier releases."""
-
-_INHERITED = ("seed", "protocol", "selection", "accuracy")  # tags
 
 Embed = Callable[[Sequence[str], Sequence[str]], Tensor]
 """New class names (k,), and those that stay, to class vectors (k, D) of unit length."""
@@ -136,13 +130,19 @@ def register_change(
         model = fetch(store, parent, Path(temporary))
         folder = model / BUNDLE
         student = load_bundle(folder)
+        if "export" in student.info:
+            raise BadParams(
+                f"version {parent.number} is in {student.precision}, and its class vectors are "
+                f"part of its file; change the classes of version {parent.tags[PARENT]}, which it "
+                f"was made from, and quantize the result"
+            )
         change = make(student)
         if dry_run:
             return change, None
         changed = apply(student, change)
         before = (folder / bundle.CARD).read_text(encoding="utf-8")
         line = f"{change.text} (from version {parent.number})"
-        kept = {key: value for key, value in parent.tags.items() if key in _INHERITED}
+        kept = {key: value for key, value in parent.tags.items() if key in INHERITED}
         origin = Origin(
             profile=parent.tags.get("profile", "quickstart"),
             dataset=parent.dataset,
@@ -151,12 +151,8 @@ def register_change(
             experiment=experiment,
             card=bundle.with_change(before, line, change.names),
         )
-        content = read_json(model / EXAMPLE, remedy="register the parent again")
-        images = content[INPUT] if isinstance(content, dict) else content
-        example = base64.b64decode(images[0])
-        return change, register(
-            store, changed, origin, example=example, reference=_reference(folder, changed)
-        )
+        example, reference = input_example(model), _reference(folder, changed)
+        return change, register(store, changed, origin, example=example, reference=reference)
 
 
 def _reference(folder: Path, student: PortableStudent) -> Reference | None:

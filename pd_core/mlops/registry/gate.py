@@ -7,7 +7,7 @@ and its predictions for the test images are compared with those of the champion,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +20,7 @@ from pd_core.data.loading.prepared import Prepared, read_prepared, read_unlabell
 from pd_core.evaluation.class_metrics import METRICS
 from pd_core.evaluation.paired_metrics import PairedMetric
 from pd_core.mlops import registry
-from pd_core.mlops.registry import BUNDLE, FILES, Version, origin, trial
+from pd_core.mlops.registry import BUNDLE, FILES, KIND, PARENT, QUANTIZED, Version, origin, trial
 from pd_core.mlops.registry.trial import Comparison, Predictions, Trial, compare
 from pd_core.pipeline import provenance
 from pd_core.pipeline.stages.params import PromotionParams
@@ -109,7 +109,7 @@ def examine(
             on_note(f"trying version {version.number} in a fresh process")
             result = trial.run(model, _task(prepared, exam), Path(folder) / "candidate-trial")
         accuracy = _Accuracy(store, exam, prepared, Path(folder), on_note)
-        return [
+        checks = [
             intact,
             size,
             _lineage(store, version, exam),
@@ -118,6 +118,9 @@ def examine(
             _latency(result, exam),
             accuracy.check(result, champion),
         ]
+        if version.tags.get(KIND) == QUANTIZED:
+            checks.append(accuracy.check_precision(result, version))
+        return checks
 
 
 def check_files(store: str, version: Version) -> Check:
@@ -215,57 +218,96 @@ class _Unknown(Exception):
 
 @dataclass(frozen=True)
 class _Accuracy:
-    """The check of a candidate's accuracy, against the champion or the zero-shot student."""
+    """The checks of a candidate's predictions for the test images, against those of others."""
 
     store: str
     exam: Exam
     prepared: Prepared
     folder: Path
     on_note: OnNote
+    tried: dict[int, Predictions] = field(default_factory=dict)
+    """Predictions of other versions, by number."""
 
     def check(self, result: Trial, champion: Version | None) -> Check:
+        """Compare a candidate with the champion, or a first one with the zero-shot student."""
+        margin = self.exam.margin
+        return self._known(
+            "accuracy",
+            result,
+            lambda predictions: (
+                self._against_zero_shot(predictions)
+                if champion is None
+                else self._against(champion, "the champion", "accuracy", predictions, margin)
+            ),
+        )
+
+    def check_precision(self, result: Trial, version: Version) -> Check:
+        """Compare a quantized candidate with the version that it was made from."""
+        reference = f"{version.name}/{version.tags.get(PARENT)}"
+        margin = self.exam.quantized_margin
+        return self._known(
+            "precision",
+            result,
+            lambda predictions: self._against(
+                self._found(reference), "its original", "precision", predictions, margin
+            ),
+        )
+
+    def _known(self, name: str, result: Trial, compare: Callable[[Predictions], Check]) -> Check:
+        """Return the check that `compare` makes, if the test images have labels."""
         if result.predictions is None:
-            return _failed("accuracy", "not measured: there are no predictions")
+            return _failed(name, "not measured: there are no predictions")
         try:
             if not self.prepared.test:
                 raise _Unknown("there are no labelled test images")
-            if champion is None:
-                return self._against_zero_shot(result.predictions)
-            return self._against(champion, result.predictions)
+            return compare(result.predictions)
         except _Unknown as reason:
             if self.exam.accept_unknown:
-                return Check("accuracy", True, f"unknown, and accepted: {reason}")
-            return _failed(
-                "accuracy", f"unknown: {reason}; --accept-unknown promotes it all the same"
-            )
+                return Check(name, True, f"unknown, and accepted: {reason}")
+            return _failed(name, f"unknown: {reason}; --accept-unknown promotes it all the same")
 
-    def _against(self, champion: Version, predictions: Predictions) -> Check:
-        name = f"the champion, version {champion.number},"
-        self.on_note(f"trying {name} in a fresh process")
-        held = self._predictions_of(champion, name)
-        result = self._compare(predictions, held, f"no class that it shares with {name}")
+    def _against(
+        self, other: Version, role: str, name: str, predictions: Predictions, margin: float
+    ) -> Check:
+        """Check that a candidate is not worse than another version by more than a margin."""
+        title = f"{role}, version {other.number},"
+        held = self._predictions_of(other, title)
+        result = self._compare(predictions, held, f"no class that it shares with {title}")
         exam = self.exam
         measured = result.by(exam.metric, exam.confidence)
         test = "McNemar" if exam.metric is Metric.ACCURACY else "permutation test,"
         finding = (
-            f"{self._shares(result, measured, name)}; difference at least "
+            f"{self._shares(result, measured, title)}; difference at least "
             f"{100 * measured.bound:+.2f} points with {100 * exam.confidence:g}% confidence, "
-            f"{-100 * exam.margin:+.2f} allowed ({test} p = {measured.p:.2g})"
+            f"{-100 * margin:+.2f} allowed ({test} p = {measured.p:.2g})"
         )
-        measure = Measure(100 * measured.bound, -100 * exam.margin, "at least", "points")
-        return Check("accuracy", measured.bound >= -exam.margin, finding, measure)
+        measure = Measure(100 * measured.bound, -100 * margin, "at least", "points")
+        return Check(name, measured.bound >= -margin, finding, measure)
 
-    def _predictions_of(self, champion: Version, name: str) -> Predictions:
+    def _found(self, reference: str) -> Version:
         try:
-            model = registry.fetch(self.store, champion, self.folder / "champion")
+            return registry.find(self.store, reference)
         except PdError as error:
-            raise _Unknown(f"{name} cannot be fetched ({error})") from None
-        if not _intact(model, champion).passed:
-            raise _Unknown(f"the files of {name} are not those that were registered")
-        task = _task(self.prepared, self.exam)
-        result = trial.run(model, task, self.folder / "champion-trial")
+            raise _Unknown(f"its original is not in the registry ({error})") from None
+
+    def _predictions_of(self, other: Version, title: str) -> Predictions:
+        """Try another version, each once."""
+        if other.number not in self.tried:
+            self.on_note(f"trying {title} in a fresh process")
+            self.tried[other.number] = self._try(other, title)
+        return self.tried[other.number]
+
+    def _try(self, other: Version, title: str) -> Predictions:
+        folder = self.folder / f"version-{other.number}"
+        try:
+            model = registry.fetch(self.store, other, folder)
+        except PdError as error:
+            raise _Unknown(f"{title} cannot be fetched ({error})") from None
+        if not _intact(model, other).passed:
+            raise _Unknown(f"the files of {title} are not those that were registered")
+        result = trial.run(model, _task(self.prepared, self.exam), folder / "trial")
         if result.predictions is None:
-            raise _Unknown(f"{name} gives no predictions ({result.problem})")
+            raise _Unknown(f"{title} gives no predictions ({result.problem})")
         return result.predictions
 
     def _against_zero_shot(self, predictions: Predictions) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -9,9 +10,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from pd_core.core.artifacts import read_json
 from pd_core.core.errors import BadData
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.prepared import image_root, read_prepared, read_unlabelled
+from pd_core.mlops.registry import INPUT
+
+EXAMPLE = "input_example.json"
+"""MLflow's name of the input example: `{"image": [base64 text]}`, a list in earlier releases."""
 
 MOST_TRAINING_IMAGES = 1000
 """Images whose predictions a version holds as its reference for drift."""
@@ -50,6 +56,17 @@ def training_images(
     step = max(1, -(-len(paths) // most))
     store = ImageStore(image_root(prepared, data_root=data_root), keep_bytes=0)
     return _intact(store, paths[::step])
+
+
+def input_example(model: Path) -> bytes:
+    """Return the image file that a registered model's folder has as its input example.
+
+    Raises:
+        MissingFile, BadArtifact: it has none.
+    """
+    content = read_json(model / EXAMPLE, remedy="register the version again")
+    images = content[INPUT] if isinstance(content, dict) else content
+    return base64.b64decode(images[0])
 
 
 def grey_image(size: int) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pd_core.core.errors import BadArtifact, PdError
 from pd_core.mlops import registry
-from pd_core.mlops.registry import DISTILLED, KIND, Version
+from pd_core.mlops.registry import DISTILLED, KIND, PARENT, Version
 from pd_core.pipeline import code_hash, provenance
 from pd_core.pipeline.provenance import Lineage, commit_of, contents, read_yaml
 
@@ -44,7 +44,7 @@ def faults(store: str, version: Version, *, project: Path, profile: str) -> list
 
 
 def _of_child(store: str, version: Version, project: Path, profile: str) -> list[str]:
-    number = version.tags.get("parent", "")
+    number = version.tags.get(PARENT, "")
     try:
         parent = registry.find(store, f"{version.name}/{number}")
     except PdError:

@@ -52,6 +52,7 @@ _SCRIPT = Path(__file__).with_name("student_model.py")
 _ARTIFACT = "student"  # what the script calls it
 _MODEL_TAGS = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", COMMIT)
 _NEEDED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
+_RUNTIME = {"onnx": "onnxruntime"}  # needed beside them, by format of an exported student
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def register(
         bundle.complete(folder, student, card=text, reference=reference)
         run_id = origin.run_id or _new_run(mlflow, store, origin)
         write_lineage(mlflow, run_id, origin.lineage, name)
-        logged, files = _log_model(mlflow, run_id, folder, example, origin)
+        logged, files = _log_model(mlflow, run_id, folder, example, origin, _packages(student))
         tags = {
             **origin.version_tags(),
             "dataset": origin.dataset,
@@ -211,8 +212,19 @@ def _new_run(mlflow: MlflowClient, store: str, origin: Origin) -> str:
     return str(run.info.run_id)
 
 
+def _packages(student: PortableStudent) -> list[str]:
+    """Return the packages that a student needs."""
+    export = student.info.get("export", {})
+    return [*_NEEDED, *([_RUNTIME[export["format"]]] if export else [])]
+
+
 def _log_model(
-    mlflow: MlflowClient, run_id: str, student: Path, example: bytes, origin: Origin
+    mlflow: MlflowClient,
+    run_id: str,
+    student: Path,
+    example: bytes,
+    origin: Origin,
+    packages: Sequence[str],
 ) -> tuple[LoggedModel, str]:
     """Log the bundle and the code as a model of a run; return it with the hash of its files.
 
@@ -233,7 +245,7 @@ def _log_model(
             signature=signature(),
             input_example={INPUT: [base64.b64encode(example).decode()]},
             # Pinned without the build that a wheel's version may name.
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _NEEDED],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],
         )
     run = mlflow.get_run(run_id)
     logged = mlflow.create_logged_model(

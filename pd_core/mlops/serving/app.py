@@ -236,6 +236,7 @@ def _describe(model: ActiveModel, limits: Limits) -> schemas.Model:
         dataset=version.dataset,
         image_size=facts.image_size,
         clip=facts.info.get("model"),
+        precision=facts.info.get("export", {}).get("precision", "fp32"),
         facts={key: version.tags[key] for key in _FACTS if key in version.tags},
         max_upload_bytes=limits.image_bytes,
         classes=list(facts.names),

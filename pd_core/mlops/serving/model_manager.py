@@ -29,9 +29,11 @@ from pd_core.mlops.drift import Monitor, Reference
 from pd_core.mlops.registry import (
     BUNDLE,
     CHAMPION,
+    RegisteredPrecision,
     Version,
     fetch,
     find,
+    in_precision,
     load_model,
     versions,
 )
@@ -140,16 +142,26 @@ class ModelManager:
         self.replacements += 1
 
 
-def open_model(store: str, reference: str, resources: Resources) -> ModelManager:
+def open_model(
+    store: str,
+    reference: str,
+    resources: Resources,
+    precision: RegisteredPrecision | None = None,
+) -> ModelManager:
     """Load the version that a reference names, and follow the reference from then on.
 
-    The reference is a data set, for its champion, or as `greek@challenger`, `greek/3`.
+    The reference is a data set, for its champion, or as `greek@challenger`, `greek/3`. With a
+    precision the int8 version of that version, or the original of an int8 version, takes its place.
 
     Raises:
         UnknownName: there is no such model, alias or version.
         PdError: it cannot be fetched or loaded.
     """
-    find_version = partial(find, store, reference, default=CHAMPION)
+
+    def find_version() -> Version:
+        version = find(store, reference, default=CHAMPION)
+        return version if precision is None else in_precision(store, version, precision)
+
     load_version = partial(load, store, resources=resources)
     return ModelManager(load_version(find_version()), find=find_version, load=load_version)
 

@@ -78,6 +78,7 @@ class Model(BaseModel):
     dataset: str
     image_size: int
     clip: str | None = Field(description="Model of open_clip.")
+    precision: str = Field(description="Precision of the weights: fp32 or int8.")
     facts: dict[str, str] = Field(description="Tags of the version.")
     max_upload_bytes: int
     classes: list[str]

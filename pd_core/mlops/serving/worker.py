@@ -155,17 +155,24 @@ def _load(load: Callable[[], PortableStudent], resources: Resources) -> StudentI
 
 def _warm_up(student: PortableStudent, resources: Resources) -> None:
     """Run the student once, and choose the number of threads."""
-    import torch
-
     image = np.zeros((1, student.image_size, student.image_size, 3), np.uint8)
-    torch.set_num_threads(resources.threads or 1)
+    _use_threads(student, resources.threads or 1)
     seconds = []
     for _ in range(_TRIES):
         start = time.perf_counter()
         student.answers(image)
         seconds.append(time.perf_counter() - start)
     if not resources.threads and min(seconds) > _WORTH_SECONDS:
-        torch.set_num_threads(resources.cores)
+        _use_threads(student, resources.cores)
+
+
+def _use_threads(student: PortableStudent, count: int) -> None:
+    """Set the number of threads of the model; versions of earlier releases have no runtime."""
+    import torch
+
+    torch.set_num_threads(count)
+    if hasattr(student, "runtime"):
+        student.runtime.use_threads(count)
 
 
 def decode(images: Sequence[bytes]) -> tuple[tuple[str, ...], list[NDArray[np.uint8]]]:

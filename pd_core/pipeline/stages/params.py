@@ -70,6 +70,7 @@ class PromotionParams(Config):
 
     metric: Metric
     margin: Annotated[float, Field(ge=0, lt=1)]
+    quantized_margin: Annotated[float, Field(ge=0, lt=1)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     latency_ms: Positive
     megabytes: Positive
