@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Self
 
 from pd_core.core.config import Config
-from pd_core.rehearsal.estimate import Cost, Needs, Rate
+from pd_core.rehearsal.estimate import NOTHING, Cost, Needs, Rate
 
 
 class Mark(Config):
@@ -79,32 +79,30 @@ class Rates:
 
 
 def training_rates(timeline: Timeline, epochs: int) -> Rates:
-    """Return the rates of a training whose views come again after half of its epochs.
+    """Return the rates of a training whose views come again in the second half of its epochs.
 
-    The first half of the steps is live and the second half recalled. A step after the end of an
-    epoch contains that end; it counts as a step only if epochs have no other.
+    Between the halves an epoch ends: this is told apart from the step after it, unless all steps
+    end an epoch.
 
     Args:
         timeline: of the stage; a second part is the classification of images.
-        epochs: of the training, an even number.
+        epochs: of the training: two, or four of one step each.
     """
     steps, *further = timeline.parts()
-    each = len(steps) // epochs
     durations = [second.cost - first.cost for first, second in pairwise(steps)]
-    ends = {number * each - 1 for number in range(1, epochs)} if each > 1 else set()
-    half = len(steps) // 2 - 1
-    live = Rate.of([d for n, d in enumerate(durations[:half]) if n not in ends])
-    recalled = [d for n, d in enumerate(durations) if n > half - (each == 1) and n not in ends]
-    after = Rate.of(recalled)
-    boundary = [durations[n] - after.each for n in ends]
+    middle = len(steps) // 2 - 1
+    is_apart = len(steps) > epochs
+    live = Rate.of(durations[:middle])
+    recalled = Rate.of(durations[middle + is_apart :])
+    epoch = durations[middle] - recalled.each if is_apart else NOTHING
     image, last = Rate(), steps[-1]
     if further:
         image, last = _image_rate((last.restarted(), *further[0])), further[0][-1]
     return Rates(
         start=Rate(steps[0].cost - live.each),
         live=live,
-        recalled=after,
-        epoch=Rate(Rate.of(boundary).each, 0.0),
+        recalled=recalled,
+        epoch=Rate(epoch),
         image=image,
         end=Rate(timeline.end.cost - last.cost),
         needs=Needs(timeline.memory, timeline.gpu),

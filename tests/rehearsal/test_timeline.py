@@ -37,7 +37,7 @@ def test_steps_of_the_second_epoch_are_recalled_and_the_epochs_end_is_apart() ->
 
 
 def test_a_step_with_its_epoch_is_measured_where_an_epoch_has_one() -> None:
-    marks = training([12.0, 2.0, 1.0, 1.0])
+    marks = training([12.0, 2.0, 1.5, 0.5])
 
     rates = training_rates(timeline(marks, marks[-1].wall + 4.0), epochs=4)
 
