@@ -72,3 +72,9 @@ def test_the_baseline_is_tuned_and_classifies_the_test_images() -> None:
 def test_a_stage_that_cannot_be_measured_is_refused() -> None:
     with pytest.raises(KeyError):
         load_of("report", params(), SIZES)
+
+
+def test_there_are_no_more_shots_than_images_of_a_class() -> None:
+    prepare = params(prepare={"shots": 100}).prepare
+
+    assert published_sizes(dataset_spec("dtd"), prepare, "test").few_shot == 24 * 60
