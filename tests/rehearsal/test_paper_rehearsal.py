@@ -50,9 +50,10 @@ def test_all_data_sets_of_the_paper_have_a_size_of_images() -> None:
 def test_protocols_repeat_over_seeds_and_tune_the_sources_teacher_once_each() -> None:
     rules, paper = load_protocols(ROOT / "paper" / "protocols")
 
-    items = {item.name: item for item in protocol_items(rules, paper)}
+    listed = protocol_items(rules, paper)
 
-    assert len(items) == 11 + 10 + 4 + 1
+    assert len(listed) == 11 + 10 + 4 + 1
+    items = {item.name: item for item in listed}
     assert {item.repeats for item in items.values()} == {3}
     assert items["source/imagenet"].stages == ("prepare", "teacher")
     assert "teacher" not in items["cross_dataset/dtd"].stages
