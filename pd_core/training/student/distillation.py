@@ -30,6 +30,7 @@ from pd_core.training.loop import losses
 from pd_core.training.loop.checkpoints import History
 from pd_core.training.loop.distributed import gathered
 from pd_core.training.loop.fit import Batches, Run, fit
+from pd_core.training.loop.repeated import RepeatedBatches
 from pd_core.training.loop.views import Source, remembered
 from pd_core.training.student.config import LEAST_BATCH, StudentConfig
 from pd_core.training.student.targets import TargetSource
@@ -258,7 +259,7 @@ def distill(
     vectors, precision = for_student(student, targets.vectors), run.compute.precision
     target_of: Source = targets.logits if config.form is Form.LOGITS_KL else targets.features
     if config.view_epochs is not None:
-        target_of = remembered(target_of)
+        target_of, batches = remembered(target_of), RepeatedBatches(batches)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         result = distillation_step(

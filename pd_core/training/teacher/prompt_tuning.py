@@ -23,6 +23,7 @@ from pd_core.training.loop.checkpoints import History
 from pd_core.training.loop.distributed import count, from_first, gathered, part
 from pd_core.training.loop.feature_cache import FeatureCache, identity
 from pd_core.training.loop.fit import Batches, Run, fit
+from pd_core.training.loop.repeated import RepeatedBatches
 from pd_core.training.loop.schedule import gaussian_weights
 from pd_core.training.loop.views import Source, TrainingViews, cached_views, remembered
 from pd_core.training.teacher.config import TeacherConfig
@@ -241,8 +242,9 @@ def tune(
     labels, precision = labels.to(towers.device), run.compute.precision
     tokens = teacher.text_plan(part(names), memory=int(config.text_memory_gb * 2**30))
     frozen_image = frozen.image if frozen is not None else None
-    if frozen_image is not None and config.view_epochs is not None:
-        frozen_image = remembered(frozen_image)
+    if config.view_epochs is not None:
+        batches = RepeatedBatches(batches)
+        frozen_image = None if frozen_image is None else remembered(frozen_image)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         shown = labels[gathered(batch.indices)]
