@@ -9,6 +9,7 @@ import trainings
 
 from pd_core.data.loading.images import Batch
 from pd_core.models import class_vectors
+from pd_core.models.teacher import Teacher
 from pd_core.training.loop.repeated import RepeatedBatches
 
 
@@ -74,7 +75,7 @@ def test_corrupt_images_are_counted_for_each_epoch() -> None:
 
 def test_a_training_on_views_that_come_again_reads_each_of_them_once() -> None:
     values: dict[str, Any] = {"epochs": 5, "lr": 0.01, "view_epochs": 2}
-    small, teacher = tiny.towers("small", seed=1), trainings.Teacher(tiny.towers("large"))
+    small, teacher = tiny.towers("small", seed=1), Teacher(tiny.towers("large"))
     vectors = class_vectors.build(teacher, tiny.NAMES)
     source = Counted()
     student, history = trainings.distill(small, teacher, vectors, source, **values)

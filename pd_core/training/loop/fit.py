@@ -29,7 +29,9 @@ from pd_core.training.loop.checkpoints import Checkpoints, History, TrainingStat
 from pd_core.training.loop.config import OptimConfig
 from pd_core.training.loop.distributed import average_gradients, from_first, gathered, is_first
 from pd_core.training.loop.feature_cache import FeatureCache
+from pd_core.training.loop.optimizer import make_sgd
 from pd_core.training.loop.schedule import BestState, WeightedSum, learning_rate
+from pd_core.training.loop.transfer import transferred
 
 EVERY = 50
 """Steps between two checks of the losses: reading a loss waits for the device."""
@@ -124,7 +126,7 @@ def make_optimizer(
     parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
 ) -> SGD:
     """Make the optimiser of both stages: plain SGD, decay on everything trained."""
-    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return make_sgd(list(parameters), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def set_rate(optimizer: SGD, rate: float) -> None:
@@ -283,12 +285,13 @@ class _Loop:
         """Train for the rest of the state's epoch."""
         state, steps = self.state, self.batches.steps
         source = self.config.source_epoch(state.epoch)
-        for batch in self.batches.epoch(source, start=state.done):
+        batches = self.batches.epoch(source, start=state.done)
+        for indices, batch in transferred(batches, self.run.device):
             state.done += 1
-            shown = gathered(batch.indices)
+            shown = gathered(indices)
             if len(shown) < self.least_batch:
                 continue
-            self._train_on(batch.to(self.run.device), shown)
+            self._train_on(batch, shown)
             done = (state.epoch - 1) * steps + state.done
             self.run.hooks.on_progress(done, self.config.epochs * steps)
             # Between two steps of the optimiser only, since gradients are not stored.

@@ -23,6 +23,7 @@ from pd_core.training.loop.config import ViewConfig
 from pd_core.training.loop.distributed import count, from_first, gathered, is_first, part, union
 from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Batches, Run
+from pd_core.training.loop.transfer import transferred
 
 Source = Callable[[Batch], Tensor]
 
@@ -177,10 +178,10 @@ class CachedViews:
         for number, epoch in enumerate(epochs):
             # NaN where no batch shows an image: such a row must not be read.
             table = torch.full((self.count, self.width), torch.nan, dtype=self._dtype)
-            for batch in batches.epoch(epoch):
-                shown = gathered(batch.indices)
+            for indices, batch in transferred(batches.epoch(epoch), self.device):
+                shown = gathered(indices)
                 if len(shown):
-                    values = gathered(source(batch.to(self.device)))
+                    values = gathered(source(batch))
                     table[shown] = values.cpu().to(self._dtype)
                 run.hooks.on_progress(number * batches.steps + batch.number + 1, total)
                 if run.checkpoints is not None and run.checkpoints.stop_requested():
