@@ -33,6 +33,7 @@ PARTS = (
     "startup",
     "verify",
     "predict",
+    "scale",
 )
 
 PASSIVE = ("predict",)

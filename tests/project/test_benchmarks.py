@@ -94,7 +94,7 @@ def test_frozen_text_features_are_those_of_the_plain_path() -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param(part, marks=[pytest.mark.slow] * (part in ("embedded", "scaling")))
+        pytest.param(part, marks=[pytest.mark.slow] * (part in ("embedded", "scaling", "scale")))
         for part in PARTS
     ],
 )

@@ -77,7 +77,8 @@ def compare(first: Predictions, second: Predictions, labels: Sequence[str]) -> C
 
 def _top1(predictions: Predictions, among: Sequence[str]) -> Labels:
     """Return the position of each image's likeliest name among some: (N,)."""
-    columns = [predictions.names.index(name) for name in among]
+    columns_of = {name: column for column, name in reversed([*enumerate(predictions.names)])}
+    columns = [columns_of[name] for name in among]
     positions: Labels = predictions.scores[:, columns].argmax(axis=1)
     return positions
 
