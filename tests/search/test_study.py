@@ -77,6 +77,10 @@ def test_the_same_seed_gives_the_same_trials_also_in_two_runs(done: Study, tmp_p
     assert candidates(again) == candidates(done)
 
 
+def test_no_two_trials_are_the_same(done: Study) -> None:
+    assert len({json.dumps(trial.values) for trial in done.trials()}) == 11
+
+
 def test_another_seed_gives_other_trials(done: Study, tmp_path: Path) -> None:
     other = Study(tmp_path / "trials.db", "student-1", seed=2)
     run(other, 4)
