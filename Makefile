@@ -95,7 +95,7 @@ bench: install ## Measure the cost of each step, write reports/bench (35 minutes
 load: install ## Measure the service under load, write reports/serving (9 minutes on two idle cores).
 	@python3 -m benchmarks.load
 
-# SHARE=0.01 writes a hundredth of the images, STEPS=40 measures so many steps of an epoch.
+# SHARE=0.02 writes a fiftieth of the images, STEPS=40 measures so many steps of an epoch.
 rehearsal: install ## Rehearse the paper's profile without its data, print what it will take (half an hour on two cores).
 	@python3 -m benchmarks.rehearsal $(if $(SHARE),--share $(SHARE)) $(if $(STEPS),--steps $(STEPS))
 

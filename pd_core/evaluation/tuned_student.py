@@ -7,7 +7,7 @@ on ViT-B/16, harmonic mean 79.97 against 83.73).
 from pathlib import Path
 
 from pd_core.core.artifacts import write_json
-from pd_core.core.hooks import NO_HOOKS
+from pd_core.core.hooks import Hooks
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.evaluation.evaluate import Scores, predict
 from pd_core.evaluation.metrics import EvaluateConfig
@@ -36,7 +36,7 @@ def run(
         results: file that the accuracy is written to.
         config: of the tuning, with the student's CLIP.
         evaluation: split and batch size.
-        run: the surroundings.
+        run: the surroundings; progress is in steps, then in test images.
 
     Returns:
         `tuned_student` -> {base, novel, hm, all}, percent.
@@ -51,7 +51,8 @@ def run(
     def measure() -> Scores:
         content = read_prepared(prepared, data_root=run.compute.data_root)
         classifiers = {MODEL: tuned(teacher, content.classes)}
-        predicted = predict(classifiers, content, evaluation, run.compute, NO_HOOKS)
+        hooks = Hooks(on_progress=run.hooks.on_progress)
+        predicted = predict(classifiers, content, evaluation, run.compute, hooks)
         metrics = predicted.metrics()
         write_json(results, {**metrics, **predicted.note()})
         return metrics

@@ -80,6 +80,14 @@ def test_the_baseline_is_a_tuned_student_its_history_and_its_accuracy(
     assert metrics[BASELINE].keys() == {"base", "novel", "hm", "all"}
 
 
+def test_progress_is_in_steps_and_then_in_test_images(data: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    run(data, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
+
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4), (7, 20), (14, 20), (20, 20)]
+
+
 def test_its_accuracy_is_that_of_the_stored_prompts_on_the_students_clip(
     data: Path, tmp_path: Path
 ) -> None:
