@@ -34,7 +34,11 @@ PARTS = (
     "verify",
     "predict",
     "scale",
+    "gpu",
 )
+
+WITH_GPU = ("gpu",)
+"""Parts that are passed over where there is no GPU."""
 
 PASSIVE = ("predict",)
 """Parts whose waiting threads leave the cores to others, as in the commands of `promptkd`."""
@@ -53,10 +57,27 @@ def main(arguments: Sequence[str] | None = None, *, run: Run | None = None) -> i
     if wrong:
         sys.stderr.write(f"no part '{wrong[0]}'; there are: {', '.join(PARTS)}\n")
         return 2
-    failed = [part for part in chosen if not _stored(part, given, run or in_a_process_of_its_own)]
+    possible = chosen if given.tiny or run else _possible(chosen)
+    failed = [part for part in possible if not _stored(part, given, run or in_a_process_of_its_own)]
     if failed:
         sys.stderr.write(f"failed: {', '.join(failed)}\n")
     return 1 if failed else 0
+
+
+def _possible(parts: list[str]) -> list[str]:
+    """Return the parts that this machine can measure; name the others."""
+    lacking = [part for part in parts if part in WITH_GPU]
+    if not lacking or _has_gpu():
+        return parts
+    for part in lacking:
+        sys.stderr.write(f"{part}: passed over, it needs a GPU\n")
+    return [part for part in parts if part not in lacking]
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def measure(part: str, given: argparse.Namespace) -> Outcome:

@@ -151,6 +151,16 @@ def test_an_unknown_part_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_part_for_a_gpu_is_passed_over_without_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(tmp_path), "--only", "gpu"]) == 0
+
+    assert capfd.readouterr().err == "gpu: passed over, it needs a GPU\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_part_that_fails_costs_no_other_its_rows(tmp_path: Path) -> None:
     def run(part: str, given: argparse.Namespace) -> Outcome:
         if part == "promptsrc":
