@@ -10,18 +10,9 @@ import torch
 import trainings
 from torch import Tensor, nn
 
-from benchmarks import promptsrc, reference
+from benchmarks import promptsrc, reference, sizes
 from benchmarks.outcome import Outcome, Row
-from benchmarks.sizes import (
-    LARGE,
-    SMALL,
-    TINY_LARGE,
-    TINY_SMALL,
-    build,
-    class_names,
-    images,
-    optimizer,
-)
+from benchmarks.sizes import build, class_names, images, optimizer
 from benchmarks.timing import Note, Turns, Work, check_agreement, take_turns
 from pd_core.core.options import Precision
 from pd_core.models import class_vectors
@@ -48,8 +39,8 @@ class Size:
     """
 
     device: str = "cuda"
-    teacher: str = LARGE
-    student: str = SMALL
+    teacher: str = sizes.LARGE
+    student: str = sizes.SMALL
     batch: int = 8
     few: int = 4
     classes: int = 100
@@ -59,7 +50,7 @@ class Size:
 
 
 REAL = Size()
-TINY = Size("cpu", TINY_LARGE, TINY_SMALL, 4, 2, 5, (3, 4), steps=2, rounds=1)
+TINY = Size("cpu", sizes.TINY_LARGE, sizes.TINY_SMALL, 4, 2, 5, (3, 4), steps=2, rounds=1)
 
 
 def measure(size: Size, note: Note) -> Outcome:
