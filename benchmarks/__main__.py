@@ -35,6 +35,7 @@ PARTS = (
     "predict",
     "scale",
     "gpu",
+    "export",
 )
 
 WITH_GPU = ("gpu",)

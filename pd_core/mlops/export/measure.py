@@ -88,10 +88,15 @@ def accuracy(
 
 def cost(exported: PortableStudent, original: PortableStudent) -> Cost:
     """Measure size and latency, with the threads that torch has."""
+    return Cost(megabytes(exported, original), _latencies(exported, original))
+
+
+def megabytes(exported: PortableStudent, original: PortableStudent) -> tuple[float, float]:
+    """Return the size of the exported model's files, and of the original's weights."""
     assert isinstance(exported.runtime, ExportedRuntime)
     files = sum(file.stat().st_size for file in exported.runtime.files)
     weights = sum(value.nbytes for value in original.network.state_dict().values())
-    return Cost((files / 1e6, weights / 1e6), _latencies(exported, original))
+    return files / 1e6, weights / 1e6
 
 
 def _test_batches(
