@@ -60,8 +60,7 @@ def exported(
 
 def file_of(student: PortableStudent) -> Path:
     assert isinstance(student.runtime, ExportedRuntime)
-    (file,) = student.runtime.files
-    return file
+    return student.runtime.files[0]
 
 
 @pytest.mark.parametrize(("form", "precision"), ALL)
@@ -142,6 +141,22 @@ def test_a_torchscript_file_has_no_path_of_this_machine(
     assert str(Path(__file__).parents[2]).encode() not in content
 
 
+def test_openvino_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    student: PortableStudent, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BadParams, match=r"needs .* openvino; install it: pip install 'promptkd\["):
+        exported(student, tmp_path, "openvino", "fp32", source)
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_openvino_sends_nothing_and_writes_nothing(tmp_path: Path) -> None:
+    code = "from pd_core.models.portable.runtimes import import_openvino; import_openvino()"
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.rglob("*openvino*"))
+
+
 def other_tower() -> PortableStudent:
     """Make a student whose image tower is the mean of each channel, and a linear layer."""
     tower = ExportedTower({
@@ -174,6 +189,7 @@ def test_its_folder_classifies_without_the_project(
     form: ExportFormat, student: PortableStudent, source: Path, tmp_path: Path
 ) -> None:
     made = exported(student, tmp_path, form, "int8", source)
+    assert isinstance(made.runtime, ExportedRuntime)
     folder = tmp_path / "folder"
     bundle.write_student(folder, made, {"dataset": "tiny"})
     bundle.complete(folder, made, card="# Card\n", reference=None)
@@ -188,7 +204,7 @@ def test_its_folder_classifies_without_the_project(
     wanted = load_bundle(folder).answers(pixels(3)).features
     assert np.abs(np.load(tmp_path / "features.npy") - wanted).max() < 1e-5
     assert {file.name for file in folder.iterdir()} == {
-        "README.md", "SHA256SUMS", "model.json", "promptkd_student", file_of(made).name,
+        "README.md", "SHA256SUMS", "model.json", "promptkd_student", *type(made.runtime).FILES,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pd_core.core.errors import BadArtifact, BadParams
-from pd_core.mlops.export import onnx, torchscript
+from pd_core.mlops.export import onnx, openvino, torchscript
 from pd_core.mlops.export.options import ExportFormat, ExportPrecision
 from pd_core.models.portable import runtimes
 from pd_core.models.portable.network import StudentNetwork
@@ -48,18 +48,21 @@ def convert(
         The exported student; the entry `export` of its description has format and precision.
 
     Raises:
-        BadParams: int8 without calibration images, or for a tower that the format cannot quantise.
+        BadParams: int8 without calibration images, or for a tower that the format cannot quantise;
+            a format whose package is not installed.
         BadArtifact: the outputs are not finite, or in fp32 not the student's.
     """
     if precision is ExportPrecision.INT8 and not len(calibration):
         raise BadParams("int8 is calibrated with training images, and there are none; use fp16")
     network = copy.deepcopy(student.network).cpu()
-    (name,) = runtimes.RUNTIMES[form].FILES
+    path = folder / runtimes.RUNTIMES[form].FILES[0]
     match form:
         case ExportFormat.ONNX:
-            onnx.write(folder / name, network, precision, calibration, source)
+            onnx.write(path, network, precision, calibration, source)
         case ExportFormat.TORCHSCRIPT:
-            torchscript.write(folder / name, network, precision, calibration)
+            torchscript.write(path, network, precision, calibration)
+        case ExportFormat.OPENVINO:
+            openvino.write(path, network, precision, calibration, source)
     export = {"format": str(form), "precision": str(precision)}
     runtime = runtimes.load(folder, export)
     _check(runtime, network, form, precision)

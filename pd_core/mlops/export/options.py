@@ -8,6 +8,7 @@ class ExportFormat(StrEnum):
 
     ONNX = "onnx"
     TORCHSCRIPT = "torchscript"
+    OPENVINO = "openvino"  # extra `openvino`
 
 
 class ExportPrecision(StrEnum):

@@ -5,6 +5,8 @@ Shapes: B images, S their side in pixels, C classes, D features.
 
 from __future__ import annotations
 
+import importlib
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,9 +117,41 @@ class TorchScriptRuntime(ExportedRuntime):
         return probabilities.numpy(), features.numpy()
 
 
+class OpenVinoRuntime(ExportedRuntime):
+    """An OpenVINO model, computed by OpenVINO on the CPU."""
+
+    FILES = ("student.xml", "student.bin")
+
+    def __init__(self, folder: Path) -> None:
+        """Load the files of a folder; ImportError without the package openvino."""
+        super().__init__(folder)
+        self.use_threads(torch.get_num_threads())
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """See `Runtime.run`."""
+        outputs = self._model(pixels)
+        return outputs[OUTPUTS[0]], outputs[OUTPUTS[1]]
+
+    def use_threads(self, count: int) -> None:
+        """Compile the model for so many threads."""
+        options = {
+            "INFERENCE_NUM_THREADS": count,
+            "INFERENCE_PRECISION_HINT": "f32",  # not bf16, the default of some processors
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._model = import_openvino().Core().compile_model(str(self.files[0]), "CPU", options)
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which would report each import; or ImportError."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
+
+
 RUNTIMES: Mapping[str, type[ExportedRuntime]] = {
     "onnx": OnnxRuntime,
     "torchscript": TorchScriptRuntime,
+    "openvino": OpenVinoRuntime,
 }
 """Runtimes of exported students, by format."""
 
