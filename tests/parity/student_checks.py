@@ -121,12 +121,12 @@ def evaluation(trace: Trace) -> Differences:
             recorded = trace.tensors[f"eval/{key}/logits"]
             differences.add("evaluation logits", key, logits[:, first:end], recorded, EVALUATION)
             first_novel = classes if (first, end) == (0, classes) else half
-            chosen, _ = evaluate.predictions(logits.numpy(), labels.numpy(), first_novel)
+            best = evaluate.predictions(logits.numpy(), labels.numpy(), first_novel)
             recorded = trace.tensors[f"eval/{key}/pred"]
             differences.add(
-                "predictions", key, torch.from_numpy(chosen) - first, recorded, allowed=0
+                "predictions", key, torch.from_numpy(best[:, 0]) - first, recorded, allowed=0
             )
-            right = evaluate.accuracy(logits.numpy(), labels.numpy(), first_novel)
+            right = evaluate.accuracy(best, labels.numpy(), first_novel)
             percent = right.novel if part == "novel" else right.base
             recorded_percent = trace.info["eval"][key]["accuracy"]
             differences.add("accuracy", key, percent, recorded_percent, ARITHMETIC)
