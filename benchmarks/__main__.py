@@ -124,7 +124,8 @@ def _stored(part: str, given: argparse.Namespace, run: Run) -> bool:
     if results.series:
         from benchmarks.picture import draw
 
-        (given.out / PICTURE).write_bytes(draw(results.series))
+        series = [each for name in PARTS if name in stored for each in stored[name].series]
+        (given.out / PICTURE).write_bytes(draw(series))
     sys.stderr.write(f"{part}: stored in {given.out.name}/{outcome.TABLE}\n")
     return True
 
