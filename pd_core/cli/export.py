@@ -170,6 +170,6 @@ def table(accuracy: Accuracy | None, cost: Cost, threads: int) -> Table:
     rows.add_row("size", *(f"{value:.2f} MB" for value in size), f"{size[0] / size[1]:.2f}")
     rows.add_row(
         "latency", *(f"{value:.2f} ms" for value in latency),
-        f"{latency[0] / latency[1]:.2f} ({threads} threads)",
+        f"{latency[0] / latency[1]:.2f} ({threads} thread{'s' if threads > 1 else ''})",
     )  # fmt: skip
     return rows

@@ -93,7 +93,7 @@ def _check(parent: Version, accuracy: Accuracy | None, exam: Exam) -> None:
     )
     if result.bound < -exam.quantized_margin:
         raise BadData(
-            f"in int8 version {parent.number} of '{parent.name}' may lose "
+            f"version {parent.number} of '{parent.name}' in int8 may lose "
             f"{-100 * result.bound:.2f} points ({100 * result.first:.2f}%, the original "
             f"{100 * result.second:.2f}%), {100 * exam.quantized_margin:g} are allowed by "
             f"promotion.quantized_margin; serve the original"
