@@ -245,7 +245,8 @@ def test_images_below_the_data_root_need_no_links(project: Path) -> None:
 
 def test_deployments_of_a_project_are_those_of_its_own_folder(project: Path) -> None:
     deployments = YAML(typ="safe").load(project / "prefect.yaml")["deployments"]
-    assert [each["name"] for each in deployments] == ["gpu", "all", "gate", "nightly", "hourly"]
+    names = ["gpu", "all", "trials", "agents", "gate", "nightly", "hourly"]
+    assert [each["name"] for each in deployments] == names
     assert {each["parameters"].get("profile_dir") for each in deployments} == {".", None}
 
 
