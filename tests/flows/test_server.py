@@ -89,19 +89,15 @@ def test_what_was_set_on_the_server_outlives_a_restart_and_new_data_sets(
         with pytest.raises(requests.HTTPError, match="422|409"):
             server.run("distill-dataset/gpu", "early", dataset="third")
         add(code, "third")
-        wait_until(
-            lambda: "third" in offered(server)["quickstart"], "the data set is offered", seconds=20
-        )
-        wait_until(lambda: "third" in offered(server)["gate"], "everywhere", seconds=20)
-        assert offered(server) == {
+        everything = ["embedded_greek", "dtd", "second", "third"]
+        expected = {
             "quickstart": [*own, "third"],
             "paper": ["dtd"],
-            **dict.fromkeys(
-                ("gpu", "trials", "agents", "gate"), ["embedded_greek", "dtd", "second", "third"]
-            ),
+            **dict.fromkeys(("gpu", "trials", "agents", "gate"), everything),
             "nightly": [],
             "hourly": [],
         }
+        wait_until(lambda: offered(server) == expected, "the data set is offered", seconds=40)
         for flow, parameters in (
             ("distill-dataset/gpu", {"dataset": "third"}),
             ("benchmark/quickstart", {"datasets": ["second", "third"]}),

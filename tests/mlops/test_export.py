@@ -12,6 +12,7 @@ import pytest
 import torch
 from exporting import SIDE, pixels
 from numpy.typing import NDArray
+from onnx import load as load_onnx
 from PIL import Image
 from torch import nn
 
@@ -22,6 +23,7 @@ from pd_core.mlops.export import measure, onnx
 from pd_core.mlops.export.convert import calibration_of, convert
 from pd_core.mlops.export.options import ExportFormat, ExportPrecision
 from pd_core.mlops.predictor import load_bundle
+from pd_core.models.portable import runtimes
 from pd_core.models.portable.network import ExportedNetwork, HeadSizes
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.portable.runtimes import ExportedRuntime
@@ -94,6 +96,18 @@ def test_int8_depends_on_the_calibration_images_and_on_nothing_else(
     )
     assert first == again
     assert first != other
+
+
+def test_in_int8_the_comparison_with_the_class_vectors_stays_in_fp32(
+    student: PortableStudent, source: Path, tmp_path: Path
+) -> None:
+    file = file_of(exported(student, tmp_path, "onnx", "int8", source))
+    nodes = load_onnx(file).graph.node
+
+    products = [node for node in nodes if node.op_type in ("Gemm", "MatMul")]
+    in_fp32 = [node for node in products if not node.input[0].endswith("DequantizeLinear_Output")]
+    assert len(products) > len(in_fp32) == 1, [list(node.input) for node in products]
+    assert runtimes.FEATURES in in_fp32[0].input
 
 
 @pytest.mark.parametrize("form", ExportFormat)

@@ -1,5 +1,6 @@
 """An int8 version of a registered student is a version of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,8 @@ def test_a_version_is_found_in_the_other_precision(store: str, exam: Exam) -> No
     assert in_precision(store, first, "int8") == second
     assert in_precision(store, second, "int8") == second
     assert in_precision(store, second, "fp32").number == 1
+    with pytest.raises(UnknownName, match="version 9 of 'promptkd-tiny' has no int8"):
+        in_precision(store, replace(first, number=9), "int8")  # the int8 one is that of version 1
 
 
 @pytest.mark.slow
