@@ -21,7 +21,7 @@ from pd_core.models.portable.runtimes import FEATURES, INPUT, OUTPUTS
 
 _BATCH = 32  # calibration images computed together
 _TOLERANCE = 1e-4  # between the outputs of ONNX and torch
-_WEIGHTED = ("Conv", "Gemm", "MatMul")  # operations with weights, of any image tower
+_QUANTISED = ("Conv", "Gemm", "MatMul")  # operations of any image tower
 
 
 def write(
@@ -134,9 +134,9 @@ def _in_fp16(file: Path) -> bytes:
 def _in_int8(file: Path, calibration: NDArray[np.uint8]) -> bytes:
     """Quantise a file statically, weights by channel and activations by tensor.
 
-    Matrix products and convolutions with weights are computed in int8; attention, normalisation and
-    the comparison with the class vectors in fp32. The range of an activation is that of the
-    calibration images.
+    Matrix products, those of attention among them, and convolutions are computed in int8;
+    normalisation, softmax and the comparison with the class vectors in fp32. The range of an
+    activation is that of the calibration images.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -151,12 +151,11 @@ def _in_int8(file: Path, calibration: NDArray[np.uint8]) -> bytes:
             quantised,
             _Calibration(calibration),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_WEIGHTED),
+            op_types_to_quantize=list(_QUANTISED),
             nodes_to_exclude=[node.name for node in nodes if FEATURES in node.input],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
         )
         return bytes(onnx.load(quantised).SerializeToString(deterministic=True))
 
