@@ -214,6 +214,7 @@ def add_groups() -> None:
         registry,
         reports,
     )
+    from pd_core.cli.benchmark import benchmark
     from pd_core.cli.doctor import doctor
     from pd_core.cli.export import export
     from pd_core.cli.predict import predict
@@ -242,7 +243,7 @@ def add_groups() -> None:
     app.command()(labelling.curve)
     app.command()(reports.page)
     app.command("offline-plots")(reports.offline_plots)
-    app.command()(experiments.benchmark)
+    app.command()(benchmark)
     app.command()(reports.compare)
     app.add_typer(experiments.protocol, name="protocols")
 

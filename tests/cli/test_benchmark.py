@@ -12,8 +12,8 @@ import yaml
 from rich.console import Console
 from waiting import alive, wait_until
 
-from pd_core.cli import experiments
-from pd_core.cli.experiments import SHARES, DataSet, State, progress_table, run_all, seconds_left
+from pd_core.cli import benchmark
+from pd_core.cli.benchmark import SHARES, DataSet, State, progress_table, run_all, seconds_left
 from pd_core.core.errors import FailedRun, Interrupted
 from pd_core.pipeline.processes import EXIT_STATUS, Ended
 from pd_core.pipeline.stages.params import load_params
@@ -110,7 +110,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_failure_shows_the_stages_last_lines_and_the_other_data_sets_go_on(project: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
-    view = experiments._Lines(console)
+    view = benchmark._Lines(console)
     bad, good = run_all(["bad", "good"], jobs=1, logs=project / "logs", on_change=view.show)
 
     assert (good.state, bad.state, bad.stage) == (State.DONE, State.FAILED, "evaluate")
@@ -137,19 +137,19 @@ def test_a_failure_is_an_error_and_the_same_command_goes_on(
     status: int, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(experiments, "LOGS", tmp_path)
-    monkeypatch.setattr(experiments, "run", lambda *_: Ended(status, ()))
+    monkeypatch.setattr(benchmark, "LOGS", tmp_path)
+    monkeypatch.setattr(benchmark, "run", lambda *_: Ended(status, ()))
     with pytest.raises(error, match="start the same command again"):
-        experiments.benchmark(jobs=3)
+        benchmark.benchmark(jobs=3)
 
 
 RUN = """
 from pathlib import Path
-from pd_core.cli import experiments
+from pd_core.cli import benchmark
 from pd_core.pipeline import processes
 
 processes.end_at_once()
-experiments.run_all(["long"], jobs=1, logs=Path("logs"), on_change=lambda *_: None)
+benchmark.run_all(["long"], jobs=1, logs=Path("logs"), on_change=lambda *_: None)
 """
 
 
