@@ -246,10 +246,18 @@ def _project(pooled: Tensor, projection: Any) -> Tensor:
 
 _compiled: Any = None
 
+_VARIANTS = 64
+"""Compilations of a block at most: for towers and their widths, masks, positions, gradients.
+
+Beyond torch's own limit of 8, blocks of further kinds would not be compiled.
+"""
+
 
 def compile_blocks(*, on: bool) -> None:
     """Turn torch.compile for blocks on or off in this process; it changes the last bits."""
     global _compiled  # noqa: PLW0603  like torch's own settings
+    if on:
+        torch._dynamo.config.recompile_limit = _VARIANTS
     _compiled = torch.compile(_advance, dynamic=True) if on else None
 
 

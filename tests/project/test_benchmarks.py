@@ -28,6 +28,7 @@ from pd_core.models.teacher import Teacher
 from pd_core.training.teacher import prompt_tuning
 
 NAMES = list(tiny.NAMES)
+SLOW = ("embedded", "scaling", "scale", "gpu")
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -93,10 +94,7 @@ def test_frozen_text_features_are_those_of_the_plain_path() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [
-        pytest.param(part, marks=[pytest.mark.slow] * (part in ("embedded", "scaling", "scale")))
-        for part in PARTS
-    ],
+    [pytest.param(part, marks=[pytest.mark.slow] * (part in SLOW)) for part in PARTS],
 )
 def test_every_part_can_be_measured(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_gradients, "_in_a_process_of_its_own", lambda *_: (1.0, 1.0))
