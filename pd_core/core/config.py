@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pd_core.core.options import OnCorrupt, Precision
+from pd_core.core.options import Augmentation, OnCorrupt, Precision
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -53,6 +53,7 @@ class ComputeConfig(Config):
     precision: Precision  # of the towers; trained parameters and losses stay fp32
     workers: CountOrZero  # processes that decode images; results do not depend on them
     on_corrupt: OnCorrupt  # a skipped image is counted
+    augmentation: Augmentation  # where training views are resized
     compile: bool  # torch.compile for the blocks of the towers
 
 

@@ -75,6 +75,13 @@ class Computed(StrEnum):
     CACHED = "cached"  # before the training, stored and reused by later runs
 
 
+class Augmentation(StrEnum):
+    """Where the views of training images are resized and mirrored."""
+
+    CPU = "cpu"  # by Pillow
+    DEVICE = "device"  # of the training; a pixel differs by at most 2 of 255
+
+
 class OnCorrupt(StrEnum):
     """Action for an image that cannot be decoded."""
 

@@ -154,9 +154,11 @@ def _key(job: Job) -> str:
             block.model_dump(mode="json")
             for block in (params.prepare, params.teacher, params.student, params.evaluate)
         ],
-        "run": [job.device, run.threads, run.processes, run.precision, run.on_corrupt],
+        "run": [
+            job.device, run.threads, run.processes, run.precision, run.on_corrupt, run.augmentation,
+        ],
         "versions": [provenance.version(name) for name in _PACKAGES],
-    }
+    }  # fmt: skip
     return provenance.params_hash(key)
 
 

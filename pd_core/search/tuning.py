@@ -148,8 +148,11 @@ def _key(params: Params, job: Job, stage: str) -> dict[str, object]:
         "folds": job.params.evaluate.folds,
         "data": [provenance.content_hash(path) for path in inputs(job, stage)],
         "code": code_hash.of_stage(stage),
-        "run": [device, run.threads, run.precision, run.on_corrupt, run.features_precision],
-    }
+        "run": [
+            device, run.threads, run.precision, run.on_corrupt, run.augmentation,
+            run.features_precision,
+        ],
+    }  # fmt: skip
 
 
 def run_trials(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pd_core.core.config import ClipConfig, Clips, Compute, Config, StagePaths
 from pd_core.core.hooks import NO_HOOKS, Hooks
-from pd_core.core.options import OnCorrupt, Precision, TeacherMethod, TeacherWeighting
+from pd_core.core.options import Augmentation, OnCorrupt, Precision, TeacherMethod, TeacherWeighting
 from pd_core.data.loading.images import Batch
 from pd_core.data.loading.prepared import Prepared
 from pd_core.evaluation import evaluate
@@ -39,7 +39,7 @@ from pd_core.training.teacher.config import TeacherConfig
 PAPER = load_params(Path(__file__).parents[2] / "paper" / "params.yaml")
 COMPUTE = Compute(
     data_root=Path(), seed=1, threads=1, device="cpu", precision=Precision.FP32, workers=0,
-    on_corrupt=OnCorrupt.FAIL, compile=False,
+    on_corrupt=OnCorrupt.FAIL, augmentation=Augmentation.CPU, compile=False,
 )  # fmt: skip
 _HOOKS = {field.name for field in dataclasses.fields(Hooks)}
 

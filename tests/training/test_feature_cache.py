@@ -16,6 +16,7 @@ from torch import Tensor
 from pd_core.core.artifacts import read_tensors
 from pd_core.core.errors import BadParams, Interrupted
 from pd_core.core.options import (
+    Augmentation,
     Computed,
     Form,
     OnCorrupt,
@@ -31,7 +32,7 @@ from pd_core.models.preprocessing import config_of_file
 from pd_core.models.teacher import Teacher
 from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Run
-from pd_core.training.loop.views import TrainingViews, training_views
+from pd_core.training.loop.views import CachedViews, TrainingViews, training_views
 from pd_core.training.student import stage as student_stage
 from pd_core.training.student import targets
 from pd_core.training.student.targets import LiveTeacher
@@ -291,6 +292,44 @@ def test_whichever_is_smaller_is_stored_and_gives_the_same_logits(
         torch.testing.assert_close(
             values.log_softmax(1), expected.log_softmax(1), rtol=0, atol=0.02
         )
+
+
+def test_batches_that_are_encoded_together_give_every_image_its_own_features(
+    tmp_path: Path,
+) -> None:
+    teacher = Teacher(tiny.towers()).eval()
+    vectors = class_vectors.build(teacher, [f"class {n}" for n in range(5)])
+    views = views_of(tiny.prepared(tmp_path / "prepare" / "flowers"))
+    run, sizes = Run(trainings.COMPUTE), []
+
+    def source(batch: Batch) -> Tensor:
+        sizes.append(len(batch.images))
+        return trainings.live(teacher, vectors).logits(batch)
+
+    tables = {}
+    for at_once in (1, 3):
+        store = FeatureCache(tmp_path / str(at_once), limit=GIB, half=True)
+        record = CachedViews(
+            store, store.place("logits", {}), count=20, width=5, device=run.device, at_once=at_once
+        )
+        record.complete(2, lambda: (views.batches, source), run, what="the logits")
+        tables[at_once] = store.read(record.place, "epoch-0002")
+
+    assert sizes == [4] * 10 + [12, 8] * 2
+    assert tables[1] is not None
+    torch.testing.assert_close(tables[3], tables[1], rtol=0, atol=0.02)
+
+
+def test_views_that_are_resized_on_the_device_can_be_cached_too(project: Project) -> None:
+    device = Augmentation.DEVICE
+
+    online, on_cpu = project.student("online", augmentation=device), project.student("cpu")
+    cached = project.cached("s", store=project.store(half=False), augmentation=device)
+
+    assert cached == online
+    assert online != on_cpu
+    project.cached("s", store=project.store(half=False))
+    assert project.loads_of_the_teacher() == 4, "the views of the CPU are others"
 
 
 def test_the_size_of_the_records_is_announced(project: Project) -> None:

@@ -21,19 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import hflip, resized_crop
 
 from pd_core.core.errors import BadData, MissingFile
 from pd_core.core.options import OnCorrupt
 from pd_core.data.loading.decode import ImageStore
 from pd_core.data.loading.paths import PathList
+from pd_core.data.loading.regions import Regions, RegionTransform, random_region
 from pd_core.data.loading.workers import Request, Workers
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.precision import to_device
-
-_RATIO = (3 / 4, 4 / 3)  # of width and height of a crop, as in torchvision and the paper's code
-_FLIPPED = 0.5  # of the views
 
 
 class Batch(NamedTuple):
@@ -49,9 +47,20 @@ class Batch(NamedTuple):
         """The views for the first model, (B, 3, S, S)."""
         return next(iter(self.views.values()))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the views."""
+        if isinstance(self.views, Regions):
+            return self.views.pixels.nbytes
+        return sum(images.nbytes for images in self.views.values())
+
     def to(self, device: torch.device) -> Batch:
         """Move indices and views to a device."""
-        views = {model: to_device(images, device) for model, images in self.views.items()}
+        views: Mapping[Preprocess, Tensor]
+        if isinstance(self.views, Regions):
+            views = self.views.to(device)
+        else:
+            views = {model: to_device(images, device) for model, images in self.views.items()}
         return self._replace(indices=to_device(self.indices, device), views=views)
 
 
@@ -69,6 +78,26 @@ class Transform:
         """Return the image for the first model as a normalised tensor (3, S, S)."""
         pixels = torch.from_numpy(np.stack([np.asarray(self.crop(image)[0])]))
         return self.models[0].normalise(pixels)[0]
+
+    def arrays(self, image: Image.Image) -> list[NDArray[np.generic]]:
+        """Return the pixels (S, S, 3) of an RGB image for each model."""
+        return [np.asarray(crop) for crop in self.crop(image)]
+
+    def pack(self, images: Sequence[Sequence[NDArray[np.generic]]]) -> list[NDArray[np.generic]]:
+        """Unite the arrays of B images: pixels (B, S, S, 3) for each model."""
+        return [
+            np.array([arrays[number] for arrays in images], np.uint8).reshape(
+                -1, *[model.size] * 2, 3
+            )
+            for number, model in enumerate(self.models)
+        ]
+
+    def views(self, packed: Sequence[NDArray[np.generic]]) -> dict[Preprocess, Tensor]:
+        """Return the views of a batch for each model, (B, 3, S, S) fp32."""
+        return {
+            model: model.normalise(torch.from_numpy(pixels))
+            for model, pixels in zip(self.models, packed, strict=True)
+        }
 
 
 def train_transform(*models: Preprocess, scale: tuple[float, float], flip: bool) -> Transform:
@@ -92,12 +121,12 @@ def eval_transform(*models: Preprocess) -> Transform:
 def _random_view(
     image: Image.Image, *, models: Sequence[Preprocess], scale: tuple[float, float], flip: bool
 ) -> list[Image.Image]:
-    box = RandomResizedCrop.get_params(image, list(scale), list(_RATIO))
+    *box, mirrored = random_region(image, scale=scale, flip=flip)
     crops = [
         resized_crop(image, *box, [model.size] * 2, InterpolationMode(model.interpolation))
         for model in models
     ]
-    return [hflip(crop) for crop in crops] if flip and torch.rand(1) < _FLIPPED else crops
+    return [hflip(crop) for crop in crops] if mirrored else crops
 
 
 def _evaluation_view(image: Image.Image, *, models: Sequence[Preprocess]) -> list[Image.Image]:
@@ -131,7 +160,7 @@ class ImageBatches:
         self,
         store: ImageStore,
         paths: Sequence[str],
-        transform: Transform,
+        transform: Transform | RegionTransform,
         *,
         batch_size: int,
         seed: int = 0,
@@ -162,7 +191,7 @@ class ImageBatches:
         self._store = store
         self._count = len(paths)
         self._paths = PathList.of(paths)
-        self._models = transform.models
+        self._transform = transform
         self.corrupt: set[int] = set()
         self._left_out = 0
         self._views = _Views(store, self._paths, transform, seed, on_corrupt)
@@ -171,7 +200,12 @@ class ImageBatches:
     @property
     def models(self) -> tuple[Preprocess, ...]:
         """Preprocessing of the models that see the views."""
-        return self._models
+        return self._transform.models
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch."""
+        return self._batch_size
 
     @property
     def count(self) -> int:
@@ -268,10 +302,7 @@ class ImageBatches:
                     del result  # as a cycle of error and frame it would hold the workers
             self._note(result.corrupt)
             positions = torch.tensor(result.positions, dtype=torch.int64)
-            views = {
-                model: model.normalise(torch.from_numpy(pixels))
-                for model, pixels in zip(self._models, result.pixels, strict=True)
-            }
+            views = self._transform.views(result.packed)
             yield Batch(positions, views, epoch, next(numbers))
 
     def _note(self, corrupt: Iterable[int]) -> None:
@@ -289,7 +320,7 @@ class _Decoded(NamedTuple):
     """A batch as sent between processes; a tensor would go through slower shared memory."""
 
     positions: list[int]
-    pixels: list[NDArray[np.uint8]]  # (B, S, S, 3) for each model
+    packed: list[NDArray[np.generic]]  # as the transform packs them
     corrupt: list[int]  # positions
 
 
@@ -300,7 +331,7 @@ class _Views(Dataset[_Decoded | BadData | MissingFile]):
         self,
         store: ImageStore,
         paths: PathList,
-        transform: Transform,
+        transform: Transform | RegionTransform,
         seed: int,
         on_corrupt: OnCorrupt,
     ) -> None:
@@ -311,7 +342,7 @@ class _Views(Dataset[_Decoded | BadData | MissingFile]):
         self._on_corrupt = on_corrupt
 
     def __getitems__(self, request: Request) -> _Decoded | BadData | MissingFile:
-        positions, crops, corrupt = [], [], []
+        positions, arrays, corrupt = [], [], []
         with _seeded_views() as reseed:
             for epoch, index in request:
                 try:
@@ -324,14 +355,9 @@ class _Views(Dataset[_Decoded | BadData | MissingFile]):
                     corrupt.append(index)
                     continue
                 reseed(_hash(self._seed, epoch, index))
-                crops.append([np.asarray(crop) for crop in self._transform.crop(image)])
+                arrays.append(self._transform.arrays(image))
                 positions.append(index)
-        sizes = [model.size for model in self._transform.models]
-        pixels = [
-            np.array([images[model] for images in crops], np.uint8).reshape(-1, size, size, 3)
-            for model, size in enumerate(sizes)
-        ]
-        return _Decoded(positions, pixels, corrupt)
+        return _Decoded(positions, self._transform.pack(arrays), corrupt)
 
 
 def _hash(*parts: int | str) -> int:

@@ -384,7 +384,7 @@ def checkpoints(job: Job, stage: str, hooks: Hooks) -> Checkpoints | None:
         "params": getattr(job.params, stage).model_dump(mode="json"),
         "run": [
             job.seed, job.device, run.threads, run.processes, run.precision, run.on_corrupt,
-            run.compile, run.features_precision,
+            run.augmentation, run.compile, run.features_precision,
         ],
         "versions": [provenance.version(name) for name in _VERSIONS],
     }  # fmt: skip

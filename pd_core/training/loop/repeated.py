@@ -46,14 +46,10 @@ class RepeatedBatches:
             return
         read: list[Batch] = []
         for batch in self.source.epoch(epoch, start=start):
-            self.memory -= _size(batch)
+            self.memory -= batch.nbytes
             if self.memory >= 0:
                 read.append(batch)
             yield batch
         self.left_out = self.source.left_out
         if start == 0 and self.memory >= 0:
             self._kept[epoch] = read, self.left_out
-
-
-def _size(batch: Batch) -> int:
-    return sum(images.nbytes for images in batch.views.values())

@@ -3,7 +3,8 @@
 Shapes: B images of a batch, N of the list, K features or logits of each.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,20 @@ from pd_core.core.artifacts import SUMS, file_hash
 from pd_core.core.atomic import readable
 from pd_core.core.config import Compute
 from pd_core.core.errors import BadParams, Interrupted, MissingFile
+from pd_core.core.options import Augmentation
 from pd_core.data.loading.decode import ImageStore
-from pd_core.data.loading.images import Batch, ImageBatches, Share, train_transform
+from pd_core.data.loading.images import Batch, ImageBatches, Share, Transform, train_transform
 from pd_core.data.loading.paths import PathList
+from pd_core.data.loading.regions import RegionTransform
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.training.loop.config import ViewConfig
 from pd_core.training.loop.distributed import count, from_first, gathered, is_first, part, union
 from pd_core.training.loop.feature_cache import FeatureCache
 from pd_core.training.loop.fit import Batches, Run
 from pd_core.training.loop.transfer import transferred
+
+RECORDED = 256
+"""Images that a frozen tower encodes at once on a GPU, if features are stored as fp16."""
 
 Source = Callable[[Batch], Tensor]
 
@@ -80,8 +86,7 @@ def training_views(
 
     def make(models: Sequence[Preprocess]) -> ImageBatches:
         return ImageBatches(
-            ImageStore(root), listed,
-            train_transform(*models, scale=config.crop_scale, flip=config.flip),
+            ImageStore(root), listed, _transform(models, config, compute.augmentation),
             batch_size=config.batch_size, seed=compute.seed, workers=compute.workers,
             on_corrupt=compute.on_corrupt, share=Share(part, union),
         )  # fmt: skip
@@ -91,8 +96,29 @@ def training_views(
         "preprocess": asdict(model),
         "batch_size": config.batch_size, "crop_scale": config.crop_scale, "flip": config.flip,
         "seed": compute.seed, "on_corrupt": compute.on_corrupt,
+        "augmentation": compute.augmentation,
     }  # fmt: skip
     return TrainingViews(make([model]), key, make)
+
+
+def _transform(
+    models: Sequence[Preprocess], config: ViewConfig, augmentation: Augmentation
+) -> Transform | RegionTransform:
+    if augmentation is Augmentation.DEVICE:
+        return RegionTransform(tuple(dict.fromkeys(models)), config.crop_scale, config.flip)
+    return train_transform(*models, scale=config.crop_scale, flip=config.flip)
+
+
+def united(batches: Iterable[tuple[Tensor, Batch]], count: int) -> Iterator[tuple[Tensor, Batch]]:
+    """Unite `count` batches of an epoch at a time; each comes with its positions on the CPU."""
+    batches = iter(batches)
+    while group := list(itertools.islice(batches, count)):
+        positions, parts = zip(*group, strict=True)
+        views = {
+            model: torch.cat([part.views[model] for part in parts]) for model in parts[0].views
+        }
+        indices = torch.cat([part.indices for part in parts])
+        yield torch.cat(positions), parts[-1]._replace(indices=indices, views=views)
 
 
 def remembered(compute: Source) -> Source:
@@ -120,6 +146,7 @@ class CachedViews:
         count: N.
         width: K.
         device: of the tensors that `at` returns.
+        at_once: batches that are encoded at once.
     """
 
     store: FeatureCache
@@ -127,6 +154,7 @@ class CachedViews:
     count: int
     width: int
     device: torch.device
+    at_once: int = 1
     _open: tuple[int, Tensor] | None = field(default=None, init=False)
 
     @property
@@ -178,7 +206,8 @@ class CachedViews:
         for number, epoch in enumerate(epochs):
             # NaN where no batch shows an image: such a row must not be read.
             table = torch.full((self.count, self.width), torch.nan, dtype=self._dtype)
-            for indices, batch in transferred(batches.epoch(epoch), self.device):
+            read = transferred(batches.epoch(epoch), self.device)
+            for indices, batch in united(read, self.at_once):
                 shown = gathered(indices)
                 if len(shown):
                     values = gathered(source(batch))
@@ -237,7 +266,12 @@ def cached_views(
     """
     store = run.required_features()
     place = store.place(kind, {"views": views.key, "half": store.half, **key})
-    record = CachedViews(store, place, count=views.batches.count, width=width, device=run.device)
+    # Batches of another size change the last bits, which fp16 rounds off; a CPU gains nothing.
+    large = store.half and run.device.type != "cpu"
+    record = CachedViews(
+        store, place, count=views.batches.count, width=width, device=run.device,
+        at_once=max(1, RECORDED // views.batches.batch_size) if large else 1,
+    )  # fmt: skip
     record.complete(epochs, source, run, what=what)
     return record
 
