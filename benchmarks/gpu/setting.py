@@ -1,14 +1,18 @@
 """Sizes, models and ways of computing that the measurements on a GPU share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import torch
+from miniatures import miniature
 from torch import Tensor
 
 from benchmarks import reference, sizes
+from benchmarks.rehearsal.trees import PIXELS
 from benchmarks.timing import Work
 from pd_core.core.options import Precision
+from pd_core.data.catalog.catalogue import DatasetSpec, dataset_spec
 from pd_core.models.clip import ClipTowers
 from pd_core.models.precision import autocast
 from pd_core.models.prompts import compile_blocks
@@ -26,6 +30,12 @@ class Size:
         classes: of a step of distillation.
         taught: numbers of classes of PromptSRC.
         steps: of a measurement.
+        wide: images of the step of PromptSRC whose memory is measured.
+        many: its classes.
+        data: row of the data set, all of whose images are for training.
+        pixels: width and height of its images.
+        workers: processes that decode them.
+        profiled: steps of an epoch between which the GPU's share is measured.
     """
 
     device: str = "cuda"
@@ -37,6 +47,12 @@ class Size:
     classes: int = 100
     taught: tuple[int, ...] = (37, 100, 1000)
     steps: int = 20
+    wide: int = 8
+    many: int = 1000
+    data: DatasetSpec = replace(dataset_spec("dtd"), val=0, test=0)
+    pixels: tuple[int, int] = PIXELS["dtd"]
+    workers: int = min(8, os.cpu_count() or 1)  # the paper's profile has 8
+    profiled: tuple[int, int] = (50, 100)
     rounds: int = 3
 
     @property
@@ -48,7 +64,8 @@ class Size:
 REAL = Size()
 TINY = Size(
     device="cpu", threads=1, teacher=sizes.TINY_LARGE, student=sizes.TINY_SMALL,
-    batch=4, few=2, classes=5, taught=(3, 4), steps=2, rounds=1,
+    batch=4, few=2, classes=5, taught=(3, 4), steps=2, wide=2, many=5,
+    data=replace(miniature("dtd"), val=0, test=0), pixels=(40, 32), workers=1, rounds=1,
 )  # fmt: skip
 
 
@@ -66,14 +83,9 @@ def tokens(teacher: Teacher, names: list[str]) -> Tensor:
     return reference.tokenize(teacher.towers, texts).to(teacher.towers.device)
 
 
-def half(device: torch.device, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Compute a loss in fp16, as the original does."""
-
-    def computed() -> Tensor:
-        with autocast(device, Precision.FP16):
-            return loss()
-
-    return computed
+def half(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in fp16, as the original does."""
+    return autocast(device, Precision.FP16)
 
 
 def plain(work: Work) -> Work:

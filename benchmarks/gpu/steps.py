@@ -67,7 +67,11 @@ def _student(size: Size, note: Note) -> Turns:
         )  # fmt: skip
 
     other = student()
-    loss = half(views.device, lambda: reference.distillation_loss(teacher, other, views, texts))
+
+    def loss() -> Tensor:
+        with half(views.device):
+            return reference.distillation_loss(teacher, other, views, texts)
+
     sides = _sides(ours, online=lambda: live.logits(batch), cached=lambda: known)
     return _compared(sides, _steps(size, other, loss), size, note)
 
@@ -98,7 +102,11 @@ def _teacher(size: Size, count: int, note: Note) -> Turns:
 
     other = teacher()
     texts = tokens(other, names)
-    loss = half(views.device, lambda: reference.promptsrc_loss(other, views, labels, texts, frozen))
+
+    def loss() -> Tensor:
+        with half(views.device):
+            return reference.promptsrc_loss(other, views, labels, texts, frozen)
+
     sides = _sides(ours, online=lambda: zero_shot(batch), cached=lambda: known)
     return _compared(sides, _steps(size, other, loss), size, note)
 
