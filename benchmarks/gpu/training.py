@@ -15,7 +15,7 @@ from benchmarks.gpu import plain_loop
 from benchmarks.gpu.busy import Waiting
 from benchmarks.gpu.setting import Size, tokens, towers
 from pd_core.core.hooks import NO_HOOKS, Hooks
-from pd_core.core.options import Computed, Precision
+from pd_core.core.options import Augmentation, Computed, Precision
 from pd_core.data.loading.prepared import write_prepared
 from pd_core.models import class_vectors
 from pd_core.models.clip import ClipTowers
@@ -42,6 +42,7 @@ class Training:
         paths: of the images.
         live: the teacher and its class vectors.
         small: the student's CLIP.
+        augmentation: where views are resized.
     """
 
     size: Size
@@ -50,6 +51,7 @@ class Training:
     paths: tuple[str, ...]
     live: LiveTeacher
     small: ClipTowers
+    augmentation: Augmentation = Augmentation.CPU
 
     @classmethod
     @contextmanager
@@ -112,9 +114,11 @@ class Training:
 
     def _run(self, hooks: Hooks) -> Run:
         compute = trainings.compute(
-            device=self.size.device, precision=Precision.FP16, workers=self.size.workers
-        )
-        return Run(compute, hooks, features=FeatureCache(self.prepared / "features", _LIMIT))
+            device=self.size.device, precision=Precision.FP16, workers=self.size.workers,
+            augmentation=self.augmentation,
+        )  # fmt: skip
+        features = FeatureCache(self.prepared / "features", _LIMIT, half=True)
+        return Run(compute, hooks, features=features)
 
     def _views(self, run: Run) -> TrainingViews:
         return training_views(

@@ -28,7 +28,11 @@ from pd_core.models.teacher import Teacher
 from pd_core.training.teacher import prompt_tuning
 
 NAMES = list(tiny.NAMES)
-SLOW = ("embedded", "scaling", "scale", "gpu")
+MARKS = {
+    **dict.fromkeys(("embedded", "scaling", "scale"), [pytest.mark.slow]),
+    # torch's compiler takes a minute, and uses what torch deprecates.
+    "gpu": [pytest.mark.slow, pytest.mark.filterwarnings("ignore")],
+}
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -92,10 +96,7 @@ def test_frozen_text_features_are_those_of_the_plain_path() -> None:
     torch.testing.assert_close(ours, plain, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "part",
-    [pytest.param(part, marks=[pytest.mark.slow] * (part in SLOW)) for part in PARTS],
-)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=MARKS.get(part, [])) for part in PARTS])
 def test_every_part_can_be_measured(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_gradients, "_in_a_process_of_its_own", lambda *_: (1.0, 1.0))
     monkeypatch.setattr(predict, "_peak", lambda *_: 1.0)
