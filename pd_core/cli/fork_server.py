@@ -31,9 +31,13 @@ ADDRESS = "PROMPTKD_FORK_SERVER"
 
 _STAGES = {"prepare", "teacher", "class-vectors", "student", "evaluate", "tuned-student", "report"}
 _MODULES = (
-    "pd_core.cli.verbs", "pd_core.training.teacher.stage", "pd_core.training.student.stage",
-    "pd_core.evaluation.evaluate", "pd_core.mlops.tracking.recorder",
-    "pd_core.reporting.page_dataset", "mlflow", "mlflow.store.tracking.sqlalchemy_store",
+    "pd_core.cli.verbs", "pd_core.data.catalog.prepare", "pd_core.training.teacher.stage",
+    "pd_core.training.student.stage", "pd_core.evaluation.evaluate",
+    "pd_core.mlops.tracking.recorder", "pd_core.mlops.registry.register",
+    "pd_core.reporting.page_dataset", "open_clip", "matplotlib.backends.backend_svg", "mlflow",
+    "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "sqlalchemy.dialects.sqlite",
+    "onnxscript.function_libs.torch_lib.ops", "torch.export._trace",
+    "torch.onnx._internal.exporter._core",
 )  # fmt: skip
 _STREAMS = (0, 1, 2)
 _STARTED = b"+"
@@ -169,8 +173,11 @@ def _load(threads: int) -> None:
     compute_with(threads)
     for module in _MODULES:
         import_module(module)
+    from pd_core.mlops.registry.register import look_up_packages
+
     for room in code_hash.ROOMS:
         code_hash.listing(room)
+    look_up_packages()
     gc.collect()
     gc.freeze()  # otherwise the collector would copy these pages in every fork
 

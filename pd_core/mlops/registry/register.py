@@ -117,6 +117,16 @@ class Origin:
         return {**self.version_tags(), "git_commit": self.lineage.git_commit, **hashes}
 
 
+def look_up_packages() -> None:
+    """Let MLflow look up the modules of all installed packages, which it does once a process.
+
+    It does so for the first model that it saves, to compare pinned with installed versions.
+    """
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+    warn_dependency_requirement_mismatches([_NEEDED[0]])
+
+
 def register(
     store: str,
     student: PortableStudent,
