@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from pd_core.pipeline.stages.params import load_params
-from recipes.tuning import COMPARED, METHODS, SEEDS, Results, cached, papers, summary
+from recipes.tuning import (
+    COMPARED,
+    COMPARED_TRIALS,
+    METHODS,
+    SEEDS,
+    Results,
+    cached,
+    papers,
+    summary,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,15 +58,16 @@ def test_the_tables_have_complete_data_sets_the_test_and_the_share(tmp_path: Pat
             trials = [{"values": {}, "cpu_minutes": 0.5}] * 4
             results.add({"dataset": name, "search": stage, "trials": trials, "cpu_minutes": 3.0})
     results.add({"dataset": "c", "method": "hand", "seed": 1, "student": 70.0})
-    for number in range(1, 5):
-        results.add({"dataset": COMPARED, "complete": number, "cpu_minutes": 2.0})
+    for number in range(1, COMPARED_TRIALS + 1):
+        row = {"dataset": COMPARED, "cost_of_trial": number, "trial": 0.5, "cpu_minutes": 2.0}
+        results.add(row)
     text = summary(results)
 
     assert "| a | 63.0 ± 1.0 | 72.0 ± 1.0 | 73.0 ± 1.0 | 6 |" in text
     assert "| **average of 3** | 63.0 | 72.0 | 73.0 | 18 in all |" in text
     assert "- `promptkd tune` against the paper's numbers: +10.0 (p = 0.250, Wilcoxon)" in text
     assert "- `promptkd tune` against the hand-tuned numbers: +1.0 (p = 0.250, Wilcoxon)" in text
-    assert "took 2.0 CPU minutes" in text
+    assert "took 15.0 CPU minutes" in text
     assert "a share of 0.25" in text
     assert "| c |" not in text
 
