@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,15 +12,17 @@ import trainings
 from PIL import Image
 
 from benchmarks import reference, sizes
-from benchmarks.gpu import TINY, dataset, plain_loop
+from benchmarks.gpu import TINY, dataset, memory, plain_loop
 from benchmarks.gpu.busy import Busy, Waiting, covered
-from benchmarks.gpu.setting import plain
-from pd_core.core.options import Precision
+from benchmarks.gpu.setting import compiled, plain
+from benchmarks.gpu.training import Training
+from pd_core.core.options import Augmentation, Computed, Precision
 from pd_core.data.loading import images as loading
-from pd_core.models import class_vectors
+from pd_core.models import class_vectors, prompts
 from pd_core.models.portable.preprocess import Preprocess
 from pd_core.models.student import Student
 from pd_core.models.teacher import Teacher
+from pd_core.training.student.targets import LiveTeacher
 
 CPU = torch.device("cpu")
 
@@ -90,6 +93,22 @@ def test_sides_train_on_a_data_set_from_files_and_are_compared() -> None:
     assert sides == [*ours, "reference"]
 
 
+def test_cached_epochs_train_on_recorded_targets_of_the_same_views(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Training.written(TINY) as training:
+        resized = replace(training, augmentation=Augmentation.DEVICE)
+        for each in (training, resized):
+            each.record()
+        assert len(list((training.prepared / "features").iterdir())) == 2
+
+        monkeypatch.delattr(LiveTeacher, "features")
+        for each in (training, resized):
+            assert each.distil(Computed.CACHED).images == each.plain() == 12
+        with pytest.raises(AttributeError, match="features"):
+            training.distil(Computed.ONLINE)
+
+
 class Slow(tiny.Batches):
     """Batches that take a while."""
 
@@ -144,3 +163,17 @@ def test_the_plain_side_may_use_kernels_that_are_not_deterministic() -> None:
 
     assert plain(side)() == 0
     assert side() == 1
+
+
+def test_blocks_are_compiled_for_one_side_only() -> None:
+    def side() -> float:
+        assert prompts._compiled is not None
+        raise ValueError("fails")
+
+    with pytest.raises(ValueError, match="^fails$"):
+        compiled(side)()
+    assert prompts._compiled is None
+
+
+def test_memory_is_measured_on_a_gpu_only() -> None:
+    assert memory.rows(TINY, lambda _: None) == []
