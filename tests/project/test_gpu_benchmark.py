@@ -129,7 +129,7 @@ def test_a_training_waits_for_batches_and_not_for_its_own_steps() -> None:
 
 
 def work(seconds: float) -> None:
-    end, matrix = time.perf_counter() + seconds, torch.ones(200, 200)
+    end, matrix = time.perf_counter() + seconds, torch.ones(400, 400)
     while time.perf_counter() < end:
         torch.mm(matrix, matrix)
 
