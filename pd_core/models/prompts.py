@@ -145,6 +145,8 @@ def encode_image(tower: Any, images: Tensor, prompts: ImagePrompts | None = None
         keys = queries = block.ln_1(x)
         if layer == len(blocks) - 1 and tower.pool_type == "tok":
             x, queries = x[:, :1], keys[:, :1]  # only the class token is used
+        elif prompts is not None and layer + 1 < prompts.depth:
+            x = x[:, :kept]  # the next row replaces the prompts
         x = advance(block, x, queries, keys)
     pooled, _ = tower._pool(x[:, :kept])  # (B, W)
     return _project(pooled, tower.proj)
@@ -269,8 +271,8 @@ def advance(
     Args:
         block: open_clip's `ResidualAttentionBlock`.
         x: hidden states of the positions to compute, (B, Q, W).
-        queries: the same after `block.ln_1`, (B, Q, W).
-        keys: all positions after `block.ln_1`, (B, K, W); `queries` itself to compute them all.
+        queries: the same after `block.ln_1`, (B, Q, W); or `keys` itself, if they are its first.
+        keys: all positions after `block.ln_1`, (B, K, W).
         mask: added to the attention scores, (Q, K) or (B, 1, Q, K).
     """
     result: Tensor = (_compiled or _advance)(block, x, queries, keys, mask)
@@ -278,16 +280,22 @@ def advance(
 
 
 def _advance(block: Any, x: Tensor, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    x = x + block.ls_1(_attention(block.attn, queries, keys, mask))
+    x = x + block.ls_1(_attention(block.attn, queries, keys, mask, x.shape[1]))
     change: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
     return x + change
 
 
-def _attention(attention: Any, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute the attention of torch's `MultiheadAttention` without its copies: (B, Q, W)."""
+def _attention(
+    attention: Any, queries: Tensor, keys: Tensor, mask: Tensor | None, count: int
+) -> Tensor:
+    """Compute the attention of torch's `MultiheadAttention` without its copies: (B, Q, W).
+
+    Queries that are the keys are projected with them in one product; the first `count` are used.
+    """
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     if queries is keys:
         query, key, value = F.linear(keys, weight, bias).chunk(3, dim=-1)
+        query = query[:, :count]
     else:
         width = queries.shape[-1]
         query = F.linear(queries, weight[:width], bias[:width])

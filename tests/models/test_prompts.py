@@ -59,7 +59,7 @@ def inputs_of_blocks(tower: Any, run: Any) -> list[Tensor]:
     ]
 
 
-def test_of_the_last_block_of_the_image_tower_only_the_class_token_is_computed() -> None:
+def test_blocks_of_the_image_tower_compute_no_position_that_nothing_reads() -> None:
     rows: list[torch.Size] = []
     with ExitStack() as hooks:
         for block in towers().visual.transformer.resblocks:
@@ -67,7 +67,22 @@ def test_of_the_last_block_of_the_image_tower_only_the_class_token_is_computed()
             hooks.callback(hook.remove)
         encode_image(towers().visual, images(3), prompts(2))
 
-    assert rows == [(3, 7), (3, 7), (3, 1)]  # class token, four patches, two prompts
+    # Class token, four patches and two prompts: the first ones are replaced, the second ones stay.
+    assert rows == [(3, 5), (3, 7), (3, 1)]
+
+
+def test_the_features_are_those_of_blocks_that_compute_all_positions() -> None:
+    tower, made = biased(towers().visual), prompts(2).double()
+    rows = tower.ln_pre(made.tokens[0]), made.tokens[1]
+    first, second, last = tower.transformer.resblocks
+    x = tower._embeds(images(3).double())
+    for block, row in zip((first, second), rows, strict=True):
+        x = block(torch.cat([x[:, :5], row.expand(3, -1, -1)], dim=1))
+    expected = tower._pool(last(x)[:, :5])[0] @ tower.proj
+
+    features = encode_image(tower, images(3).double(), made)
+
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-13)
 
 
 def test_a_tower_that_pools_all_tokens_gets_all_of_them() -> None:
