@@ -34,8 +34,9 @@ _MODULES = (
     "pd_core.cli.verbs", "pd_core.data.catalog.prepare", "pd_core.training.teacher.stage",
     "pd_core.training.student.stage", "pd_core.evaluation.evaluate",
     "pd_core.mlops.tracking.recorder", "pd_core.mlops.registry.register",
-    "pd_core.reporting.page_dataset", "open_clip", "matplotlib.backends.backend_svg", "mlflow",
-    "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "sqlalchemy.dialects.sqlite",
+    "pd_core.reporting.page_dataset", "open_clip", "matplotlib.figure", "scipy.stats",
+    "mlflow", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store",
+    "sqlalchemy.dialects.sqlite",
     "onnxscript.function_libs.torch_lib.ops", "torch.export._trace",
     "torch.onnx._internal.exporter._core",
 )  # fmt: skip
