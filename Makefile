@@ -41,7 +41,7 @@ help: ## List the commands.
 # Three data sets at a time, so that two cores stay busy to the end.
 JOBS ?= 3
 
-quickstart: install ## Install, run the embedded benchmark, print the result (20 minutes on two cores).
+quickstart: install ## Install, run the embedded benchmark, print the result (10 minutes on two cores).
 	@promptkd benchmark --jobs $(JOBS)
 	@promptkd show
 
