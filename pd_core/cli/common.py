@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
+from rich.console import Console, RichCast
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from pd_core.core.config import Device
 from pd_core.core.errors import BadParams, UnknownName
@@ -217,6 +218,15 @@ def print_json(value: object) -> None:
 def say(text: str) -> None:
     """Print a line of the result."""
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_table(table: RichCast | Table) -> None:
+    """Print a table, as wide as the terminal; in files and pipes as wide as its cells."""
+    console = Console()
+    if not console.is_terminal:
+        unlimited = console.options.update(max_width=10_000)
+        console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+    console.print(table)
 
 
 def note(text: str) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from pd_core.cli.common import AsJson, Reporter, print_json, say
+from pd_core.cli.common import AsJson, Reporter, print_json, print_table, say
 from pd_core.cli.own_images import SHEETS, describe
 from pd_core.core.errors import BadParams
 from pd_core.data.acquire.sources import (
@@ -381,5 +380,5 @@ def _print_table(rows: list[dict[str, Any]], data_root: Path) -> None:
         level = f"\n{row['fingerprint']}" if row["fingerprint"] else ""
         classes, state = str(row["classes"] or ""), f"{row['state']}{level}"
         table.add_row(row["name"], classes, images, row["where"], state)
-    Console().print(table)
+    print_table(table)
     typer.echo(f"folders are below {data_root}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pd_core.cli.common import print_table
 from pd_core.core.artifacts import read_json
 from pd_core.core.errors import missing
 from pd_core.data.catalog.catalogue import dataset_names, dataset_spec
@@ -88,7 +89,7 @@ def show_ablations() -> None:
     """Print the tables of the report."""
     from pd_core.reporting import ablation_report
 
-    Console().print(ablation_report.table(_summary(ablations.REPORT, "make ablations")))
+    print_table(ablation_report.table(_summary(ablations.REPORT, "make ablations")))
 
 
 def _ablations() -> tuple[AblationParams, Params]:

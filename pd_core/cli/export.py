@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pd_core.cli.common import (
@@ -17,6 +16,7 @@ from pd_core.cli.common import (
     StudentWeights,
     note,
     print_json,
+    print_table,
     say,
     student_folder,
 )
@@ -92,7 +92,7 @@ def export(
     if as_json:
         print_json(_as_dict(target, accuracy, cost, threads))
         return
-    Console().print(table(accuracy, cost, threads))
+    print_table(table(accuracy, cost, threads))
     say(f"written to {target}")
 
 

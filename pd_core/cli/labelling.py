@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pd_core.cli.common import Reporter, note, say, setting_of
+from pd_core.cli.common import Reporter, note, print_table, say, setting_of
 from pd_core.core.hooks import Hooks
 from pd_core.labelling.selection import Method
 from pd_core.pipeline import processes
@@ -111,7 +110,7 @@ def curve(
         hooks = Hooks(interrupted, on_progress=reporter.progress, on_note=note)
         result = measure(job, DATA / "curve" / name, numbers, hooks)
     page = report.write(result, job.params.prepare.protocol, name, REPORTS)
-    Console().print(report.table(result))
+    print_table(report.table(result))
     for line in report.gains(result):
         say(line)
     say(f"Report   {page}, {page.with_suffix('.png')}")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from pd_core.cli.common import AsJson, print_json, say
+from pd_core.cli.common import AsJson, print_json, print_table, say
 from pd_core.cli.data import Root, mirror, places
 from pd_core.core.errors import BadParams, PdError, unknown
 from pd_core.data.acquire.sources import WEIGHTS, weights_of_tag
@@ -50,7 +49,7 @@ def list_models(
     if as_json:
         print_json([row.as_json() for row in chosen])
     else:
-        Console().print(_table(chosen))
+        print_table(_table(chosen))
 
 
 def _table(rows: list[ModelRow]) -> Table:

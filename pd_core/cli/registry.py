@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pd_core.cli.common import (
@@ -19,6 +18,7 @@ from pd_core.cli.common import (
     note,
     open_store,
     print_json,
+    print_table,
     register,
     say,
     settings_of,
@@ -90,7 +90,7 @@ def list_(
     elif not models:
         say("no student is registered; run `promptkd registry register`")
     else:
-        Console().print(_models_table(models) if name is None else _versions_table(models))
+        print_table(_models_table(models) if name is None else _versions_table(models))
 
 
 @app.command()
@@ -120,7 +120,7 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
     for entry in decisions[:1]:
         for name, finding in entry.findings.items():
             table.add_row(f"gate.{name}", finding)
-    Console().print(table)
+    print_table(table)
 
 
 @app.command()
@@ -145,7 +145,7 @@ def quantize(
         experiment=load_settings().mlflow_experiment,
         dry_run=dry_run,
     )
-    Console().print(export_table(result.accuracy, result.cost, params.run.threads))
+    print_table(export_table(result.accuracy, result.cost, params.run.threads))
     made = result.version
     if made is None:
         say(f"{version.name}  an int8 version of version {version.number} would be registered")
@@ -215,7 +215,7 @@ def history(name: Name, as_json: AsJson = False) -> None:
     if as_json:
         print_json([asdict(entry) for entry in entries])
     elif entries:
-        Console().print(_history_table(entries))
+        print_table(_history_table(entries))
     else:
         say("nothing was decided yet")
 

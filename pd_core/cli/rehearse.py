@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pd_core.cli.common import AsJson, note, print_json
+from pd_core.cli.common import AsJson, note, print_json, print_table
 from pd_core.core.atomic import readable
 from pd_core.data.catalog import fingerprint
 from pd_core.pipeline.settings import compute_with, load_settings
@@ -77,9 +77,7 @@ def place_of(folder: Path, params: Params, steps: int) -> Place:
 
 def show(record: Record) -> None:
     """Print the estimates of a rehearsal as a table."""
-    from rich.console import Console
-
-    Console().print(table(record))
+    print_table(table(record))
 
 
 def table(record: Record) -> Table:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import psutil
 import typer
-from rich.console import Console
 
-from pd_core.cli.common import Reporter, Setting, note, say, setting_of
+from pd_core.cli.common import Reporter, Setting, note, print_table, say, setting_of
 from pd_core.core.errors import FailedRun, Interrupted
 from pd_core.core.hooks import Hooks
 from pd_core.pipeline import dvc, processes
@@ -198,7 +197,7 @@ def _wait(workers: Sequence[Future[processes.Ended]], check: Callable[[], None])
 def _show(result: Result) -> None:
     """Print the objective, the best candidates and what the search cost."""
     say(f"{_title(result.search)}: {result.search.task.objective.name}")
-    Console().print(_table(result))
+    print_table(_table(result))
     pruned = sum(trial.value is None for trial in result.trials)
     say(
         f"{len(result.trials)} trials, {pruned} of them pruned;"

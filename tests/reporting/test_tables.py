@@ -1,7 +1,9 @@
 """A table is the same in a terminal, in Markdown and on the page."""
 
+import pytest
 from golden import shown
 
+from pd_core.cli.common import print_table
 from pd_core.reporting.tables import NONE, Column, Kind, Row, Table
 
 TABLE = Table(
@@ -47,3 +49,16 @@ def test_a_long_name_is_broken_or_cut_where_the_first_column_has_a_width() -> No
     *_, line = shown(Table(("name", "hm"), rows, name_width=10), width=40).splitlines()
     assert line.endswith("1.00")
     assert "… " in line
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_its_cells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    heads = [f"column {number}" for number in range(20)]
+
+    print_table(Table(["data set", *heads], [("embedded_operators", *heads)]))
+
+    (first, *_, last) = capsys.readouterr().out.splitlines()
+    assert first.split() == ["data", "set", *" ".join(heads).split()]
+    assert last.split() == ["embedded_operators", *" ".join(heads).split()]
