@@ -96,7 +96,7 @@ load: install ## Measure the service under load, write reports/serving (9 minute
 	@python3 -m benchmarks.load
 
 # SHARE=0.02 writes a fiftieth of the images, STEPS=40 measures so many steps of an epoch.
-rehearsal: install ## Rehearse the paper's profile without its data, print what it will take (half an hour on two cores).
+rehearsal: install ## Rehearse the paper's profile without its data, print what it will take (12 minutes on two cores).
 	@python3 -m benchmarks.rehearsal $(if $(SHARE),--share $(SHARE)) $(if $(STEPS),--steps $(STEPS))
 
 faults: install ## Kill and resume runs at 60 random times (an hour, can be resumed).
