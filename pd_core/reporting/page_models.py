@@ -130,23 +130,30 @@ def _constant(prompts: ImagePrompts) -> DeepPrompts:
 def _plain(tower: Any, prompts: ImagePrompts | None) -> int:
     """Count the operations of open_clip's `VisionTransformer`, without running it."""
     width, patches = int(tower.transformer.width), prod(tower.grid_size)
-    tokens = 1 + patches + (prompts.length if prompts is not None and prompts.depth else 0)
+    depth = 0 if prompts is None else prompts.depth
+    kept = 1 + patches
+    tokens = kept + (prompts.length if prompts is not None and depth else 0)
     blocks = tower.transformer.resblocks
     last = 1 if tower.pool_type == "tok" else tokens  # of the last block only the class token
+    replaced = blocks[: max(0, depth - 1)]  # their results for prompts are not computed
     embedding = 2 * 3 * prod(tower.patch_size) * width * patches
     projection = 0 if tower.proj is None else 2 * width * int(tower.output_dim)
     return int(
         embedding
-        + sum(_block(block, width, tokens, tokens) for block in blocks[:-1])
+        + sum(_block(block, width, tokens, kept, projected=tokens) for block in replaced)
+        + sum(_block(block, width, tokens, tokens) for block in blocks[len(replaced) : -1])
         + _block(blocks[-1], width, tokens, last)
         + projection
     )
 
 
-def _block(block: Any, width: int, keys: int, queries: int) -> int:
-    """Count a residual block: keys and values of all tokens, the rest of the queries alone."""
+def _block(block: Any, width: int, keys: int, queries: int, *, projected: int | None = None) -> int:
+    """Count a residual block: keys and values of all tokens, the rest of the queries alone.
+
+    Queries that are `projected` with the keys may be more than those that are used.
+    """
     hidden = int(block.mlp.c_fc.out_features)
-    linear = 2 * keys + 2 * queries  # key, value; query, output
+    linear = 2 * keys + (projected or queries) + queries  # key, value; query; output
     attention = 2 * queries * keys  # scores, mixture
     return 2 * width * (linear * width + attention + 2 * queries * hidden)
 
