@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from shutil import copy2
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO
 
 import psutil
 from filelock import FileLock
@@ -89,11 +89,7 @@ def run(arguments: Sequence[str], data: Path) -> int:
     project = root()
     os.environ["PATH"] = own_programs_first(os.environ.get("PATH", ""))
     forward = threading.Thread(target=_forward, args=(children, ended), daemon=True)
-    with (
-        _protected(project, data),
-        _plain_lock_files(),
-        processes.postponed(forward.start) as interrupted,
-    ):
+    with _protected(project, data), processes.postponed(forward.start) as interrupted:
         try:
             status = _repro(arguments, data / CODE, project / ".dvc" / "tmp")
             _wait(children)
@@ -169,29 +165,6 @@ def _protected(project: Path, data: Path) -> Iterator[None]:
         finally:
             if _is_only_one(runs):
                 _restore(lock, copy)
-
-
-@contextmanager
-def _plain_lock_files() -> Iterator[None]:
-    """Let DVC parse `dvc.lock` for an update as it parses it otherwise.
-
-    Its parser for updates keeps comments, which a lock file does not have, and takes five times as
-    long; every stage that has run is an update.
-    """
-    from dvc.utils import serialize
-
-    module: Any = serialize._yaml
-    for_update = module.parse_yaml_for_update
-
-    def parse(text: str, path: str) -> Any:
-        is_lock = Path(path).name == "dvc.lock"
-        return (module.parse_yaml if is_lock else for_update)(text, path)
-
-    module.parse_yaml_for_update = parse
-    try:
-        yield
-    finally:
-        module.parse_yaml_for_update = for_update
 
 
 def _locked(state: Path) -> AbstractContextManager[object]:

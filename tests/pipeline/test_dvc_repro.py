@@ -91,15 +91,6 @@ PATIENT += "dvc._PATIENCE = 1.0; sys.argv = ['promptkd', 'repro']; main()"
 LEFT = f".{'A1b2C3d4E5' * 2}zz.tmp"
 
 
-PARAMETERS = """
-small: 1.0e-05
-large: 123456789012.5
-none:
-texts: ["a photo of a {}.", "yes", "7", "", 'it''s #1: "new"', "two\\nlines", caf\u00e9]
-nested: {deep: {list: [0.85, 1.0, 1, true]}}
-"""
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     dvc_project(tmp_path)
@@ -153,37 +144,6 @@ def test_stages_taken_out_of_the_lock_file_between_runs_stay_out(project: Path) 
     (project / "dvc.lock").unlink()
     repro(project)
     assert stages(project) == {"second"}
-
-
-def test_the_lock_file_is_the_one_that_dvc_itself_writes(project: Path) -> None:
-    (project / "params.yaml").write_text(PARAMETERS, "utf-8")
-    keys = list(yaml.safe_load(PARAMETERS))
-    lock, pipeline = project / "dvc.lock", yaml.safe_load(PIPELINE)
-    pipeline["stages"] = {
-        key: {**stage, "params": keys} for key, stage in pipeline["stages"].items()
-    }
-    (project / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
-    assert python(project, "-m", "dvc", "repro").returncode == 0
-    expected = lock.read_bytes()
-    lock.unlink()
-
-    repro(project, "first")
-    repro(project)
-
-    assert lock.read_bytes() == expected
-
-
-def test_only_lock_files_lose_their_comments(tmp_path: Path) -> None:
-    from dvc.utils.serialize import modify_yaml
-
-    lock, other = tmp_path / "dvc.lock", tmp_path / "images.dvc"
-    for file in (lock, other):
-        file.write_text("first: 1  # why\n")
-        with dvc._plain_lock_files(), modify_yaml(str(file)) as content:
-            content["second"] = 2
-
-    assert lock.read_text() == "first: 1\nsecond: 2\n"
-    assert other.read_text() == "first: 1  # why\nsecond: 2\n"
 
 
 def test_it_takes_the_arguments_of_dvc_and_gives_its_status(project: Path) -> None:
