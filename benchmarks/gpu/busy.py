@@ -9,11 +9,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pd_core.data.loading.images import Batch
-from pd_core.training.loop.fit import Batches
+from pd_core.training.loop.repeated import WrappedBatches
 
 
 @dataclass
-class Waiting:
+class Waiting(WrappedBatches):
     """Batches of a training that waits for them.
 
     Attributes:
@@ -22,24 +22,12 @@ class Waiting:
         images: that they had.
     """
 
-    source: Batches
     seconds: float = 0.0
     images: int = 0
 
     @property
-    def steps(self) -> int:
-        return self.source.steps
-
-    @property
-    def corrupt(self) -> set[int]:
-        return self.source.corrupt
-
-    @property
     def left_out(self) -> int:
         return self.source.left_out
-
-    def names(self, indices: Sequence[int]) -> list[str]:
-        return self.source.names(indices)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         begun = time.perf_counter()

@@ -11,18 +11,10 @@ MEMORY = 512 * 2**20
 
 
 @dataclass
-class RepeatedBatches:
-    """The batches of a source, of which complete epochs are kept as long as there is memory.
-
-    Attributes:
-        source: it yields the same batches whenever an epoch is read again.
-        memory: bytes of views that are kept at most.
-    """
+class WrappedBatches:
+    """Base of batches that come from a source, of which it describes the list."""
 
     source: Batches
-    memory: int = MEMORY
-    left_out: int = field(default=0, init=False)
-    _kept: dict[int, tuple[list[Batch], int]] = field(default_factory=dict, init=False)
 
     @property
     def steps(self) -> int:
@@ -37,6 +29,20 @@ class RepeatedBatches:
     def names(self, indices: Sequence[int]) -> list[str]:
         """See `Batches`."""
         return self.source.names(indices)
+
+
+@dataclass
+class RepeatedBatches(WrappedBatches):
+    """The batches of a source, of which complete epochs are kept as long as there is memory.
+
+    Attributes:
+        source: it yields the same batches whenever an epoch is read again.
+        memory: bytes of views that are kept at most.
+    """
+
+    memory: int = MEMORY
+    left_out: int = field(default=0, init=False)
+    _kept: dict[int, tuple[list[Batch], int]] = field(default_factory=dict, init=False)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """See `Batches`."""
