@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
-from math import sqrt
+from itertools import product
 from pathlib import Path
-from statistics import NormalDist, fmean, median
+from statistics import fmean
 from typing import Any
 
 from pd_core.core.artifacts import read_json, understood, write_json, write_text
@@ -19,6 +18,7 @@ from pd_core.data.loading.splits import Protocol
 from pd_core.evaluation.significance import over_datasets
 from pd_core.pipeline.redaction import masked
 from pd_core.reporting.figures import single_seeds
+from pd_core.reporting.outliers import Cell, outliers
 from pd_core.reporting.results import (
     ACCURACY,
     MODELS,
@@ -43,7 +43,6 @@ from pd_core.reporting.tables import Column, Kind, Row, Table
 
 Run = Mapping[str, Scores]  # model -> the protocol's keys, in percent
 Runs = Mapping[str, Mapping[str, Run]]  # data set -> seed -> run
-Cell = Mapping[str, float]  # seed -> headline number
 
 COMPARED = (
     ("student", "zero_shot_student"),
@@ -254,81 +253,6 @@ def _difference(first: Mapping[str, Cell], second: Mapping[str, Cell]) -> dict[s
         **({} if deviation is None else {"difference_std": deviation}),
         "p": None if overall.p is None else float(f"{overall.p:.4g}"),
     }
-
-
-LEAST = 5.0
-"""A run that is less than so many points off is no outlier, however little the others vary."""
-
-_FAR = 4.0  # standard deviations of a seed's distance from the other seeds
-_PAIR = sqrt(2) * NormalDist().inv_cdf(0.75)  # median of |a - b|, in standard deviations
-
-
-@dataclass(frozen=True)
-class Outlier:
-    """A seed that lies far from the others of its cell."""
-
-    cell: str
-    seed: str
-    value: float
-    others: float  # median of the other seeds
-
-    @property
-    def deviation(self) -> float:
-        """The value less that of the other seeds."""
-        return self.value - self.others
-
-
-def outliers(cells: Mapping[str, Cell]) -> list[Outlier]:
-    """Name the seeds that lie far from the other seeds of their cell.
-
-    Three seeds say little about how much a number varies from seed to seed, so that is estimated
-    from all cells together: the median difference between two seeds of one cell, which is 0.954
-    standard deviations of a normal spread for any number of seeds. The pairs of the run under test
-    are left out, and other outliers move a median little, so that no outlier hides itself or
-    another. Named is a run that is farther from its cell's median than more than half of the cell's
-    runs (so not its neighbours, and none where two seeds merely differ), and whose distance from
-    the median of the others is at least four standard deviations of such a distance and at least
-    `LEAST` points: half of the ten by which single seeds go wrong. In simulated normal spreads of
-    eleven data sets and three seeds, a name is false in one table of twenty at most, and in none
-    where the standard deviation is a point; ten points are named where it is estimated to be below
-    two.
-
-    Args:
-        cells: of one protocol and one model, the headline number by data set and by seed.
-
-    Returns:
-        The outliers, in the order of `cells` and their seeds.
-    """
-    return [
-        run
-        for name, cell in cells.items()
-        for run in _far_from_most(name, cell)
-        if abs(run.deviation) >= max(LEAST, _FAR * _distance_deviation(cells, run))
-    ]
-
-
-def _far_from_most(name: str, cell: Cell) -> Iterator[Outlier]:
-    """Yield the runs that are farther from the cell's median than most of its runs."""
-    middle = median(cell.values())
-    distances = {seed: abs(value - middle) for seed, value in cell.items()}
-    for seed, value in cell.items():
-        closer = sum(distance < distances[seed] for distance in distances.values())
-        if closer > len(cell) / 2:
-            others = median(number for other, number in cell.items() if other != seed)
-            yield Outlier(name, seed, value, others)
-
-
-def _distance_deviation(cells: Mapping[str, Cell], run: Outlier) -> float:
-    """Return the standard deviation of a seed's distance from the other seeds, in points."""
-    differences = [
-        abs(value - other)
-        for name, cell in cells.items()
-        for (first, value), (second, other) in combinations(cell.items(), 2)
-        if name != run.cell or run.seed not in (first, second)
-    ]
-    seeds = len(cells[run.cell])
-    # the middle of the others varies as well, by about one in so many as they are
-    return median(differences) / _PAIR * sqrt(seeds / (seeds - 1))
 
 
 def markdown(summary: Summary, titles: Titles | None = None) -> str:

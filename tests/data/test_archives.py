@@ -13,7 +13,7 @@ import pytest
 from archive_files import tarred, tree, zipped
 
 from pd_core.core.errors import BadData, PdError
-from pd_core.data.acquire.fetch import Limits, place, unpack
+from pd_core.data.acquire.archives import Limits, place, unpack
 from pd_core.data.acquire.sources import Placement
 
 FILES = {

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pd_core.reporting.protocol_report import LEAST, outliers, spread
+from pd_core.reporting.outliers import LEAST, outliers
+from pd_core.reporting.protocol_report import spread
 
 SEEDS = 3
 
