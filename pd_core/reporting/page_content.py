@@ -13,7 +13,7 @@ from pd_core.core.artifacts import write_json, write_text
 from pd_core.core.options import TITLES
 from pd_core.core.scores import LEGEND, headline, is_worse, mark, sign
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting import figures, page_classes
+from pd_core.reporting import page_classes, page_figures
 from pd_core.reporting.page import AVERAGE, NOT_RUN, Beside, Page, paper
 from pd_core.reporting.page_dataset import DatasetPage
 from pd_core.reporting.page_models import TRAINED, Cost, Speed
@@ -76,7 +76,12 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     own = {name: value for name, value in globals().items() if not name.startswith("_")}
-    imported = {"figures": figures, "heading": heading, "keys_of": keys_of, "PROTOCOLS": PROTOCOLS}
+    imported = {
+        "figures": page_figures,
+        "heading": heading,
+        "keys_of": keys_of,
+        "PROTOCOLS": PROTOCOLS,
+    }
     of_classes = (
         page_classes.accuracy_table,
         page_classes.confused_table,

@@ -40,7 +40,7 @@ from pd_core.pipeline import code_hash
 from pd_core.pipeline.provenance import content_hash, params_hash
 from pd_core.pipeline.redaction import masked
 from pd_core.pipeline.stages.jobs import Job, inputs
-from pd_core.reporting import figures
+from pd_core.reporting import figures, page_figures
 from pd_core.reporting.page_models import TRAINED, Cost, cost_of, load
 
 AT_A_TIME = 2
@@ -326,9 +326,9 @@ def of_evaluation(job: Job) -> dict[str, str]:
         PdError: outputs of the stages are missing or corrupt.
     """
     page, _, _ = read_stages(job)
-    files = {CURVES: figures.standalone(figures.curves(page))}
+    files = {CURVES: figures.standalone(page_figures.curves(page))}
     if page.people:
-        files[CONFUSION] = figures.standalone(figures.matrices(page))
+        files[CONFUSION] = figures.standalone(page_figures.matrices(page))
         files[CLASSES] = _classes(page)
     return files
 
@@ -336,7 +336,7 @@ def of_evaluation(job: Job) -> dict[str, str]:
 def calibrations(pages: Sequence[DatasetPage]) -> dict[str, str]:
     """Return the reliability diagrams of the data sets whose models were run, by name."""
     return {
-        f"{CALIBRATION}/{page.name}.svg": figures.standalone(figures.reliability(page))
+        f"{CALIBRATION}/{page.name}.svg": figures.standalone(page_figures.reliability(page))
         for page in pages
         if page.calibrated
     }

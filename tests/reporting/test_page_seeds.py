@@ -14,8 +14,8 @@ from page_project import NAME, PROTOCOLS, ROOT, job, protocols
 
 from pd_core.data.loading.splits import Protocol
 from pd_core.pipeline.protocols import REPORT
-from pd_core.reporting import figures, page_content
 from pd_core.reporting import page as pages
+from pd_core.reporting import page_content, page_figures
 from pd_core.reporting.page import Page, paper
 
 TARGETS = [name for name in paper()["cross_dataset"] if name != "average"]
@@ -84,9 +84,9 @@ def test_a_seed_that_is_far_off_is_named() -> None:
 
 def test_the_figure_has_a_dot_for_each_seed() -> None:
     protocols(Path.cwd(), seeds=(1, 2))
-    two = figures.seeds(gather().seeds.summary, Protocol.ALL_CLASSES, {})
+    two = page_figures.seeds(gather().seeds.summary, Protocol.ALL_CLASSES, {})
     protocols(Path.cwd(), seeds=(1, 2, 3))
-    three = figures.seeds(gather().seeds.summary, Protocol.ALL_CLASSES, {})
+    three = page_figures.seeds(gather().seeds.summary, Protocol.ALL_CLASSES, {})
     marks = [_marks(one, color) for one in (two, three) for color in ("#2f8fd0", "#e0701f")]
     assert marks[2] - marks[0] == marks[3] - marks[1] == len(PROTOCOLS[Protocol.ALL_CLASSES])
 

@@ -24,8 +24,8 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from pd_core.data.loading.prepared import read_prepared
 from pd_core.mlops import tracking
-from pd_core.reporting import figures
 from pd_core.reporting import page_dataset as recorded
+from pd_core.reporting import page_figures
 
 FIGURES = [recorded.CONFUSION, recorded.CURVES, recorded.CLASSES]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -91,7 +91,7 @@ def test_the_learning_curves_are_drawn_through_what_the_trainings_wrote(project:
     drawn = recorded.of_evaluation(job(project, NAME))[recorded.CURVES]
     for stage, history in rows.items():
         keys = ("loss", "accuracy" if stage == "teacher" else "agreement")
-        for line, key in zip(lines(drawn, figures.COLOURS[stage]), keys, strict=True):
+        for line, key in zip(lines(drawn, page_figures.COLOURS[stage]), keys, strict=True):
             assert_drawn(line, [row[key] for row in history])
 
 
