@@ -154,6 +154,7 @@ def _searched(params: Params, name: str, stage: str, folder: Path, work: Path) -
     return {
         "dataset": name, "search": stage, "values": result.best.trial.values,
         "objective": search.task.objective.name, "trial": result.best.trial.number,
+        "candidates": {str(each.trial.number): each.scores for each in result.candidates},
         "pruned": sum(trial.value is None for trial in result.trials),
         "trials": [
             {"values": trial.values, "cpu_minutes": trial.cpu_seconds / 60}

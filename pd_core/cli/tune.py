@@ -196,6 +196,8 @@ def _wait(workers: Sequence[Future[processes.Ended]], check: Callable[[], None])
 
 def _show(result: Result) -> None:
     """Print the objective, the best candidates and what the search cost."""
+    from pd_core.search.study import INITIAL
+
     say(f"{_title(result.search)}: {result.search.task.objective.name}")
     print_table(_table(result))
     pruned = sum(trial.value is None for trial in result.trials)
@@ -203,15 +205,18 @@ def _show(result: Result) -> None:
         f"{len(result.trials)} trials, {pruned} of them pruned;"
         f" {result.cpu_seconds / 60:.1f} minutes of processor"
     )
+    if result.best.trial.number == INITIAL:
+        say("no candidate is better than the initial values by more than a standard error")
 
 
 def _table(result: Result) -> Table:
     """Return the best candidates, a column each, with their values and numbers."""
     from pd_core.reporting.tables import Column, Row, Table
+    from pd_core.search.study import INITIAL
 
     task, candidates = result.search.task, result.candidates
     heads = [
-        f"trial {each.trial.number}{', current' if each.trial.number == 1 else ''}"
+        f"trial {each.trial.number}{', initial' if each.trial.number == INITIAL else ''}"
         for each in candidates
     ]
     values = [(key, *(_cell(each.trial.values[key]) for each in candidates)) for key in task.space]

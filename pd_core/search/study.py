@@ -33,6 +33,9 @@ _REDUCTION = 4  # the best quarter goes on at a rung, as in the experiments of t
 _SPACE = 8 * 2**20  # bytes; a database of a thousand trials takes less
 _BUSY_SECONDS = 60.0
 
+INITIAL = 1
+"""Number of the trial with the values that `params.yaml` had when the search began."""
+
 NUMBER, VALUES, PROCESS = "number", "values", "process"
 SECONDS, REASON, CURVE = "cpu_seconds", "reason", "curve"
 """Attributes of a trial."""
@@ -118,10 +121,10 @@ class Study:
                 return None
             # The number of a killed trial is free again, though later trials may have ended.
             number = next(each for each in count(1) if each not in taken)
-            fixed = current if number == 1 else None
+            fixed = current if number == INITIAL else None
             self._study.sampler = _sampler(self._seed + number - 1, fixed, space)
             trial = self._study.ask(_distributions(space))
-            values = dict(current) if number == 1 else _values(trial.params, space)
+            values = dict(current) if number == INITIAL else _values(trial.params, space)
             for key, content in {NUMBER: number, VALUES: values, PROCESS: this_process()}.items():
                 trial.set_user_attr(key, content)
             return trial, values

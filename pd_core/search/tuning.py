@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from pd_core.pipeline.stages.jobs import Job, inputs
 from pd_core.pipeline.stages.params import DATA, Params
 from pd_core.search.candidate import Task, score
 from pd_core.search.objective import make_objective
-from pd_core.search.study import CURVE, REASON, SECONDS, Repeat, Study, Trial, study_name
+from pd_core.search.study import CURVE, INITIAL, REASON, SECONDS, Repeat, Study, Trial, study_name
 
 if TYPE_CHECKING:
     import optuna
@@ -31,6 +32,7 @@ BEST = 3
 """Candidates that are trained with several seeds."""
 
 SEEDS = 3
+"""Seeds of the best candidates, which no trial has had."""
 
 
 class _Pruned(Exception):
@@ -46,8 +48,9 @@ class Search:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds of the best candidates, the first of which all trials have."""
-        return tuple(range(self.task.job.seed, self.task.job.seed + SEEDS))
+        """Seeds of the best candidates: that of the trials is among those it favours."""
+        first = self.task.job.seed + 1
+        return tuple(range(first, first + SEEDS))
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,12 @@ class Candidate:
     @property
     def deviation(self) -> float:
         """Standard deviation over the seeds."""
-        return stdev(self.scores) if len(self.scores) > 1 else 0.0
+        return stdev(self.scores)
+
+    def exceeds(self, other: Candidate) -> bool:
+        """Return True if the mean is higher by more than a standard error of the difference."""
+        differences = [own - its for own, its in zip(self.scores, other.scores, strict=True)]
+        return fmean(differences) > stdev(differences) / sqrt(SEEDS)
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,14 @@ class Result:
 
     @property
     def best(self) -> Candidate:
-        """The candidate with the best mean."""
-        return self.candidates[0]
+        """The candidate to propose.
+
+        By the rule of one standard error (Breiman et al., Classification and Regression Trees,
+        1984, section 3.4.3), values stay unless others are better by more than that.
+        """
+        initial = [each for each in self.candidates if each.trial.number == INITIAL]
+        better = [each for each in self.candidates if all(map(each.exceeds, initial))]
+        return [*better, *initial][0]
 
     @property
     def source(self) -> str:
@@ -215,7 +229,7 @@ def best_candidates(
     on_seed: Callable[[int, int], None] = lambda *_: None,
     hooks: Hooks = NO_HOOKS,
 ) -> Result:
-    """Train the best candidates and the current values with several seeds; the mean decides.
+    """Train the best candidates and the initial values with several new seeds.
 
     Args:
         search: with at least one trial that was not pruned.
@@ -229,31 +243,30 @@ def best_candidates(
     seconds = sum(trial.cpu_seconds for trial in trials)
     finalists = _finalists(trials)
     candidates: list[Candidate] = []
-    total = len(finalists) * (len(search.seeds) - 1)
+    total = len(finalists) * SEEDS
     for trial in finalists:
-        scores = [trial.value or 0.0]
-        for seed in search.seeds[1:]:
-            on_seed(len(candidates) * (len(search.seeds) - 1) + len(scores) - 1, total)
+        scores: list[float] = []
+        for seed in search.seeds:
+            on_seed(len(candidates) * SEEDS + len(scores), total)
             repeat = _repeat(search, trial, seed, hooks)
             scores.append(repeat.value)
             seconds += repeat.cpu_seconds
         candidates.append(Candidate(trial, tuple(scores)))
     on_seed(total, total)
-    # The earlier trial of two that are equal, so that current values stay.
     ranked = sorted(candidates, key=lambda each: (-each.mean, each.trial.number))
     return Result(search, tuple(trials), tuple(ranked), seconds)
 
 
 def _finalists(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the best complete trials and the first one, which has the current values."""
+    """Return the best complete trials and the initial one."""
     complete = [trial for trial in trials if trial.value is not None]
     if not complete:
         raise FailedRun(
             "no trial has ended with a model; see the reasons in MLflow, and give other ranges"
         )
     ranked = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
-    current = [trial for trial in complete if trial.number == 1 and trial not in ranked[:BEST]]
-    return [*ranked[:BEST], *current]
+    initial = [trial for trial in ranked[BEST:] if trial.number == INITIAL]
+    return [*ranked[:BEST], *initial]
 
 
 def _repeat(search: Search, trial: Trial, seed: int, hooks: Hooks) -> Repeat:
