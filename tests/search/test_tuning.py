@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import searching
 import tiny
 
+from pd_core.cli import tune
 from pd_core.core.artifacts import read_json, write_json, write_sums
 from pd_core.core.errors import BadData, BadParams, Diverged, MissingFile
 from pd_core.core.options import TeacherMethod
@@ -18,7 +19,7 @@ from pd_core.pipeline.stages.params import Params
 from pd_core.search import candidate, tuning
 from pd_core.search.objective import Kind
 from pd_core.search.study import Study, Trial
-from pd_core.search.tuning import Result, Search
+from pd_core.search.tuning import Candidate, Result, Search
 from pd_core.training.student import targets
 
 VALIDATION: list[list[Any]] = [
@@ -180,18 +181,22 @@ def test_a_trial_that_is_not_promising_ends_at_its_rung(
     assert len(pruned.curve) == searching.STUDENT["epochs"] / 2
 
 
-def test_candidates_have_several_seeds_and_the_mean_decides(result: Result) -> None:
-    assert result.search.seeds == (1, 2, 3)
+def test_candidates_are_ranked_by_their_mean_over_new_seeds(
+    result: Result, prepared: tuple[Params, Job]
+) -> None:
+    assert prepared[1].seed == 1
+    assert result.search.seeds == (2, 3, 4)
     assert 1 in [each.trial.number for each in result.candidates]
     assert all(len(each.scores) == 3 for each in result.candidates)
     means = [each.mean for each in result.candidates]
     assert means == sorted(means, reverse=True)
-    assert result.best.mean == max(means)
     assert result.source == "tuned: 4 trials, validation"
 
 
 def test_luck_with_one_seed_does_not_win(
-    prepared: tuple[Params, Job], monkeypatch: pytest.MonkeyPatch
+    prepared: tuple[Params, Job],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def lucky(_: Any, values: dict[str, Any], seed: int, *_rest: Any) -> float:
         is_current = values["temperature"] == 1.0
@@ -203,6 +208,38 @@ def test_luck_with_one_seed_does_not_win(
     assert len(result.candidates) == 4  # the best three, which are lucky, and the current values
     assert result.best.trial.number == 1
     assert result.best.scores == (60.0, 60.0, 60.0)
+    tune._show(result)
+    shown = capsys.readouterr().out
+    assert "trial 1, initial" in shown
+    assert "no candidate is better than the initial values by more than a standard error" in shown
+
+
+@pytest.mark.parametrize(
+    ("others", "number"),
+    [
+        ([(62, 60, 59)], 1),  # by 0.33, the standard error is 0.88
+        ([(62, 61, 60)], 2),  # by 1, the standard error is 0.58
+        ([(61, 61, 61)], 2),
+        ([(60, 60, 60)], 1),
+        ([(59, 59, 59)], 1),
+        ([(80, 50, 60), (61, 61, 61)], 3),  # the first has the higher mean, by luck with a seed
+    ],
+)
+def test_initial_values_stay_unless_others_are_better_by_a_standard_error(
+    others: list[tuple[float, ...]], number: int
+) -> None:
+    scores = [(60.0, 60.0, 60.0), *others]
+    candidates = [
+        Candidate(Trial(each, {}, 60.0, {}, 0.0, 0, 0), tuple(values))
+        for each, values in enumerate(scores, start=1)
+    ]
+    ranked = sorted(candidates, key=lambda each: -each.mean)
+
+    result = Result(cast("Search", None), (), tuple(ranked), 0.0)
+    assert result.best.trial.number == number
+    if number != 1:  # without the initial values, which have diverged, the best mean wins
+        without = [each for each in ranked if each.trial.number != 1]
+        assert replace(result, candidates=tuple(without)).best == without[0]
 
 
 def test_trials_share_the_teachers_targets(
