@@ -75,6 +75,13 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(target.read_text()), link
 
 
+@pytest.mark.parametrize("file", ["README.md", "docs/index.md", "mkdocs.yml"])
+def test_every_page_is_listed(file: str) -> None:
+    text = (ROOT / file).read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert sorted(page for page in pages if page not in text) == []
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors of a page's headings."""
     heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
