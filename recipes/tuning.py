@@ -1,11 +1,11 @@
 """Paper's numbers, hand-tuned numbers and `promptkd tune` on the embedded benchmark.
 
-`python -m recipes.tuning` measures the harmonic mean on test images with seeds 1, 2 and 3. The
-search is that of the command in this project: it starts from the hand-tuned numbers of
-`params.yaml`, has 15 trials for the teacher and 15 for the student of each data set, and chooses by
-validation images with seed 11, as the hand-tuned numbers were chosen. All measurements use cached
-targets and frozen features. It takes hours and may be killed and started again, on another machine
-too: each result is a line in `runs.jsonl`.
+`python -m recipes.tuning` measures the harmonic mean on test images with seeds 1, 2 and 3. A search
+is that of the command: 15 trials for the teacher and 15 for the student of each data set, chosen by
+validation images with seed 11, as the hand-tuned numbers were. One starts from the paper's numbers,
+one from the hand-tuned ones of `params.yaml`. All measurements use cached targets and frozen
+features. It takes hours and may be killed and started again, on another machine too: each result is
+a line in `runs.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import fsum
@@ -36,7 +36,13 @@ from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import PARAMS, DatasetRow, Params, load_params
 
 CHOSEN_ON, SEEDS, TRIALS = 11, (1, 2, 3), 15
-METHODS = ("paper", "hand", "tune")
+METHODS = {
+    "paper": "the paper's numbers",
+    "hand": "hand-tuned",
+    "tune_paper": "`tune` from the paper's",
+    "tune_hand": "`tune` from hand-tuned",
+}
+COMPARISONS = (("tune_paper", "paper"), ("tune_paper", "hand"), ("tune_hand", "hand"))
 COMPARED, COMPARED_TRIALS = "embedded_greek", 30
 """Data set whose trials are also trained completely, for their cost; and the command's trials."""
 
@@ -113,6 +119,15 @@ def measure(params: Params, name: str, seed: int, work: Path) -> Row:
     return {"student": metrics["student"]["hm"], "teacher": metrics["teacher"]["hm"], **row}
 
 
+def measure_seeds(params: Params, name: str, method: str, results: Results, work: Path) -> None:
+    """Measure what is missing of a method's results with all seeds."""
+    for seed in SEEDS:
+        keys = {"dataset": name, "method": method, "seed": seed}
+        if results.find(**keys) is None:
+            results.add({**keys, **measure(params, name, seed, work)})
+            note(f"{name} {method} seed {seed}")
+
+
 def cached(params: Params, name: str) -> Params:
     """Return parameters with which the towers compute no view twice."""
     computed = str(Computed.CACHED)
@@ -120,13 +135,15 @@ def cached(params: Params, name: str) -> Params:
     return _changed(params, name, changes)
 
 
-def tuned(params: Params, name: str, results: Results, work: Path) -> Params:
+def tuned(params: Params, name: str, start: str, results: Results, work: Path) -> Params:
     """Search the teacher's and then the student's parameters; return the best ones."""
-    folder = work / "search"
+    place = work / f"from_{start}"
     for stage in ("teacher", "student"):
-        done = results.find(dataset=name, search=stage)
+        keys = {"dataset": name, "search": stage, "start": start}
+        done = results.find(**keys)
         if done is None:
-            done = _searched(params, name, stage, folder, work)
+            job = job_of(params, name, CHOSEN_ON, place / "search", work)
+            done = {**keys, **_searched(params, job, stage, place / "trials")}
             results.add(done)
         params = _changed(params, name, {stage: done["values"]})
     return params
@@ -140,19 +157,19 @@ def _changed(params: Params, name: str, changes: Mapping[str, Mapping[str, Any]]
     return params.model_copy(update={"datasets": rows})
 
 
-def _searched(params: Params, name: str, stage: str, folder: Path, work: Path) -> Row:
+def _searched(params: Params, job: Job, stage: str, root: Path) -> Row:
     from pd_core.search import tuning
 
-    job = job_of(params, name, CHOSEN_ON, folder, work)
     jobs.prepare(job)
     if stage == "student":
         jobs.teacher(job)
         jobs.class_vectors(job)
-    search = tuning.open_search(params, job, stage, root=work / "trials")
-    tuning.run_trials(search, TRIALS, on_trial=lambda trials: note(f"{name} {stage} {len(trials)}"))
+    search = tuning.open_search(params, job, stage, root=root)
+    title = f"{job.params.name} {stage}"
+    tuning.run_trials(search, TRIALS, on_trial=lambda trials: note(f"{title} {len(trials)}"))
     result = tuning.best_candidates(search)
     return {
-        "dataset": name, "search": stage, "values": result.best.trial.values,
+        "values": result.best.trial.values,
         "objective": search.task.objective.name, "trial": result.best.trial.number,
         "candidates": {str(each.trial.number): each.scores for each in result.candidates},
         "pruned": sum(trial.value is None for trial in result.trials),
@@ -196,23 +213,20 @@ def compare_cost(params: Params, name: str, results: Results, work: Path) -> Non
 def summary(results: Results) -> str:
     """Return the tables of the data sets that all methods have been measured on."""
     scores = {method: _scores(results.rows, method) for method in METHODS}
-    complete = [name for name in scores["tune"] if all(name in scores[each] for each in METHODS)]
+    complete = [name for name in scores["hand"] if all(name in each for each in scores.values())]
     lines = [
         "# Tuning", "",
         "Harmonic mean of the student on test images, percent, mean and standard deviation over"
-        f" seeds {', '.join(map(str, SEEDS))}. Written by `python -m recipes.tuning`.", "",
-        "| data set | the paper's numbers | hand-tuned | `promptkd tune` | search, CPU minutes |",
-        "|---|---:|---:|---:|---:|",
+        f" seeds {', '.join(map(str, SEEDS))}; in brackets CPU minutes of the search. Written by"
+        " `python -m recipes.tuning`.", "",
+        f"| data set | {' | '.join(METHODS.values())} |", f"|---{'|---:' * len(METHODS)}|",
         *(_line(name, scores, results) for name in complete),
     ]  # fmt: skip
     if complete:
-        means = [fmean(fmean(scores[each][name]) for name in complete) for each in METHODS]
-        cost = sum(_cost(results, name) for name in complete)
-        cells = " | ".join(f"{mean:.1f}" for mean in means)
-        lines += [f"| **average of {len(complete)}** | {cells} | {cost:.0f} in all |", ""]
-        for other in ("paper", "hand"):
-            kept = {each: {name: scores[each][name] for name in complete} for each in METHODS}
-            lines.append(_comparison(other, over_datasets(kept["tune"], kept[other])))
+        kept = {each: {name: scores[each][name] for name in complete} for each in METHODS}
+        lines += [_average(kept, results), ""]
+        for method, other in COMPARISONS:
+            lines.append(_comparison(method, other, over_datasets(kept[method], kept[other])))
     if ratio := _ratio(results):
         lines += ["", ratio]
     return "\n".join(lines) + "\n"
@@ -227,23 +241,39 @@ def _scores(rows: Sequence[Row], method: str) -> dict[str, list[float]]:
     return {name: values for name, values in scores.items() if len(values) == len(SEEDS)}
 
 
-def _cost(results: Results, name: str) -> float:
-    rows = [results.find(dataset=name, search=stage) for stage in ("teacher", "student")]
-    return fsum(row["cpu_minutes"] for row in rows if row is not None)
+def _cost(results: Results, method: str, names: Iterable[str]) -> str:
+    """Return the CPU minutes of a method's searches in brackets; nothing without a search."""
+    start = method.removeprefix("tune_")
+    if start == method:
+        return ""
+    rows = [
+        row
+        for row in results.rows
+        if "search" in row and row["start"] == start and row["dataset"] in names
+    ]
+    return f" ({fsum(row['cpu_minutes'] for row in rows):.0f})"
 
 
 def _line(name: str, scores: Mapping[str, Mapping[str, list[float]]], results: Results) -> str:
-    cells = (
-        f"{fmean(values):.1f} ± {stdev(values):.1f}"
-        for values in (scores[method][name] for method in METHODS)
-    )
-    return f"| {name} | {' | '.join(cells)} | {_cost(results, name):.0f} |"
+    cells = []
+    for method in METHODS:
+        values = scores[method][name]
+        cost = _cost(results, method, [name])
+        cells.append(f"{fmean(values):.1f} ± {stdev(values):.1f}{cost}")
+    return f"| {name} | {' | '.join(cells)} |"
 
 
-def _comparison(other: str, test: OverDatasets) -> str:
-    label = {"paper": "the paper's numbers", "hand": "the hand-tuned numbers"}[other]
+def _average(scores: Mapping[str, Mapping[str, list[float]]], results: Results) -> str:
+    cells = []
+    for method, table in scores.items():
+        mean = fmean(map(fmean, table.values()))
+        cells.append(f"{mean:.1f}{_cost(results, method, table)}")
+    return f"| **average of {len(scores['hand'])}** | {' | '.join(cells)} |"
+
+
+def _comparison(method: str, other: str, test: OverDatasets) -> str:
     p = "no p-value" if test.p is None else f"p = {test.p:.3f}, Wilcoxon"
-    return f"- `promptkd tune` against {label}: {test.difference:+.1f} ({p})"
+    return f"- {METHODS[method]} against {METHODS[other]}: {test.difference:+.1f} ({p})"
 
 
 def _ratio(results: Results) -> str:
@@ -266,15 +296,13 @@ def main(
     """Measure all data sets; the same command resumes."""
     hand = load_params(PARAMS)
     compute_with(hand.run.threads)
-    paper, results = papers(hand), Results(out / "runs.jsonl")
+    starts, results = {"paper": papers(hand), "hand": hand}, Results(out / "runs.jsonl")
     for name in [COMPARED, *(each for each in hand.datasets if each != COMPARED)]:
-        found = tuned(hand, name, results, work)
-        for seed in SEEDS:
-            for method, params in zip(METHODS, (paper, hand, found), strict=True):
-                keys = {"dataset": name, "method": method, "seed": seed}
-                if results.find(**keys) is None:
-                    results.add({**keys, **measure(params, name, seed, work)})
-                    note(f"{name} {method} seed {seed}")
+        for method, params in starts.items():
+            measure_seeds(params, name, method, results, work)
+        for start, params in starts.items():
+            found = tuned(params, name, start, results, work)
+            measure_seeds(found, name, f"tune_{start}", results, work)
         if name == COMPARED:
             compare_cost(hand, name, results, work)
         write_bytes(out / "summary.md", summary(results).encode())
