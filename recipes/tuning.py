@@ -47,6 +47,8 @@ COMPARED, COMPARED_TRIALS = "embedded_greek", 30
 """Data set whose trials are also trained completely, for their cost; and the command's trials."""
 
 Row = dict[str, Any]
+Scores = Mapping[str, Mapping[str, list[float]]]
+"""By method and data set, the student's number for each seed."""
 
 
 class Results:
@@ -211,22 +213,25 @@ def compare_cost(params: Params, name: str, results: Results, work: Path) -> Non
 
 
 def summary(results: Results) -> str:
-    """Return the tables of the data sets that all methods have been measured on."""
+    """Return the table of all results, their average and the comparisons of methods."""
     scores = {method: _scores(results.rows, method) for method in METHODS}
-    complete = [name for name in scores["hand"] if all(name in each for each in scores.values())]
+    names = list(dict.fromkeys(name for table in scores.values() for name in table))
+    complete = [name for name in names if all(name in table for table in scores.values())]
     lines = [
         "# Tuning", "",
         "Harmonic mean of the student on test images, percent, mean and standard deviation over"
         f" seeds {', '.join(map(str, SEEDS))}; in brackets CPU minutes of the search. Written by"
         " `python -m recipes.tuning`.", "",
         f"| data set | {' | '.join(METHODS.values())} |", f"|---{'|---:' * len(METHODS)}|",
-        *(_line(name, scores, results) for name in complete),
+        *(_line(name, scores, results) for name in names),
     ]  # fmt: skip
     if complete:
-        kept = {each: {name: scores[each][name] for name in complete} for each in METHODS}
-        lines += [_average(kept, results), ""]
-        for method, other in COMPARISONS:
-            lines.append(_comparison(method, other, over_datasets(kept[method], kept[other])))
+        lines.append(_average(complete, scores, results))
+    lines.append("")
+    for method, other in COMPARISONS:
+        if scores[method].keys() & scores[other].keys():
+            test = over_datasets(scores[method], scores[other])
+            lines.append(_comparison(method, other, test))
     if ratio := _ratio(results):
         lines += ["", ratio]
     return "\n".join(lines) + "\n"
@@ -254,26 +259,29 @@ def _cost(results: Results, method: str, names: Iterable[str]) -> str:
     return f" ({fsum(row['cpu_minutes'] for row in rows):.0f})"
 
 
-def _line(name: str, scores: Mapping[str, Mapping[str, list[float]]], results: Results) -> str:
+def _line(name: str, scores: Scores, results: Results) -> str:
     cells = []
     for method in METHODS:
-        values = scores[method][name]
+        values = scores[method].get(name)
         cost = _cost(results, method, [name])
-        cells.append(f"{fmean(values):.1f} ± {stdev(values):.1f}{cost}")
+        cells.append(f"{fmean(values):.1f} ± {stdev(values):.1f}{cost}" if values else "")
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def _average(scores: Mapping[str, Mapping[str, list[float]]], results: Results) -> str:
+def _average(names: Sequence[str], scores: Scores, results: Results) -> str:
     cells = []
-    for method, table in scores.items():
-        mean = fmean(map(fmean, table.values()))
-        cells.append(f"{mean:.1f}{_cost(results, method, table)}")
-    return f"| **average of {len(scores['hand'])}** | {' | '.join(cells)} |"
+    for method in METHODS:
+        mean = fmean(fmean(scores[method][name]) for name in names)
+        cells.append(f"{mean:.1f}{_cost(results, method, names)}")
+    return f"| **average of {len(names)}** | {' | '.join(cells)} |"
 
 
 def _comparison(method: str, other: str, test: OverDatasets) -> str:
     p = "no p-value" if test.p is None else f"p = {test.p:.3f}, Wilcoxon"
-    return f"- {METHODS[method]} against {METHODS[other]}: {test.difference:+.1f} ({p})"
+    return (
+        f"- {METHODS[method]} against {METHODS[other]}: {test.difference:+.1f} on {test.datasets}"
+        f" data sets ({p})"
+    )
 
 
 def _ratio(results: Results) -> str:
