@@ -1,11 +1,11 @@
 """Paper's numbers, hand-tuned numbers and `promptkd tune` on the embedded benchmark.
 
-`python -m recipes.tuning` measures the harmonic mean on test images with seeds 1, 2 and 3. A search
-is that of the command: 15 trials for the teacher and 15 for the student of each data set, chosen by
-validation images with seed 11, as the hand-tuned numbers were. One starts from the paper's numbers,
-one from the hand-tuned ones of `params.yaml`. All measurements use cached targets and frozen
-features. It takes hours and may be killed and started again, on another machine too: each result is
-a line in `runs.jsonl`.
+`python -m recipes.tuning` measures the harmonic mean on test images with seeds 1, 2 and 3. The
+search is that of the command: it starts from the paper's numbers, has 15 trials for the teacher and
+15 for the student of each data set, and chooses by validation images with seed 11, as the
+hand-tuned numbers were chosen. All measurements use cached targets and frozen features. It takes
+hours and may be killed and started again, on another machine too: each result is a line in
+`runs.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import fsum
@@ -39,16 +39,12 @@ CHOSEN_ON, SEEDS, TRIALS = 11, (1, 2, 3), 15
 METHODS = {
     "paper": "the paper's numbers",
     "hand": "hand-tuned",
-    "tune_paper": "`tune` from the paper's",
-    "tune_hand": "`tune` from hand-tuned",
+    "tune": "`promptkd tune`",
 }
-COMPARISONS = (("tune_paper", "paper"), ("tune_paper", "hand"), ("tune_hand", "hand"))
 COMPARED, COMPARED_TRIALS = "embedded_greek", 30
 """Data set whose trials are also trained completely, for their cost; and the command's trials."""
 
 Row = dict[str, Any]
-Scores = Mapping[str, Mapping[str, list[float]]]
-"""By method and data set, the student's number for each seed."""
 
 
 class Results:
@@ -137,15 +133,14 @@ def cached(params: Params, name: str) -> Params:
     return _changed(params, name, changes)
 
 
-def tuned(params: Params, name: str, start: str, results: Results, work: Path) -> Params:
+def tuned(params: Params, name: str, results: Results, work: Path) -> Params:
     """Search the teacher's and then the student's parameters; return the best ones."""
-    place = work / f"from_{start}"
     for stage in ("teacher", "student"):
-        keys = {"dataset": name, "search": stage, "start": start}
+        keys = {"dataset": name, "search": stage}
         done = results.find(**keys)
         if done is None:
-            job = job_of(params, name, CHOSEN_ON, place / "search", work)
-            done = {**keys, **_searched(params, job, stage, place / "trials")}
+            job = job_of(params, name, CHOSEN_ON, work / "search", work)
+            done = {**keys, **_searched(params, job, stage, work / "trials")}
             results.add(done)
         params = _changed(params, name, {stage: done["values"]})
     return params
@@ -213,25 +208,27 @@ def compare_cost(params: Params, name: str, results: Results, work: Path) -> Non
 
 
 def summary(results: Results) -> str:
-    """Return the table of all results, their average and the comparisons of methods."""
+    """Return the table of the data sets that all methods have been measured on."""
     scores = {method: _scores(results.rows, method) for method in METHODS}
-    names = list(dict.fromkeys(name for table in scores.values() for name in table))
-    complete = [name for name in names if all(name in table for table in scores.values())]
+    complete = [name for name in scores["tune"] if all(name in scores[each] for each in METHODS)]
     lines = [
         "# Tuning", "",
         "Harmonic mean of the student on test images, percent, mean and standard deviation over"
-        f" seeds {', '.join(map(str, SEEDS))}; in brackets CPU minutes of the search. Written by"
-        " `python -m recipes.tuning`.", "",
-        f"| data set | {' | '.join(METHODS.values())} |", f"|---{'|---:' * len(METHODS)}|",
-        *(_line(name, scores, results) for name in names),
+        f" seeds {', '.join(map(str, SEEDS))}. Written by `python -m recipes.tuning`.", "",
+        f"| data set | {' | '.join(METHODS.values())} | search, CPU minutes |",
+        f"|---{'|---:' * len(METHODS)}|---:|",
+        *(_line(name, scores, results) for name in complete),
     ]  # fmt: skip
     if complete:
-        lines.append(_average(complete, scores, results))
-    lines.append("")
-    for method, other in COMPARISONS:
-        if scores[method].keys() & scores[other].keys():
-            test = over_datasets(scores[method], scores[other])
-            lines.append(_comparison(method, other, test))
+        kept = {each: {name: scores[each][name] for name in complete} for each in METHODS}
+        cells = [f"{fmean(map(fmean, table.values())):.1f}" for table in kept.values()]
+        cost = fsum(_cost(results, name) for name in complete)
+        average = f"**average of {len(complete)}**"
+        lines += [f"| {average} | {' | '.join(cells)} | {cost:.0f} in all |", ""]
+        lines += [
+            _comparison(other, over_datasets(kept["tune"], kept[other]))
+            for other in ("paper", "hand")
+        ]
     if ratio := _ratio(results):
         lines += ["", ratio]
     return "\n".join(lines) + "\n"
@@ -246,42 +243,22 @@ def _scores(rows: Sequence[Row], method: str) -> dict[str, list[float]]:
     return {name: values for name, values in scores.items() if len(values) == len(SEEDS)}
 
 
-def _cost(results: Results, method: str, names: Iterable[str]) -> str:
-    """Return the CPU minutes of a method's searches in brackets; nothing without a search."""
-    start = method.removeprefix("tune_")
-    if start == method:
-        return ""
-    rows = [
-        row
-        for row in results.rows
-        if "search" in row and row["start"] == start and row["dataset"] in names
-    ]
-    return f" ({fsum(row['cpu_minutes'] for row in rows):.0f})"
+def _cost(results: Results, name: str) -> float:
+    rows = [row for row in results.rows if "search" in row and row["dataset"] == name]
+    return fsum(row["cpu_minutes"] for row in rows)
 
 
-def _line(name: str, scores: Scores, results: Results) -> str:
-    cells = []
-    for method in METHODS:
-        values = scores[method].get(name)
-        cost = _cost(results, method, [name])
-        cells.append(f"{fmean(values):.1f} ± {stdev(values):.1f}{cost}" if values else "")
-    return f"| {name} | {' | '.join(cells)} |"
-
-
-def _average(names: Sequence[str], scores: Scores, results: Results) -> str:
-    cells = []
-    for method in METHODS:
-        mean = fmean(fmean(scores[method][name]) for name in names)
-        cells.append(f"{mean:.1f}{_cost(results, method, names)}")
-    return f"| **average of {len(names)}** | {' | '.join(cells)} |"
-
-
-def _comparison(method: str, other: str, test: OverDatasets) -> str:
-    p = "no p-value" if test.p is None else f"p = {test.p:.3f}, Wilcoxon"
-    return (
-        f"- {METHODS[method]} against {METHODS[other]}: {test.difference:+.1f} on {test.datasets}"
-        f" data sets ({p})"
+def _line(name: str, scores: Mapping[str, Mapping[str, list[float]]], results: Results) -> str:
+    cells = (
+        f"{fmean(values):.1f} ± {stdev(values):.1f}"
+        for values in (scores[method][name] for method in METHODS)
     )
+    return f"| {name} | {' | '.join(cells)} | {_cost(results, name):.0f} |"
+
+
+def _comparison(other: str, test: OverDatasets) -> str:
+    p = "no p-value" if test.p is None else f"p = {test.p:.3f}, Wilcoxon"
+    return f"- {METHODS['tune']} against {METHODS[other]}: {test.difference:+.1f} ({p})"
 
 
 def _ratio(results: Results) -> str:
@@ -304,13 +281,11 @@ def main(
     """Measure all data sets; the same command resumes."""
     hand = load_params(PARAMS)
     compute_with(hand.run.threads)
-    starts, results = {"paper": papers(hand), "hand": hand}, Results(out / "runs.jsonl")
+    paper, results = papers(hand), Results(out / "runs.jsonl")
     for name in [COMPARED, *(each for each in hand.datasets if each != COMPARED)]:
-        for method, params in starts.items():
-            measure_seeds(params, name, method, results, work)
-        for start, params in starts.items():
-            found = tuned(params, name, start, results, work)
-            measure_seeds(found, name, f"tune_{start}", results, work)
+        measure_seeds(paper, name, "paper", results, work)
+        measure_seeds(hand, name, "hand", results, work)
+        measure_seeds(tuned(paper, name, results, work), name, "tune", results, work)
         if name == COMPARED:
             compare_cost(hand, name, results, work)
         write_bytes(out / "summary.md", summary(results).encode())
