@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING
 
 from pd_core.core.errors import FailedRun, Interrupted
 from pd_core.pipeline.redaction import masked, variables
@@ -39,6 +39,7 @@ TERMINATED = "terminated by SIGTERM; start the same command again to resume"
 END_WITH_PARENT = "PROMPTKD_END_WITH_PARENT"
 """Variable by which a parent that may be killed requests `dvc.end_with_parent`."""
 
+_RETRY = 0.01  # seconds until a signal that came during an import is sent again
 _WINDOW = 10.0  # seconds
 _MOST_LINES = 60  # in a window; every line is a row of the server's database
 _GRACE = 90.0  # seconds to save a checkpoint, before a command is killed
@@ -100,7 +101,14 @@ def at_end_of_input(action: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    # An exception at the wrong instruction there leaves the lock of imports taken: the next import
+    # of another thread, such as MLflow's, would wait for ever, and the end of the stage for it.
+    if frame is not None and frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        again = threading.Timer(_RETRY, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     raise Interrupted(TERMINATED)
 
 

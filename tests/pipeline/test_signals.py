@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -88,3 +89,35 @@ def test_another_stage_ends_at_once_and_leaves_nothing_behind(project: Path) -> 
     assert process.returncode == TRY_AGAIN
     assert output == "stopped: terminated by SIGTERM; start the same command again to resume\n"
     assert list(folder.iterdir()) == []
+
+
+IMPORTING = """
+import signal
+import threading
+from contextlib import suppress
+from random import Random
+
+from pd_core.core.errors import Interrupted
+from pd_core.pipeline import processes
+
+def search():
+    with suppress(ImportError):
+        import no_such_module
+
+processes.end_at_once()
+signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))  # the timer's signal
+draw = Random(1)
+for _ in range(400):
+    with suppress(Interrupted):
+        signal.setitimer(signal.ITIMER_REAL, draw.uniform(2e-4, 1e-3))
+        while True:
+            search()
+    other = threading.Thread(target=search, daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
+"""
+
+
+def test_a_signal_during_an_import_does_not_block_the_imports_of_other_threads() -> None:
+    subprocess.run([sys.executable, "-c", IMPORTING], cwd=short_project.ROOT, check=True)
