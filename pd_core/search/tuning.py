@@ -48,7 +48,7 @@ class Search:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds of the best candidates: that of the trials is among those it favours."""
+        """Seeds of the best candidates, without that of the trials, by which they were chosen."""
         first = self.task.job.seed + 1
         return tuple(range(first, first + SEEDS))
 
