@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pd_core.pipeline.stages.params import load_params
+from pd_core.pipeline.stages.params import Params, load_params
+from recipes import tuning
 from recipes.tuning import (
     COMPARED,
     COMPARED_TRIALS,
@@ -43,6 +44,25 @@ def test_the_papers_numbers_are_those_of_its_profile(monkeypatch: pytest.MonkeyP
     assert (teacher.lr, teacher.batch_size, teacher.gpa_mean) == (0.0025, 4, 15)
     assert (student.model, teacher.model) == ("embedded-student", "embedded-teacher")
     assert not student.flip
+
+
+def test_searches_start_from_the_papers_numbers_on_all_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: dict[str, Params] = {}
+
+    def searched(params: Params, name: str, *_: object) -> Params:
+        starts[name] = params
+        return params
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(tuning, "tuned", searched)
+    for work in ("compute_with", "measure_seeds", "compare_cost"):
+        monkeypatch.setattr(tuning, work, lambda *_: None)
+    tuning.main(tmp_path, tmp_path / "work")
+
+    hand = load_params(Path("params.yaml"))
+    assert starts == dict.fromkeys(hand.datasets, papers(hand))
 
 
 def test_the_tables_have_complete_data_sets_the_test_and_the_share(tmp_path: Path) -> None:
