@@ -27,7 +27,10 @@ from pd_core.training.student import stage as student_stage
 from pd_core.training.teacher import stage as teacher_stage
 
 RUNGS = (1 / 6, 1 / 2)
-"""Shares of a candidate's training after which it is measured, and may be pruned."""
+"""Shares of a candidate's training after which it is measured, and may be pruned.
+
+Not before its warm-up is over, in which it has hardly learned.
+"""
 
 Model = Teacher | Student
 OnRung = Callable[[int, float], None]
@@ -133,9 +136,11 @@ class _Training:
     def _after_epoch(self, part: Part, epoch: int, metrics: Metrics) -> None:
         """Measure the model if a rung is reached."""
         self.hooks.on_epoch(epoch, metrics)
-        epochs = getattr(self.job.params, self.task.stage).epochs
-        share = (len(self.results) + epoch / epochs) / len(self.task.objective.parts)
+        config = getattr(self.job.params, self.task.stage)
+        share = (len(self.results) + epoch / config.epochs) / len(self.task.objective.parts)
         if self.model is None or self.rung == len(RUNGS) or share < RUNGS[self.rung]:
+            return
+        if epoch <= config.warmup_epochs:
             return
         self.model.eval()
         value = fmean([*self.results, self._measure(self.model, part)])

@@ -13,6 +13,7 @@ import tiny
 from pd_core.cli import tune
 from pd_core.core.artifacts import read_json, write_json, write_sums
 from pd_core.core.errors import BadData, BadParams, Diverged, MissingFile
+from pd_core.core.hooks import Hooks
 from pd_core.core.options import TeacherMethod
 from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import Params
@@ -372,3 +373,20 @@ def test_rungs_are_passed_in_order_once_each(prepared: tuple[Params, Job]) -> No
     candidate.score(task, task.current(), 1, on_rung=lambda rung, _: passed.append(rung))
 
     assert passed == [0, 1]
+
+
+def test_no_candidate_is_measured_before_its_warm_up_is_over(
+    prepared: tuple[Params, Job],
+) -> None:
+    task = tuning.open_search(*prepared, "student").task
+    student = task.job.params.student
+    assert student.epochs == 6, "a sixth of it is the warm-up"
+    assert student.warmup_epochs == 1
+    epochs: list[int] = []
+    measured: list[int] = []
+    candidate.score(
+        task, task.current(), 1, Hooks(on_epoch=lambda epoch, _: epochs.append(epoch)),
+        lambda *_: measured.append(epochs[-1]),
+    )  # fmt: skip
+
+    assert measured == [2, 3]
