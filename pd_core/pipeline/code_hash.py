@@ -31,7 +31,11 @@ ROOMS = {
     "ablations": ("pipeline/ablations.py",),
     "results": ("reporting/results.py", "reporting/tables.py", "reporting/figures.py"),
     "report": ("reporting/report.py",),
-    "protocol_report": ("reporting/protocol_report.py",),
+    "protocol_report": (
+        "reporting/protocol_report.py",
+        "reporting/protocol_summary.py",
+        "reporting/outliers.py",
+    ),
     "ablation_report": ("reporting/ablation_report.py",),
 }
 """Folders (all their modules) and single files of the package, by room."""

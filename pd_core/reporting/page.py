@@ -26,7 +26,7 @@ from pd_core.pipeline.stages.params import PARAMS
 from pd_core.reporting import page_dataset
 from pd_core.reporting.page_dataset import AT_A_TIME, DatasetPage
 from pd_core.reporting.page_models import Speed, read_speed
-from pd_core.reporting.protocol_report import Seeds, read_summary
+from pd_core.reporting.page_protocols import Seeds, read_summary
 from pd_core.reporting.report import summarise
 from pd_core.reporting.results import (
     Evaluation,

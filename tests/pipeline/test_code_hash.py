@@ -98,6 +98,18 @@ def test_the_stages_of_other_projects_depend_on_the_rooms_of_the_stages_that_the
         assert needed <= rooms <= set(ROOMS), name
 
 
+@pytest.mark.parametrize(
+    ("project", "module"),
+    [("protocols", "reporting.protocol_report"), ("ablations", "reporting.ablation_report")],
+)
+def test_what_the_report_of_a_project_imports_lies_within_its_rooms(
+    project: str, module: str
+) -> None:
+    stages = yaml.safe_load((ROOT / project / "dvc.yaml").read_text())["stages"]
+    within = {path for room in rooms_in(stages["report"]["deps"]) for path in files(room)}
+    assert closure(module) - within == set()
+
+
 def test_everything_that_decides_a_result_is_in_a_room() -> None:
     inside = {path for room in ROOMS for path in files(room)}
     for folder in ("core", "models", "data/loading", "data/catalog", "training", "evaluation"):

@@ -16,7 +16,7 @@ from scipy import stats
 
 from pd_core.core.errors import BadArtifact, BadParams, MissingFile
 from pd_core.data.loading.splits import Protocol
-from pd_core.reporting import protocol_report
+from pd_core.reporting import protocol_report, protocol_summary
 from pd_core.reporting.figures import single_seeds
 from pd_core.reporting.results import MODELS
 
@@ -35,13 +35,13 @@ def written(folder: Path) -> Written:
     return write_all(folder)
 
 
-def read(folder: Path, **changes: Any) -> dict[Protocol, protocol_report.Runs]:
+def read(folder: Path, **changes: Any) -> dict[Protocol, protocol_summary.Runs]:
     options: dict[str, Any] = {"datasets": DATASETS, "seeds": SEEDS, "source": SOURCE}
-    return protocol_report.read(folder, **options | changes)
+    return protocol_summary.read(folder, **options | changes)
 
 
 def summary(folder: Path, **changes: Any) -> dict[str, Any]:
-    return protocol_report.summarise("quickstart", read(folder, **changes), SOURCE)
+    return protocol_summary.summarise("quickstart", read(folder, **changes), SOURCE)
 
 
 def run(folder: Path, out: str) -> dict[str, bytes]:
@@ -107,7 +107,7 @@ def test_differences_are_paired_by_seed_and_tested_over_data_sets(
     folder: Path, written: Written, protocol: Protocol
 ) -> None:
     rows = summary(folder)["protocols"][protocol]["differences"]
-    assert [(row["first"], row["second"]) for row in rows] == list(protocol_report.COMPARED)
+    assert [(row["first"], row["second"]) for row in rows] == list(protocol_summary.COMPARED)
     key, name = ("hm", "hm") if protocol is Protocol.BASE_TO_NOVEL else ("all", "accuracy")
     for row in rows:
         first, second = (numbers(written, protocol, row[side], key) for side in ("first", "second"))

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pd_core.reporting.outliers import LEAST, outliers
-from pd_core.reporting.protocol_report import spread
+from pd_core.reporting.protocol_summary import spread
 
 SEEDS = 3
 

@@ -23,13 +23,14 @@ from pd_core.reporting import (
     page_classes,
     page_content,
     protocol_report,
+    protocol_summary,
     report,
     unequal,
 )
 from pd_core.reporting.comparison import Measured, Side, compare
 from pd_core.reporting.page import Page, across, beside
 from pd_core.reporting.page_dataset import DatasetPage, Result
-from pd_core.reporting.protocol_report import Seeds
+from pd_core.reporting.page_protocols import Seeds
 
 SIGN = sign(worse=True)
 MODELS = ("zero_shot_student", "zero_shot_teacher", "teacher", "student")
@@ -78,7 +79,7 @@ def test_an_average_that_is_worse_is_named_as_well() -> None:
 
 def test_several_seeds_mark_it_as_well() -> None:
     runs = {name: {"1": row} for name, row in evaluations(49.0).items()}
-    summary = protocol_report.summarise("quickstart", {Protocol.BASE_TO_NOVEL: runs}, None)
+    summary = protocol_summary.summarise("quickstart", {Protocol.BASE_TO_NOVEL: runs}, None)
     text = protocol_report.markdown(summary, TITLES)
     assert f"**49.00\N{NO-BREAK SPACE}{WORSE}** |" in text
     assert f"- {LINE}." in text

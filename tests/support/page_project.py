@@ -18,7 +18,7 @@ from pd_core.pipeline.stages.jobs import Job
 from pd_core.pipeline.stages.params import load_params
 from pd_core.reporting import page as pages
 from pd_core.reporting.page import Page
-from pd_core.reporting.protocol_report import summarise
+from pd_core.reporting.protocol_summary import summarise
 from pd_core.reporting.results import keys_of
 from pd_core.training.teacher import class_vectors as vectors_stage
 
